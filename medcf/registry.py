@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registries of named components, open to third parties.
+
+A component registers itself in its own file, one line a component. Another package adds its own through the entry-point
+group ``medcf.plugins``: the entry point names a module (imported) or a callable (imported and called without arguments),
+which registers what it brings. Every bundle, metric, benchmark and report then finds it by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from monai.utils import ComponentStore
+
+__all__ = ["METHODS", "METRICS", "PHANTOMS", "PLUGIN_GROUP", "SCHEDULERS", "load_plugins", "lookup"]
+
+logger = logging.getLogger(__name__)
+
+PLUGIN_GROUP = "medcf.plugins"
+
+METHODS = ComponentStore("methods", "Counterfactual methods: inferers called as inferer(inputs, network)")
+SCHEDULERS = ComponentStore("schedulers", "Noise schedulers that follow their own list of kept steps")
+METRICS = ComponentStore("metrics", "Metrics of counterfactuals: validity, realism, identity, localization")
+PHANTOMS = ComponentStore("phantoms", "Seeded phantoms with paired ground truth")
+
+
+@cache
+def load_plugins() -> tuple[str, ...]:
+    """Import every installed plugin once.
+
+    A plugin that fails to load is reported by a warning and left out, so that one broken package does not stop a run
+    that does not use it.
+
+    Returns:
+        The names of the entry points that were loaded.
+    """
+    loaded = []
+    for entry_point in sorted(entry_points(group=PLUGIN_GROUP), key=lambda point: point.name):
+        try:
+            plugin = entry_point.load()
+            if not isinstance(plugin, ModuleType):
+                plugin()
+        except Exception:
+            logger.warning("The plugin %r (%s) could not be loaded.", entry_point.name, entry_point.value, exc_info=True)
+        else:
+            loaded.append(entry_point.name)
+    return tuple(loaded)
+
+
+def lookup(store: ComponentStore, name: str) -> Any:
+    """Find a component by name, after the plugins were loaded.
+
+    Args:
+        store: one of the registries of this module.
+        name: name of the component.
+
+    Returns:
+        The registered object.
+
+    Raises:
+        ValueError: no component has that name; the message lists those that exist.
+    """
+    load_plugins()
+    if name not in store:
+        known = ", ".join(sorted(store.names)) or "none"
+        raise ValueError(f"{name!r} is not one of the registered {store.name}: {known}.")
+    return store[name]
