@@ -7,11 +7,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Child processes, too: busy OpenMP threads on a shared machine spin against each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
-# Two busy OpenMP threads on a shared machine spin against each other; one thread is faster and reproducible.
+# One thread is reproducible, and faster beside other processes.
 torch.set_num_threads(1)
 
 

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check bundles from the command line: ``python -m medcf.bundle bundles/*/``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from medcf.bundle.verify import verify_bundle
+
+
+def main() -> int:
+    """Check every bundle that is named and return the number of those that fail."""
+    parser = argparse.ArgumentParser(prog="python -m medcf.bundle", description=__doc__)
+    parser.add_argument("bundles", nargs="+", help="folders of bundles")
+    failed = 0
+    for bundle in parser.parse_args().bundles:
+        problems = verify_bundle(bundle)
+        failed += bool(problems)
+        sys.stdout.write(f"{bundle}: {'ok' if not problems else ''}\n" + "".join(f"  {line}\n" for line in problems))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

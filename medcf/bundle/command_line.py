@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``python -m monai.bundle run`` was called with, read from ``sys.argv`` as MONAI's own parser reads it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["arguments", "config_files"]
+
+
+def arguments(argv: list[str] | None = None) -> dict[str, Any]:
+    """Parse the options of a ``monai.bundle`` command line.
+
+    Args:
+        argv: the command line with the program first; defaults to ``sys.argv``.
+
+    Returns:
+        Option names without dashes and their values; empty when the program is not ``monai.bundle run``.
+    """
+    argv = sys.argv if argv is None else argv
+    program = Path(argv[0]).parts[-3:] if argv else ()
+    if program != ("monai", "bundle", "__main__.py") or len(argv) < 2 or argv[1] != "run":
+        return {}
+    from fire.parser import DefaultParseValue
+
+    options: dict[str, Any] = {}
+    words = argv[2:]
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not _is_flag(word):
+            continue
+        key, equals, value = word.lstrip("-").partition("=")
+        if equals:
+            options[key] = DefaultParseValue(value)
+        elif position < len(words) and not _is_flag(words[position]):
+            options[key] = DefaultParseValue(words[position])
+            position += 1
+        else:
+            options[key] = True
+    return options
+
+
+def config_files(argv: list[str] | None = None) -> list[str]:
+    """List the config files named on a ``monai.bundle`` command line, in their order."""
+    files = arguments(argv).get("config_file", [])
+    if isinstance(files, str):
+        files = [part.strip() for part in files.split(",")]
+    return [str(file) for file in files] if isinstance(files, (list, tuple)) else []
+
+
+def _is_flag(word: str) -> bool:
+    """Tell an option from a value; a negative number is a value."""
+    return word.startswith("--") or (word.startswith("-") and word[1:2].isalpha())

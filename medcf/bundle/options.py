@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuse options that no config knows: MONAI accepts ``--typo 1`` in silence and runs with the default."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from medcf.bundle.command_line import arguments, config_files
+
+__all__ = ["check_options", "unknown_options"]
+
+# Parameters of `monai.bundle run` itself, which are not ids of a config.
+RUN_ARGUMENTS = frozenset(
+    {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
+)
+
+
+def check_options(argv: list[str] | None = None) -> None:
+    """Check the command line against the configs that it names.
+
+    To be the first expression of ``initialize`` in a config. Outside ``python -m monai.bundle run`` it does nothing.
+
+    Args:
+        argv: the command line; defaults to ``sys.argv``.
+
+    Raises:
+        ValueError: an option is no id of the configs; the message names it and the nearest that exist.
+    """
+    options = arguments(argv)
+    files = config_files(argv)
+    if not options or not files:
+        return
+    if args_file := options.get("args_file"):
+        options = {**ConfigParser.load_config_file(args_file), **options}
+    config = ConfigParser.load_config_files(files)
+    problems = unknown_options([key for key in options if key not in RUN_ARGUMENTS], config)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
+    """Describe each option that would not change anything in ``config``.
+
+    An id may be nested (``trainer::max_epochs`` or ``trainer#max_epochs``). Its last part may be new only where a
+    component takes arguments, that is beside a ``_target_``.
+
+    Args:
+        options: ids from the command line, without dashes.
+        config: the merged config.
+
+    Returns:
+        One message an unknown option; empty when all are known.
+
+    Example:
+        >>> unknown_options(["tagret"], {"target": 1})
+        ["Unknown option --tagret. Did you mean --target? The config's options are: target."]
+    """
+    problems = []
+    for option in options:
+        node: Any = config
+        prefix = ""
+        for part in option.lstrip("+").replace("#", "::").split("::"):
+            child = _child(node, part)
+            if child is _MISSING:
+                problems.append(_message(option, prefix, part, node))
+                break
+            node = child
+            prefix += f"{part}::"
+    return problems
+
+
+_MISSING = object()
+
+
+def _child(node: Any, part: str) -> Any:
+    """Return what ``part`` names below ``node``, None for a new argument of a component, or the missing mark."""
+    if isinstance(node, dict):
+        if part in node:
+            return node[part]
+        return None if "_target_" in node else _MISSING
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    return _MISSING
+
+
+def _message(option: str, prefix: str, part: str, node: Any) -> str:
+    known = sorted(str(key) for key in node if not str(key).startswith("_")) if isinstance(node, dict) else []
+    near = get_close_matches(part, known, n=1)
+    hint = f" Did you mean --{prefix}{near[0]}?" if near else ""
+    return f"Unknown option --{option}.{hint} The config's options are: {', '.join(prefix + key for key in known)}."

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check a bundle as the MONAI model zoo's continuous integration does, without a network.
+
+The checks: files that must exist, metadata against the schema, version and change log, JSON that is plain and without
+duplicate keys, properties that the workflows require, the network's input and output against the metadata, weights that
+load as plain tensors and are small enough to be committed, and medcf's own rule that a bundle holds no Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.bundle.config_parser import ConfigParser
+
+__all__ = ["SCHEMA", "verify_bundle"]
+
+SCHEMA = Path(__file__).parent / "schema" / "meta_schema_20240725.json"
+REQUIRED_FILES = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/inference.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "models/model.pt",
+)
+MAX_WEIGHTS_BYTES = 8 * 2**20
+
+
+def verify_bundle(path: str | Path, *, networks: bool = True) -> list[str]:
+    """Check one bundle.
+
+    Args:
+        path: folder of the bundle.
+        networks: also build the network, run it on the sizes of the metadata and check the workflows' properties.
+
+    Returns:
+        What is wrong, one line each; empty when the bundle passes.
+    """
+    path = Path(path)
+    checks: list[Callable[[Path], list[str]]] = [_check_files, _check_json, _check_metadata, _check_weights]
+    if networks:
+        checks += [_check_properties, _check_network]
+    problems: list[str] = []
+    for check in checks:
+        try:
+            problems += check(path)
+        except Exception as error:
+            problems.append(f"{check.__name__.removeprefix('_check_')}: {type(error).__name__}: {error}")
+    return problems
+
+
+def _check_files(path: Path) -> list[str]:
+    problems = [f"{name} is missing" for name in REQUIRED_FILES if not (path / name).is_file()]
+    return problems + [f"{file.relative_to(path)}: a bundle holds no Python" for file in path.rglob("*.py")]
+
+
+def _check_json(path: Path) -> list[str]:
+    problems = []
+    for file in sorted((path / "configs").glob("*.json")):
+        duplicates: list[str] = []
+
+        def collect(pairs: list[tuple[str, Any]], duplicates: list[str] = duplicates) -> dict[str, Any]:
+            keys = [key for key, _ in pairs]
+            duplicates += sorted({key for key in keys if keys.count(key) > 1})
+            return dict(pairs)
+
+        json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=collect)
+        problems += [f"configs/{file.name}: the key {key!r} occurs twice" for key in duplicates]
+    return problems
+
+
+def _check_metadata(path: Path) -> list[str]:
+    meta_file = path / "configs" / "metadata.json"
+    metadata = json.loads(meta_file.read_text(encoding="utf-8"))
+    problems = []
+    version = metadata.get("version")
+    if version not in metadata.get("changelog", {}):
+        problems.append(f"metadata: version {version!r} is not in the changelog")
+    if metadata.get("bundle") != path.name:
+        problems.append(f"metadata: 'bundle' is {metadata.get('bundle')!r}, the folder is {path.name!r}")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            verify_metadata(meta_file=str(meta_file), filepath=str(SCHEMA))
+    except Exception as error:
+        problems.append(f"metadata: {error}")
+    return problems
+
+
+def _check_weights(path: Path) -> list[str]:
+    problems = []
+    for file in sorted((path / "models").glob("*.pt")):
+        if file.stat().st_size > MAX_WEIGHTS_BYTES:
+            problems.append(f"models/{file.name}: {file.stat().st_size} bytes are more than {MAX_WEIGHTS_BYTES}")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        values = state.values() if isinstance(state, dict) else [state]
+        if not all(isinstance(value, torch.Tensor) for value in values):
+            problems.append(f"models/{file.name}: not a plain state dict of tensors")
+        elif not all(torch.isfinite(value).all() for value in values if value.is_floating_point()):
+            problems.append(f"models/{file.name}: holds values that are not finite")
+    return problems
+
+
+def _check_properties(path: Path) -> list[str]:
+    configs = path / "configs"
+    problems = []
+    for name, kind in (("inference.json", "infer"), ("train.json", "train")):
+        if not (configs / name).is_file():
+            continue
+        workflow = ConfigWorkflow(
+            config_file=str(configs / name),
+            meta_file=str(configs / "metadata.json"),
+            logging_file=False,
+            workflow_type=kind,
+            bundle_root=str(path.resolve()),
+        )
+        workflow.parser.parse(True)
+        missing = workflow.check_properties()
+        problems += [f"{name}: lacks {key}" for key in missing or []]
+    return problems
+
+
+def _check_network(path: Path) -> list[str]:
+    configs = path / "configs"
+    parser = ConfigParser()
+    parser.read_meta(str(configs / "metadata.json"))
+    spatial = parser["_meta_::network_data_format::inputs::image::spatial_shape"]
+    if not spatial:
+        return ["metadata: network_data_format gives no spatial_shape of the image"]
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        n=4,
+        p=2,
+        any=32,
+        device="cpu",
+        bundle_root=str(path.resolve()),
+    )
+    return []

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle check finds what the model zoo's checks would find."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from medcf.bundle import verify_bundle
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "diffice"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    target = tmp_path / "diffice"
+    shutil.copytree(BUNDLE, target)
+    return target
+
+
+def edit_metadata(bundle: Path, **changes: object) -> None:
+    file = bundle / "configs" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata.update(changes)
+    file.write_text(json.dumps({key: value for key, value in metadata.items() if value is not None}))
+
+
+def problems(bundle: Path) -> str:
+    return "\n".join(verify_bundle(bundle, networks=False))
+
+
+def test_the_untouched_bundle_passes(copy: Path) -> None:
+    assert problems(copy) == ""
+
+
+def test_a_missing_licence_is_found(copy: Path) -> None:
+    (copy / "LICENSE").unlink()
+    assert "LICENSE is missing" in problems(copy)
+
+
+def test_metadata_that_breaks_the_schema_is_found(copy: Path) -> None:
+    edit_metadata(copy, authors=None)
+    assert "authors" in problems(copy)
+
+
+def test_a_version_without_change_log_is_found(copy: Path) -> None:
+    edit_metadata(copy, version="9.9.9")
+    assert "9.9.9" in problems(copy)
+
+
+def test_a_key_that_occurs_twice_is_found(copy: Path) -> None:
+    (copy / "configs" / "extra.json").write_text('{"a": 1, "a": 2}')
+    assert "'a' occurs twice" in problems(copy)
+
+
+def test_python_in_a_bundle_is_found(copy: Path) -> None:
+    (copy / "scripts.py").write_text("")
+    assert "no Python" in problems(copy)
+
+
+def test_weights_that_are_too_large_or_not_finite_are_found(copy: Path) -> None:
+    torch.save({"weight": torch.zeros(3 * 2**20)}, copy / "models" / "large.pt")
+    torch.save({"weight": torch.tensor([float("nan")])}, copy / "models" / "nan.pt")
+    found = problems(copy)
+    assert "large.pt" in found
+    assert "nan.pt: holds values that are not finite" in found
+
+
+def test_a_pickle_with_code_is_refused(copy: Path) -> None:
+    torch.save(Path("x"), copy / "models" / "code.pt")
+    assert "weights" in problems(copy)
