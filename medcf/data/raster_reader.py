@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads PNG, JPEG, BMP and TIFF.
+
+The resolution that such files carry (72 or 96 dots per inch) describes a screen, never the patient, so it is not taken
+for a pixel spacing. Millimetres come only from a PNG text entry named ``medcf_spacing_mm`` ("row column"), as this
+package writes it, or from the datalist.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medcf.data.errors import UnreadableImage
+from medcf.data.pixels import Pixels
+
+__all__ = ["SPACING_ENTRY", "read_raster"]
+
+SPACING_ENTRY = "medcf_spacing_mm"
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+
+
+def count_raster_frames(path: Path) -> int:
+    """Number of pages of a TIFF, 1 for the other formats.
+
+    Raises:
+        UnreadableImage: if the header cannot be parsed.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    except Exception as error:
+        raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
+
+
+def read_raster(path: Path, frame: int = 0) -> Pixels:
+    """Read one picture: greyscale, RGB, palette, with or without transparency, 8 or 16 bits.
+
+    Args:
+        path: the file.
+        frame: page of a TIFF.
+
+    Raises:
+        UnreadableImage: if the picture is damaged, truncated or of an unusual kind.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as picture:
+                num_frames = int(getattr(picture, "n_frames", 1))
+                if num_frames > 1:
+                    picture.seek(frame)
+                picture.load()
+                mode = picture.mode
+                array, top = _decode(picture)
+                spacing = _stated_spacing(picture)
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error and its own
+        raise UnreadableImage(path, f"cannot be decoded ({type(error).__name__})", "Export it again.") from error
+    return Pixels(
+        array=array,
+        spacing=spacing,
+        source_format="raster",
+        photometric=mode,
+        value_range=(0.0, top),
+        frame=frame,
+        num_frames=num_frames,
+    )
+
+
+def _decode(picture: Image.Image) -> tuple[NDArray[np.float32], float]:
+    """Return the pixels in [0, 1] and the stored value that became 1."""
+    if picture.mode == "1":
+        return np.asarray(picture, dtype=np.float32), 1.0
+    if picture.mode == "F":
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+        top = max(float(values.max()), 1.0)
+        return np.clip(values / top, 0, 1), top
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.float32)
+        # 10- and 12-bit detectors are stored in 16 bits without a scale
+        top = next(float(2**bits - 1) for bits in (8, 10, 12, 14, 16, 32) if values.max() < 2**bits)
+        return np.clip(values / top, 0, 1), top
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
+        # what a viewer shows on a black background
+        layered = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        rgb = np.asarray(Image.alpha_composite(ground, layered).convert("RGB"))
+    elif picture.mode == "L":
+        return np.asarray(picture, dtype=np.float32) / 255.0, 255.0
+    else:
+        rgb = np.asarray(picture.convert("RGB"))
+    if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all():
+        rgb = rgb[..., 0]
+    return rgb.astype(np.float32) / 255.0, 255.0
+
+
+def _stated_spacing(picture: Image.Image) -> tuple[float, float] | None:
+    text = picture.info.get(SPACING_ENTRY)
+    if not isinstance(text, str):
+        return None
+    values = [float(v) for v in text.replace(",", " ").split()]
+    row, column = values if len(values) == 2 else values * 2
+    return (row, column) if row > 0 and column > 0 else None
