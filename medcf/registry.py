@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registries of named components, open to third parties.
 
-A component registers itself in its own file, one line a component. Another package adds its own through the entry-point
-group ``medcf.plugins``: the entry point names a module (imported) or a callable (imported and called without arguments),
-which registers what it brings. Every bundle, metric, benchmark and report then finds it by name.
+A component registers itself in its own file, one line a component. Another package adds its own through entry points of
+the group ``medcf.plugins``: each names a module, which is imported, or a callable, which is imported and called without
+arguments; either registers what it brings. Every bundle, metric, benchmark and report then finds it by name.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def load_plugins() -> tuple[str, ...]:
             if not isinstance(plugin, ModuleType):
                 plugin()
         except Exception:
-            logger.warning("The plugin %r (%s) could not be loaded.", entry_point.name, entry_point.value, exc_info=True)
+            logger.warning(
+                "The plugin %r (%s) could not be loaded.", entry_point.name, entry_point.value, exc_info=True
+            )
         else:
             loaded.append(entry_point.name)
     return tuple(loaded)
