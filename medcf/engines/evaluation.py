@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a counterfactual method where the truth is known: on pairs of the input and the same subject's target image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor, nn
+
+from medcf.inferers import DiffICEInferer
+from medcf.metrics import FlipRatio, MeanQualityDifference, ReIdentification, StructureDice, flip_survival
+
+__all__ = ["GroundTruthEvaluation", "balanced_accuracies"]
+
+
+@dataclass
+class GroundTruthEvaluation:
+    """Run a method over paired phantoms and say how true its counterfactuals are.
+
+    Attributes:
+        inferer: the method; ``explain(images, network, sample_ids)``.
+        network: the diffusion network.
+        classifier: the explained classifier f, images to logits.
+        oracle: independent judge, images to a mapping with ``quality`` in [0, 1].
+        segmenter: independent segmenter, images to logits of structures.
+        embedding: independent features of an image for re-identification, images to (B, F).
+        structures: label of each structure, by name.
+        rank: k of the rank-k re-identification.
+        target: the target class.
+    """
+
+    inferer: DiffICEInferer
+    network: nn.Module
+    classifier: nn.Module
+    oracle: nn.Module
+    segmenter: nn.Module
+    embedding: Callable[[Tensor], Tensor]
+    structures: Mapping[str, int]
+    rank: int = 3
+    target: int = 1
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, loader: Iterable[Mapping[str, Any]], device: str | torch.device = "cpu") -> dict[str, Any]:
+        """Explain every case and measure it.
+
+        Args:
+            loader: batches with ``image`` and ``image_true`` in [-1, 1], (B, C, H, W), the paired truth's
+                ``segmentation_true`` (B, 1, H, W), ``subject`` (B,) and ``case``.
+            device: where to compute.
+
+        Returns:
+            The figures by name. ``input`` beside ``counterfactual`` says what doing nothing would have given.
+        """
+        flips, quality = FlipRatio(self.target), MeanQualityDifference()
+        identity = ReIdentification(self.rank)
+        dice = {name: StructureDice(self.structures) for name in ("input", "counterfactual", "truth")}
+        survived: dict[str, list[Tensor]] = {}
+        passes: list[Tensor] = []
+        evaluations = 0
+        self.rows = []
+        for batch in loader:
+            image, truth = batch["image"].to(device), batch["image_true"].to(device)
+            result = self.inferer.explain(image, self.network, sample_ids=list(batch["case"]))
+            pred = result.image
+            passes.append(result.confidences.cpu())
+            evaluations += int(result.num_function_evaluations.sum())
+            with torch.no_grad():
+                before, after = self.classifier(image), self.classifier(pred)
+                flips(after, before)
+                scores = self.oracle(image)["quality"], self.oracle(pred)["quality"]
+                quality(scores[1], scores[0])
+                identity(self.embedding(pred), self.embedding(image), subject=batch["subject"])
+                for name, candidate in (("input", image), ("counterfactual", pred), ("truth", truth)):
+                    labels = self.segmenter(candidate).argmax(1, keepdim=True)
+                    dice[name](labels, batch["segmentation_true"].to(device))
+                flipped = (before.argmax(1) != self.target) & (after.argmax(1) == self.target)
+                for name, kept in flip_survival(self.classifier, pred, self.target).items():
+                    survived.setdefault(name, []).append(kept[flipped].cpu())
+            self.rows += self._rows(batch["case"], before, after, scores)
+        figures = {
+            "cases": len(self.rows),
+            "flip_ratio": flips.aggregate(),
+            "flips_entered": flips.entered,
+            "flips_left_out_already_target": flips.left_out,
+            "flip_survival": {name: float(torch.cat(kept).float().mean()) for name, kept in survived.items()},
+            "oracle_mqd": quality.aggregate(),
+            "oracle_mean_quality_difference": quality.mean_difference,
+            "confidence_per_iterate": torch.cat(passes).mean(0).tolist(),
+            f"rank_{self.rank}_reidentification": identity.aggregate(),
+            "mean_feature_cosine": identity.mean_similarity,
+            "dice_to_paired_truth": {name: metric.aggregate() for name, metric in dice.items()},
+            "network_evaluations_per_case": evaluations / max(len(self.rows), 1),
+        }
+        for row, hit in zip(self.rows, identity.hits.tolist(), strict=True):
+            row["reidentified"] = hit
+        return figures
+
+    def _rows(
+        self, cases: Iterable[str], before: Tensor, after: Tensor, scores: tuple[Tensor, Tensor]
+    ) -> list[dict[str, Any]]:
+        columns = (
+            before.softmax(1)[:, self.target].tolist(),
+            after.softmax(1)[:, self.target].tolist(),
+            scores[0].tolist(),
+            scores[1].tolist(),
+        )
+        names = ("confidence_before", "confidence_after", "quality_before", "quality_after")
+        return [
+            {"case": case, **dict(zip(names, values, strict=True))}
+            for case, values in zip(cases, zip(*columns, strict=True), strict=True)
+        ]
+
+    def save(self, figures: Mapping[str, Any], path: str | Path) -> None:
+        """Write the figures and the rows of all cases as JSON.
+
+        Args:
+            figures: what :meth:`run` returned, and whatever else belongs beside it.
+            path: file to write.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**figures, "per_case": self.rows}, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def balanced_accuracies(
+    loader: Iterable[Mapping[str, Any]],
+    classifier: nn.Module,
+    oracle: nn.Module,
+    quality_threshold: float,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """Measure the explained classifier and the oracle on labeled images that neither has seen.
+
+    Args:
+        loader: batches with ``image`` and ``label``.
+        classifier: images to logits.
+        oracle: images to a mapping with ``quality``; at or above the threshold it says standard plane.
+        quality_threshold: the phantoms' own threshold of a standard plane.
+        device: where to compute.
+
+    Returns:
+        Balanced accuracy of both, by name.
+    """
+    labels, decided, judged = [], [], []
+    for batch in loader:
+        image = batch["image"].to(device)
+        labels.append(batch["label"])
+        decided.append(classifier(image).argmax(1).cpu())
+        judged.append((oracle(image)["quality"] >= quality_threshold).cpu())
+    truth = torch.cat(labels).numpy()
+    return {
+        "classifier": float(balanced_accuracy_score(truth, torch.cat(decided).numpy())),
+        "oracle": float(balanced_accuracy_score(truth, torch.cat(judged).numpy())),
+    }
