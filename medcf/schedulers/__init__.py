@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise schedulers that step along the timesteps they kept: drop-in replacements of MONAI's."""
+
+from __future__ import annotations
+
+from medcf.schedulers.base import RespacedScheduler
+from medcf.schedulers.ddim import RespacedDDIMScheduler
+from medcf.schedulers.ddim_inverse import DDIMInverseScheduler
+from medcf.schedulers.ddpm import RespacedDDPMScheduler
+from medcf.schedulers.prediction import Prediction
+from medcf.schedulers.spacing import Spacing, kept_timesteps
+from medcf.schedulers.step import Step
+
+__all__ = [
+    "DDIMInverseScheduler",
+    "Prediction",
+    "RespacedDDIMScheduler",
+    "RespacedDDPMScheduler",
+    "RespacedScheduler",
+    "Spacing",
+    "Step",
+    "kept_timesteps",
+]

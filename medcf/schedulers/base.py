@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the schedulers share: their own list of kept steps, exact tables, and half-precision-safe noising."""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_right
+from typing import Literal
+
+import torch
+from monai.networks.schedulers import Scheduler
+from monai.utils import unsqueeze_right
+
+from medcf.schedulers.prediction import Prediction, working_dtype
+from medcf.schedulers.spacing import Spacing, check_spacing, kept_timesteps
+
+__all__ = ["RespacedScheduler", "StartVariant"]
+
+StartVariant = Literal["paper", "code"]
+
+
+class RespacedScheduler(Scheduler):
+    """A MONAI scheduler that knows which timesteps it kept, mixed in before one of MONAI's.
+
+    The cumulated alphas are kept as Python floats (float64): coefficients cost no transfer from a device, no input can
+    change them, and ``scheduler.to(device)`` has nothing to move. MONAI's float32 tables (``betas``, ``alphas``,
+    ``alphas_cumprod``) stay as they were made. ``timesteps`` stays on the CPU unless ``set_timesteps`` is told
+    otherwise, so that loops over it do not wait for the device.
+    """
+
+    prediction_type: str
+    steps_offset: int = 0
+    spacing: Spacing = "respaced"
+
+    def _prepare_tables(self, spacing: str) -> None:
+        """Finish construction: store the rule and compute the cumulated alphas in float64."""
+        self.spacing = check_spacing(spacing)
+        table = torch.cumprod(1 - self.betas.double(), dim=0)
+        if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
+            table = self.alphas_cumprod.double()  # a third-party schedule whose alphas are not the product of its betas
+        self._alpha_bars: list[float] = table.tolist()
+        self._final_alpha_bar = 1.0
+        self._noising_tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.set_timesteps(self.num_train_timesteps)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Choose the chain.
+
+        Args:
+            num_inference_steps: number of steps to keep, 1 to ``num_train_timesteps``.
+            device: where to put ``timesteps``; the CPU (the default) avoids host synchronization in loops.
+
+        Raises:
+            ValueError: if no such list of steps exists.
+        """
+        count = operator.index(num_inference_steps)
+        self._kept = kept_timesteps(self.num_train_timesteps, count, self.spacing, self.steps_offset)
+        self._position = {t: i for i, t in enumerate(self._kept)}
+        self.num_inference_steps = count
+        self.timesteps = torch.tensor(self._kept[::-1], dtype=torch.int64, device=device)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The kept timesteps in ascending order."""
+        return tuple(self._kept)
+
+    def position(self, timestep: int | torch.Tensor) -> int:
+        """Return the index of a timestep in the kept list, 0 being the one nearest to the clean image.
+
+        Raises:
+            ValueError: if the chain does not keep this timestep.
+        """
+        t = int(timestep)
+        if t not in self._position:
+            raise ValueError(
+                f"Timestep {t} is not among the {len(self._kept)} kept ones, {self._kept[0]} to {self._kept[-1]}; "
+                "take timesteps from `scheduler.timesteps` after `set_timesteps`."
+            )
+        return self._position[t]
+
+    def previous(self, timestep: int | torch.Tensor) -> int:
+        """Return the next kept timestep towards the clean image, or -1 at the end of the chain."""
+        position = self.position(timestep)
+        return self._kept[position - 1] if position > 0 else -1
+
+    def alpha_bar(self, timestep: int | torch.Tensor) -> float:
+        """Return A, the cumulated alpha of a training timestep; -1 stands for the clean image."""
+        t = int(timestep)
+        if not -1 <= t < self.num_train_timesteps:
+            raise ValueError(f"Timestep {t} is outside [-1, {self.num_train_timesteps - 1}].")
+        return self._alpha_bars[t] if t >= 0 else self._final_alpha_bar
+
+    def alpha_bar_prev(self, timestep: int | torch.Tensor) -> float:
+        """Return P, the cumulated alpha of the previous kept timestep; 1 at the end of the chain."""
+        return self.alpha_bar(self.previous(timestep))
+
+    def _depth(self, strength: float) -> int:
+        """Return how many of the kept steps a strength in (0, 1] stands for."""
+        depth = round(strength * len(self._kept))
+        if not 1 <= depth <= len(self._kept):
+            raise ValueError(
+                f"`strength` {strength} stands for {depth} of {len(self._kept)} kept steps; "
+                f"it must give 1 to {len(self._kept)}."
+            )
+        return depth
+
+    def timesteps_from(self, strength: float) -> list[int]:
+        """List the timesteps of a chain that starts from a noised image instead of from noise.
+
+        Args:
+            strength: share of the kept steps to run, in (0, 1]; N = round(strength * n) denoisings.
+
+        Returns:
+            N kept timesteps, the noisiest first; its first entry is the level to noise to.
+
+        Raises:
+            ValueError: if the strength stands for no step, or for more than there are.
+        """
+        return self._kept[: self._depth(strength)][::-1]
+
+    def start_timestep(self, strength: float, variant: StartVariant = "paper") -> int:
+        """Return the timestep an image is noised to before ``timesteps_from(strength)`` is run.
+
+        Args:
+            strength: share of the kept steps to run, in (0, 1].
+            variant: ``"paper"`` noises to the N-th kept step, the first to be denoised; ``"code"`` one kept step
+                further than it denoises (where there is one), as the published code of this family does.
+
+        Returns:
+            The timestep.
+
+        Raises:
+            ValueError: if the strength or the variant is not valid.
+        """
+        if variant not in ("paper", "code"):
+            raise ValueError(f"`variant` is {variant!r}; use 'paper' or 'code'.")
+        depth = self._depth(strength)
+        return self._kept[min(depth, len(self._kept) - 1) if variant == "code" else depth - 1]
+
+    def next_kept(self, timestep: int | torch.Tensor) -> int:
+        """Return the next kept timestep away from the clean image; -1 leads to the first.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        index = bisect_right(self._kept, int(timestep))
+        if index == len(self._kept):
+            raise ValueError(f"Timestep {int(timestep)} is the noisiest that this chain keeps; it has no successor.")
+        return self._kept[index]
+
+    def convert(self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor) -> Prediction:
+        """Read a network's output at a timestep as noise, clean image and velocity; differentiable.
+
+        Args:
+            model_output: (B, C, *spatial), or (B, 2C, *spatial) with a learned variance.
+            timestep: the timestep the network was told; any of training, kept or not.
+            sample: the noised image the network saw, (B, C, *spatial).
+
+        Returns:
+            The prediction in float32 or wider.
+        """
+        return Prediction.from_output(model_output, sample, self.alpha_bar(timestep), self.prediction_type)
+
+    def _signal_and_spread(self, like: torch.Tensor, timesteps: int | torch.Tensor) -> tuple:
+        """Return √A and √(1 - A) for ``like``: floats for an int timestep, else tensors that broadcast."""
+        if not isinstance(timesteps, torch.Tensor):
+            alpha_bar = self.alpha_bar(timesteps)
+            return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        key = (like.device, working_dtype(like))
+        if key not in self._noising_tables:
+            table = torch.tensor(self._alpha_bars, dtype=torch.float64)
+            self._noising_tables[key] = (table.sqrt().to(*key), (1 - table).sqrt().to(*key))
+        index = timesteps.to(like.device)
+        signal, spread = (unsqueeze_right(table[index], like.ndim) for table in self._noising_tables[key])
+        return signal, spread
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Noise clean images: √A x0 + √(1 - A) ε, computed in float32 or wider whatever the input.
+
+        Args:
+            original_samples: (B, C, *spatial).
+            noise: the same shape.
+            timesteps: (B,) training timesteps, or one for all.
+
+        Returns:
+            The noised images in the dtype of ``original_samples``.
+        """
+        signal, spread = self._signal_and_spread(original_samples, timesteps)
+        dtype = working_dtype(original_samples)
+        return (signal * original_samples.to(dtype) + spread * noise.to(dtype)).to(original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
+        """Compute the target of v-prediction: √A ε - √(1 - A) x0, in float32 or wider whatever the input.
+
+        Args:
+            sample: clean images x0, (B, C, *spatial).
+            noise: ε, the same shape.
+            timesteps: (B,) training timesteps, or one for all.
+
+        Returns:
+            The velocity in the dtype of ``sample``.
+        """
+        signal, spread = self._signal_and_spread(sample, timesteps)
+        dtype = working_dtype(sample)
+        return (signal * noise.to(dtype) - spread * sample.to(dtype)).to(sample.dtype)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Implicit sampling (DDIM) along any kept list of timesteps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.networks.schedulers import DDIMScheduler
+from monai.networks.schedulers.ddim import DDIMPredictionType
+
+from medcf.registry import SCHEDULERS
+from medcf.schedulers.base import RespacedScheduler
+from medcf.schedulers.prediction import Prediction
+from medcf.schedulers.step import Step
+
+__all__ = ["RespacedDDIMScheduler"]
+
+
+class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
+    """MONAI's ``DDIMScheduler``, stepping between the timesteps that were kept.
+
+    With A and P the cumulated alphas of a kept timestep and of the previous kept one (Song et al. 2021, arXiv
+    2010.02502, eqs 12 and 16)::
+
+        mean = √P x̂0 + √(1 - P - σ²) ε,    σ² = η² (1 - A / P) (1 - P) / (1 - A)
+
+    With η = 0 the solver is deterministic and guidance changes ε; with η > 0 it is stochastic and guidance shifts the
+    mean by σ². The two differ in size, so guidance scales do not carry over from one to the other, nor from DDPM.
+
+    Args:
+        num_train_timesteps: number of diffusion steps used to train the model.
+        schedule: name of a noise schedule in ``monai.networks.schedulers.NoiseSchedules``.
+        clip_sample: whether the predicted clean image is clipped.
+        set_alpha_to_one: whether the chain ends at the clean image (P = 1) or at the noise level of timestep 0.
+        steps_offset: shift of the kept timesteps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
+        clip_sample_min: lower end of the clipping range.
+        clip_sample_max: upper end of the clipping range.
+        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        eta: η in [0, 1], 0 for DDIM and 1 for a chain with DDPM's variance; ``step`` may override it.
+        use_clipped_model_output: whether ε is recomputed from the clipped clean image, as guided-diffusion does. MONAI
+            and diffusers keep the network's ε, which is the default here.
+        schedule_args: arguments of the noise schedule, e.g. ``beta_start``.
+
+    Raises:
+        ValueError: if a name is unknown or η is outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        schedule: str = "linear_beta",
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = DDIMPredictionType.EPSILON,
+        clip_sample_min: float = -1.0,
+        clip_sample_max: float = 1.0,
+        *,
+        spacing: str = "respaced",
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        **schedule_args: object,
+    ) -> None:
+        super().__init__(
+            num_train_timesteps,
+            schedule,
+            clip_sample=clip_sample,
+            set_alpha_to_one=set_alpha_to_one,
+            steps_offset=steps_offset,
+            prediction_type=prediction_type,
+            clip_sample_min=clip_sample_min,
+            clip_sample_max=clip_sample_max,
+            **schedule_args,
+        )
+        self._prepare_tables(spacing)
+        if not set_alpha_to_one:
+            self._final_alpha_bar = self._alpha_bars[0]
+        self.eta = self._check_eta(eta)
+        self.use_clipped_model_output = use_clipped_model_output
+
+    @staticmethod
+    def _check_eta(eta: float) -> float:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"`eta` is {eta}; it must lie in [0, 1].")
+        return eta
+
+    def _read(self, prediction: Prediction, timestep: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the clean image and ε that the step uses, clipped as configured."""
+        original, noise = prediction.original, prediction.noise
+        if self.clip_sample:
+            original = original.clamp(*self.clip_sample_values)
+            if self.use_clipped_model_output:
+                alpha_bar = self.alpha_bar(timestep)
+                noise = (sample.to(original.dtype) - math.sqrt(alpha_bar) * original) / math.sqrt(1 - alpha_bar)
+        return original, noise
+
+    def posterior(
+        self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor, eta: float | None = None
+    ) -> Step:
+        """Return the distribution of the sample at the previous kept timestep.
+
+        Args:
+            prediction: what the network says about ``sample``.
+            timestep: the kept timestep ``sample`` is at.
+            sample: (B, C, *spatial).
+            eta: η of this step; the scheduler's own if None.
+
+        Returns:
+            The step. Its gain is c0 (1 - A) / √A with c0 = √P - √A √(1 - P) / √(1 - A) if η is 0, which equals ε ← ε +
+            √(1 - A) g before an unclipped step, and σ² otherwise.
+
+        Raises:
+            ValueError: if the timestep is not kept or η is outside [0, 1].
+        """
+        t, eta = int(timestep), self.eta if eta is None else self._check_eta(eta)
+        alpha_bar, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar_prev(t)
+        original, noise = self._read(prediction, t, sample)
+        variance = eta**2 * (1 - alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
+        gain = variance
+        if eta == 0:
+            gain = math.sqrt(alpha_bar_prev / alpha_bar) * (1 - alpha_bar)
+            gain -= math.sqrt((1 - alpha_bar_prev) * (1 - alpha_bar))
+        direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))
+        return Step(
+            mean=math.sqrt(alpha_bar_prev) * original + direction * noise,
+            variance=variance,
+            gain=gain,
+            pred_original=original,
+            sample=sample,
+            timestep=t,
+        )
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sample at the previous kept timestep, as MONAI's ``step``.
+
+        Args:
+            model_output: output of the network, (B, C, *spatial); a learned variance (2C channels) is ignored.
+            timestep: the kept timestep ``sample`` is at.
+            sample: (B, C, *spatial).
+            eta: η of this step; the scheduler's own if None.
+            generator: source of the noise where η > 0.
+
+        Returns:
+            The next sample and the predicted clean image, both in the dtype of ``sample``.
+        """
+        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample, eta)
+        return step.draw(generator), step.pred_original.to(sample.dtype)
+
+    def reversed_step(
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Step from a kept timestep to the next noisier one, ε taken where the sample is (MONAI's ``reversed_step``).
+
+        :class:`~medcf.schedulers.ddim_inverse.DDIMInverseScheduler` starts from the clean image and is what inversion
+        wants; this method keeps MONAI's contract.
+
+        Args:
+            model_output: output of the network at ``timestep``.
+            timestep: the kept timestep ``sample`` is at, not the noisiest one.
+            sample: (B, C, *spatial).
+
+        Returns:
+            The noisier sample and the predicted clean image, both in the dtype of ``sample``.
+
+        Raises:
+            ValueError: at the noisiest kept timestep.
+        """
+        target = self.alpha_bar(self.next_kept(self._kept[self.position(timestep)]))
+        original, noise = self._read(self.convert(model_output, timestep, sample), int(timestep), sample)
+        result = math.sqrt(target) * original + math.sqrt(1 - target) * noise
+        return result.to(sample.dtype), original.to(sample.dtype)
+
+
+SCHEDULERS.add("ddim", "Implicit sampling along a kept list of timesteps", RespacedDDIMScheduler)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DDIM inversion: from a clean image up to its noise, along the kept list that the way back will use."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.networks.schedulers import DDIMScheduler
+from monai.networks.schedulers.ddim import DDIMPredictionType
+
+from medcf.registry import SCHEDULERS
+from medcf.schedulers.base import RespacedScheduler
+from medcf.schedulers.prediction import Prediction
+from medcf.schedulers.step import Step
+
+__all__ = ["DDIMInverseScheduler"]
+
+
+class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
+    """Walks the kept timesteps upwards; the mirror of ``RespacedDDIMScheduler`` with η = 0.
+
+    ``timesteps`` ascends. The step at a timestep takes the sample from the previous kept level (the clean image before
+    the first) TO that timestep, with the network told the timestep it goes to (Song et al. 2021, arXiv 2010.02502, eq.
+    14; Mokady et al. 2022, arXiv 2211.09794, sec. 3.2)::
+
+        x̂0 = (x - √(1 - P) ε) / √P,    result = √A x̂0 + √(1 - A) ε
+
+    So any depth N is ``timesteps[:N]``, and ``RespacedDDIMScheduler`` walks the same list back. It is the explicit
+    form of the forward step's exact inverse, in which ε would be taken at the result: the round trip errs by O(1/n).
+    Repeating a step removes that error, since :meth:`posterior` only uses ε (Pan et al. 2023, arXiv 2309.04907)::
+
+        candidate = sample
+        for _ in range(iterations):
+            prediction = scheduler.convert(network(candidate, t), t, candidate)
+            candidate = scheduler.posterior(prediction, t, sample).mean
+
+    Args:
+        num_train_timesteps: number of diffusion steps used to train the model.
+        schedule: name of a noise schedule in ``monai.networks.schedulers.NoiseSchedules``.
+        clip_sample: whether the predicted clean image is clipped. False, unlike elsewhere: a clipped inversion
+            cannot be undone.
+        set_alpha_to_one: whether the walk starts at the clean image or at the noise level of timestep 0; must be the
+            same on the way back.
+        steps_offset: shift of the kept timesteps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
+        clip_sample_min: lower end of the clipping range.
+        clip_sample_max: upper end of the clipping range.
+        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        schedule_args: arguments of the noise schedule, e.g. ``beta_start``.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        schedule: str = "linear_beta",
+        clip_sample: bool = False,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = DDIMPredictionType.EPSILON,
+        clip_sample_min: float = -1.0,
+        clip_sample_max: float = 1.0,
+        *,
+        spacing: str = "respaced",
+        **schedule_args: object,
+    ) -> None:
+        super().__init__(
+            num_train_timesteps,
+            schedule,
+            clip_sample=clip_sample,
+            set_alpha_to_one=set_alpha_to_one,
+            steps_offset=steps_offset,
+            prediction_type=prediction_type,
+            clip_sample_min=clip_sample_min,
+            clip_sample_max=clip_sample_max,
+            **schedule_args,
+        )
+        self._prepare_tables(spacing)
+        if not set_alpha_to_one:
+            self._final_alpha_bar = self._alpha_bars[0]
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Choose the chain; ``timesteps`` ascends.
+
+        Args:
+            num_inference_steps: number of steps to keep, 1 to ``num_train_timesteps``.
+            device: where to put ``timesteps``.
+
+        Raises:
+            ValueError: if no such list of steps exists.
+        """
+        super().set_timesteps(num_inference_steps, device)
+        self.timesteps = self.timesteps.flip(0)
+
+    def timesteps_from(self, strength: float) -> list[int]:
+        """List the timesteps of an inversion up to a depth.
+
+        Args:
+            strength: share of the kept steps to walk, in (0, 1].
+
+        Returns:
+            N = round(strength * n) timesteps, ascending; the last is the level the result is at.
+
+        Raises:
+            ValueError: if the strength stands for no step, or for more than there are.
+        """
+        return super().timesteps_from(strength)[::-1]
+
+    def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:
+        """Return the sample at a kept timestep from the one at the previous kept level.
+
+        Args:
+            prediction: what the network says when told ``timestep``; only its ε is used.
+            timestep: the kept timestep to go to.
+            sample: the sample at the previous kept level, (B, C, *spatial).
+
+        Returns:
+            A step of variance 0. Its gain is the effect of ε ← ε + √(1 - A) g on the result; it is negative, for a
+            gradient that is descended on the way down is climbed on the way up.
+
+        Raises:
+            ValueError: if the timestep is not kept.
+        """
+        t = int(timestep)
+        target, current = self.alpha_bar(t), self.alpha_bar_prev(t)
+        noise = prediction.noise
+        original = (sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current)
+        if self.clip_sample:
+            original = original.clamp(*self.clip_sample_values)
+        effect = math.sqrt(1 - target) - math.sqrt(target / current) * math.sqrt(1 - current)
+        return Step(
+            mean=math.sqrt(target) * original + math.sqrt(1 - target) * noise,
+            variance=0.0,
+            gain=-effect * math.sqrt(1 - target),
+            pred_original=original,
+            sample=sample,
+            timestep=t,
+        )
+
+    def step(  # type: ignore[override]
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sample at a kept timestep from the one at the previous kept level.
+
+        Args:
+            model_output: output of the network told ``timestep``, (B, C, *spatial).
+            timestep: the kept timestep to go to.
+            sample: the sample at the previous kept level, (B, C, *spatial).
+
+        Returns:
+            The noisier sample and the predicted clean image, both in the dtype of ``sample``.
+        """
+        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample)
+        return step.draw(), step.pred_original.to(sample.dtype)
+
+
+SCHEDULERS.add("ddim_inverse", "DDIM inversion along a kept list of timesteps", DDIMInverseScheduler)

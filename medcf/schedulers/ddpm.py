@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ancestral sampling (DDPM) along any kept list of timesteps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.networks.schedulers import DDPMScheduler
+from monai.networks.schedulers.ddpm import DDPMPredictionType, DDPMVarianceType
+
+from medcf.registry import SCHEDULERS
+from medcf.schedulers.base import RespacedScheduler
+from medcf.schedulers.prediction import Prediction
+from medcf.schedulers.step import Step
+
+__all__ = ["RespacedDDPMScheduler"]
+
+
+class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
+    """MONAI's ``DDPMScheduler``, with a posterior between the timesteps that were kept.
+
+    With A and P the cumulated alphas of a kept timestep and of the previous kept one, and β̃ = 1 - A / P (Ho et al.
+    2020, arXiv 2006.11239, eq. 7, for the shortened chain; Nichol & Dhariwal 2021, arXiv 2102.09672, sec. 4)::
+
+        mean = √P β̃ / (1 - A) x̂0 + √(A / P) (1 - P) / (1 - A) x_t
+        σ²   = β̃ (1 - P) / (1 - A)
+
+    ``variance_type``: ``fixed_small`` takes σ², ``fixed_large`` takes β̃, ``learned`` takes the network's second half
+    of channels v as the variance (MONAI's convention), ``learned_range`` takes exp(f log β̃ + (1 - f) log σ²) with
+    f = (v + 1) / 2. At the end of the chain nothing is drawn; the variance there only scales guidance: 0 with
+    ``fixed_small``, the posterior variance of the step before with ``fixed_large`` (as guided-diffusion), and the same
+    replaces log 0 in ``learned_range``.
+
+    Args:
+        num_train_timesteps: number of diffusion steps used to train the model.
+        schedule: name of a noise schedule in ``monai.networks.schedulers.NoiseSchedules``.
+        variance_type: ``"fixed_small"``, ``"fixed_large"``, ``"learned"`` or ``"learned_range"``.
+        clip_sample: whether the predicted clean image is clipped.
+        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
+        clip_sample_min: lower end of the clipping range.
+        clip_sample_max: upper end of the clipping range.
+        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        schedule_args: arguments of the noise schedule, e.g. ``beta_start``.
+
+    Raises:
+        ValueError: if a name is unknown.
+
+    Example:
+        >>> scheduler = RespacedDDPMScheduler(num_train_timesteps=1000)
+        >>> scheduler.set_timesteps(400)
+        >>> scheduler.timesteps[:3].tolist(), scheduler.previous(999)
+        ([999, 996, 994], 996)
+        >>> scheduler.timesteps_from(0.3)[0]
+        298
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        schedule: str = "linear_beta",
+        variance_type: str = DDPMVarianceType.FIXED_SMALL,
+        clip_sample: bool = True,
+        prediction_type: str = DDPMPredictionType.EPSILON,
+        clip_sample_min: float = -1.0,
+        clip_sample_max: float = 1.0,
+        *,
+        spacing: str = "respaced",
+        **schedule_args: object,
+    ) -> None:
+        super().__init__(
+            num_train_timesteps,
+            schedule,
+            variance_type=variance_type,
+            clip_sample=clip_sample,
+            prediction_type=prediction_type,
+            clip_sample_min=clip_sample_min,
+            clip_sample_max=clip_sample_max,
+            **schedule_args,
+        )
+        self._prepare_tables(spacing)
+
+    def _beta(self, timestep: int) -> float:
+        """Return β̃, the variance added from the previous kept step to this one."""
+        return 1 - self.alpha_bar(timestep) / self.alpha_bar_prev(timestep)
+
+    def _posterior_variance(self, timestep: int) -> float:
+        """Return σ², the variance of the posterior given the clean image; 0 at the end of the chain."""
+        spread = (1 - self.alpha_bar_prev(timestep)) / (1 - self.alpha_bar(timestep))
+        return self._beta(timestep) * spread
+
+    def _floor_variance(self, timestep: int) -> float:
+        """Return σ², with entry 0, where it vanishes, replaced by entry 1 (by β̃ in a chain of one step)."""
+        if self.position(timestep) > 0:
+            return self._posterior_variance(timestep)
+        return self._posterior_variance(self._kept[1]) if len(self._kept) > 1 else self._beta(timestep)
+
+    def variance(self, timestep: int | torch.Tensor, prediction: Prediction | None = None) -> float | torch.Tensor:
+        """Return Σ, the variance the model gives a step; it scales guidance, also where nothing is drawn.
+
+        Args:
+            timestep: a kept timestep.
+            prediction: the network's prediction; needed where the variance is learned.
+
+        Returns:
+            A float, or a tensor (B, C, *spatial) if the variance is learned.
+
+        Raises:
+            ValueError: if the variance is learned and the network did not predict it.
+        """
+        t = int(timestep)
+        if self.variance_type == DDPMVarianceType.FIXED_SMALL:
+            return self._posterior_variance(t)
+        if self.variance_type == DDPMVarianceType.FIXED_LARGE:
+            return self._beta(t) if self.position(t) > 0 else self._floor_variance(t)
+        if prediction is None or prediction.variance is None:
+            raise ValueError(
+                f"`variance_type` is {str(self.variance_type)!r}, but the network predicted no variance: it needs twice "
+                "as many output channels as the sample has; or choose fixed_small or fixed_large."
+            )
+        if self.variance_type == DDPMVarianceType.LEARNED:
+            return prediction.variance
+        fraction = (prediction.variance + 1) / 2
+        low, high = math.log(self._floor_variance(t)), math.log(self._beta(t))
+        return torch.exp(fraction * high + (1 - fraction) * low)
+
+    def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:
+        """Return the distribution of the sample at the previous kept timestep.
+
+        Args:
+            prediction: what the network says about ``sample``.
+            timestep: the kept timestep ``sample`` is at.
+            sample: (B, C, *spatial).
+
+        Returns:
+            The step; its gain is Σ.
+
+        Raises:
+            ValueError: if the timestep is not kept, or a learned variance is missing.
+        """
+        t = int(timestep)
+        alpha_bar, alpha_bar_prev, beta = self.alpha_bar(t), self.alpha_bar_prev(t), self._beta(t)
+        original = prediction.original
+        if self.clip_sample:
+            original = original.clamp(*self.clip_sample_values)
+        c0 = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)
+        c1 = math.sqrt(alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
+        gain = self.variance(t, prediction)
+        return Step(
+            mean=c0 * original + c1 * sample.to(original.dtype),
+            variance=gain if self.position(t) > 0 else 0.0,
+            gain=gain,
+            pred_original=original,
+            sample=sample,
+            timestep=t,
+        )
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the sample at the previous kept timestep, as MONAI's ``step``.
+
+        Args:
+            model_output: output of the network, (B, C, *spatial) or (B, 2C, *spatial).
+            timestep: the kept timestep ``sample`` is at.
+            sample: (B, C, *spatial).
+            generator: source of the noise.
+
+        Returns:
+            The next sample and the predicted clean image, both in the dtype of ``sample``.
+        """
+        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample)
+        return step.draw(generator), step.pred_original.to(sample.dtype)
+
+
+SCHEDULERS.add("ddpm", "Ancestral sampling along a kept list of timesteps", RespacedDDPMScheduler)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the training timesteps a shorter sampling chain keeps."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+__all__ = ["Spacing", "check_spacing", "kept_timesteps"]
+
+Spacing = Literal["respaced", "leading", "trailing", "linspace"]
+
+
+def check_spacing(spacing: str) -> Spacing:
+    """Return ``spacing`` if it names a rule.
+
+    Args:
+        spacing: one of ``"respaced"``, ``"leading"``, ``"trailing"``, ``"linspace"``.
+
+    Returns:
+        The same name.
+
+    Raises:
+        ValueError: if the name is unknown; the message lists the names.
+    """
+    for name in get_args(Spacing):
+        if name == spacing:
+            return name
+    raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
+
+
+def _respaced(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
+    """Apply guided-diffusion's rule (Nichol & Dhariwal 2021, ``space_timesteps`` with one section)."""
+    if num_inference_steps == 1:
+        return [num_train_timesteps - 1]
+    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
+    kept, position = [], 0.0
+    for _ in range(num_inference_steps):
+        # The position is accumulated, not multiplied: exact halves then round as they did for published checkpoints.
+        kept.append(round(position))
+        position += stride
+    return kept
+
+
+def kept_timesteps(
+    num_train_timesteps: int, num_inference_steps: int, spacing: Spacing = "respaced", steps_offset: int = 0
+) -> list[int]:
+    """List the training timesteps that a chain of ``num_inference_steps`` visits, in ascending order.
+
+    With T training and n inference steps:
+
+    - ``"respaced"``: round(i (T - 1) / (n - 1)), the rule of guided-diffusion; both ends are kept;
+    - ``"linspace"``: the list MONAI's schedulers announce (the same up to the rounding of exact halves);
+    - ``"leading"``: i (T // n), as Stable Diffusion (which adds an offset of 1); starts below the last step;
+    - ``"trailing"``: round((i + 1) T / n) - 1, recommended for few steps by Lin et al. 2023 (arXiv 2305.08891);
+      ends above the first step.
+
+    n = T keeps every step under each rule, with any offset. n = 1 keeps T - 1 under all rules but ``"leading"``.
+
+    Args:
+        num_train_timesteps: T, number of steps the model was trained with.
+        num_inference_steps: n, number of steps to keep, 1 to T.
+        spacing: the rule.
+        steps_offset: every kept step is shifted up by this many; the rules other than ``"leading"`` then
+            distribute over T - ``steps_offset`` steps so that the last one stays T - 1.
+
+    Returns:
+        n distinct timesteps in [0, T - 1].
+
+    Raises:
+        ValueError: if n or the offset leaves no such list.
+
+    Example:
+        >>> kept_timesteps(1000, 400)[:4], kept_timesteps(1000, 400)[-2:]
+        ([0, 3, 5, 8], [996, 999])
+    """
+    check_spacing(spacing)
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"`num_inference_steps` is {num_inference_steps}; it must lie between 1 and the {num_train_timesteps} "
+            "steps the model was trained with (`num_train_timesteps`)."
+        )
+    if not 0 <= steps_offset < num_train_timesteps:
+        raise ValueError(f"`steps_offset` is {steps_offset}; it must lie in [0, {num_train_timesteps}).")
+    if num_inference_steps == num_train_timesteps:
+        return list(range(num_train_timesteps))
+
+    total, count = num_train_timesteps - steps_offset, num_inference_steps
+    if spacing == "respaced":
+        kept = _respaced(total, count)
+    elif spacing == "linspace":
+        kept = torch.linspace(total - 1, 0, count).round().long().flip(0).tolist()
+    elif spacing == "leading":
+        kept = [i * (num_train_timesteps // count) for i in range(count)]
+    else:
+        kept = [round((i + 1) * total / count) - 1 for i in range(count)]
+    kept = [t + steps_offset for t in kept]
+
+    if len(set(kept)) < count or kept[-1] >= num_train_timesteps:
+        raise ValueError(
+            f"{count} steps with spacing {spacing!r} and `steps_offset` {steps_offset} do not fit into "
+            f"{num_train_timesteps} training steps; lower `num_inference_steps` or the offset."
+        )
+    return kept
