@@ -115,8 +115,8 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
             return self._beta(t) if self.position(t) > 0 else self._floor_variance(t)
         if prediction is None or prediction.variance is None:
             raise ValueError(
-                f"`variance_type` is {str(self.variance_type)!r}, but the network predicted no variance: it needs twice "
-                "as many output channels as the sample has; or choose fixed_small or fixed_large."
+                f"`variance_type` is {str(self.variance_type)!r}, but the network predicted no variance: it needs "
+                "twice as many output channels as the sample has; or choose fixed_small or fixed_large."
             )
         if self.variance_type == DDPMVarianceType.LEARNED:
             return prediction.variance
