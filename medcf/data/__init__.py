@@ -3,8 +3,24 @@
 
 from __future__ import annotations
 
+from medcf.data.datalist import build_datalist, read_case
 from medcf.data.errors import UnreadableImage
+from medcf.data.grid import GridRecord, apply_difference, from_grid, grid_record, to_grid
 from medcf.data.pixels import get_spacing, to_luminance
 from medcf.data.readers import inspect_study, read_study, sniff
 
-__all__ = ["UnreadableImage", "get_spacing", "inspect_study", "read_study", "sniff", "to_luminance"]
+__all__ = [
+    "GridRecord",
+    "UnreadableImage",
+    "apply_difference",
+    "build_datalist",
+    "from_grid",
+    "get_spacing",
+    "grid_record",
+    "inspect_study",
+    "read_case",
+    "read_study",
+    "sniff",
+    "to_grid",
+    "to_luminance",
+]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads one frame of a 2D DICOM image: ultrasound foremost, other modalities with a warning.
 
-Pixel data are decoded by pydicom with the plugins that are installed; colour spaces, palettes, MONOCHROME1, modality and
-VOI transformations are applied in the order of DICOM PS3.4 N.2, so that 0 is black and 1 is white. Messages hold no
+Pixel data are decoded by pydicom with the plugins that are installed; colour spaces, palettes, MONOCHROME1, modality
+and VOI transformations are applied in the order of DICOM PS3.4 N.2, so that 0 is black and 1 is white. Messages hold no
 attribute that could identify a patient.
 """
 
@@ -51,9 +51,9 @@ _PLUGIN_OF = {
     "1.2.840.10008.1.2.4.50": "pillow",
     "1.2.840.10008.1.2.4.90": "pillow",
     "1.2.840.10008.1.2.4.91": "pillow",
-    "1.2.840.10008.1.2.4.201": "pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.202": "pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.203": "pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg pylibjpeg-openjpeg",
 }
 
 
@@ -183,7 +183,7 @@ def _decode(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic]:
         raise UnreadableImage(path, reason, "Export it again.") from error
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3):
         shape = " x ".join(map(str, array.shape))
-        raise UnreadableImage(path, f"has the wrong dimension: {shape} where a 2D image is expected", "Give a 2D image.")
+        raise UnreadableImage(path, f"has the wrong dimension: a frame is {shape}", "Give a 2D image.")
     return array
 
 
@@ -216,15 +216,13 @@ def _to_display(stored: NDArray[np.generic], dataset: Dataset) -> tuple[NDArray[
     else:
         low, high = float(values.min()), float(values.max())
         array = (values - low) / max(high - low, 1e-12)
-    array = np.clip(array, 0, 1).astype(np.float32)
+    shown = np.clip(array, 0, 1).astype(np.float32)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
-        array, low, high = 1 - array, high, low
-    return array, (low, high)
+        return 1 - shown, (high, low)
+    return shown, (low, high)
 
 
-def _apply_voi(
-    values: NDArray[np.float64], dataset: Dataset
-) -> tuple[NDArray[np.float64], tuple[float, float]] | None:
+def _apply_voi(values: NDArray[np.float64], dataset: Dataset) -> tuple[NDArray[np.float64], tuple[float, float]] | None:
     """Apply the first VOI lookup table or window of the header; None if it has none that is valid."""
     from pydicom.pixels import apply_voi, apply_windowing
 

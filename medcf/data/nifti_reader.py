@@ -10,6 +10,7 @@ geometry: the axes are then taken as stored and the spacing counts as unknown.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def read_nifti(path: Path) -> Pixels:
     )
 
 
-def _load(path: Path):  # type: ignore[no-untyped-def]  # nibabel's classes depend on the file
+def _load(path: Path) -> Any:
     import nibabel as nib
 
     try:
@@ -115,7 +116,7 @@ def _upright(
     return picture, affine @ index
 
 
-def _scale(array: NDArray[np.generic]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+def _scale(array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, float]]:
     if array.dtype.names is not None:  # NIfTI's RGB24 and RGBA32
         colours = np.stack([array[name] for name in ("R", "G", "B")], axis=-1).astype(np.float32)
         return colours / 255.0, (0.0, 255.0)

@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 from monai.data import MetaTensor
 
@@ -133,7 +134,7 @@ def read_study(path: str | PathLike[str], frame: int | str = "middle", *, color:
     else:
         pixels = read_raster(study.path, index)
     image = pixels.to_tensor(str(path))
-    return image if color else to_luminance(image)
+    return image if color else cast(MetaTensor, to_luminance(image))
 
 
 def choose_frame(study: Study, frame: int | str) -> int:
