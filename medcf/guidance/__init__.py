@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counterfactual loss, perceptual features and gradient estimators."""
+
+from __future__ import annotations
+
+from medcf.guidance.estimators import DiMEGradient, GradientEstimator, X0Gradient, XtGradient
+from medcf.guidance.frozen import frozen
+from medcf.guidance.loss import CounterfactualLoss, LossTerms
+from medcf.guidance.perceptual import PerceptualFeatures
+
+__all__ = [
+    "CounterfactualLoss",
+    "DiMEGradient",
+    "GradientEstimator",
+    "LossTerms",
+    "PerceptualFeatures",
+    "X0Gradient",
+    "XtGradient",
+    "frozen",
+]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The counterfactual loss of Diff-ICE: towards the target class, near the original image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+__all__ = ["BoundLoss", "CounterfactualLoss", "LossTerms"]
+
+Features = torch.Tensor | Sequence[torch.Tensor]
+BoundLoss = Callable[[torch.Tensor], "LossTerms"]
+
+
+class LossTerms(NamedTuple):
+    """A counterfactual loss and its parts.
+
+    Attributes:
+        total: scalar, the sum over the batch of the weighted terms; what guidance differentiates.
+        classification: class loss per sample (B,), before its scale.
+        perceptual: perceptual loss per sample (B,), before its scale; zero without a perceptual network.
+        logits: the classifier's logits (B, K), so that confidences need no further forward.
+    """
+
+    total: torch.Tensor
+    classification: torch.Tensor
+    perceptual: torch.Tensor
+    logits: torch.Tensor
+
+
+class CounterfactualLoss:
+    """Sum over the batch of lambda_c L_c(f(x0), y) + lambda_p mean_features (phi(x0) - phi(x))^2 (Diff-ICE, eq. 3).
+
+    MEAN over features, SUM over the batch: the gradient of one image does not depend on the images beside it. With
+    several feature layers the term is the mean over layers of the mean over features, so a large early layer does not
+    drown a small deep one. The loss takes part in no training: it neither changes the mode of the networks nor their
+    ``requires_grad`` (see ``frozen``).
+
+    Args:
+        classifier: image (B, C, *spatial) in [-1, 1] to logits (B, K).
+        perceptual: image to features, a tensor or a list of them (``PerceptualFeatures``); None leaves the term out.
+        classifier_scale: lambda_c, a number or one per sample (B,).
+        perceptual_scale: lambda_p.
+        class_loss: "cross_entropy" (the paper), or "logit", minus the target's logit (the code the method
+            descends from).
+
+    Raises:
+        ValueError: an unknown class loss, or a classifier that does not know the target.
+    """
+
+    def __init__(
+        self,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        perceptual: Callable[[torch.Tensor], Features] | None = None,
+        classifier_scale: float | torch.Tensor = 40.0,
+        perceptual_scale: float = 30.0,
+        class_loss: Literal["cross_entropy", "logit"] = "cross_entropy",
+    ) -> None:
+        if class_loss not in ("cross_entropy", "logit"):
+            raise ValueError(f"class_loss={class_loss!r} is unknown: use 'cross_entropy' or 'logit'.")
+        self.classifier = classifier
+        self.perceptual = perceptual
+        self.classifier_scale = classifier_scale
+        self.perceptual_scale = float(perceptual_scale)
+        self.class_loss = class_loss
+
+    def __call__(
+        self,
+        image: torch.Tensor,
+        target: torch.Tensor,
+        reference_features: Features | None = None,
+        classifier_scale: float | torch.Tensor | None = None,
+    ) -> LossTerms:
+        """Evaluate the loss.
+
+        Args:
+            image: candidate images (B, C, *spatial), usually the predicted clean images.
+            target: wanted class per sample (B,), long.
+            reference_features: phi of the ORIGINAL images, from ``features``; None leaves the perceptual term out.
+            classifier_scale: lambda_c of this call, a number or one per sample (B,); None takes the constructor's.
+
+        Returns:
+            Loss, its terms per sample and the logits, in float32.
+        """
+        logits = self.classifier(image).float()
+        classification = self._classify(logits, target)
+        perceptual = torch.zeros_like(classification)
+        if reference_features is not None:
+            perceptual = _distance(self.features(image), _as_list(reference_features))
+        scale = self.classifier_scale if classifier_scale is None else classifier_scale
+        total = (scale * classification + self.perceptual_scale * perceptual).sum()
+        return LossTerms(total, classification, perceptual, logits)
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor] | None:
+        """Return phi(image) as a list of tensors (B, ...), or None without a perceptual network."""
+        return None if self.perceptual is None else _as_list(self.perceptual(image))
+
+    def bind(
+        self, reference: torch.Tensor, target: torch.Tensor, classifier_scale: float | torch.Tensor | None = None
+    ) -> BoundLoss:
+        """Fix the original images and the target, computing phi of the originals once.
+
+        Args:
+            reference: the ORIGINAL images (B, C, *spatial), in every pass of an iterative method.
+            target: wanted class per sample (B,), long.
+            classifier_scale: lambda_c, a number or one per sample (B,); None takes the constructor's.
+
+        Returns:
+            A function of the candidate images alone.
+        """
+        with torch.no_grad():
+            reference_features = self.features(reference)
+        return lambda image: self(image, target, reference_features, classifier_scale)
+
+    def _classify(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.class_loss == "logit":
+            return -logits.gather(1, target[:, None])[:, 0]
+        return F.cross_entropy(logits, target, reduction="none")
+
+
+def _as_list(features: Features) -> list[torch.Tensor]:
+    return [features] if isinstance(features, torch.Tensor) else list(features)
+
+
+def _distance(features: list[torch.Tensor] | None, reference: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean squared difference per sample (B,), averaged over layers."""
+    pairs = zip(features or [], reference, strict=True)
+    layers = [(a.float() - b.float()).square().flatten(1).mean(dim=1) for a, b in pairs]
+    return torch.stack(layers).mean(dim=0)

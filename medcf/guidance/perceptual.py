@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perceptual features phi(x) from any network, chosen by the names of its layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["PerceptualFeatures"]
+
+
+class _LayersReached(Exception):  # noqa: N818 (not an error: it ends a forward whose rest nobody needs)
+    pass
+
+
+class PerceptualFeatures(nn.Module):
+    """Features of named layers of an extractor, as the proximity term of a counterfactual loss wants them.
+
+    The forward stops at the last layer asked for, so features of a first layer cost one convolution. Hooks live only
+    during the call: the extractor may be the classifier itself. Layers early in a network keep the outline of an
+    anatomy; deeper ones allow it to move.
+
+    Args:
+        extractor: any network, for example a classifier, ``SonoNet`` or a MONAI ``resnet50`` with RadImageNet weights.
+        layers: name or names as in ``extractor.named_modules()``; None takes the extractor's own output.
+        weights: plain state dict to load into the extractor.
+        num_channels: channels the extractor expects; a one-channel image is repeated to fill them.
+        mean: subtracted from the image in [-1, 1], a number or one per channel.
+        std: divides the image after the subtraction, a number or one per channel.
+
+    Raises:
+        ValueError: an unknown layer (the message names similar ones) or weights of another architecture.
+        FileNotFoundError: there is no such weights file.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        extractor: nn.Module,
+        layers: str | Sequence[str] | None = None,
+        *,
+        weights: str | Path | None = None,
+        num_channels: int | None = None,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.layers = (layers,) if isinstance(layers, str) else tuple(layers or ())
+        self.num_channels = num_channels
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
+        known = dict(extractor.named_modules())
+        for layer in self.layers:
+            if layer not in known or not layer:
+                similar = difflib.get_close_matches(layer, known, n=5, cutoff=0.3) or list(known)[1:9]
+                raise ValueError(
+                    f"layers: {type(extractor).__name__} has no layer {layer!r}; there are {', '.join(similar)}."
+                )
+        if weights is not None:
+            _load(extractor, Path(weights))
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the features.
+
+        Args:
+            image: (B, C, *spatial) in [-1, 1].
+
+        Returns:
+            One tensor (B, ...) a layer, in the order in which they were named.
+        """
+        image = self._prepare(image)
+        if not self.layers:
+            return [self.extractor(image)]
+        found: dict[str, torch.Tensor] = {}
+        handles = [
+            self.extractor.get_submodule(layer).register_forward_hook(self._keep(layer, found)) for layer in self.layers
+        ]
+        try:
+            self.extractor(image)
+        except _LayersReached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if missing := [layer for layer in self.layers if layer not in found]:
+            raise ValueError(f"layers: {', '.join(missing)} took no part in the extractor's forward.")
+        return [found[layer] for layer in self.layers]
+
+    def _prepare(self, image: torch.Tensor) -> torch.Tensor:
+        if self.num_channels is not None and image.shape[1] != self.num_channels:
+            if image.shape[1] != 1:
+                raise ValueError(
+                    f"num_channels={self.num_channels}: an image with {image.shape[1]} channels cannot be repeated, "
+                    "only one with a single channel."
+                )
+            image = image.expand(-1, self.num_channels, *image.shape[2:])
+        shape = (1, -1, *([1] * (image.ndim - 2)))
+        return (image - self.mean.reshape(shape)) / self.std.reshape(shape)
+
+    def _keep(self, layer: str, found: dict[str, torch.Tensor]) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            found[layer] = output
+            if len(found) == len(self.layers):
+                raise _LayersReached
+
+        return hook
+
+
+def _load(extractor: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}; give the path of a state dict for the extractor.")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        extractor.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"weights: {path} does not fit {type(extractor).__name__}; it must be a plain state dict of that very "
+            f"architecture ({error})."
+        ) from error

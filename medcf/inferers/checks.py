@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what a user hands to a method, before anything expensive runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from medcf.networks.denoiser import unwrap
+
+__all__ = ["check_image", "check_logits", "check_network", "default_sample_ids", "resolve_target"]
+
+Target = int | Sequence[int] | torch.Tensor
+
+
+def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
+    """Return the images as a plain float32 tensor (B, C, *spatial).
+
+    Args:
+        inputs: images in [-1, 1]; a little overshoot of interpolation is allowed.
+        limit: largest magnitude that still passes for an image in [-1, 1].
+
+    Raises:
+        ValueError: no batch of 2D or 3D images, not floating point, not finite, or outside the range.
+    """
+    shape = tuple(getattr(inputs, "shape", ()))
+    if len(shape) not in (4, 5) or shape[0] == 0:
+        raise ValueError(f"inputs must be a batch (B, C, H, W) or (B, C, H, W, D) of at least one image, got {shape}.")
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs has dtype {inputs.dtype}: scale the image to [-1, 1] in floating point first.")
+    image = torch.as_tensor(inputs).as_subclass(torch.Tensor).detach().float()
+    low, high = (float(bound) for bound in torch.aminmax(image))
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise ValueError("inputs holds NaN or infinite values: clean the image before the inferer sees it.")
+    if low < -limit or high > limit:
+        raise ValueError(
+            f"inputs reaches from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
+            "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
+        )
+    return image
+
+
+def check_network(network: Any, image: torch.Tensor) -> None:
+    """Compare the images with a MONAI diffusion network's channels, dimensions and depth, as far as it tells them.
+
+    Raises:
+        ValueError: wrong channels, wrong number of spatial dimensions, or a size the network cannot halve often enough.
+    """
+    network = unwrap(network)
+    channels = getattr(network, "in_channels", None)
+    if isinstance(channels, int) and channels != image.shape[1]:
+        raise ValueError(
+            f"inputs has {image.shape[1]} channels, the network takes in_channels={channels}: convert the image, or "
+            "load the network that belongs to it."
+        )
+    first = next((m for m in _modules(network) if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
+    if first is not None and len(first.kernel_size) != image.ndim - 2:
+        raise ValueError(
+            f"inputs has {image.ndim - 2} spatial dimensions, the network works in {len(first.kernel_size)}: give "
+            f"images of shape (B, C{', H, W, D'[: 3 * len(first.kernel_size)]})."
+        )
+    levels = getattr(network, "block_out_channels", None)
+    factor = 2 ** (len(levels) - 1) if levels is not None else 1
+    if any(size % factor for size in image.shape[2:]):
+        size = tuple(image.shape[2:])
+        raise ValueError(
+            f"inputs of size {size} cannot be halved {len(levels or ()) - 1} times: every side must be divisible by "
+            f"{factor}; resample or pad, for example with DivisiblePadd(k={factor})."
+        )
+
+
+def resolve_target(target: Target, batch: int, device: torch.device) -> torch.Tensor:
+    """Return the wanted class per image as a long tensor (B,).
+
+    Raises:
+        ValueError: a number of targets that is neither one nor the batch's, or a negative or fractional class.
+    """
+    tensor = torch.as_tensor(target, device=device)
+    if tensor.is_floating_point() or tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, batch)):
+        raise ValueError(f"target must be a class index or one per image of the batch of {batch}, got {target!r}.")
+    if int(tensor.min()) < 0:
+        raise ValueError(f"target={target!r} holds a negative class index.")
+    return tensor.long().reshape(-1).expand(batch).clone()
+
+
+def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
+    """Compare the classifier's output with the batch and the targets.
+
+    Raises:
+        ValueError: not (B, K) logits, fewer classes than the target needs, or values that are not finite.
+    """
+    if logits.ndim != 2 or logits.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"classifier returned {tuple(logits.shape)} for {target.shape[0]} images: it must give logits (B, classes)."
+        )
+    if int(target.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"target={int(target.max())} but the classifier knows classes 0 to {logits.shape[1] - 1}: choose "
+            "another target, or load the classifier that knows it (a binary one needs two logits)."
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            "classifier returned NaN or infinite logits: check its weights, or lower classifier_scales if this "
+            "happened after a pass."
+        )
+
+
+def default_sample_ids(image: torch.Tensor) -> list[str]:
+    """Name each image by the SHA-256 of its float32 pixels, which no batch or order changes."""
+    return [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]
+
+
+def _modules(network: Any) -> Any:
+    return network.modules() if isinstance(network, torch.nn.Module) else ()

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One face for denoising networks: noise, clean image and velocity from whatever the network predicts.
+
+Condition, null condition and classifier-free guidance are resolved here, so that no method knows how a network was
+parameterized or conditioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["Denoiser", "unwrap"]
+
+
+class Converter(Protocol):
+    """What a denoiser needs of a scheduler: the meaning of the network's output."""
+
+    def convert(self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor) -> Any:
+        """Turn the raw output of the network at ``timestep`` into a prediction of noise, clean image and velocity."""
+
+
+class Denoiser:
+    """A network, its scheduler and its condition, called as ``denoiser(sample, t)``.
+
+    The network is called as ``network(sample, timesteps=..., context=..., class_labels=...)``; condition arguments that
+    were not given are not passed, so unconditional networks that lack them work as well. Classifier-free guidance (Ho
+    and Salimans 2022) combines ``null + guidance_scale * (conditional - null)``, the scale of MONAI and diffusers
+    (1 + w in the paper), from ONE stacked forward; learned variance channels are those of the conditional half. The
+    combination is the same in noise, clean image or velocity and comes before any clipping.
+
+    Args:
+        network: denoising network; output has the channels of the sample, or twice as many with a learned variance.
+        scheduler: gives ``convert(model_output, t, sample)``.
+        class_labels: class index for the whole batch, or one per sample (B,).
+        context: cross-attention context (B, tokens, dim), or (1, tokens, dim) for the whole batch.
+        null_class_labels: class index that was trained as "no class".
+        null_context: context that was trained as "no context", shaped like ``context``.
+        guidance_scale: 1 runs the conditional branch alone and needs no null condition.
+
+    Raises:
+        ValueError: a class index outside the network's embedding, a class-conditional network without a class, or a
+            guidance scale other than 1 without a condition or without its null.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        scheduler: Converter,
+        *,
+        class_labels: int | torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        null_class_labels: int | torch.Tensor | None = None,
+        null_context: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        self.network = network
+        self.scheduler = scheduler
+        self.guidance_scale = float(guidance_scale)
+        num_classes = getattr(unwrap(network), "num_class_embeds", None)
+        self.class_labels = _check_labels("class_labels", class_labels, num_classes)
+        self.null_class_labels = _check_labels("null_class_labels", null_class_labels, num_classes)
+        self.context = context
+        self.null_context = null_context
+        if num_classes is not None and class_labels is None:
+            raise ValueError(
+                f"The network has num_class_embeds={num_classes} and needs class_labels; to run it as an unconditional "
+                "model give it the index that was trained as its null class."
+            )
+        if self.guided:
+            self._check_null()
+        #: U-Net evaluations per sample so far; a stacked forward of condition and null counts two.
+        self.num_function_evaluations = 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on."""
+        return self.guidance_scale != 1.0
+
+    def __call__(self, sample: torch.Tensor, t: int) -> Any:
+        """Predict noise, clean image and velocity of a noisy batch.
+
+        Args:
+            sample: noisy images (B, C, *spatial) at step ``t``.
+            t: timestep of the training schedule, a Python integer.
+
+        Returns:
+            The scheduler's ``Prediction``, in float32 also under autocast.
+        """
+        labels = _expand_labels("class_labels", self.class_labels, sample)
+        context = _expand_context("context", self.context, sample)
+        if not self.guided:
+            self.num_function_evaluations += 1
+            return self.scheduler.convert(self._forward(sample, t, labels, context), t, sample)
+        null_labels = _expand_labels("null_class_labels", self.null_class_labels, sample)
+        null_context = _expand_context("null_context", self.null_context, sample)
+        labels = torch.cat([labels, null_labels]) if labels is not None and null_labels is not None else None
+        context = torch.cat([context, null_context]) if context is not None and null_context is not None else None
+        self.num_function_evaluations += 2
+        output = self._forward(torch.cat([sample, sample]), t, labels, context)
+        conditional, null = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
+        channels = sample.shape[1]
+        mixed = null[:, :channels] + self.guidance_scale * (conditional - null)[:, :channels]
+        return self.scheduler.convert(torch.cat([mixed, conditional[:, channels:]], dim=1), t, sample)
+
+    def _forward(
+        self, sample: torch.Tensor, t: int, labels: torch.Tensor | None, context: torch.Tensor | None
+    ) -> torch.Tensor:
+        conditions = {"context": context, "class_labels": labels}
+        given = {name: value for name, value in conditions.items() if value is not None}
+        timesteps = torch.full((sample.shape[0],), t, device=sample.device, dtype=torch.long)
+        return self.network(sample, timesteps=timesteps, **given)
+
+    def _check_null(self) -> None:
+        if self.class_labels is None and self.context is None:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale:g} needs a condition to guide towards: give class_labels or "
+                "context, or leave guidance_scale at 1."
+            )
+        for name, value, null in (
+            ("class_labels", self.class_labels, self.null_class_labels),
+            ("context", self.context, self.null_context),
+        ):
+            if value is not None and null is None:
+                raise ValueError(
+                    f"guidance_scale={self.guidance_scale:g} compares {name} with their null: give null_{name}, "
+                    "or leave guidance_scale at 1."
+                )
+
+
+def unwrap(network: Any) -> Any:
+    """Return the network inside ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile``."""
+    for name in ("module", "_orig_mod"):
+        network = getattr(network, name, network)
+    return network
+
+
+def _check_labels(name: str, labels: int | torch.Tensor | None, num_classes: int | None) -> int | torch.Tensor | None:
+    """Return the labels as an integer or a long tensor (B,) after comparing them with the network's embedding."""
+    if labels is None:
+        return None
+    tensor = torch.as_tensor(labels)
+    if tensor.is_floating_point() or tensor.ndim > 1:
+        raise ValueError(f"{name} must be a class index or a tensor (B,) of them, got {labels!r}.")
+    if num_classes is not None and (int(tensor.min()) < 0 or int(tensor.max()) >= num_classes):
+        raise ValueError(
+            f"{name}={labels!r} is outside the network's {num_classes} classes (num_class_embeds): "
+            f"use 0 to {num_classes - 1}."
+        )
+    return int(tensor) if tensor.ndim == 0 else tensor.long()
+
+
+def _expand_labels(name: str, labels: int | torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
+    batch = sample.shape[0]
+    if labels is None:
+        return None
+    if isinstance(labels, int):
+        return torch.full((batch,), labels, device=sample.device, dtype=torch.long)
+    if labels.shape[0] != batch:
+        raise ValueError(f"{name} holds {labels.shape[0]} indices for a batch of {batch} images: give one per image.")
+    return labels.to(sample.device, non_blocking=True)
+
+
+def _expand_context(name: str, context: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
+    batch = sample.shape[0]
+    if context is None:
+        return None
+    if context.shape[0] not in (1, batch):
+        raise ValueError(f"{name} holds {context.shape[0]} entries for a batch of {batch} images: give 1 or {batch}.")
+    return context.to(sample.device, sample.dtype, non_blocking=True).expand(batch, *context.shape[1:])
