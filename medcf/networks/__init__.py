@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
+from medcf.networks.dtunet import DTUNet
+from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
+from medcf.networks.sononet import SonoNet
+from medcf.networks.wrapper import BundleUNet
 
-__all__ = ["Denoiser"]
+__all__ = ["BundleUNet", "ConceptBottleneck", "DTUNet", "Denoiser", "SegmentationGuidedClassifier", "SonoNet"]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's own images as a training dataset, named by a table."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from medcf.data.datalist import build_datalist, read_case
+from medcf.data.grid import resample_to, to_grid
+from medcf.data.readers import read_study
+
+__all__ = ["ImageDataset", "split_of_subject"]
+
+logger = logging.getLogger(__name__)
+
+#: Where a table has no column ``split``, a subject falls into one of these by the hash of its name.
+SHARES = {"train": 0.6, "val": 0.2, "oracle": 0.2}
+
+
+def split_of_subject(subject: str) -> str:
+    """Assign a subject to a split, always the same one: 60 % train, 20 % val, 20 % oracle.
+
+    Example:
+        >>> split_of_subject("subject 7") == split_of_subject("subject 7")
+        True
+    """
+    position = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") / 2**64
+    for name, share in SHARES.items():
+        if position < share:
+            return name
+        position -= share
+    return "train"
+
+
+class ImageDataset(Dataset):
+    """Images of any format on the network's grid, read once and kept in memory.
+
+    The table is read by `medcf.data.datalist.build_datalist`: columns ``file``, ``label``, and optionally ``mask`` (class
+    indices, as in the phantoms), ``quality``, ``subject``, ``split``. Where ``split`` is missing, the images are split by
+    subject (by file where ``subject`` is missing too), see `split_of_subject`.
+
+    Args:
+        datalist: CSV or JSON table.
+        split: the split to keep.
+        dataset_dir: folder that the table's paths are relative to.
+        size: size (H, W) of the network's grid.
+        spacing: pixel spacing of the grid in mm.
+        preprocessing: maps an image as read, (1 or 3, H, W) in [0, 1], to one that is ready for the grid, for example
+            `medcf.transforms.RemoveOverlays`.
+        transform: applied to every sample whenever it is taken, usually augmentation.
+
+    Raises:
+        ValueError: a file cannot be read, a label is missing, or no image is in the split.
+    """
+
+    def __init__(
+        self,
+        datalist: str | Path,
+        split: str = "train",
+        *,
+        dataset_dir: str | Path | None = None,
+        size: Sequence[int] = (64, 80),
+        spacing: float = 1.75,
+        preprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        cases, failures = build_datalist(dataset_dir, datalist)
+        if failures:
+            named = "; ".join(f"{failure['file']} {failure['reason']}" for failure in failures[:3])
+            raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
+        subjects = {case["case"]: str(case.get("subject", case["case"])) for case in cases}
+        self.cases = [c for c in cases if c.get("split", split_of_subject(subjects[c["case"]])) == split]
+        unlabeled = [case["case"] for case in self.cases if "label" not in case]
+        if unlabeled:
+            raise ValueError(f"{datalist} has no label for {len(unlabeled)} images, {unlabeled[0]} among them.")
+        if not self.cases:
+            raise ValueError(f"{datalist} names no image of the split {split!r}; fill its column 'split'.")
+        self.size = (int(size[0]), int(size[1]))
+        self.spacing = spacing
+        self.preprocessing = preprocessing
+        self.transform = transform
+        self._samples: list[dict[str, Any] | None] = [None] * len(self.cases)
+        logger.info("%d images of the split %r in %s", len(self.cases), split, datalist)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self._samples[index]
+        if sample is None:
+            sample = self._samples[index] = self._read(self.cases[index])
+        copy = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
+        return copy if self.transform is None else self.transform(copy)
+
+    def _read(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        image = read_case(case, color=self.preprocessing is not None)
+        if self.preprocessing is not None:
+            image = self.preprocessing(image)
+        grid, record = to_grid(image, self.size, self.spacing)
+        sample: dict[str, Any] = {
+            "image": grid.as_tensor(),
+            "label": torch.tensor(int(case["label"])),
+            "case": str(case["case"]),
+        }
+        if "quality" in case:
+            sample["quality"] = torch.tensor(float(case["quality"]))
+        if "mask" in case:
+            sample["segmentation"] = _mask_on_grid(Path(case["mask"]), record)
+        return sample
+
+
+def _mask_on_grid(path: Path, record: Mapping[str, Any]) -> torch.Tensor:
+    """Resample a mask of class indices: each grid pixel takes the class that fills most of it."""
+    image = read_study(path)
+    low, high = (float(value) for value in image.meta["value_range"])
+    indices = (image.as_tensor() * (high - low) + low).round().long()[0]
+    classes = torch.nn.functional.one_hot(indices, int(indices.max()) + 1).permute(2, 0, 1).float()
+    return resample_to(classes, record).argmax(dim=0, keepdim=True)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which a training sees its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DistributedSampler
+
+__all__ = ["EpochSampler"]
+
+
+class EpochSampler(DistributedSampler):
+    """Cut the endless shuffled stream of a dataset into epochs of a fixed number of batches.
+
+    Epoch and dataset need not have the same length: pass n over the dataset is shuffled by (seed, n), the passes follow
+    one another, and epoch e is the e-th piece of that stream. Every sample is seen equally often, and the order depends
+    on nothing but (seed, e), so a resumed training goes on with the data it would have seen. Under torchrun the
+    processes share each batch's worth of the stream among them. MONAI's engines call ``set_epoch``.
+
+    Args:
+        dataset: the dataset; only its length is used.
+        batch_size: samples in a batch of one process.
+        epoch_length: batches of an epoch.
+        seed: seed of the order.
+        num_replicas: number of processes; by default as torch.distributed has it, or 1.
+        rank: this process's number; by default as torch.distributed has it, or 0.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        epoch_length: int,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("The training dataset is empty.")
+        joined = dist.is_available() and dist.is_initialized()
+        self.num_replicas = num_replicas or (dist.get_world_size() if joined else 1)
+        self.rank = rank if rank is not None else (dist.get_rank() if joined else 0)
+        self.dataset = dataset  # type: ignore[assignment]
+        self.num_samples = batch_size * epoch_length
+        self.total_size = self.num_samples * self.num_replicas
+        self.seed = seed
+        self.epoch = 1
+        self.shuffle = True
+        self.drop_last = False
+
+    def __iter__(self) -> Iterator[int]:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        begin = (max(self.epoch, 1) - 1) * self.total_size
+        order: torch.Tensor | None = None
+        current = -1
+        for position in range(begin + self.rank, begin + self.total_size, self.num_replicas):
+            number, index = divmod(position, size)
+            if order is None or number != current:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                order, current = torch.randperm(size, generator=generator), number
+            yield int(order[index])
+
+    def __len__(self) -> int:
+        return self.num_samples

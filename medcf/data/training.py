@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The datasets of the training configs: phantoms, until the user names images of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.utils.data import Dataset
+
+__all__ = ["training_dataset"]
+
+logger = logging.getLogger(__name__)
+
+
+def training_dataset(
+    split: str = "train",
+    *,
+    datalist: str | Path | None = None,
+    dataset_dir: str | Path | None = None,
+    phantom: str = "fetal_head",
+    count: int = 1000,
+    size: Sequence[int] = (64, 80),
+    spacing: float = 1.75,
+    seed: int = 0,
+    sp_fraction: float = 0.45,
+    cache_dir: str | Path | None = None,
+    transform: Callable[[dict[str, Any]], Any] | None = None,
+) -> Dataset:
+    """Build the dataset of one split.
+
+    Args:
+        split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
+        datalist: CSV of the user's own images, see `medcf.data.image_dataset.ImageDataset`; None renders phantoms.
+        dataset_dir: folder that the paths of ``datalist`` are relative to; by default the folder of ``datalist``.
+        phantom: name of the phantom.
+        count: number of phantoms.
+        size: size (H, W) of the network's grid.
+        spacing: pixel spacing of the grid in mm.
+        seed: seed of poses and speckle.
+        sp_fraction: share of standard planes among the phantoms.
+        cache_dir: folder where the rendered phantoms are kept; None renders them anew in every run. Under torchrun the
+            main process renders, the others wait.
+        transform: applied to every sample, usually augmentation.
+
+    Returns:
+        Dataset of dictionaries with ``image`` (1, H, W) in [-1, 1], ``label``, ``case``, and what else the source knows:
+        ``segmentation``, ``concepts``, ``quality``.
+
+    Raises:
+        ValueError: ``dataset_dir`` was given without ``datalist``.
+    """
+    if datalist is not None:
+        from medcf.data.image_dataset import ImageDataset
+
+        return ImageDataset(datalist, split, dataset_dir=dataset_dir, size=size, spacing=spacing, transform=transform)
+    if dataset_dir is not None:
+        raise ValueError("A training needs labels: name them with --datalist FILE.csv, beside --dataset_dir.")
+    from medcf.data.phantoms import PhantomDataset
+
+    cache_file = None
+    if cache_dir is not None:
+        height, width = size
+        name = f"{phantom}_{split}_{count}_{height}x{width}_{spacing:g}mm_{sp_fraction:g}_seed{seed}.npz"
+        cache_file = Path(cache_dir) / name
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+    waiting = dist.is_available() and dist.is_initialized() and cache_file is not None
+    if waiting and dist.get_rank() > 0:
+        dist.barrier()
+    dataset = PhantomDataset(
+        phantom,
+        split,
+        count,
+        seed=seed,
+        size=tuple(size),
+        spacing=spacing,
+        sp_fraction=sp_fraction,
+        cache_file=cache_file,
+        transform=transform,
+    )
+    if waiting and dist.get_rank() == 0:
+        dist.barrier()
+    return dataset

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small Ignite handlers for training: clipping, progress, loss curve, samples, metrics."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.inferers import DiffusionInferer
+from monai.utils import CommonKeys
+from torch import nn
+from tqdm.auto import tqdm
+
+__all__ = ["GradientClipping", "LossCurve", "MetricsFile", "SampleGrid", "TrainingProgress", "loss_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def loss_of(output: Any) -> float:
+    """Read the loss from a trainer's output, decollated or not."""
+    first = output[0] if isinstance(output, list) else output
+    return float(first[CommonKeys.LOSS])
+
+
+class GradientClipping:
+    """Clip the norm of the gradient between backward pass and optimizer step, and stop on one that is not finite.
+
+    Args:
+        network: the trained network.
+        max_norm: greatest norm of all gradients together.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI trainer; the norm before clipping is ``engine.state.gradient_norm``."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip.
+
+        Raises:
+            FloatingPointError: the gradient is not finite.
+        """
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        engine.state.gradient_norm = float(norm)
+        if not np.isfinite(engine.state.gradient_norm):
+            raise FloatingPointError(
+                f"The gradient is not finite at iteration {engine.state.iteration}; lower the learning rate and start the "
+                "same command again: it goes on from the last checkpoint."
+            )
+
+
+class TrainingProgress:
+    """One progress bar over all iterations of a training, with the smoothed loss; a resumed run begins where it was."""
+
+    def __init__(self, description: str = "training") -> None:
+        """Args: description: text before the bar."""
+        self.description = description
+        self.bar: Any = None
+        self.loss: float | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED | Events.TERMINATE, self.close)
+
+    def __call__(self, engine: Engine) -> None:
+        """Advance by one iteration."""
+        state = engine.state
+        if self.bar is None:
+            total = state.max_epochs * state.epoch_length
+            self.bar = tqdm(
+                total=total,
+                initial=state.iteration - 1,
+                desc=self.description,
+                disable=idist.get_rank() > 0,
+                mininterval=1.0,
+                dynamic_ncols=True,
+            )
+        loss = loss_of(state.output)
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        self.bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
+        self.bar.update()
+
+    def close(self, engine: Engine, error: BaseException | None = None) -> None:
+        """Close the bar; an exception goes on to whoever started the training."""
+        if self.bar is not None:
+            self.bar.close()
+        if error is not None:
+            raise error
+
+
+class LossCurve:
+    """Keep the loss of every iteration, as CSV and for the checkpoint.
+
+    Args:
+        path: CSV file with columns iteration, loss, learning_rate; rewritten at the end of every epoch.
+        optimizer: optimizer whose first learning rate is recorded.
+    """
+
+    def __init__(self, path: str | Path, optimizer: torch.optim.Optimizer) -> None:
+        self.path = Path(path)
+        self.optimizer = optimizer
+        self.rows: list[list[float]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def __call__(self, engine: Engine) -> None:
+        """Record an iteration."""
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.rows.append([engine.state.iteration, loss_of(engine.state.output), learning_rate])
+
+    def write(self, engine: Engine) -> None:
+        """Write the CSV file, on the main process."""
+        if idist.get_rank() == 0:
+            _replace(self.path, lambda file: csv.writer(file).writerows([("iteration", "loss", "learning_rate"), *self.rows]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"rows": [list(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a curve."""
+        self.rows = [list(row) for row in state["rows"]]
+
+
+class SampleGrid:
+    """Sample images from pure noise, always from the same noise, one row a class, as PNG files and to TensorBoard.
+
+    Args:
+        network: the network to sample from, usually ``ema_model`` of `EMAHandler`.
+        scheduler: a scheduler with MONAI's ``step``, for example DDIM.
+        directory: folder of the PNG files, ``samples_<iteration>.png``.
+        shape: shape (C, *spatial) of an image; 2D.
+        class_labels: one row of images for each.
+        columns: images a row.
+        num_inference_steps: steps of the sampler.
+        every: epochs between two grids; the last epoch is always sampled.
+        writer: TensorBoard's SummaryWriter, or None.
+        seed: seed of the noise.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheduler: nn.Module,
+        directory: str | Path,
+        shape: Sequence[int],
+        class_labels: Sequence[int] = (0, 1, 2),
+        columns: int = 4,
+        num_inference_steps: int = 20,
+        every: int = 5,
+        writer: Any = None,
+        seed: int = 0,
+    ) -> None:
+        self.network = network
+        self.scheduler = scheduler
+        self.directory = Path(directory)
+        self.shape = tuple(shape)
+        self.class_labels = tuple(class_labels)
+        self.columns = columns
+        self.num_inference_steps = num_inference_steps
+        self.every = every
+        self.writer = writer
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Sample, on the main process, when the epoch is one of those asked for."""
+        epoch = engine.state.epoch
+        if idist.get_rank() == 0 and (epoch % self.every == 0 or epoch == engine.state.max_epochs):
+            grid = self.sample()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            from PIL import Image
+
+            Image.fromarray(grid).save(self.directory / f"samples_{engine.state.iteration:07d}.png")
+            if self.writer is not None:
+                self.writer.add_image("samples", grid, engine.state.iteration, dataformats="HW")
+
+    @torch.no_grad()
+    def sample(self) -> np.ndarray:
+        """Sample a grid; uint8 of shape (rows * H, columns * W)."""
+        device = next(self.network.parameters()).device
+        labels = torch.tensor(self.class_labels, device=device).repeat_interleave(self.columns)
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn((self.columns, *self.shape), generator=generator).repeat(
+            len(self.class_labels), *[1] * len(self.shape)
+        )
+        self.scheduler.set_timesteps(self.num_inference_steps)  # type: ignore[operator]
+        images = DiffusionInferer(self.scheduler).sample(
+            noise.to(device), partial(self.network, class_labels=labels), self.scheduler, verbose=False
+        )
+        pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[:, 0]
+        rows = pixels.reshape(len(self.class_labels), self.columns, *pixels.shape[1:])
+        return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+
+
+class MetricsFile:
+    """Write the validation metrics of a finished training to a JSON file, and to the log.
+
+    Args:
+        evaluator: the evaluator that the training validates with; the metrics of its last run are written.
+        path: file to write.
+    """
+
+    def __init__(self, evaluator: Engine, path: str | Path) -> None:
+        self.evaluator = evaluator
+        self.path = Path(path)
+        self._begin = time.monotonic()
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the file, on the main process."""
+        if idist.get_rank() > 0:
+            return
+        metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        if not metrics and self.path.is_file():
+            return  # the training was complete already when it was started again
+        record = {
+            "iterations": engine.state.iteration,
+            "seconds_of_this_session": round(time.monotonic() - self._begin, 1),
+            "metrics": metrics,
+        }
+        _replace(self.path, lambda file: file.write(json.dumps(record, indent=4) + "\n"))
+        logger.info("Validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a text file in one atomic step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        write(file)
+    os.replace(temporary, path)

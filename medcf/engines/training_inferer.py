@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward pass of a diffusion training, in mixed precision on any device."""
+
+from __future__ import annotations
+
+import torch
+from monai.inferers import DiffusionInferer
+from torch import nn
+
+__all__ = ["DiffusionTrainingInferer"]
+
+
+class DiffusionTrainingInferer(DiffusionInferer):
+    """MONAI's `DiffusionInferer` with class labels and mixed precision.
+
+    MONAI's cannot pass class labels in training, and its trainer's ``amp`` means CUDA only. Here autocast is opened on
+    the device of the input; bfloat16 needs no gradient scaler. The prediction is returned in float32, so the loss is
+    computed in float32.
+
+    Args:
+        scheduler: noise scheduler with MONAI's ``add_noise``.
+        amp_dtype: ``"bfloat16"`` or None for full precision.
+    """
+
+    def __init__(self, scheduler: nn.Module, amp_dtype: str | None = None) -> None:
+        super().__init__(scheduler)
+        self.amp_dtype: torch.dtype | None = getattr(torch, amp_dtype) if amp_dtype else None
+
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor,
+        network: nn.Module,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Noise the images and let the network predict.
+
+        Args:
+            inputs: images (B, C, *spatial) in [-1, 1].
+            network: called as ``network(noisy, timesteps=, context=, class_labels=)``.
+            noise: standard normal noise of the same shape.
+            timesteps: integers (B,).
+            class_labels: integers (B,).
+            condition: context for cross-attention, (B, tokens, features).
+
+        Returns:
+            The network's output in float32.
+        """
+        noisy = self.scheduler.add_noise(original_samples=inputs, noise=noise, timesteps=timesteps)
+        with torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            prediction = network(noisy, timesteps=timesteps, context=condition, class_labels=class_labels)
+        return prediction.float()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of the trainings' validation, for MONAI's evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ignite.metrics import EpochMetric
+from monai.transforms import AsDiscrete
+from monai.utils import CommonKeys
+
+__all__ = ["BalancedAccuracy", "class_decision", "output_pair", "quality_decision", "segmentation_pair"]
+
+
+def class_decision(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read decision and truth, each (B,), from a decollated output whose ``pred`` holds class scores."""
+    decisions = torch.stack([item[CommonKeys.PRED].argmax(dim=0) for item in output])
+    labels = torch.stack([torch.as_tensor(item[CommonKeys.LABEL]).reshape(()) for item in output])
+    return decisions.cpu(), labels.cpu()
+
+
+def quality_decision(threshold: float = 0.5) -> Callable[[list[dict[str, Any]]], tuple[torch.Tensor, torch.Tensor]]:
+    """Make a function that reads "quality reaches the threshold" as decision and the class label as truth."""
+
+    def read(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        decisions = torch.stack([torch.as_tensor(item[CommonKeys.PRED]["quality"] >= threshold).reshape(()) for item in output])
+        labels = torch.stack([torch.as_tensor(item[CommonKeys.LABEL]["label"]).reshape(()) for item in output])
+        return decisions.long().cpu(), labels.cpu()
+
+    return read
+
+
+class BalancedAccuracy(EpochMetric):
+    """Mean over the classes of the share that is recognized (scikit-learn's ``balanced_accuracy_score``).
+
+    Args:
+        output_transform: from the evaluator's output to (decisions, labels).
+    """
+
+    def __init__(self, output_transform: Callable[[Any], Any] = class_decision) -> None:
+        super().__init__(_balanced_accuracy, output_transform=output_transform, check_compute_fn=False)
+
+
+def output_pair(key: str) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Make a function that reads one output of `medcf.networks.ConceptBottleneck` and its truth, for MONAI's metrics.
+
+    Args:
+        key: ``"concepts"`` or ``"quality"``.
+    """
+
+    def read(output: list[dict[str, Any]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        pairs = [(item[CommonKeys.PRED][key], item[CommonKeys.LABEL][key]) for item in output]
+        predictions, targets = zip(*[[torch.as_tensor(value).float().reshape(-1) for value in pair] for pair in pairs])
+        return list(predictions), list(targets)
+
+    return read
+
+
+def segmentation_pair(
+    key: str | None = None,
+) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Make a function that reads a segmentation and its truth as one-hot masks, for MONAI's metrics.
+
+    Args:
+        key: where ``pred`` and ``label`` are dictionaries, the key of the segmentation in them.
+    """
+
+    def read(output: list[dict[str, Any]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        predictions, targets = [], []
+        for item in output:
+            scores, truth = item[CommonKeys.PRED], item[CommonKeys.LABEL]
+            scores, truth = (scores[key], truth[key]) if key else (scores, truth)
+            predictions.append(AsDiscrete(argmax=True, to_onehot=scores.shape[0])(scores))
+            targets.append(AsDiscrete(to_onehot=scores.shape[0])(truth))
+        return predictions, targets
+
+    return read
+
+
+def _balanced_accuracy(decisions: torch.Tensor, labels: torch.Tensor) -> float:
+    from sklearn.metrics import balanced_accuracy_score
+
+    return float(balanced_accuracy_score(labels.numpy(), decisions.numpy()))

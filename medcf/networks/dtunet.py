@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DTU-Net, the segmenter that Diff-ICE's classifier looks through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+from torch import nn
+
+__all__ = ["DTUNet", "topological_triplet_loss"]
+
+
+class DTUNet(nn.Module):
+    """Two U-Nets in sequence: a texture net segments the image, a topology net corrects it.
+
+    From the paper: the coarse net sees the image; the fine net sees the image together with the coarse probabilities and
+    learns the shape that texture alone does not give; both are supervised, and a triplet loss on the fine net's features
+    pulls its view of the coarse mask towards that of the true mask (`topological_triplet_loss`).
+    Simplified here: both nets are MONAI's residual U-Net with instance normalization, small by default (about 120,000
+    parameters each), any number of classes, and the triplet term is left to whoever trains on curvilinear structures; the
+    committed weights were trained with the two supervised terms alone.
+
+    Source: Lin et al., "DTU-Net: learning topological similarity for curvilinear structure segmentation", IPMI 2023.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        spatial_dims: 2 or 3.
+        channels: widths of both U-Nets; every spatial size must be divisible by ``2 ** (len(channels) - 1)``.
+        num_res_units: residual units a level.
+        return_coarse: in training mode, return ``[fine, coarse]`` for deep supervision (MONAI's `DeepSupervisionLoss`
+            takes such a list); in eval mode the fine scores alone are returned.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 5,
+        spatial_dims: int = 2,
+        channels: Sequence[int] = (16, 32, 48, 64),
+        num_res_units: int = 1,
+        return_coarse: bool = True,
+    ) -> None:
+        super().__init__()
+        self.return_coarse = return_coarse
+
+        def unet(inputs: int) -> UNet:
+            return UNet(
+                spatial_dims=spatial_dims,
+                in_channels=inputs,
+                out_channels=out_channels,
+                channels=tuple(channels),
+                strides=(2,) * (len(channels) - 1),
+                num_res_units=num_res_units,
+                norm=("instance", {"affine": True}),
+            )
+
+        self.coarse = unet(in_channels)
+        self.fine = unet(in_channels + out_channels)
+
+    def refine(self, x: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        """Correct a segmentation of ``x``.
+
+        Args:
+            x: image of shape (B, in_channels, *spatial).
+            probabilities: a segmentation's class probabilities (B, out_channels, *spatial).
+
+        Returns:
+            Class scores (logits) of the same shape as ``probabilities``.
+        """
+        return self.fine(torch.cat([x, probabilities], dim=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Segment an image of shape (B, in_channels, *spatial) into class scores (B, out_channels, *spatial)."""
+        coarse = self.coarse(x)
+        fine = self.refine(x, coarse.softmax(dim=1))
+        return [fine, coarse] if self.training and self.return_coarse else fine
+
+
+def topological_triplet_loss(
+    anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, margin: float = 1.0
+) -> torch.Tensor:
+    """Triplet loss on feature vectors: the predicted mask's should be nearer to the true mask's than to a broken one's.
+
+    Args:
+        anchor: features of the predicted mask, (B, F).
+        positive: features of the true mask, (B, F).
+        negative: features of a mask with broken topology (for example with pieces erased), (B, F).
+        margin: how much nearer, in the distance of the features.
+
+    Returns:
+        Mean over the batch of ``max(0, |a - p| - |a - n| + margin)``, a scalar.
+    """
+    return F.triplet_margin_loss(anchor, positive, negative, margin=margin)

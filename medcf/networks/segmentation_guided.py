@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classifier that Diff-ICE explains: a predictor that sees the image and its segmentation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from medcf.networks.sononet import SonoNet
+
+__all__ = ["SegmentationGuidedClassifier"]
+
+
+class SegmentationGuidedClassifier(nn.Module):
+    """f(x) = l(s(x), x): the predictor l sees the probabilities of a frozen segmenter s beside the image.
+
+    The segmenter has no trainable parameter and stays in eval mode, whatever mode the classifier is put into; gradients
+    pass through it to the image, so that guidance by f knows the anatomy.
+
+    Source: Diff-ICE, the classifier of its section on progressive concept-guided quality.
+
+    Args:
+        segmenter: maps an image (B, 1, *spatial) in [-1, 1] to class scores (B, K, *spatial).
+        predictor: maps the K probabilities and the image, concatenated in this order, to class scores. ``features`` and
+            ``feature_maps`` ask it for methods of these names, as `SonoNet` has them.
+    """
+
+    def __init__(self, segmenter: nn.Module, predictor: SonoNet | nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter.requires_grad_(False).eval()
+        self.predictor = predictor
+
+    def train(self, mode: bool = True) -> SegmentationGuidedClassifier:
+        """Switch the predictor's mode; the segmenter stays in eval mode."""
+        super().train(mode)
+        self.segmenter.eval()
+        return self
+
+    def evidence(self, image: torch.Tensor) -> torch.Tensor:
+        """Compute what the predictor sees: probabilities and image, (B, K + 1, *spatial)."""
+        return torch.cat([self.segmenter(image).softmax(dim=1), image], dim=1)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Compute the predictor's feature vector (B, F) of an image (B, 1, *spatial) in [-1, 1]."""
+        return self.predictor.features(self.evidence(image))  # type: ignore[operator]
+
+    def feature_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the predictor's feature maps, one tensor a block, finest first."""
+        return self.predictor.feature_maps(self.evidence(image))  # type: ignore[operator]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Compute class scores (logits) of shape (B, num_classes) of an image (B, 1, *spatial) in [-1, 1]."""
+        return self.predictor(self.evidence(image))
