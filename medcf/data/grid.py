@@ -9,8 +9,8 @@ lies outside is black on the way in, and no difference on the way back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from monai.data import MetaTensor
@@ -82,7 +82,7 @@ def to_grid(
     return MetaTensor(grid, affine=affine, meta=meta), record
 
 
-def from_grid(values: torch.Tensor, record: GridRecord) -> torch.Tensor:
+def from_grid(values: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
     """Resample a difference from the grid to the native matrix, linearly in the values; zero outside of the grid.
 
     Args:
@@ -98,7 +98,7 @@ def from_grid(values: torch.Tensor, record: GridRecord) -> torch.Tensor:
 def apply_difference(
     original: torch.Tensor,
     difference: torch.Tensor,
-    record: GridRecord,
+    record: Mapping[str, Any],
     *,
     intensity: tuple[float, float] = (-1.0, 1.0),
 ) -> torch.Tensor:
@@ -129,7 +129,7 @@ def grid_record(image: MetaTensor) -> GridRecord:
     return record
 
 
-def resample_to(plane: torch.Tensor, record: GridRecord) -> torch.Tensor:
+def resample_to(plane: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
     """Resample (..., H, W) onto the grid of ``record``; zero where the grid reaches beyond the matrix."""
     (height, width), (rows, columns), origin, step = _fields(record)
     _check_shape(plane, (height, width), "image")
@@ -138,7 +138,7 @@ def resample_to(plane: torch.Tensor, record: GridRecord) -> torch.Tensor:
     return _separable(plane, vertical, horizontal)
 
 
-def resample_from(plane: torch.Tensor, record: GridRecord) -> torch.Tensor:
+def resample_from(plane: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
     """Resample (..., rows, columns) from the grid of ``record`` to the native matrix; falls to zero outside."""
     (height, width), (rows, columns), origin, step = _fields(record)
     _check_shape(plane, (rows, columns), "values")
@@ -158,7 +158,8 @@ def _weights(count_in: int, count_out: int, origin: float, step: float, *, hold_
     """Matrix (count_out, count_in) of a 1D resampling: output i is centred on input ``origin + step * i``.
 
     Steps above 1 average over the exact area of the output pixel; smaller ones interpolate linearly. With
-    ``hold_edges`` the outer half of the border pixels keeps its value; otherwise the interpolation runs to zero over one pixel.
+    ``hold_edges`` the outer half of the border pixels keeps its value; otherwise it runs to zero over one
+    pixel.
     """
     centers = origin + step * torch.arange(count_out, dtype=torch.float64)[:, None]
     pixels = torch.arange(count_in, dtype=torch.float64)[None]
@@ -230,7 +231,7 @@ def _picture(source: torch.Tensor, image: torch.Tensor) -> tuple[int, int, int, 
     return top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1
 
 
-def _grid_affine(affine: object, record: GridRecord) -> torch.Tensor:
+def _grid_affine(affine: object, record: Mapping[str, Any]) -> torch.Tensor:
     """Affine of the grid: the native one after the grid's scale and offset."""
     native = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine).to(torch.float64)
     index = torch.eye(4, dtype=torch.float64)
@@ -240,7 +241,7 @@ def _grid_affine(affine: object, record: GridRecord) -> torch.Tensor:
 
 
 def _fields(
-    record: GridRecord,
+    record: Mapping[str, Any],
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[float, float], tuple[float, float]]:
     """Read a record; collating and decollating may have made tensors of its numbers."""
     native, grid = ((int(a), int(b)) for a, b in (record["native_size"], record["grid_size"]))

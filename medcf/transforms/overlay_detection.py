@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds what a scanner drew over an ultrasound image, and fills it in.
+
+Echoes are blurred by the beam and speckled; what a scanner draws is thin, with hard edges and one exact grey value
+("ink"), or is colored, or stands outside of the picture. Each property is looked for by itself:
+
+- colour: chroma that deviates from the tint that pixels of this luminance have in this image (a sepia tint is no mark);
+- strokes: bright thin structures (white top-hat) with an edge of one pixel;
+- ink: grey values that many strokes share exactly; pixels of such a value that touch a stroke belong to it, which also
+  finds the part of a caliper that lies on the skull;
+- surroundings: whatever is visible outside of the convex hull of the echoes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch.nn import functional
+
+__all__ = ["fill_in", "find_overlays"]
+
+Mask = NDArray[np.bool_]
+Plane = NDArray[np.float32]
+
+_VISIBLE = 0.04
+_CHROMA = 0.12
+_STROKE = 0.34
+_CERTAIN = 0.6
+_EDGE = 0.3
+_SKIRT = 0.15
+_LEVELS = 256
+
+
+def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[int, int, int, int]) -> tuple[Mask, Mask]:
+    """Mark burned-in text, calipers, dotted lines and coloured marks.
+
+    Args:
+        image: (C, H, W) in [0, 1], C = 1 or 3.
+        luminance: (H, W) in [0, 1], the luminance of ``image``.
+        region: first row, first column, end row, end column of the picture proper.
+
+    Returns:
+        (H, W), true where the image is not echo; and the part of it that lies outside of the picture, which is black
+        without the marks.
+    """
+    colored = _colored(image, luminance)
+    size = 2 * math.ceil(luminance.shape[1] / 300) + 1  # strokes are about 1 pixel wide at 160 columns, 2 to 4 at 1000
+    background = ndimage.grey_opening(luminance, size=(size, size))
+    relief = luminance - background
+    marks = colored | _strokes(luminance, relief, colored, size)
+    outside, beside = _surroundings(np.where(colored, 0, luminance), background, region)
+    marks |= beside
+    # dim remains of text between the strokes
+    marks |= outside & (relief > _VISIBLE) & ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
+    return marks, marks & outside
+
+
+def fill_in(luminance: Plane, mask: Mask, sweeps: int = 20) -> Plane:
+    """Fill the masked pixels from their surroundings: a push-pull pyramid, then Jacobi sweeps of Laplace's equation.
+
+    Args:
+        luminance: (H, W).
+        mask: (H, W), true where the value is to be replaced.
+        sweeps: number of Jacobi sweeps.
+
+    Returns:
+        (H, W), equal to ``luminance`` where the mask is false; zero if everything is masked.
+    """
+    if not mask.any():
+        return luminance
+    known = torch.from_numpy(~mask)[None, None].to(torch.float32)
+    values = torch.from_numpy(luminance)[None, None] * known
+    filled = _push_pull(values, known)
+    padded = np.pad(filled[0, 0].numpy(), 1, mode="edge")
+    flat, row = padded.ravel(), padded.shape[1]
+    hole = np.flatnonzero(np.pad(mask, 1))
+    for _ in range(sweeps):
+        flat[hole] = 0.25 * (flat[hole - 1] + flat[hole + 1] + flat[hole - row] + flat[hole + row])
+    return padded[1:-1, 1:-1].copy()
+
+
+def _push_pull(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted averages at ever coarser scales, used where the finer one knows nothing (Gortler et al. 1996)."""
+    known = weight.clamp(max=1)
+    mean = values / weight.clamp(min=1e-6)
+    if min(values.shape[-2:]) < 2 or bool((weight > 0).all()):
+        return mean
+    halved = [functional.avg_pool2d(plane, kernel_size=2, ceil_mode=True) for plane in (mean * known, known)]
+    coarse = _push_pull(*halved)
+    spread = functional.interpolate(coarse, size=values.shape[-2:], mode="bilinear", align_corners=False)
+    return known * mean + (1 - known) * spread
+
+
+def _colored(image: NDArray[np.float32], luminance: Plane) -> Mask:
+    """Pixels whose chroma is not what this luminance usually has in this image."""
+    if image.shape[0] == 1:
+        return np.zeros(luminance.shape, dtype=bool)
+    chroma = np.stack([image[0] - luminance, image[2] - luminance])
+    if float(np.abs(chroma).max()) < _CHROMA / 2:
+        return np.zeros(luminance.shape, dtype=bool)
+    bins = np.clip((luminance * 16).astype(np.int64), 0, 15)
+    seen = luminance > _VISIBLE
+    tint = np.zeros((2, 16), dtype=np.float32)
+    for level in range(16):
+        inside = seen & (bins == level)
+        # a sample is enough for a median, and a mark can be the majority of few pixels
+        if np.count_nonzero(inside) > luminance.size // 100:
+            tint[:, level] = [np.median(plane[inside][::7]) for plane in chroma]
+    odd = np.abs(chroma - tint[:, bins]).max(axis=0) > _CHROMA
+    near = np.abs(chroma - tint[:, bins]).max(axis=0) > _CHROMA / 3
+    return odd | (ndimage.binary_dilation(odd, iterations=2) & near)
+
+
+def _strokes(luminance: Plane, relief: Plane, colored: Mask, size: int) -> Mask:
+    """Thin bright structures with a hard edge, and the ink that touches them."""
+    step = np.zeros_like(luminance)
+    for axis in (0, 1):
+        difference = np.abs(np.diff(luminance, axis=axis))
+        before, after = [slice(None)] * 2, [slice(None)] * 2
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        np.maximum(step[tuple(before)], difference, out=step[tuple(before)])
+        np.maximum(step[tuple(after)], difference, out=step[tuple(after)])
+    edged = ndimage.maximum_filter(step, size=size) > _EDGE
+    core = (relief > _STROKE) & edged
+    inks = _inks(luminance, core & ~colored)
+    ink = inks[_level(luminance)]
+    near = ndimage.binary_dilation(core, structure=np.ones((3, 3)), iterations=size // 2)
+    # without ink only what is far brighter than its surroundings on both sides is safe to call drawn
+    certain = (core & ink) | ((relief > _CERTAIN) & edged)
+    marks = certain | (near & ink & ndimage.binary_dilation(certain, structure=np.ones((3, 3)), iterations=size))
+    if not marks.any():
+        return marks
+    # the soft skirt of antialiased or compressed strokes
+    return marks | (ndimage.binary_dilation(marks, structure=np.ones((3, 3))) & (relief > _SKIRT) & ~ink)
+
+
+def _inks(luminance: Plane, core: Mask) -> NDArray[np.bool_]:
+    """Table of the 256 grey levels: true where strokes share the very level far more often than chance lets them.
+
+    Most pixels of such a level must be in strokes: white is also the level of echoes that are too bright for the scale.
+    """
+    counts = np.bincount(_level(luminance[core]), minlength=_LEVELS).astype(np.float64)
+    around = ndimage.uniform_filter1d(counts, 21, mode="nearest") * 21 - counts
+    total = np.bincount(_level(luminance).ravel(), minlength=_LEVELS)
+    return (counts >= 12) & (counts > 0.75 * around) & (counts > 0.4 * total)
+
+
+def _level(values: Plane) -> NDArray[np.int64]:
+    return np.rint(np.clip(values, 0, 1) * (_LEVELS - 1)).astype(np.int64)
+
+
+def _surroundings(luminance: Plane, background: Plane, region: tuple[int, int, int, int]) -> tuple[Mask, Mask]:
+    """Find what lies beside the picture, the convex hull of the echoes.
+
+    Returns:
+        Pixels outside of the picture, and visible things outside of it that are not echoes: they are not connected to
+        the picture and have a hard outline, where a patch of echoes fades out. Nothing is outside if there is no clear
+        picture.
+    """
+    top, left, bottom, right = region
+    height, width = luminance.shape
+    beyond = np.ones((height, width), dtype=bool)
+    beyond[top:bottom, left:right] = False
+    visible = luminance > _VISIBLE
+    textured = np.zeros((height, width), dtype=bool)
+    textured[:, 1:] = np.diff(luminance, axis=1) != 0
+    picture = _picture((background > 0.02) & textured & ~beyond & (luminance > 0))
+    if picture is None:
+        return beyond, beyond & visible
+    labels, count = ndimage.label(visible & ~beyond, structure=np.ones((3, 3)))
+    outline = (labels > 0) & ~ndimage.binary_erosion(visible, border_value=1)
+    hard = _share(labels, outline & (luminance > 2 * _VISIBLE), outline, count) > 0.5
+    connected = _share(labels, picture, labels > 0, count) > 0
+    beside = np.concatenate([[False], (hard & ~connected)[1:]])[labels]
+    outside = beyond | ~picture
+    return outside, (beside | beyond) & visible
+
+
+def _share(labels: NDArray[np.int32], part: Mask, whole: Mask, count: int) -> NDArray[np.float64]:
+    """For every label the share of its ``whole`` pixels that are also in ``part``; entry 0 is the background."""
+    of_part = np.bincount(labels[part & whole], minlength=count + 1)
+    return of_part / np.maximum(np.bincount(labels[whole], minlength=count + 1), 1)
+
+
+def _picture(echoes: Mask) -> Mask | None:
+    """Convex hull of the large patches of echoes, found at about 160 columns; None if there is no large patch."""
+    height, width = echoes.shape
+    reduce = max(1, width // 160)
+    coarse = echoes[: height // reduce * reduce, : width // reduce * reduce]
+    coarse = coarse.reshape(height // reduce, reduce, width // reduce, reduce).mean(axis=(1, 3)) > 0.3
+    labels, count = ndimage.label(coarse)
+    areas = np.bincount(labels.ravel(), minlength=2)[1:]
+    if count == 0 or areas.max() < 0.02 * coarse.size:
+        return None
+    kept = np.isin(labels, 1 + np.flatnonzero(areas > 0.15 * areas.max()))
+    hull = np.kron(_convex_hull(ndimage.binary_dilation(kept, iterations=2)), np.ones((reduce, reduce), dtype=bool))
+    # the rows and columns that the reduction cut off continue their neighbours
+    return np.pad(hull, ((0, height - hull.shape[0]), (0, width - hull.shape[1])), mode="edge")
+
+
+def _convex_hull(mask: Mask) -> Mask:
+    from skimage.morphology import convex_hull_image
+
+    return np.asarray(convex_hull_image(mask), dtype=bool)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removes burned-in text, calipers and colored marks before a network sees the image."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+
+from medcf.data import to_luminance
+from medcf.transforms.overlay_detection import fill_in, find_overlays
+
+__all__ = ["RemoveOverlays", "RemoveOverlaysD", "RemoveOverlaysDict", "RemoveOverlaysd"]
+
+
+class RemoveOverlays(Transform):
+    """Find what the scanner drew over an ultrasound image and fill it in from its surroundings.
+
+    Text, calipers, dotted lines and frames are found by their hard edges and exact grey values; colored marks (and
+    color Doppler, which hides the echoes below it) by their chroma; whatever stands beside the picture becomes black.
+    An image without any of these comes back unchanged.
+
+    Give it the image at full resolution, with color if the file has it (``read_study(..., color=True)``): resampling
+    smears the edges that give drawings away. The result is luminance. Its meta data hold ``overlay_mask`` (1, H, W),
+    bool, and ``overlay_fraction``, the share of pixels that were replaced.
+    """
+
+    def __call__(self, image: torch.Tensor) -> MetaTensor:
+        """Clean one image.
+
+        Args:
+            image: (1 or 3, H, W) in [0, 1]; the meta entry ``region``, if any, bounds the picture.
+
+        Returns:
+            (1, H, W) in [0, 1].
+
+        Raises:
+            ValueError: if the shape or the range is wrong.
+        """
+        if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
+            raise ValueError(f"image must be (1 or 3, H, W), got shape {tuple(image.shape)}")
+        array = _array(image)
+        if not (np.isfinite(array).all() and array.min() >= -1e-6 and array.max() <= 1 + 1e-6):
+            raise ValueError(f"image must lie in [0, 1], got {float(array.min()):g} to {float(array.max()):g}")
+        luminance = _array(to_luminance(image))[0]
+        height, width = luminance.shape
+        meta = dict(getattr(image, "meta", {}))
+        top, left, bottom, right = (int(n) for n in meta.get("region", (0, 0, height, width)))
+        marks, beside = find_overlays(array, luminance, (top, left, bottom, right))
+        cleaned = fill_in(np.where(beside, np.float32(0), luminance), marks & ~beside)
+        meta["overlay_mask"] = torch.from_numpy(marks)[None]
+        meta["overlay_fraction"] = float(marks.mean())
+        affine = meta.pop("affine", None)
+        return MetaTensor(torch.from_numpy(cleaned)[None].to(image.device), affine=affine, meta=meta)
+
+
+class RemoveOverlaysd(MapTransform):
+    """Dictionary version of :class:`RemoveOverlays`.
+
+    Args:
+        keys: images to clean.
+        allow_missing_keys: whether a key may be missing.
+    """
+
+    backend = Transform.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.remover = RemoveOverlays()
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Clean the images of one case; other entries are kept."""
+        cleaned = dict(data)
+        for key in self.key_iterator(cleaned):
+            cleaned[key] = self.remover(cleaned[key])
+        return cleaned
+
+
+def _array(image: torch.Tensor) -> np.ndarray:
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    return plain.detach().cpu().to(torch.float32).numpy()
+
+
+RemoveOverlaysD = RemoveOverlaysDict = RemoveOverlaysd
