@@ -53,7 +53,7 @@ def gaussian_network() -> type[torch.nn.Module]:
 
 @pytest.fixture
 def tiny_unet() -> Callable[..., torch.nn.Module]:
-    """A small MONAI U-Net whose zero-initialized output convolution was perturbed: ``tiny_unet(**overrides)``."""
+    """A small MONAI U-Net whose zero-initialized weights were perturbed: ``tiny_unet(**overrides)``."""
 
     def build(**overrides: object) -> torch.nn.Module:
         from monai.networks.nets import DiffusionModelUNet
@@ -62,7 +62,9 @@ def tiny_unet() -> Callable[..., torch.nn.Module]:
         options = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, "num_res_blocks": 1, "channels": (8, 16)}
         options |= {"attention_levels": (False, True), "norm_num_groups": 8, "num_head_channels": 8}
         network = DiffusionModelUNet(**(options | overrides))
-        torch.nn.init.normal_(network.out[-1].conv.weight, std=0.1)
+        for weight in network.parameters():
+            if weight.ndim > 1 and not weight.any():
+                torch.nn.init.normal_(weight, std=0.1)
         return network.eval()
 
     return build
