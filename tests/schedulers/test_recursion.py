@@ -84,7 +84,9 @@ def test_known_standard_deviations(make_scheduler, chain_moments, gaussian, coun
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_moments_follow_the_recursion_under_another_schedule(make_scheduler, chain_moments, gaussian, tolerance, sampler):
+def test_moments_follow_the_recursion_under_another_schedule(
+    make_scheduler, chain_moments, gaussian, tolerance, sampler
+):
     kind, settings, options = SAMPLERS[sampler]
     gaussian = replace(gaussian, alpha_bar=np.cumprod(1 - np.linspace(8.5e-4**0.5, 0.012**0.5, 1000) ** 2))
     scheduler = make_scheduler(kind, schedule="scaled_linear_beta", beta_start=8.5e-4, beta_end=0.012, **settings)
