@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The handler that writes finished cases and remembers failed ones."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from medcf.data import get_spacing, grid_record
+from medcf.engines.case_result import CaseResult
+from medcf.engines.nifti_writer import NiftiWriter
+from medcf.engines.run_folder import RunFolder
+
+__all__ = ["CaseWriter", "score_row"]
+
+Writer = Callable[[CaseResult, Path], None]
+
+
+class CaseWriter:
+    """Writes every case of `CounterfactualEvaluator`, one folder each, and marks it as done.
+
+    Args:
+        run_folder: the run's output folder, opened.
+        writers: called with the case and its folder, in this order; defaults to `NiftiWriter`.
+    """
+
+    def __init__(self, run_folder: RunFolder, writers: Sequence[Writer] | None = None) -> None:
+        self.run_folder = run_folder
+        self.writers: Sequence[Writer] = (NiftiWriter(),) if writers is None else writers
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the cases of an iteration; those that an interrupted session finished stay as they are."""
+        for failure in engine.state.failures:
+            self.run_folder.fail(failure)
+        done = set(self.run_folder.done())
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            if item["case"] in done:
+                continue
+            started = time.perf_counter()
+            result = _result(item, output)
+            folder = self.run_folder.case_dir(result.case)
+            folder.mkdir(parents=True, exist_ok=True)
+            for writer in self.writers:
+                writer(result, folder)
+            result.row["seconds"] = round(output["seconds"] + time.perf_counter() - started, 3)
+            self.run_folder.complete(result.case, result.row)
+
+
+def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect a case's scores, JSON values only.
+
+    Args:
+        item: the case as its dataset gave it.
+        output: what the evaluator found.
+
+    Returns:
+        Column name to value; unknown numbers are None.
+    """
+    confidences = [_number(value) for value in output["confidences"]]
+    meta = getattr(item["original"], "meta", {})
+    spacing = get_spacing(item["original"])
+    row: dict[str, Any] = {
+        "case": item["case"],
+        "file": item["file"],
+        "format": str(meta.get("source_format", "")),
+        "frame": int(meta.get("frame", 0)),
+        "rows": int(item["original"].shape[-2]),
+        "columns": int(item["original"].shape[-1]),
+        "spacing_row_mm": _number(spacing[0]) if spacing else None,
+        "spacing_column_mm": _number(spacing[1]) if spacing else None,
+        "target": int(output["target"]),
+        "label_before": int(output["label_before"]),
+        "label_after": int(output["label_after"]),
+        "confidence_before": confidences[0],
+        "confidence_after": confidences[-1],
+        "flipped": bool(output["flipped"]),
+        "unchanged": bool(output["unchanged"]),
+        "scale": _number(output["scale"]),
+        "iterations": int(output["iterations"]),
+        "num_function_evaluations": int(output["num_function_evaluations"]),
+        "mean_absolute_difference": _number(output["native"]["difference"].abs().mean().item()),
+        "overlay_fraction": _number(float(meta.get("overlay_fraction", item.get("overlay_fraction", 0.0)))),
+    }
+    row |= {name: _number(value) for name, value in output.get("novelty", {}).items()}
+    if "out_of_distribution" in row:
+        row["out_of_distribution"] = bool(row["out_of_distribution"])
+    return row | {f"confidence_{index}": value for index, value in enumerate(confidences)} | {"confidences": confidences}
+
+
+def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
+    native: dict[str, torch.Tensor] = output["native"]
+    original = item["original"]
+    segmentation = None
+    if "segmentation" in output:
+        segmentation = _labels_on_matrix(output["segmentation"].cpu().numpy(), grid_record(item["image"]))
+    return CaseResult(
+        case=item["case"],
+        path=Path(item["file"]),
+        **{name: image.numpy() for name, image in native.items()},
+        affine=np.asarray(original.affine, dtype=np.float64),
+        source_format=str(original.meta.get("source_format", "")),
+        spacing=get_spacing(original),
+        segmentation=segmentation,
+        row=score_row(item, output),
+    )
+
+
+def _labels_on_matrix(labels: np.ndarray, record: Mapping[str, Any]) -> np.ndarray:
+    """Nearest grid label of every native pixel; background outside of the grid."""
+    indices, inside = [], []
+    for axis in range(2):
+        native, grid = int(record["native_size"][axis]), int(record["grid_size"][axis])
+        position = np.rint((np.arange(native) - float(record["origin"][axis])) / float(record["step"][axis])).astype(int)
+        inside.append((position >= 0) & (position < grid))
+        indices.append(position.clip(0, grid - 1))
+    return labels[:, indices[0][:, None], indices[1][None]] * (inside[0][:, None] & inside[1][None])
+
+
+def _number(value: float) -> float | None:
+    """Round to what float32 holds; None for what is unknown."""
+    return round(float(value), 7) if math.isfinite(value) else None

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the reason of a failed command last, where it is read."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+__all__ = ["report_errors", "root_cause"]
+
+# How MONAI wraps whatever was raised inside an expression, a component or a transform.
+_WRAPPERS = ("Failed to evaluate", "Failed to instantiate", "applying transform")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that MONAI wrapped, or the error itself."""
+    while error.__cause__ is not None and str(error).startswith(_WRAPPERS):
+        error = error.__cause__
+    return error
+
+
+def report_errors() -> None:
+    """From now on, end an uncaught error's traceback with the message of its cause.
+
+    MONAI ends it with the text of the expression that failed, below which nobody looks for "The weights file ... does
+    not exist". For a command line: to be the first expression of ``initialize``; it changes ``sys.excepthook`` only.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, traceback)
+        cause = root_cause(error)
+        if cause is not error:
+            sys.stderr.write(f"\n{type(cause).__name__}: {cause}\n")
+
+    sys.excepthook = hook

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run's results depend on, in hashes: the config, the weights and the inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+__all__ = ["INDIFFERENT_KEYS", "config_fingerprint", "describe_changes", "running_config", "sha256"]
+
+INDIFFERENT_KEYS = frozenset(
+    {
+        "_meta_", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist", "output_dir",
+        "device", "batch_size", "num_workers", "num_threads", "overwrite", "progress", "panels", "weights", "handlers",
+        "run_folder",
+    }
+)  # fmt: skip
+"""Top-level ids of a config that say where and how fast, not what; weights and inputs are hashed by their content."""
+
+_SHOWN = 3  # how many changed inputs or weights an error names before it counts the rest
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file, or a folder (a DICOM series) by the names and contents of its files.
+
+    Args:
+        path: an existing file or folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    path = Path(path)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def running_config() -> dict[str, Any]:
+    """Return the raw config that is being evaluated, command-line overrides included.
+
+    To be called from an expression of a config (``"config": "$running_config()"``): MONAI gives expressions no name for
+    the config itself, so it is taken from the ``ConfigParser`` on the call stack.
+
+    Raises:
+        RuntimeError: no config is being evaluated.
+    """
+    frame = inspect.currentframe()
+    try:
+        while frame is not None:
+            parser = frame.f_locals.get("self")
+            if isinstance(parser, ConfigParser):
+                return json.loads(json.dumps(parser.get(), default=str))
+            frame = frame.f_back
+    finally:
+        del frame
+    raise RuntimeError("running_config() must be called from an expression of a MONAI config.")
+
+
+def config_fingerprint(config: Mapping[str, Any], indifferent: Iterable[str] = INDIFFERENT_KEYS) -> dict[str, str]:
+    """Hash each top-level section of a config that results depend on.
+
+    Args:
+        config: raw config, as `running_config` returns it.
+        indifferent: ids that are left out.
+
+    Returns:
+        Section name to SHA-256 of its canonical JSON (an override of 1.0 equals a default of 1).
+    """
+    left_out = set(indifferent)
+    return {
+        str(key): hashlib.sha256(json.dumps(_canonical(value), sort_keys=True).encode()).hexdigest()
+        for key, value in sorted(config.items())
+        if key not in left_out
+    }
+
+
+def _canonical(value: Any) -> Any:
+    """Make equal settings equal text: integral floats become integers, tuples become lists."""
+    if isinstance(value, dict):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value
+
+
+def describe_changes(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Say which parts of a fingerprint differ.
+
+    Args:
+        before: ``{"config": {...}, "weights": {...}, "inputs": {...}}``, each name to hash.
+        after: the same of now.
+
+    Returns:
+        One line a kind that changed, for example ``"input changed: a.png"``; empty when nothing did.
+
+    Example:
+        >>> describe_changes({"weights": {"model.pt": "1"}}, {"weights": {"model.pt": "2"}})
+        ['weights changed: model.pt']
+    """
+    lines = []
+    for kind in dict.fromkeys([*before, *after]):
+        old, new = before.get(kind, {}), after.get(kind, {})
+        groups = {
+            "changed": [name for name in old if name in new and old[name] != new[name]],
+            "missing now": [name for name in old if name not in new],
+            "new": [name for name in new if name not in old],
+        }
+        for what, names in groups.items():
+            if names:
+                rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                lines.append(f"{kind} {what}: {', '.join(sorted(names)[:_SHOWN])}{rest}")
+    return lines

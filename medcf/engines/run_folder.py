@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's output folder: what is done stays done, also after ``kill -9``, and two different runs never mix.
+
+Layout::
+
+    output_dir/
+      manifest.json     versions, config, seeds, hashes of weights and inputs, one entry a session
+      <case>/case.json  the case's scores; written atomically and last, it marks the case as done
+      scores.csv, failures.csv, summary.json   written when the run ends, from the cases' own records
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from medcf import __version__
+from medcf.engines.fingerprint import config_fingerprint, describe_changes, sha256
+
+__all__ = ["MARKER", "Failure", "RunFolder", "write_json"]
+
+logger = logging.getLogger(__name__)
+
+MARKER = "case.json"
+MANIFEST = "manifest.json"
+NOTICE = "SYNTHETIC counterfactual images made by medcf. Not for diagnosis."
+_PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "nibabel", "pydicom", "scikit-image", "scipy")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that gave no counterfactual.
+
+    Attributes:
+        file: path of the input.
+        stage: ``"read"``, ``"infer"`` or ``"write"``.
+        reason: what was wrong.
+        remedy: what the user can do about it.
+    """
+
+    file: str
+    stage: str
+    reason: str
+    remedy: str
+
+
+class RunFolder:
+    """The output folder of one run, opened before the first case and closed after the last.
+
+    Args:
+        output_dir: folder to write to; made when it does not exist.
+        config: raw config of the run (`medcf.engines.fingerprint.running_config`).
+        weights: name to path of every weights file that the results depend on.
+        seed: seed of the run, for the manifest.
+        overwrite: True removes what an earlier run left here (only what its manifest lists) and starts anew.
+        overrides: options of the command line, for the manifest.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        weights: Mapping[str, str | Path] | None = None,
+        seed: int = 0,
+        overwrite: bool = False,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(output_dir)
+        self.config = dict(config or {})
+        self.weights = {name: Path(path) for name, path in (weights or {}).items()}
+        self.seed = seed
+        self.overwrite = overwrite
+        self.overrides = dict(overrides or {})
+        self.inputs: dict[str, Path] = {}
+        self.failures: dict[str, Failure] = {}
+        self.manifest: dict[str, Any] = {}
+        self._started = time.perf_counter()
+        self._lock: IO[str] | None = None
+
+    def open(
+        self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]] = ()
+    ) -> list[str]:
+        """Start or continue a run.
+
+        Args:
+            cases: dictionaries with ``case`` (id) and ``image`` (path), in the order of the run.
+            failures: files that are known to be unusable: dictionaries with ``file``, ``reason`` and ``remedy``.
+
+        Returns:
+            The cases that an earlier session finished, whose results stay as they are.
+
+        Raises:
+            ValueError: the folder holds a run with another config, other weights or other inputs; says which.
+            RuntimeError: another process is writing to this folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
+        hashes: dict[Path, str] = {}
+        for path in self.inputs.values():  # several cases may be frames of one file
+            if path not in hashes:
+                hashes[path] = sha256(path)
+        fingerprint = {
+            "config": config_fingerprint(self.config) | {"medcf version": __version__},
+            "weights": {f"{name} ({path.name})": sha256(path) for name, path in self.weights.items()},
+            "inputs": {case: hashes[path] for case, path in self.inputs.items()},
+        }
+        previous = self._read_manifest()
+        if previous is not None and self.overwrite:
+            self._remove(previous)
+            previous = None
+        if previous is not None:
+            self._accept_repaired(previous, fingerprint["inputs"])
+        changes = describe_changes(previous["fingerprint"], fingerprint) if previous is not None else []
+        if changes:
+            raise ValueError(
+                f"{self.path} holds the results of another run. Since then:\n  "
+                + "\n  ".join(changes)
+                + "\nChoose another folder with --output_dir, or replace those results with --overwrite true."
+            )
+        self.manifest = previous or {
+            "notice": NOTICE,
+            "created": _now(),
+            "seed": self.seed,
+            "config": self.config,
+            "weights": {name: {"path": str(path), "sha256": sha256(path)} for name, path in self.weights.items()},
+            "inputs": {case: {"path": str(path), "sha256": hashes[path]} for case, path in self.inputs.items()},
+            "fingerprint": fingerprint,
+            "sessions": [],
+        }
+        self.manifest["sessions"].append({**_session(), "overrides": self.overrides})
+        write_json(self.path / MANIFEST, self.manifest)
+        for failure in failures:
+            self.fail(Failure(failure["file"], "read", failure["reason"], failure["remedy"]))
+        done = self.done()
+        if done:
+            logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
+        return done
+
+    def case_dir(self, case: str) -> Path:
+        """Return the folder of a case."""
+        return self.path / case
+
+    def done(self) -> list[str]:
+        """List the cases of this run whose marker exists, in the order of the run."""
+        return [case for case in self.inputs if (self.case_dir(case) / MARKER).is_file()]
+
+    def complete(self, case: str, row: Mapping[str, Any]) -> None:
+        """Mark a case as done, after all its files were written.
+
+        Args:
+            case: case id.
+            row: its scores, JSON values only.
+        """
+        write_json(self.case_dir(case) / MARKER, dict(row))
+
+    def fail(self, failure: Failure) -> None:
+        """Record that a file gave no counterfactual; the run goes on."""
+        if self.failures.setdefault(f"{failure.file}\0{failure.reason}", failure) is failure:
+            logger.warning("%s failed (%s): %s", Path(failure.file).name, failure.stage, failure.reason)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the scores of all done cases, in the order of the run."""
+        return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in self.done()]
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Write the tables of the run.
+
+        Args:
+            summary: content of ``summary.json``.
+        """
+        write_csv(self.path / "scores.csv", self.rows())
+        write_csv(
+            self.path / "failures.csv",
+            [asdict(self.failures[key]) for key in sorted(self.failures)],
+            columns=("file", "stage", "reason", "remedy"),
+        )
+        write_json(self.path / "summary.json", dict(summary))
+        self.manifest["failed"] = sorted({failure.file for failure in self.failures.values()})
+        self.manifest["sessions"][-1]["finished"] = _now()
+        self.manifest["sessions"][-1]["seconds"] = round(self.seconds(), 1)
+        write_json(self.path / MANIFEST, self.manifest)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def seconds(self) -> float:
+        """Return the seconds since this object was made."""
+        return time.perf_counter() - self._started
+
+    def _accept_repaired(self, previous: dict[str, Any], inputs: Mapping[str, str]) -> None:
+        """Let files that failed before come back in another state: nothing of theirs is in the results."""
+        failed = set(previous.get("failed", ()))
+        done = set(self.done())
+        for case, path in self.inputs.items():
+            if str(path) in failed and case not in done:
+                previous["fingerprint"]["inputs"][case] = inputs[case]
+                previous["inputs"][case] = {"path": str(path), "sha256": inputs[case]}
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        try:
+            import fcntl
+        except ImportError:  # Windows: no lock, everything else works
+            return
+        lock = (self.path / ".lock").open("w")
+        try:  # the kernel drops the lock when the process dies, however it dies
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise RuntimeError(
+                f"Another process is writing to {self.path}; wait for it or choose another --output_dir."
+            ) from None
+        self._lock = lock
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = self.path / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another --output_dir.") from error
+
+    def _remove(self, manifest: Mapping[str, Any]) -> None:
+        """Remove the results of an earlier run: the folders of its cases and its tables, nothing else."""
+        for case in manifest.get("inputs", {}):
+            folder = self.case_dir(case)
+            if folder.resolve().is_relative_to(self.path.resolve()) and folder.resolve() != self.path.resolve():
+                shutil.rmtree(folder, ignore_errors=True)
+        for name in ("scores.csv", "failures.csv", "summary.json", MANIFEST):
+            with suppress(FileNotFoundError):
+                (self.path / name).unlink()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that the file is either the old one or the whole new one, also after a power cut."""
+    _write_atomically(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV; columns are those of all rows, in order of appearance, unless given."""
+    names = list(columns or dict.fromkeys(key for row in rows for key in row))
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _session() -> dict[str, Any]:
+    """Describe this process: command, versions, machine."""
+    versions = {"python": platform.python_version(), "medcf": __version__}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "started": _now(),
+        "command": [Path(sys.executable).name, *sys.argv],
+        "versions": versions,
+        "platform": platform.platform(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoising U-Net as a bundle exposes it: callable on an image alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor
+
+__all__ = ["BundleUNet"]
+
+
+class BundleUNet(DiffusionModelUNet):
+    """MONAI's `DiffusionModelUNet` with optional time steps and class labels; its state dict is MONAI's own.
+
+    MONAI's bundle tools (``verify_net_in_out``, ``ckpt_export --use_trace true``) call a network with one tensor, and
+    MONAI's net then lacks its time steps. Here those default to 0 and the class to the last embedding, the null class
+    by the convention of this project.
+
+    Args:
+        spatial_dims: number of spatial dimensions.
+        in_channels: channels of the image.
+        out_channels: channels of the prediction.
+        **kwargs: further arguments of `DiffusionModelUNet`.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, **kwargs: Any) -> None:
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **kwargs)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        down_block_additional_residuals: tuple[Tensor, ...] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+    ) -> Tensor:
+        """Predict what the scheduler's ``prediction_type`` says.
+
+        Args:
+            x: image (B, C, \\*spatial), each side divisible by 2 ** (levels - 1).
+            timesteps: (B,); None stands for 0.
+            context: (B, tokens, features), for nets with cross-attention.
+            class_labels: (B,) integers; None stands for the null class, ``num_class_embeds - 1``.
+            down_block_additional_residuals: as in MONAI, for ControlNets.
+            mid_block_additional_residual: as in MONAI, for ControlNets.
+
+        Returns:
+            Prediction (B, out_channels, \\*spatial).
+        """
+        if timesteps is None:
+            timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        if class_labels is None and self.num_class_embeds is not None:
+            class_labels = torch.full_like(timesteps, self.num_class_embeds - 1, dtype=torch.long)
+        return super().forward(
+            x, timesteps, context, class_labels, down_block_additional_residuals, mid_block_additional_residual
+        )
