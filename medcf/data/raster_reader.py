@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads PNG, JPEG, BMP and TIFF.
 
-The resolution that such files carry (72 or 96 dots per inch) describes a screen, never the patient, so it is not taken
-for a pixel spacing. Millimetres come only from a PNG text entry named ``medcf_spacing_mm`` ("row column"), as this
-package writes it, or from the datalist.
+Millimetres come from a PNG text entry named ``medcf_spacing_mm`` ("row column"), from the datalist, or from a PNG's
+pHYs chunk if that names a resolution no screen, printer or plotting library uses: 72, 96, 100, 150 or 300 dots per inch
+describe a display, not the patient, and are not taken for a pixel spacing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ __all__ = ["SPACING_ENTRY", "read_raster"]
 
 SPACING_ENTRY = "medcf_spacing_mm"
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_DISPLAY_DPI = (
+    *(40, 50, 60, 72, 75, 80, 90, 96, 100, 110, 120, 130, 144, 150, 160, 180, 192, 200, 204, 220, 240),
+    *(250, 254, 288, 300, 320, 350, 360, 400, 500),
+)
+_DPI_RANGE = (5.0, 500.0)
 
 
 def count_raster_frames(path: Path) -> int:
@@ -101,7 +106,22 @@ def _decode(picture: Image.Image) -> tuple[NDArray[np.float32], float]:
 def _stated_spacing(picture: Image.Image) -> tuple[float, float] | None:
     text = picture.info.get(SPACING_ENTRY)
     if not isinstance(text, str):
-        return None
+        return _phys_spacing(picture)
     values = [float(v) for v in text.replace(",", " ").split()]
     row, column = values if len(values) == 2 else values * 2
     return (row, column) if row > 0 and column > 0 else None
+
+
+def _phys_spacing(picture: Image.Image) -> tuple[float, float] | None:
+    """Spacing from a PNG's pHYs chunk, unless it is one of the usual resolutions of displays and printers."""
+    dpi = picture.info.get("dpi")
+    if picture.format != "PNG" or not isinstance(dpi, tuple) or len(dpi) != 2:
+        return None
+    across, down = float(dpi[0]), float(dpi[1])
+    for value in (across, down):
+        if not _DPI_RANGE[0] <= value <= _DPI_RANGE[1]:
+            return None
+        # pHYs counts whole pixels per metre, so a stated resolution comes back within 0.03 dots per inch
+        if any(abs(value - usual) < 0.05 for usual in _DISPLAY_DPI):
+            return None
+    return 25.4 / down, 25.4 / across
