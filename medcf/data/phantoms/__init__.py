@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phantoms with paired ground truth: every subject can be rendered in any state.
+
+``python -m medcf.data.phantoms fetal_head --out DIR --count N`` writes them as PNG, NIfTI or DICOM.
+"""
+
+from __future__ import annotations
+
+from medcf.data.phantoms.base import PhantomSample, PhantomSubject
+from medcf.data.phantoms.concepts import CONCEPTS, QUALITY_THRESHOLD
+from medcf.data.phantoms.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
+from medcf.data.phantoms.fetal_head import FetalHead, HeadPose
+from medcf.data.phantoms.overlays import burn_in
+from medcf.data.phantoms.write import write_demo
+
+__all__ = [
+    "CONCEPTS",
+    "QUALITY_THRESHOLD",
+    "SPLITS",
+    "FetalHead",
+    "HeadPose",
+    "PhantomDataset",
+    "PhantomSample",
+    "PhantomSubject",
+    "burn_in",
+    "draw_case",
+    "subject_seed",
+    "write_demo",
+]
