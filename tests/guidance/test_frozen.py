@@ -21,9 +21,16 @@ def test_networks_come_back_as_they_were_even_after_an_error():
     network[1].eval()
     network[0].bias.requires_grad_(False)
     before = state(network)
-    with pytest.raises(RuntimeError, match="stop"), frozen(network, None, len):
-        assert state(network) == ([False] * 5, [False] * 4)
-        raise RuntimeError("stop")
+    inside = []
+
+    def work():
+        with frozen(network, None, len):
+            inside.append(state(network))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        work()
+    assert inside == [([False] * 5, [False] * 4)]
     assert state(network) == before
     assert before[0] == [True, True, False, False, False]
 

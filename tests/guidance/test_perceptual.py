@@ -74,7 +74,7 @@ def test_weights_are_loaded_by_path(extractor, tmp_path):
 
 
 def test_wrong_weights_and_layers_say_what_to_do(extractor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.pt"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         PerceptualFeatures(extractor, weights=tmp_path / "nothing.pt")
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="plain state dict"):
