@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian data, whose perfect denoiser is known in closed form, and the moments of a chain run with it.
 
-``MEDCF_TEST_SCHEDULERS=monai python -m pytest tests/schedulers`` points the tests that use ``make_scheduler`` at MONAI's
-own schedulers instead of ours. Only ``set_timesteps``, ``timesteps`` and ``step`` are used, which both have. They then
-fail for every chain shorter than the training's.
+``MEDCF_TEST_SCHEDULERS=monai python -m pytest tests/schedulers`` points the tests that use ``make_scheduler`` at
+MONAI's own schedulers instead of ours. Only ``set_timesteps``, ``timesteps`` and ``step`` are used, which both have.
+The tests of chains shorter than the training's then fail, and those with all 1000 steps pass.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def make_scheduler() -> Callable[..., Scheduler]:
 def chain_moments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, float]]:
     """Return the mean and variance a chain gives a starting N(0, 1), without drawing anything.
 
-    With the perfect denoiser every step is x → a x + b + σ z. Three pixels (x, z) = (0, 0), (1, 0), (0, 1) in one call
-    of ``step`` reveal a, b and σ.
+    With the perfect denoiser every step is x → a x + b + sigma z. Three pixels (x, z) = (0, 0), (1, 0), (0, 1) in one call
+    of ``step`` reveal a, b and sigma.
     """
     noise = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).reshape(1, 1, 3)
     probe = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).reshape(1, 1, 3)
