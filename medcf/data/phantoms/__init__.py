@@ -9,8 +9,9 @@ from __future__ import annotations
 from medcf.data.phantoms.base import PhantomSample, PhantomSubject
 from medcf.data.phantoms.concepts import CONCEPTS, QUALITY_THRESHOLD
 from medcf.data.phantoms.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
-from medcf.data.phantoms.fetal_head import FetalHead, HeadPose
+from medcf.data.phantoms.fetal_head import FetalHead
 from medcf.data.phantoms.overlays import burn_in
+from medcf.data.phantoms.poses import HeadPose
 from medcf.data.phantoms.write import write_demo
 
 __all__ = [

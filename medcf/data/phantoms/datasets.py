@@ -90,9 +90,9 @@ def draw_case(
 class PhantomDataset(Dataset[dict[str, Any]]):
     """Rendered phantoms on the network's grid, one subject per case.
 
-    Images are rendered at 128 x 160 pixels of 0.875 mm and averaged over areas; labels are the most frequent in each area.
-    An item holds ``image`` float32 (1, H, W) in [-1, 1], ``segmentation`` int64 (1, H, W), ``label`` int64, ``concepts``
-    float32 (K,), ``quality`` float32, ``subject`` int64 and ``case`` (string).
+    Images are rendered at 128 x 160 pixels of 0.875 mm and averaged over areas; labels are the most frequent in each
+    area. An item holds ``image`` float32 (1, H, W) in [-1, 1], ``segmentation`` int64 (1, H, W), ``label`` int64,
+    ``concepts`` float32 (K,), ``quality`` float32, ``subject`` int64 and ``case`` (string).
 
     Args:
         name: phantom in ``PHANTOMS``.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,68 +12,16 @@ from scipy import ndimage
 
 from medcf.data.phantoms.anatomy import Array, HeadAnatomy, coverage
 from medcf.data.phantoms.base import PhantomSample
+from medcf.data.phantoms.biometry import biometry
 from medcf.data.phantoms.concepts import QUALITY_THRESHOLD, fossa_absence, plane_quality, ramp, symmetry
 from medcf.data.phantoms.overlays import burn_in
+from medcf.data.phantoms.poses import FIELD, HeadPose, Plane, far_pose, near_pose, pixel_grid
 from medcf.data.phantoms.ultrasound import BeamGrid, Scanner
 from medcf.registry import PHANTOMS
 
-__all__ = ["FetalHead", "HeadPose"]
+__all__ = ["FetalHead"]
 
-_FIELD = (112.0, 140.0)  # height and width of the imaged field in mm
 _ANGLES = 128  # rays that find the outline of a cut
-
-
-@dataclass(frozen=True)
-class HeadPose:
-    """Where the plane cuts the head, and how good the acoustic window is.
-
-    Args:
-        tilt: degrees about the left-right axis; positive values bring the posterior fossa in.
-        roll: degrees about the front-back axis.
-        rotation: degrees in the plane, relative to the subject's own position.
-        offset: mm along the head's axis, towards the vertex.
-        shift: in-plane shift (rows, columns) of the image in mm.
-        penetration: 1 for a good acoustic window, 0 for a very poor one.
-        shadow: depth in [0, 1] of a shadow cast by something in front of the head.
-    """
-
-    tilt: float = 0.0
-    roll: float = 0.0
-    rotation: float = 0.0
-    offset: float = 0.0
-    shift: tuple[float, float] = (0.0, 0.0)
-    penetration: float = 1.0
-    shadow: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """Axes of a cut in head coordinates and its place in the image."""
-
-    forward: tuple[float, float, float]
-    lateral: tuple[float, float, float]
-    offset: float
-    centre: tuple[float, float]
-    cos: float
-    sin: float
-    facing: float
-
-    def points(self, row: Array, col: Array) -> tuple[Array, Array, Array]:
-        """Head coordinates of image positions in mm."""
-        dv, du = row - self.centre[0], col - self.centre[1]
-        u = self.facing * (self.cos * du + self.sin * dv)
-        v = self.cos * dv - self.sin * du
-        (fx, fy, fz), (lx, ly, lz) = self.forward, self.lateral
-        return u * fx + v * lx, u * fy + v * ly, u * fz + v * lz + self.offset
-
-    def incidence(self, normal: tuple[Array, Array, Array], row: Array, col: Array) -> Array:
-        """Cosine (absolute) between a surface normal in head coordinates and a direction in the image."""
-        nx, ny, nz = normal
-        (fx, fy, fz), (lx, ly, lz) = self.forward, self.lateral
-        n_u, n_v = nx * fx + ny * fy + nz * fz, nx * lx + ny * ly + nz * lz
-        n_row = self.facing * self.sin * n_u + self.cos * n_v
-        n_col = self.facing * self.cos * n_u - self.sin * n_v
-        return np.abs(n_row * row + n_col * col)
 
 
 class FetalHead:
@@ -94,10 +42,10 @@ class FetalHead:
         self.facing = 1.0 if rng.random() < 0.5 else -1.0
         angle = np.deg2rad(self.rotation)
         half = float(np.hypot(self.anatomy.bpd / 2 * np.cos(angle), self.anatomy.ofd / 2 * np.sin(angle)))
-        self.centre = (_FIELD[0] / 2 + rng.uniform(-3.0, 5.0), _FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
+        self.centre = (FIELD[0] / 2 + rng.uniform(-3.0, 5.0), FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
         cover = rng.uniform(9.0, 21.0)
         self.scanner = Scanner.draw(rng, depth=cover + 2 * half + rng.uniform(14.0, 40.0))
-        self.apex = (self.centre[0] - half - cover, _FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
+        self.apex = (self.centre[0] - half - cover, FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
         self._layers = ndimage.gaussian_filter(rng.standard_normal((64, 14)), (0.6, 1.0))
         self._layers /= self._layers.std()
         self._slope = rng.uniform(-12.0, 12.0)
@@ -124,7 +72,7 @@ class FetalHead:
         if label not in (0, 1):
             raise ValueError(f"label must be 0 (non-standard plane) or 1 (standard plane), not {label!r}")
         while True:
-            pose = _near_pose(rng) if label == 1 else _far_pose(rng)
+            pose = near_pose(rng) if label == 1 else far_pose(rng)
             if (self.assess(pose)[1] >= QUALITY_THRESHOLD) == bool(label):
                 return pose
 
@@ -174,14 +122,14 @@ class FetalHead:
         pose = self.standard_pose() if pose is None else pose
         plane = self._plane(pose)
         grid = BeamGrid(self.scanner, self.apex)
-        row, col = _pixels(size, spacing)
+        row, col = pixel_grid(size, spacing)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x5EC7, self.seed, int(seed)])))
         grey = self._beams(grid, plane, pose, rng)
         image = np.rint(grid.scan_convert(grey, row, col) * 255.0).astype(np.uint8)
         segmentation = self._labels(plane, row, col)
         segmentation[~grid.inside(row, col)] = 0
         contour = self._contour(plane)
-        hc, bpd = _biometry(contour)
+        hc, bpd = biometry(contour)
         concepts, quality = self.assess(pose)
         sample = PhantomSample(
             image=image.astype(np.float32) / np.float32(255.0),
@@ -205,13 +153,13 @@ class FetalHead:
         """Areas in the standard plane."""
         return self._areas(self.standard_pose())
 
-    def _plane(self, pose: HeadPose) -> _Plane:
+    def _plane(self, pose: HeadPose) -> Plane:
         tilt, roll = np.deg2rad(pose.tilt), np.deg2rad(pose.roll)
         turn = np.deg2rad(self.rotation + pose.rotation)
         forward = (0.0, float(np.cos(tilt)), float(np.sin(tilt)))
         lateral = (float(np.cos(roll)), float(-np.sin(tilt) * np.sin(roll)), float(np.cos(tilt) * np.sin(roll)))
         centre = (self.centre[0] + pose.shift[0], self.centre[1] + pose.shift[1])
-        return _Plane(forward, lateral, pose.offset, centre, float(np.cos(turn)), float(np.sin(turn)), self.facing)
+        return Plane(forward, lateral, pose.offset, centre, float(np.cos(turn)), float(np.sin(turn)), self.facing)
 
     def _shade(self, angle: Array, pose: HeadPose) -> Array:
         """Share of the sound that a pose's shadow leaves on beams at the given angles."""
@@ -220,7 +168,7 @@ class FetalHead:
     def _areas(self, pose: HeadPose) -> tuple[float, float, float, float]:
         """Areas in mm² of head, and as far as not in shadow, thalami, cavum and posterior fossa."""
         step = 1.75
-        row, col = _pixels((64, 80), step)
+        row, col = pixel_grid((64, 80), step)
         plane = self._plane(pose)
         parts = self.anatomy.structures(*plane.points(row, col))
         grid = BeamGrid(self.scanner, self.apex)
@@ -239,13 +187,13 @@ class FetalHead:
         row, col = contour
         grid = BeamGrid(self.scanner, self.apex)
         depth, angle = grid.locate(row, col)
-        inside = coverage(np.abs(row - _FIELD[0] / 2) - _FIELD[0] / 2, 4.0)
-        inside = inside * coverage(np.abs(col - _FIELD[1] / 2) - _FIELD[1] / 2, 4.0)
+        inside = coverage(np.abs(row - FIELD[0] / 2) - FIELD[0] / 2, 4.0)
+        inside = inside * coverage(np.abs(col - FIELD[1] / 2) - FIELD[1] / 2, 4.0)
         inside = inside * coverage((np.abs(angle) - self.scanner.half_angle) * (depth + self.scanner.radius), 4.0)
         seen = inside * self._shade(angle, pose)
-        return float(seen.mean()), float(np.ptp(col)) / _FIELD[1]
+        return float(seen.mean()), float(np.ptp(col)) / FIELD[1]
 
-    def _contour(self, plane: _Plane) -> tuple[Array, Array]:
+    def _contour(self, plane: Plane) -> tuple[Array, Array]:
         """Rows and columns in mm of the outer outline of the cut, by bisection along rays."""
         angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
         dv, du = np.sin(angle), np.cos(angle)
@@ -258,7 +206,7 @@ class FetalHead:
             low, high = np.where(inside < 0, middle, low), np.where(inside < 0, high, middle)
         return plane.centre[0] + low * dv, plane.centre[1] + low * du
 
-    def _labels(self, plane: _Plane, row: Array, col: Array) -> NDArray[np.uint8]:
+    def _labels(self, plane: Plane, row: Array, col: Array) -> NDArray[np.uint8]:
         parts = self.anatomy.structures(*plane.points(row, col))
         labels = np.zeros(row.shape, np.uint8)
         labels[parts.head < 0] = 1
@@ -268,7 +216,7 @@ class FetalHead:
         labels[parts.cavum < 0] = 3
         return labels
 
-    def _beams(self, grid: BeamGrid, plane: _Plane, pose: HeadPose, rng: np.random.Generator) -> Array:
+    def _beams(self, grid: BeamGrid, plane: Plane, pose: HeadPose, rng: np.random.Generator) -> Array:
         """Grey values on the beams."""
         scanner, anatomy = self.scanner, self.anatomy
         x, y, z = plane.points(grid.row, grid.col)
@@ -307,7 +255,7 @@ class FetalHead:
         nodes = np.stack([depth / 2.4, np.broadcast_to(grid.angle[None, :] * 9.0 + 7.0, depth.shape)])
         return ndimage.map_coordinates(self._layers, nodes, order=1, mode="grid-wrap")
 
-    def _surroundings(self, grid: BeamGrid, head: Array, layers: Array, plane: _Plane) -> tuple[Array, Array]:
+    def _surroundings(self, grid: BeamGrid, head: Array, layers: Array, plane: Plane) -> tuple[Array, Array]:
         """Scatter and interfaces outside the head: skin, amniotic fluid, uterine wall and maternal layers."""
         around = np.arctan2(grid.row - plane.centre[0], grid.col - plane.centre[1])
         base, swing, phase = self._fluid
@@ -332,74 +280,6 @@ class FetalHead:
         return scatter, 0.05 * wall * np.clip(0.6 + 0.5 * broad, 0.0, 1.5) + 0.13 * near * np.clip(layers, 0.0, 2.0) * (
             head > 3.0
         )
-
-
-def _pixels(size: tuple[int, int], spacing: float) -> tuple[Array, Array]:
-    """Rows and columns in mm of the pixel centres of an image about the middle of the field."""
-    row = (np.arange(size[0]) + 0.5 - size[0] / 2) * spacing + _FIELD[0] / 2
-    col = (np.arange(size[1]) + 0.5 - size[1] / 2) * spacing + _FIELD[1] / 2
-    grid_row, grid_col = np.meshgrid(row, col, indexing="ij")
-    return grid_row, grid_col
-
-
-def _jitter(rng: np.random.Generator) -> dict[str, float | tuple[float, float]]:
-    """Differences that any two images of one head have."""
-    shift = (float(rng.normal(0.0, 0.8)), float(rng.normal(0.0, 0.8)))
-    return {"rotation": float(rng.normal(0.0, 1.2)), "shift": shift}
-
-
-def _near_pose(rng: np.random.Generator) -> HeadPose:
-    return HeadPose(
-        tilt=float(rng.normal(0.0, 1.8)),
-        roll=float(rng.normal(0.0, 2.2)),
-        offset=float(rng.normal(0.0, 1.0)),
-        penetration=float(rng.uniform(0.78, 1.0)),
-        shadow=float(rng.uniform(0.0, 0.15)),
-        **_jitter(rng),  # type: ignore[arg-type]
-    )
-
-
-def _far_pose(rng: np.random.Generator) -> HeadPose:
-    kind = rng.random()
-    tilt, offset = float(rng.normal(0.0, 3.0)), float(rng.normal(0.0, 1.5))
-    if kind < 0.55:  # towards the transcerebellar plane, the commonest error
-        tilt = float(rng.uniform(6.0, 32.0))
-    elif kind < 0.75:  # too high: towards the transventricular plane
-        offset = float(rng.uniform(6.0, 22.0))
-    elif kind < 0.85:  # too low: towards the skull base
-        offset = float(rng.uniform(-22.0, -6.0))
-    else:  # tilted the other way
-        tilt = float(rng.uniform(-24.0, -7.0))
-    return HeadPose(
-        tilt=tilt,
-        roll=float(rng.normal(0.0, 7.0)),
-        offset=offset,
-        penetration=float(rng.uniform(0.6, 1.0)),
-        shadow=float(max(0.0, rng.normal(-0.1, 0.3))) if rng.random() < 0.5 else float(rng.uniform(0.0, 0.15)),
-        **_jitter(rng),  # type: ignore[arg-type]
-    )
-
-
-def _biometry(contour: tuple[Array, Array]) -> tuple[float, float]:
-    """Head circumference and BPD in mm from the ellipse with the outline's second moments.
-
-    The circumference is Ramanujan's first approximation (1914) of the ellipse's perimeter; BPD is its minor axis.
-    """
-    row, col = contour
-    row = row - row.mean()
-    col = col - col.mean()
-    nrow, ncol = np.roll(row, -1), np.roll(col, -1)
-    cross = col * nrow - ncol * row
-    area = cross.sum() / 2
-    m_row, m_col = ((row + nrow) * cross).sum() / (6 * area), ((col + ncol) * cross).sum() / (6 * area)
-    rr = ((row * row + row * nrow + nrow * nrow) * cross).sum() / (12 * area) - m_row**2
-    cc = ((col * col + col * ncol + ncol * ncol) * cross).sum() / (12 * area) - m_col**2
-    mixed = ((col * nrow + 2 * col * row + 2 * ncol * nrow + ncol * row) * cross).sum() / (24 * area) - m_row * m_col
-    spread = np.sqrt(((rr - cc) / 2) ** 2 + mixed**2)
-    major = 2 * np.sqrt((rr + cc) / 2 + spread)
-    minor = 2 * np.sqrt((rr + cc) / 2 - spread)
-    ramanujan = 3 * (major + minor) - np.sqrt((3 * major + minor) * (major + 3 * minor))
-    return float(np.pi * ramanujan), float(2 * minor)
 
 
 PHANTOMS.add("fetal_head", "3D fetal head cut by a plane, imaged as B-mode ultrasound", FetalHead)
