@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from medcf.guidance.perceptual import PerceptualFeatures
+
 __all__ = ["BoundLoss", "CounterfactualLoss", "LossTerms"]
 
 Features = torch.Tensor | Sequence[torch.Tensor]
@@ -85,11 +87,11 @@ class CounterfactualLoss:
         Returns:
             Loss, its terms per sample and the logits, in float32.
         """
-        logits = self.classifier(image).float()
+        features, logits = self._evaluate(image, with_features=reference_features is not None)
         classification = self._classify(logits, target)
         perceptual = torch.zeros_like(classification)
-        if reference_features is not None:
-            perceptual = _distance(self.features(image), _as_list(reference_features))
+        if features is not None and reference_features is not None:
+            perceptual = _distance(features, _as_list(reference_features))
         scale = self.classifier_scale if classifier_scale is None else classifier_scale
         total = (scale * classification + self.perceptual_scale * perceptual).sum()
         return LossTerms(total, classification, perceptual, logits)
@@ -115,6 +117,15 @@ class CounterfactualLoss:
             reference_features = self.features(reference)
         return lambda image: self(image, target, reference_features, classifier_scale)
 
+    def _evaluate(self, image: torch.Tensor, *, with_features: bool) -> tuple[list[torch.Tensor] | None, torch.Tensor]:
+        """Return phi and the logits, from one forward where the classifier itself gives the features."""
+        if not with_features:
+            return None, self.classifier(image).float()
+        if isinstance(self.perceptual, PerceptualFeatures) and self.perceptual.shares_forward_with(self.classifier):
+            features, logits = self.perceptual.with_output(image)
+            return features, logits.float()
+        return self.features(image), self.classifier(image).float()
+
     def _classify(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.class_loss == "logit":
             return -logits.gather(1, target[:, None])[:, 0]
@@ -125,8 +136,8 @@ def _as_list(features: Features) -> list[torch.Tensor]:
     return [features] if isinstance(features, torch.Tensor) else list(features)
 
 
-def _distance(features: list[torch.Tensor] | None, reference: list[torch.Tensor]) -> torch.Tensor:
+def _distance(features: list[torch.Tensor], reference: list[torch.Tensor]) -> torch.Tensor:
     """Return the mean squared difference per sample (B,), averaged over layers."""
-    pairs = zip(features or [], reference, strict=True)
+    pairs = zip(features, reference, strict=True)
     layers = [(a.float() - b.float()).square().flatten(1).mean(dim=1) for a, b in pairs]
     return torch.stack(layers).mean(dim=0)

@@ -55,6 +55,7 @@ class PerceptualFeatures(nn.Module):
         self.extractor = extractor
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers or ())
         self.num_channels = num_channels
+        self._sees_image_as_it_is = num_channels is None and mean == 0 and std == 1
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
         known = dict(extractor.named_modules())
@@ -76,23 +77,39 @@ class PerceptualFeatures(nn.Module):
         Returns:
             One tensor (B, ...) a layer, in the order in which they were named.
         """
+        return self._run(image, stop=True)[0]
+
+    def with_output(self, image: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Compute the features and the extractor's own output from one forward; see ``shares_forward_with``."""
+        features, output = self._run(image, stop=False)
+        assert output is not None  # the forward was not stopped
+        return features, output
+
+    def shares_forward_with(self, network: object) -> bool:
+        """Return whether ``network`` is the extractor and sees the same image, so that one forward serves both."""
+        return network is self.extractor and self._sees_image_as_it_is
+
+    def _run(self, image: torch.Tensor, *, stop: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Return the features, and the output unless the forward stopped at the last layer asked for."""
         image = self._prepare(image)
-        if not self.layers:
-            return [self.extractor(image)]
         found: dict[str, torch.Tensor] = {}
+        output = None
         handles = [
-            self.extractor.get_submodule(layer).register_forward_hook(self._keep(layer, found)) for layer in self.layers
+            self.extractor.get_submodule(layer).register_forward_hook(self._keep(layer, found, stop=stop))
+            for layer in self.layers
         ]
         try:
-            self.extractor(image)
+            output = self.extractor(image)
         except _LayersReached:
             pass
         finally:
             for handle in handles:
                 handle.remove()
+        if not self.layers and output is not None:
+            return [output], output
         if missing := [layer for layer in self.layers if layer not in found]:
             raise ValueError(f"layers: {', '.join(missing)} took no part in the extractor's forward.")
-        return [found[layer] for layer in self.layers]
+        return [found[layer] for layer in self.layers], output
 
     def _prepare(self, image: torch.Tensor) -> torch.Tensor:
         if self.num_channels is not None and image.shape[1] != self.num_channels:
@@ -102,13 +119,15 @@ class PerceptualFeatures(nn.Module):
                     "only one with a single channel."
                 )
             image = image.expand(-1, self.num_channels, *image.shape[2:])
+        if self._sees_image_as_it_is:
+            return image
         shape = (1, -1, *([1] * (image.ndim - 2)))
         return (image - self.mean.reshape(shape)) / self.std.reshape(shape)
 
-    def _keep(self, layer: str, found: dict[str, torch.Tensor]) -> Any:
+    def _keep(self, layer: str, found: dict[str, torch.Tensor], *, stop: bool) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
             found[layer] = output
-            if len(found) == len(self.layers):
+            if stop and len(found) == len(self.layers):
                 raise _LayersReached
 
         return hook

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from medcf.guidance import CounterfactualLoss
+from medcf.guidance import CounterfactualLoss, PerceptualFeatures
 
 
 @pytest.fixture
@@ -109,3 +111,22 @@ def test_half_precision_networks_are_compared_in_float32(images):
 def test_unknown_class_loss_is_refused():
     with pytest.raises(ValueError, match="cross_entropy"):
         CounterfactualLoss(nn.Identity(), class_loss="hinge")
+
+
+def test_features_of_the_classifier_itself_share_its_forward(classifier, images):
+    image, reference = images
+    shared = PerceptualFeatures(classifier, ["0", "1"])
+    apart = PerceptualFeatures(copy.deepcopy(classifier), ["0", "1"])
+    gradients, calls = [], []
+    classifier.register_forward_hook(lambda *_: calls.append(1))
+    for features in (shared, apart):
+        bound = CounterfactualLoss(classifier, features).bind(reference, TARGET)
+        calls.clear()
+        point = image.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(bound(point).total, point)[0])
+        assert len(calls) == 1
+    torch.testing.assert_close(gradients[0], gradients[1])
+    normalized = PerceptualFeatures(classifier, "0", mean=0.5)
+    assert shared.shares_forward_with(classifier)
+    assert not normalized.shares_forward_with(classifier)
+    assert not apart.shares_forward_with(classifier)
