@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     load_plugins()
     parser = argparse.ArgumentParser(prog="python -m medcf.data.phantoms", description=__doc__)
-    parser.add_argument("phantom", choices=sorted(name for name, _ in PHANTOMS), help="what to render")
+    parser.add_argument("phantom", choices=sorted(PHANTOMS.names), help="what to render")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images")
     parser.add_argument("--count", type=int, default=16, help="number of cases (default 16)")
     parser.add_argument("--format", choices=("png", "nifti", "dicom", "all"), default="png", help="default png")

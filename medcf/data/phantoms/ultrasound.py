@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from medcf.data.phantoms.anatomy import Array
@@ -82,7 +83,7 @@ class BeamGrid:
         self.scanner = scanner
         self.apex = apex
         self.depth: Array = (np.arange(_SAMPLES) + 0.5) * (scanner.depth / _SAMPLES)
-        self.angle: Array = np.linspace(-scanner.half_angle, scanner.half_angle, _LINES)
+        self.angle: Array = np.linspace(-scanner.half_angle, scanner.half_angle, _LINES, dtype=np.float64)
         distance = scanner.radius + self.depth[:, None]
         self.beam_row: Array = np.cos(self.angle)[None, :]
         self.beam_col: Array = np.sin(self.angle)[None, :]
@@ -100,7 +101,7 @@ class BeamGrid:
         x = col - self.apex[1]
         return np.sqrt(x * x + y * y) - self.scanner.radius, np.arctan2(x, y)
 
-    def inside(self, row: Array, col: Array) -> Array:
+    def inside(self, row: Array, col: Array) -> NDArray[np.bool_]:
         """Whether image positions in mm lie within the sector (boolean)."""
         depth, angle = self.locate(row, col)
         return (depth >= 0) & (depth <= self.scanner.depth) & (np.abs(angle) <= self.scanner.half_angle)
