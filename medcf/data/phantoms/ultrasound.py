@@ -82,8 +82,8 @@ class BeamGrid:
     def __init__(self, scanner: Scanner, apex: tuple[float, float]) -> None:
         self.scanner = scanner
         self.apex = apex
-        self.depth: Array = (np.arange(_SAMPLES) + 0.5) * (scanner.depth / _SAMPLES)
-        self.angle: Array = np.array(np.linspace(-scanner.half_angle, scanner.half_angle, _LINES), dtype=np.float64)
+        self.depth: Array = (np.arange(_SAMPLES, dtype=np.float64) + 0.5) * (scanner.depth / _SAMPLES)
+        self.angle: Array = np.linspace(-scanner.half_angle, scanner.half_angle, _LINES, dtype=np.float64)
         distance = scanner.radius + self.depth[:, None]
         self.beam_row: Array = np.cos(self.angle)[None, :]
         self.beam_col: Array = np.sin(self.angle)[None, :]
