@@ -13,8 +13,6 @@ Echoes are blurred by the beam and speckled; what a scanner draws is thin, with 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,7 +46,7 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
         without the marks.
     """
     colored = _colored(image, luminance)
-    size = 2 * math.ceil(luminance.shape[1] / 300) + 1  # strokes are about 1 pixel wide at 160 columns, 2 to 4 at 1000
+    size = 2 * max(1, round(luminance.shape[1] / 320)) + 1  # strokes are 1 pixel wide at 160 columns, 2 to 4 at 1000
     background = ndimage.grey_opening(luminance, size=(size, size))
     relief = luminance - background
     marks = colored | _strokes(luminance, relief, colored, size)
@@ -100,16 +98,17 @@ def _colored(image: NDArray[np.float32], luminance: Plane) -> Mask:
     if image.shape[0] == 1:
         return np.zeros(luminance.shape, dtype=bool)
     chroma = np.stack([image[0] - luminance, image[2] - luminance])
-    if float(np.abs(chroma).max()) < _CHROMA / 2:
-        return np.zeros(luminance.shape, dtype=bool)
-    bins = np.clip((luminance * 16).astype(np.int64), 0, 15)
     seen = luminance > _VISIBLE
-    tint = np.zeros((2, 16), dtype=np.float32)
+    if float(np.abs(chroma).max()) < _CHROMA / 2 or not seen.any():
+        return np.zeros(luminance.shape, dtype=bool)
+    # one tint for all levels, and that of a level itself where much of the image has this level
+    share = [float(np.median(plane[seen] / luminance[seen])) for plane in chroma]
+    tint = np.array(share, dtype=np.float32)[:, None] * (np.arange(16, dtype=np.float32) + 0.5) / 16
+    bins = np.clip((luminance * 16).astype(np.int64), 0, 15)
     for level in range(16):
         inside = seen & (bins == level)
-        # a sample is enough for a median, and a mark can be the majority of few pixels
-        if np.count_nonzero(inside) > luminance.size // 100:
-            tint[:, level] = [np.median(plane[inside][::7]) for plane in chroma]
+        if np.count_nonzero(inside) > 0.05 * np.count_nonzero(seen):
+            tint[:, level] = [np.median(plane[inside]) for plane in chroma]
     odd = np.abs(chroma - tint[:, bins]).max(axis=0) > _CHROMA
     near = np.abs(chroma - tint[:, bins]).max(axis=0) > _CHROMA / 3
     return odd | (ndimage.binary_dilation(odd, iterations=2) & near)
@@ -170,14 +169,14 @@ def _surroundings(luminance: Plane, background: Plane, region: tuple[int, int, i
     textured[:, 1:] = np.diff(luminance, axis=1) != 0
     picture = _picture((background > 0.02) & textured & ~beyond & (luminance > 0))
     if picture is None:
-        return beyond, beyond & visible
+        return beyond, beyond & (luminance > 0)
     labels, count = ndimage.label(visible & ~beyond, structure=np.ones((3, 3)))
     outline = (labels > 0) & ~ndimage.binary_erosion(visible, border_value=1)
     hard = _share(labels, outline & (luminance > 2 * _VISIBLE), outline, count) > 0.5
     connected = _share(labels, picture, labels > 0, count) > 0
     beside = np.concatenate([[False], (hard & ~connected)[1:]])[labels]
     outside = beyond | ~picture
-    return outside, (beside | beyond) & visible
+    return outside, (beside & visible) | (beyond & (luminance > 0))
 
 
 def _share(labels: NDArray[np.int32], part: Mask, whole: Mask, count: int) -> NDArray[np.float64]:

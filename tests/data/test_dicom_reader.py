@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM: every color model and compression gives the same picture; what is no picture is refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import convert_color_space
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundImageStorage
+
+from medcf.data import UnreadableImage, get_spacing, read_study
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def bundled(name: str) -> Path:
+    path = get_testdata_file(name, download=False)
+    assert path is not None
+    return Path(str(path))
+
+
+def ultrasound(pixels: np.ndarray, photometric: str, **fields: object) -> Dataset:
+    """An Ultrasound Image of (H, W), (H, W, 3), (F, H, W) or (F, H, W, 3) pixels."""
+    color = pixels.shape[-1] == 3
+    frames = pixels.ndim - 2 - color
+    dataset = Dataset()
+    dataset.SOPClassUID = UltrasoundImageStorage
+    dataset.SOPInstanceUID, dataset.Modality = "1.2.3.4", "US"
+    dataset.PatientName = "Secret^Patient"
+    dataset.Rows, dataset.Columns = pixels.shape[frames : frames + 2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (3 if color else 1), photometric
+    if color:
+        dataset.PlanarConfiguration = 0
+    if frames:
+        dataset.NumberOfFrames = len(pixels)
+    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
+    dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, 0
+    data = pixels.tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    for name, value in fields.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def region(box: tuple[int, int, int, int], delta: tuple[float, float], **fields: int) -> Dataset:
+    """An ultrasound region: box is (top, left, bottom, right), inclusive; delta is (row, column) in cm."""
+    item = Dataset()
+    item.RegionSpatialFormat, item.RegionDataType, item.RegionFlags = 1, 1, 0
+    item.RegionLocationMinY0, item.RegionLocationMinX0, item.RegionLocationMaxY1, item.RegionLocationMaxX1 = box
+    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3
+    item.PhysicalDeltaY, item.PhysicalDeltaX = delta
+    for name, value in fields.items():
+        setattr(item, name, value)
+    return item
+
+
+def save(dataset: Dataset, path: Path) -> Path:
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def grey() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (24, 30), dtype=np.uint8)
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+
+
+def test_rgb_becomes_luminance_unless_color_is_asked_for(tmp_path: Path, rgb: np.ndarray) -> None:
+    path = save(ultrasound(rgb, "RGB"), tmp_path / "a")
+    np.testing.assert_allclose(read_study(path).numpy()[0], rgb @ LUMA / 255, atol=1e-5)
+    np.testing.assert_allclose(read_study(path, color=True).numpy(), np.moveaxis(rgb, -1, 0) / 255, atol=1e-6)
+
+
+def test_planar_configuration_does_not_matter(tmp_path: Path, rgb: np.ndarray) -> None:
+    dataset = ultrasound(rgb, "RGB", PlanarConfiguration=1)
+    dataset.PixelData = np.moveaxis(rgb, -1, 0).tobytes()
+    image = read_study(save(dataset, tmp_path / "a"), color=True)
+    np.testing.assert_allclose(image.numpy(), np.moveaxis(rgb, -1, 0) / 255, atol=1e-6)
+
+
+def test_ybr_is_converted(tmp_path: Path, rgb: np.ndarray) -> None:
+    ybr = convert_color_space(rgb, "RGB", "YBR_FULL")
+    image = read_study(save(ultrasound(ybr, "YBR_FULL"), tmp_path / "a"))
+    np.testing.assert_allclose(image.numpy()[0], rgb @ LUMA / 255, atol=2 / 255)
+
+
+def test_monochrome1_is_inverted(tmp_path: Path, grey: np.ndarray) -> None:
+    image = read_study(save(ultrasound(grey, "MONOCHROME1"), tmp_path / "a"))
+    np.testing.assert_allclose(image.numpy()[0], 1 - grey / 255, atol=1e-6)
+    assert tuple(image.meta["value_range"]) == (255.0, 0.0)
+
+
+def test_palette_is_looked_up(tmp_path: Path, grey: np.ndarray) -> None:
+    dataset = ultrasound(grey, "PALETTE COLOR")
+    tables = {"Red": np.arange(256)[::-1], "Green": np.arange(256), "Blue": np.full(256, 40)}
+    for name, table in tables.items():
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(dataset, f"{name}PaletteColorLookupTableData", (table * 257).astype("<u2").tobytes())
+    image = read_study(save(dataset, tmp_path / "a"), color=True)
+    expected = np.stack([tables[name][grey] for name in tables]) / 255
+    np.testing.assert_allclose(image.numpy(), expected, atol=1e-4)
+
+
+def test_color_file_without_color_is_one_channel(tmp_path: Path, grey: np.ndarray) -> None:
+    path = save(ultrasound(np.stack([grey] * 3, axis=-1), "RGB"), tmp_path / "a")
+    assert read_study(path, color=True).shape == (1, 24, 30)
+
+
+def test_window_is_applied(tmp_path: Path) -> None:
+    pixels = np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)
+    dataset = ultrasound(pixels, "MONOCHROME2", WindowCenter=1000, WindowWidth=401)
+    image = read_study(save(dataset, tmp_path / "a")).numpy()[0]
+    np.testing.assert_allclose(image, np.clip((pixels - 799.5) / 400, 0, 1), atol=1e-5)
+
+
+def test_sixteen_bits_without_a_window_are_stretched(tmp_path: Path) -> None:
+    pixels = np.linspace(500, 3000, 24 * 30).astype(np.uint16).reshape(24, 30)
+    image = read_study(save(ultrasound(pixels, "MONOCHROME2"), tmp_path / "a")).numpy()[0]
+    np.testing.assert_allclose(image, (pixels - 500) / 2500, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frame", "index"), [("first", 0), ("middle", 2), ("last", 4), (3, 3), ("3", 3), (-1, 4)])
+def test_frame_of_a_loop(tmp_path: Path, frame: int | str, index: int) -> None:
+    frames = np.stack([np.full((8, 8), 40 * i, dtype=np.uint8) for i in range(5)])
+    image = read_study(save(ultrasound(frames, "MONOCHROME2"), tmp_path / "a"), frame)
+    assert image.meta["frame"] == index
+    assert image.meta["num_frames"] == 5
+    np.testing.assert_allclose(image.numpy(), 40 * index / 255, atol=1e-6)
+
+
+def test_missing_frame_names_the_ones_there_are(tmp_path: Path) -> None:
+    path = save(ultrasound(np.zeros((5, 8, 8), dtype=np.uint8), "MONOCHROME2"), tmp_path / "loop")
+    with pytest.raises(UnreadableImage, match=r"loop: has 5 frames.*from 0 to 4"):
+        read_study(path, 5)
+    with pytest.raises(ValueError, match="frame must be"):
+        read_study(path, "some")
+
+
+def test_rle_equals_uncompressed(tmp_path: Path, rgb: np.ndarray) -> None:
+    dataset = ultrasound(rgb, "RGB")
+    plain = read_study(save(dataset, tmp_path / "plain"), color=True)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    np.testing.assert_array_equal(read_study(save(dataset, tmp_path / "rle"), color=True), plain)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"],
+)
+def test_lossless_syntaxes_equal_uncompressed(name: str) -> None:
+    np.testing.assert_array_equal(read_study(bundled(name)), read_study(bundled("MR_small.dcm")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SC_rgb_jpeg_gdcm.dcm",  # JPEG lossless, process 14
+        "SC_rgb_dcmtk_+eb+cr.dcm",  # JPEG baseline, RGB
+        "SC_rgb_dcmtk_+eb+cy+np.dcm",  # JPEG baseline, YBR_FULL_422
+        "SC_rgb_jls_lossy_line.dcm",  # JPEG-LS near-lossless
+        "SC_ybr_full_422_uncompressed.dcm",
+    ],
+)
+def test_compressed_color_shows_the_same_bars(name: str) -> None:
+    expected = read_study(bundled("SC_rgb_rle.dcm"), color=True)
+    image = read_study(bundled(name), color=True)
+    assert float((image - expected).abs().mean()) < 0.02
+
+
+def test_jpeg_2000_and_jpeg_loops_of_ultrasound_are_decoded() -> None:
+    still = read_study(bundled("examples_jpeg2k.dcm"), color=True)
+    assert still.shape == (3, 480, 640)
+    assert still.meta["photometric"] == "YBR_RCT"
+    # the power Doppler of this image is yellow to red: much red, hardly any blue
+    assert float((still[0] - still[2]).max()) > 0.9
+    loop = read_study(bundled("examples_ybr_color.dcm"))
+    assert (loop.meta["frame"], loop.meta["num_frames"]) == (15, 30)
+    assert not np.array_equal(loop, read_study(bundled("examples_ybr_color.dcm"), "first"))
+
+
+def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, grey: np.ndarray) -> None:
+    regions = [
+        region((0, 0, 5, 5), (0.1, 0.1)),
+        region((2, 3, 20, 27), (0.02, 0.03)),
+        region((0, 0, 23, 29), (0.5, 0.5), PhysicalUnitsXDirection=4),  # seconds
+        region((0, 0, 23, 29), (0.7, 0.7), RegionSpatialFormat=2),  # M-mode
+        region((0, 0, 23, 29), (0.9, 0.9), RegionDataType=2),  # color flow
+    ]
+    dataset = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=regions, PixelSpacing=[9, 9])
+    image = read_study(save(dataset, tmp_path / "a"))
+    assert get_spacing(image) == pytest.approx((0.2, 0.3))
+    assert tuple(image.meta["region"]) == (2, 3, 21, 28)
+    # a step of one row is 0.2 mm backward (LPS +y), one of a column 0.3 mm to the left (LPS +x)
+    np.testing.assert_allclose(image.affine.numpy()[:2, :2], [[0, -0.3], [-0.2, 0]])
+
+
+def test_plain_spacing_and_none(tmp_path: Path, grey: np.ndarray) -> None:
+    with_spacing = ultrasound(grey, "MONOCHROME2", PixelSpacing=[0.4, 0.5])
+    assert get_spacing(read_study(save(with_spacing, tmp_path / "a"))) == pytest.approx((0.4, 0.5))
+    assert get_spacing(read_study(save(ultrasound(grey, "MONOCHROME2"), tmp_path / "b"))) is None
+
+
+def test_region_of_another_matrix_is_not_trusted(tmp_path: Path, grey: np.ndarray, caplog) -> None:
+    scaled = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 59), (0.02, 0.02))])
+    assert get_spacing(read_study(save(scaled, tmp_path / "scaled"))) is None
+    assert "scaled: its ultrasound region is larger than the image" in caplog.text
+    cropped = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 25), (0.02, 0.02))])
+    image = read_study(save(cropped, tmp_path / "cropped"))
+    assert get_spacing(image) == pytest.approx((0.2, 0.2))
+    assert tuple(image.meta["region"]) == (2, 3, 24, 26)
+
+
+def test_file_without_preamble_is_read(tmp_path: Path, grey: np.ndarray) -> None:
+    whole = save(ultrasound(grey, "MONOCHROME2"), tmp_path / "whole")
+    dataset = pydicom.dcmread(whole)
+    bare = Dataset({e.tag: e for e in dataset})
+    bare.save_as(tmp_path / "bare", implicit_vr=True, little_endian=True)
+    np.testing.assert_array_equal(read_study(tmp_path / "bare"), read_study(whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("test-SR.dcm", "structured report"),
+        ("rtplan.dcm", "radiotherapy plan"),
+        ("rtdose.dcm", "dose grid"),
+        ("liver_1frame.dcm", "segmentation"),
+        ("MR_truncated.dcm", "truncated"),
+        ("no_meta.dcm", "not what its name says"),
+        ("meta_missing_tsyntax.dcm", "missing"),
+        ("JPEG2000-embedded-sequence-delimiter.dcm", "damaged"),
+        ("zipMR.gz", "compressed archive"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_name_and_reason(name: str, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        read_study(bundled(name))
+    assert str(caught.value).startswith(f"{name}: ")
+    assert caught.value.remedy in str(caught.value)
+
+
+def test_dicomdir_is_refused() -> None:
+    with pytest.raises(UnreadableImage, match="an index of other files"):
+        read_study(bundled("DICOMDIR"))
+
+
+def test_multiframe_magnetic_resonance_is_a_volume(tmp_path: Path) -> None:
+    path = save(ultrasound(np.zeros((4, 8, 8), dtype=np.uint8), "MONOCHROME2", Modality="MR"), tmp_path / "a")
+    with pytest.raises(UnreadableImage, match="wrong dimension: a volume of 4 slices"):
+        read_study(path)
+
+
+def test_other_modalities_are_read_with_a_warning(caplog) -> None:
+    assert read_study(bundled("CT_small.dcm")).shape == (1, 128, 128)
+    assert "CT_small.dcm is not an ultrasound image (modality CT)" in caplog.text
+
+
+def test_messages_name_the_file_but_nothing_from_inside(tmp_path: Path, grey: np.ndarray, caplog) -> None:
+    dataset = ultrasound(grey, "MONOCHROME2")
+    dataset.PixelData = dataset.PixelData[:100]
+    folder = tmp_path / "Secret_Patient"
+    folder.mkdir()
+    with pytest.raises(UnreadableImage, match="study: cannot be decoded") as caught:
+        read_study(save(dataset, folder / "study"))
+    assert "Secret" not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 131, 132, 200, 400, 700])
+def test_truncated_anywhere_is_an_unreadable_image(tmp_path: Path, grey: np.ndarray, length: int) -> None:
+    whole = save(ultrasound(grey, "MONOCHROME2"), tmp_path / "whole").read_bytes()
+    (tmp_path / "part").write_bytes(whole[:length])
+    with pytest.raises(UnreadableImage):
+        read_study(tmp_path / "part")
+
+
+def test_missing_decoder_is_named(tmp_path: Path, grey: np.ndarray, monkeypatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Unable to decompress: all plugins are missing dependencies")
+
+    monkeypatch.setattr("pydicom.pixels.pixel_array", refuse)
+    with pytest.raises(UnreadableImage, match="python -m pip install python-gdcm"):
+        read_study(bundled("SC_rgb_jpeg_gdcm.dcm"))
