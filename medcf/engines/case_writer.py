@@ -90,12 +90,13 @@ def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, A
         "iterations": int(output["iterations"]),
         "num_function_evaluations": int(output["num_function_evaluations"]),
         "mean_absolute_difference": _number(output["native"]["difference"].abs().mean().item()),
-        "overlay_fraction": _number(float(meta.get("overlay_fraction", item.get("overlay_fraction", 0.0)))),
+        "overlay_fraction": _number(float(getattr(item["image"], "meta", {}).get("overlay_fraction", 0.0))),
     }
     row |= {name: _number(value) for name, value in output.get("novelty", {}).items()}
     if "out_of_distribution" in row:
         row["out_of_distribution"] = bool(row["out_of_distribution"])
-    return row | {f"confidence_{index}": value for index, value in enumerate(confidences)} | {"confidences": confidences}
+    row |= {f"confidence_{index}": value for index, value in enumerate(confidences)}
+    return row | {"confidences": confidences}
 
 
 def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
@@ -121,7 +122,8 @@ def _labels_on_matrix(labels: np.ndarray, record: Mapping[str, Any]) -> np.ndarr
     indices, inside = [], []
     for axis in range(2):
         native, grid = int(record["native_size"][axis]), int(record["grid_size"][axis])
-        position = np.rint((np.arange(native) - float(record["origin"][axis])) / float(record["step"][axis])).astype(int)
+        origin, step = float(record["origin"][axis]), float(record["step"][axis])
+        position = np.rint((np.arange(native) - origin) / step).astype(int)
         inside.append((position >= 0) & (position < grid))
         indices.append(position.clip(0, grid - 1))
     return labels[:, indices[0][:, None], indices[1][None]] * (inside[0][:, None] & inside[1][None])

@@ -24,7 +24,7 @@ class CaseDataset(Dataset):
 
     Args:
         data: cases as `medcf.data.build_datalist` lists them: dictionaries with ``image`` (path) and ``case`` (id).
-        transform: preprocessing, from such a dictionary to one whose ``image`` is a tensor (C, \\*spatial).
+        transform: preprocessing, from such a dictionary to one whose ``image`` is a tensor (C, *spatial).
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
@@ -49,7 +49,7 @@ def collate_cases(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         items: what `CaseDataset` returns.
 
     Returns:
-        ``image`` (B, C, \\*spatial) of the readable cases (absent when there is none), ``items`` their dictionaries and
+        ``image`` (B, C, *spatial) of the readable cases (absent when there is none), ``items`` their dictionaries and
         ``failures`` the `Failure` of the others.
     """
     good = [dict(item) for item in items if "failure" not in item]

@@ -27,9 +27,9 @@ class CounterfactualEvaluator(SupervisedEvaluator):
     """Calls ``inferer.explain`` on batches of cases; MONAI's handlers and postprocessing attach as usual.
 
     After an iteration ``state.batch`` and ``state.output`` are lists with one dictionary a case. The output holds
-    ``image`` and ``pred`` (C, \\*spatial), ``trajectory`` (L + 1, C, \\*spatial), ``confidences`` (L + 1 probabilities of
+    ``image`` and ``pred`` (C, *spatial), ``trajectory`` (L + 1, C, *spatial), ``confidences`` (L + 1 probabilities of
     the target), ``label_before``, ``label_after``, ``target``, ``flipped``, ``unchanged``, ``scale``, ``iterations``,
-    ``num_function_evaluations``, ``seconds``; with a segmenter ``segmentation`` (2, \\*spatial) of input and
+    ``num_function_evaluations``, ``seconds``; with a segmenter ``segmentation`` (2, *spatial) of input and
     counterfactual, with a novelty detector its scores. A case that cannot be explained, or whose result is not finite,
     is left out of both lists and put into ``state.failures``; the others of its batch are done all the same.
 
@@ -69,17 +69,17 @@ class CounterfactualEvaluator(SupervisedEvaluator):
             val_data_loader=val_data_loader,
             network=network,
             inferer=inferer,
-            postprocessing=postprocessing,
+            postprocessing=postprocessing,  # type: ignore[arg-type]  # any callable will do
             val_handlers=val_handlers,
             decollate=False,
             # explain() opens autocast on the device's own type, where MONAI's amp knows only CUDA
             amp=False,
         )
 
-    def run(self, global_epoch: int = 1) -> None:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]  # as MONAI's
         """Explain all cases of the loader; does nothing when there is none."""
         self.state.failures = []
-        if len(self.data_loader):
+        if len(self.data_loader):  # type: ignore[arg-type]
             super().run(global_epoch)
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,7 +112,8 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         except (ValueError, RuntimeError) as error:
             if len(items) == 1:
                 first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                return [Failure(items[0]["file"], "infer", first_line[:300], "Check the image; report it if it is fine.")]
+                remedy = "Check the image; report it if it is fine."
+                return [Failure(items[0]["file"], "infer", first_line[:300], remedy)]
             logger.warning("A batch of %d failed (%s); trying its cases one by one.", len(items), error)
             return [self._explain_all([item], image[index : index + 1])[0] for index, item in enumerate(items)]
 

@@ -39,8 +39,8 @@ def sha256(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+        for member in sorted(member for member in path.rglob("*") if member.is_file()):
+            digest.update(f"{member.relative_to(path).as_posix()}\0{sha256(member)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

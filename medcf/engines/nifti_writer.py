@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from medcf.data.nifti_reader import read_nifti
 from medcf.engines.case_result import CaseResult
 
 __all__ = ["NiftiWriter", "to_nifti"]
@@ -20,8 +22,8 @@ DESCRIPTION = b"SYNTHETIC counterfactual (medcf)"  # the header field holds 80 b
 class NiftiWriter:
     """Writes ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
 
-    ``counterfactual`` and ``trajectory`` hold the intensities as read, 0 black and 1 white; ``difference`` is signed, in
-    fractions of the full intensity range. All are float32 and say SYNTHETIC in the header's ``descrip``.
+    ``counterfactual`` and ``trajectory`` hold the intensities as read, 0 black and 1 white; ``difference`` is signed,
+    in fractions of the full intensity range. All are float32 and say SYNTHETIC in the header's ``descrip``.
     """
 
     def __call__(self, result: CaseResult, folder: Path) -> None:
@@ -51,8 +53,7 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
     planes = image[:, :, None] if image.ndim == 2 else image[:, :, None, :]
     picture = nib.Nifti1Image(np.ascontiguousarray(planes, dtype=np.float32), result.affine)
     if result.source_format == "nifti":
-        source = nib.load(result.path)
-        stored = _as_stored(picture, source)
+        stored = _as_stored(picture, result.path)
     else:
         stored = nib.Nifti1Image(np.swapaxes(picture.get_fdata(dtype=np.float32), 0, 1), result.affine[:, [1, 0, 2, 3]])
     stored.header["descrip"] = DESCRIPTION
@@ -60,15 +61,16 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
     return stored
 
 
-def _as_stored(picture: nib.Nifti1Image, source: nib.Nifti1Image) -> nib.Nifti1Image:
+def _as_stored(picture: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
     """Turn a picture back into the axes of the NIfTI file it was read from."""
+    source = cast(nib.Nifti1Image, nib.load(path))
+    affine = read_nifti(path).affine
     series = picture.shape[3:]
     array = picture.get_fdata(dtype=np.float32)
-    if np.array_equal(source.affine, np.eye(4)):  # no geometry: the reader took (column, row) as stored
+    if affine is None:  # no geometry: the reader took (column, row) as stored
         array = np.swapaxes(array, 0, 1)
     else:
-        turn = ornt_transform(io_orientation(picture.affine), io_orientation(source.affine))
-        array = apply_orientation(array, turn)
+        array = apply_orientation(array, ornt_transform(io_orientation(affine), io_orientation(source.affine)))
     shape = source.shape[:3] + (1,) * (3 - len(source.shape[:3])) if series else source.shape
     stored = nib.Nifti1Image(array.reshape(shape + series), source.affine)
     for name in ("qform", "sform"):

@@ -92,9 +92,7 @@ class RunFolder:
         self._started = time.perf_counter()
         self._lock: IO[str] | None = None
 
-    def open(
-        self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]] = ()
-    ) -> list[str]:
+    def open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]] = ()) -> list[str]:
         """Start or continue a run.
 
         Args:
@@ -184,7 +182,8 @@ class RunFolder:
         Args:
             summary: content of ``summary.json``.
         """
-        write_csv(self.path / "scores.csv", self.rows())
+        rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in self.rows()]
+        write_csv(self.path / "scores.csv", rows)
         write_csv(
             self.path / "failures.csv",
             [asdict(self.failures[key]) for key in sorted(self.failures)],

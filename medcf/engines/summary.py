@@ -90,7 +90,8 @@ def format_summary(summary: Mapping[str, Any], folder: str) -> str:
     entered, unchanged = len(summary["entered"]), len(summary["left_out"]["already of the target class"])
     lines = [
         ("cases done", str(summary["cases"])),
-        ("flipped", f"{summary['flipped']} of {entered}" + (f" ({unchanged} already of the target)" if unchanged else "")),
+        ("flipped", f"{summary['flipped']} of {entered}"),
+        ("already of the target class", str(unchanged)),
     ]
     if entered:
         before, after = summary["mean_confidence_before"], summary["mean_confidence_after"]

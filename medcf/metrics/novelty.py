@@ -2,10 +2,10 @@
 """Is an input unlike anything the model was trained on?
 
 Four views of an image are compared with those of training images: what the explained classifier sees, how the picture
-looks (brightness by place, spectrum), what the segmenter finds in it, and how well the denoising network predicts noise
-added to it. Each view is a vector whose squared Mahalanobis distance to the training images is divided by a high quantile
-of the distances of held-out images. The largest of them, divided in turn by its own quantile, is the novelty: above 1 is
-out of distribution.
+looks (brightness by place, spectrum), what the segmenter finds in it, and how well the denoising network predicts
+noise added to it. Each view is a vector whose squared Mahalanobis distance to the training images is divided by a high
+quantile of the distances of held-out images. The largest of them, divided in turn by its own quantile, is the novelty:
+above 1 is out of distribution.
 
 Sources: Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
 NeurIPS 2018 (Mahalanobis distance of features); Graham et al., "Denoising diffusion models for out-of-distribution
@@ -36,7 +36,7 @@ class NoveltyDetector(nn.Module):
 
     Args:
         classifier: the explained classifier; its ``features(image)`` (B, F) are the first view.
-        segmenter: images to logits (B, K, \\*spatial), the third view.
+        segmenter: images to logits (B, K, *spatial), the third view.
         network: the denoising network, the fourth view.
         scheduler: its scheduler, for ``alpha_bar(t)`` and ``convert(output, t, sample)``.
         state: what `fit_novelty` returned; without it only `views` works.

@@ -41,7 +41,7 @@ class BundleUNet(DiffusionModelUNet):
         """Predict what the scheduler's ``prediction_type`` says.
 
         Args:
-            x: image (B, C, \\*spatial), each side divisible by 2 ** (levels - 1).
+            x: image (B, C, *spatial), each side divisible by 2 ** (levels - 1).
             timesteps: (B,); None stands for 0.
             context: (B, tokens, features), for nets with cross-attention.
             class_labels: (B,) integers; None stands for the null class, ``num_class_embeds - 1``.
@@ -49,12 +49,17 @@ class BundleUNet(DiffusionModelUNet):
             mid_block_additional_residual: as in MONAI, for ControlNets.
 
         Returns:
-            Prediction (B, out_channels, \\*spatial).
+            Prediction (B, out_channels, *spatial).
         """
         if timesteps is None:
             timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         if class_labels is None and self.num_class_embeds is not None:
             class_labels = torch.full_like(timesteps, self.num_class_embeds - 1, dtype=torch.long)
         return super().forward(
-            x, timesteps, context, class_labels, down_block_additional_residuals, mid_block_additional_residual
+            x,
+            timesteps,
+            context,
+            class_labels,
+            down_block_additional_residuals,  # type: ignore[arg-type]  # MONAI means any number of them
+            mid_block_additional_residual,
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from medcf.report.contact_sheet import SheetColumn, read_run, summary_figure
 from medcf.report.panel import PanelWriter, draw_panel
 
-__all__ = ["PanelWriter", "draw_panel"]
+__all__ = ["PanelWriter", "SheetColumn", "draw_panel", "read_run", "summary_figure"]

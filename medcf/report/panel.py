@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,7 @@ class PanelWriter:
 
     filename = "panel.png"
 
-    def __init__(
-        self, class_names: Sequence[str] = (), label_names: Sequence[str] = (), limit: float = 0.5
-    ) -> None:
+    def __init__(self, class_names: Sequence[str] = (), label_names: Sequence[str] = (), limit: float = 0.5) -> None:
         self.class_names = tuple(class_names)
         self.label_names = tuple(label_names)
         self.limit = limit
@@ -194,7 +192,7 @@ def _stamp(axes: Axes, x: float, y: float, size: int) -> None:
 def _color_bar(axes: Axes, canvas: NDArray, top: int, left: int, width: int, limit: float) -> None:
     bar = _diverging(np.linspace(-1, 1, width - 100))
     canvas[top : top + 8, left + 50 : left + 50 + len(bar)] = bar
-    style = {"color": "white", "fontsize": 8, "va": "center"}
+    style: dict[str, Any] = {"color": "white", "fontsize": 8, "va": "center"}
     axes.text(left + 46, top + 4, f"-{limit:g}", ha="right", **style)
     axes.text(left + width - 46, top + 4, f"+{limit:g}", ha="left", **style)
     axes.text(left + width / 2, top + 16, "fraction of the full intensity range", ha="center", **style)

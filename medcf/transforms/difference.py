@@ -26,7 +26,7 @@ class NativeCounterfactual(Transform):
     def __init__(self, intensity: tuple[float, float] = (-1.0, 1.0)) -> None:
         self.range = float(intensity[1] - intensity[0])
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, original: torch.Tensor, trajectory: torch.Tensor, record: Mapping[str, object]
     ) -> dict[str, torch.Tensor]:
         """Bring a trajectory to the original's matrix.

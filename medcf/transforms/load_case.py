@@ -33,5 +33,5 @@ class LoadCased(Transform):
         Raises:
             UnreadableImage: the file is damaged, or no 2D image.
         """
-        image = read_case({**data, "image": data[self.image_key]}, color=self.color)
+        image = read_case({str(k): v for k, v in data.items()} | {"image": data[self.image_key]}, color=self.color)
         return {**data, self.image_key: image, self.original_key: image.clone()}

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several cases in one picture: input, counterfactual, difference and, where it is known, the truth."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from skimage.transform import resize
+
+from medcf.data import read_study
+from medcf.engines.run_folder import MARKER
+from medcf.report.panel import colored_difference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["SheetColumn", "read_run", "summary_figure"]
+
+_DPI = 100
+
+
+@dataclass(frozen=True)
+class SheetColumn:
+    """One case of a contact sheet; all images are (H, W) in [0, 1], the difference is signed.
+
+    Attributes:
+        title: text above the column.
+        image: the input.
+        counterfactual: what the method made of it.
+        difference: counterfactual minus input, in fractions of the intensity range.
+        truth: the paired image of the target class, None where nobody knows it.
+    """
+
+    title: str
+    image: NDArray[np.floating]
+    counterfactual: NDArray[np.floating]
+    difference: NDArray[np.floating]
+    truth: NDArray[np.floating] | None = None
+
+
+def read_run(output_dir: str | Path, cases: Sequence[str] | None = None, count: int = 6) -> list[SheetColumn]:
+    """Read cases of a finished run from its files.
+
+    Args:
+        output_dir: folder of the run.
+        cases: ids to take, in this order; None takes ``count`` flipped ones, evenly over the run.
+        count: number of cases when none are named.
+
+    Returns:
+        The columns of a contact sheet, with the truth where the run made phantoms (``demo_truth``).
+
+    Raises:
+        ValueError: the folder holds none of these cases.
+    """
+    folder = Path(output_dir)
+    if cases is None:
+        with (folder / "scores.csv").open(encoding="utf-8") as file:
+            flipped = [row["case"] for row in csv.DictReader(file) if row["flipped"] == "True"]
+        chosen = np.linspace(0, len(flipped) - 1, min(count, len(flipped))).round().astype(int)
+        cases = [flipped[index] for index in chosen]
+    if not cases or not all((folder / case / MARKER).is_file() for case in cases):
+        raise ValueError(f"{folder} holds no finished cases of that kind ({', '.join(cases) or 'none flipped'}).")
+    return [_column(folder, case) for case in cases]
+
+
+def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: int = 200) -> Figure:
+    """Draw a contact sheet, a column a case.
+
+    Args:
+        columns: the cases.
+        limit: difference of full color.
+        tile: width of a tile in pixels.
+
+    Returns:
+        A figure that belongs to no window; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: there is no case.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not columns:
+        raise ValueError("columns is empty: a contact sheet needs at least one case.")
+    names = ["input", "counterfactual\n(SYNTHETIC)", f"difference\n(blue -{limit:g}, red +{limit:g})"]
+    if any(column.truth is not None for column in columns):
+        names.append("truth: standard plane\nof the same head")
+    height, width = columns[0].image.shape
+    tile_height = round(tile * height / width)
+    left, head, gap = 130, 24, 4
+    size = (left + len(columns) * (tile + gap), head + len(names) * (tile_height + gap))
+    canvas = np.ones((size[1], size[0], 3))
+    figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for position, column in enumerate(columns):
+        x = left + position * (tile + gap)
+        axes.text(x + tile / 2, head / 2, column.title, ha="center", va="center", fontsize=9)
+        for line, image in enumerate(_tiles(column, limit)):
+            y = head + line * (tile_height + gap)
+            if image is not None:
+                canvas[y : y + tile_height, x : x + tile] = resize(image, (tile_height, tile), order=1, mode="edge")
+    for line, name in enumerate(names):
+        y = head + line * (tile_height + gap) + tile_height / 2
+        axes.text(left - 8, y, name, ha="right", va="center", fontsize=9)
+    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, size[0], size[1], 0))
+    return figure
+
+
+def _tiles(column: SheetColumn, limit: float) -> list[NDArray | None]:
+    images = (column.image, column.counterfactual, column.truth)
+    gray = [None if i is None else np.repeat(np.clip(i, 0, 1)[..., None], 3, axis=2) for i in images]
+    return [gray[0], gray[1], colored_difference(column.image, column.difference, limit), gray[2]]
+
+
+def _column(folder: Path, case: str) -> SheetColumn:
+    row = json.loads((folder / case / MARKER).read_text(encoding="utf-8"))
+    original = read_study(row["file"], row["frame"])
+    images = {}
+    for name in ("counterfactual", "difference"):
+        image = cast(nib.Nifti1Image, nib.load(folder / case / f"{name}.nii.gz"))
+        images[name] = _as_picture(image, original.affine.numpy(), tuple(original.shape[1:]))
+    truth = folder / "demo_truth" / f"{case}_standard.png"
+    return SheetColumn(
+        title=f"{row['confidence_before']:.2f} → {row['confidence_after']:.2f}",
+        image=original[0].numpy(),
+        truth=read_study(truth)[0].numpy() if truth.is_file() else None,
+        **images,
+    )
+
+
+def _as_picture(image: nib.Nifti1Image, affine: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """Turn a case's NIfTI back to rows and columns as on a screen."""
+    from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+
+    array = image.get_fdata(dtype=np.float32)
+    array = array.reshape(array.shape[:3] + (1,) * (3 - array.ndim))
+    turn = ornt_transform(io_orientation(image.affine), io_orientation(affine))
+    return apply_orientation(array, turn).reshape(shape)
