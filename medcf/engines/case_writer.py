@@ -41,10 +41,11 @@ class CaseWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of an iteration; those that an interrupted session finished stay as they are."""
-        for failure in engine.state.failures:
+        state: Any = engine.state
+        for failure in state.failures:
             self.run_folder.fail(failure)
         done = set(self.run_folder.done())
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        for item, output in zip(state.batch, state.output, strict=True):
             if item["case"] in done:
                 continue
             started = time.perf_counter()

@@ -60,6 +60,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         val_handlers: Sequence[Any] | None = None,
         amp: bool = False,
     ) -> None:
+        self.method = inferer
         self.classifier = classifier
         self.segmenter = segmenter
         self.novelty = novelty
@@ -82,7 +83,9 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         if len(self.data_loader):  # type: ignore[arg-type]
             super().run(global_epoch)
 
-    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
+    def _iteration(  # type: ignore[override]  # a list of cases, as MONAI's own decollation makes
+        self, engine: SupervisedEvaluator, batchdata: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Explain one batch."""
         failures: list[Failure] = list(batchdata["failures"])
         items = batchdata["items"]
@@ -126,7 +129,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
             self.mode(self.network),
             torch.autocast(self.state.device.type, dtype=_half(self.state.device), enabled=self.use_autocast),
         ):
-            result = self.inferer.explain(image, self.network, sample_ids=cases)
+            result = self.method.explain(image, self.network, sample_ids=cases)
         pred = result.image.as_subclass(Tensor).float()
         columns = self._columns(image, pred, result)
         seconds = (time.perf_counter() - started) / len(items)

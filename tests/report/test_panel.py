@@ -25,7 +25,8 @@ def make_result(**row):
     }  # fmt: skip
     return CaseResult(
         case="head_7", path=Path("head_7.png"), original=image, counterfactual=image + difference,
-        difference=difference, trajectory=np.stack([image, image + difference / 2, image + difference]), affine=np.eye(4),
+        difference=difference, trajectory=np.stack([image, image + difference / 2, image + difference]),
+        affine=np.eye(4),
         source_format="raster", spacing=(1.0, 1.0), segmentation=np.zeros((2, 64, 80), np.uint8), row=values | row,
     )  # fmt: skip
 
