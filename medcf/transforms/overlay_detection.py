@@ -42,10 +42,10 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
         region: first row, first column, end row, end column of the picture proper.
 
     Returns:
-        (H, W), true where the image is not echo; and the part of it that lies outside of the picture, which is black
-        without the marks.
+        (H, W), true where the image is not echo; and (H, W), true where it is to be black: beyond the region, and marks
+        outside of the picture.
     """
-    colored = _colored(image, luminance)
+    colored = _colored(image, luminance, region)
     size = 2 * max(1, round(luminance.shape[1] / 320)) + 1  # strokes are 1 pixel wide at 160 columns, 2 to 4 at 1000
     background = ndimage.grey_opening(luminance, size=(size, size))
     relief = luminance - background
@@ -54,7 +54,9 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
     marks |= beside
     # dim remains of text between the strokes
     marks |= outside & (relief > _VISIBLE) & ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
-    return marks, marks & outside
+    beyond = np.ones_like(marks)
+    beyond[region[0] : region[2], region[1] : region[3]] = False
+    return marks, beyond | (marks & outside)
 
 
 def fill_in(luminance: Plane, mask: Mask, sweeps: int = 20) -> Plane:
@@ -93,22 +95,32 @@ def _push_pull(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return known * mean + (1 - known) * spread
 
 
-def _colored(image: NDArray[np.float32], luminance: Plane) -> Mask:
-    """Pixels whose chroma is not what this luminance usually has in this image."""
+def _colored(image: NDArray[np.float32], luminance: Plane, region: tuple[int, int, int, int]) -> Mask:
+    """Pixels whose chroma is not what this luminance usually has in this image.
+
+    Grey is usual as soon as a part of the picture is grey: a colored header or color Doppler can be larger than the
+    rest.
+    """
     if image.shape[0] == 1:
         return np.zeros(luminance.shape, dtype=bool)
     chroma = np.stack([image[0] - luminance, image[2] - luminance])
-    seen = luminance > _VISIBLE
+    seen = np.zeros(luminance.shape, dtype=bool)
+    top, left, bottom, right = region
+    seen[top:bottom, left:right] = luminance[top:bottom, left:right] > _VISIBLE
     if float(np.abs(chroma).max()) < _CHROMA / 2 or not seen.any():
         return np.zeros(luminance.shape, dtype=bool)
-    # one tint for all levels, and that of a level itself where much of the image has this level
-    share = [float(np.median(plane[seen] / luminance[seen])) for plane in chroma]
-    tint = np.array(share, dtype=np.float32)[:, None] * (np.arange(16, dtype=np.float32) + 0.5) / 16
     bins = np.clip((luminance * 16).astype(np.int64), 0, 15)
-    for level in range(16):
-        inside = seen & (bins == level)
-        if np.count_nonzero(inside) > 0.05 * np.count_nonzero(seen):
-            tint[:, level] = [np.median(plane[inside]) for plane in chroma]
+    tint = np.zeros((2, 16), dtype=np.float32)
+    bright = seen & (luminance > 4 * _VISIBLE)
+    neutral = np.abs(chroma).max(axis=0) < 0.1 * luminance
+    if np.count_nonzero(neutral & bright) < 0.08 * np.count_nonzero(bright):
+        # one tint for all levels, and that of a level itself where much of the image has this level
+        share = [float(np.median(plane[seen] / luminance[seen])) for plane in chroma]
+        tint += np.outer(share, (np.arange(16) + 0.5) / 16).astype(np.float32)
+        for level in range(16):
+            inside = seen & (bins == level)
+            if np.count_nonzero(inside) > 0.05 * np.count_nonzero(seen):
+                tint[:, level] = [np.median(plane[inside]) for plane in chroma]
     odd = np.abs(chroma - tint[:, bins]).max(axis=0) > _CHROMA
     near = np.abs(chroma - tint[:, bins]).max(axis=0) > _CHROMA / 3
     return odd | (ndimage.binary_dilation(odd, iterations=2) & near)
@@ -169,14 +181,14 @@ def _surroundings(luminance: Plane, background: Plane, region: tuple[int, int, i
     textured[:, 1:] = np.diff(luminance, axis=1) != 0
     picture = _picture((background > 0.02) & textured & ~beyond & (luminance > 0))
     if picture is None:
-        return beyond, beyond & (luminance > 0)
+        return beyond, beyond & visible
     labels, count = ndimage.label(visible & ~beyond, structure=np.ones((3, 3)))
     outline = (labels > 0) & ~ndimage.binary_erosion(visible, border_value=1)
     hard = _share(labels, outline & (luminance > 2 * _VISIBLE), outline, count) > 0.5
     connected = _share(labels, picture, labels > 0, count) > 0
     beside = np.concatenate([[False], (hard & ~connected)[1:]])[labels]
     outside = beyond | ~picture
-    return outside, (beside & visible) | (beyond & (luminance > 0))
+    return outside, (beside | beyond) & visible
 
 
 def _share(labels: NDArray[np.int32], part: Mask, whole: Mask, count: int) -> NDArray[np.float64]:

@@ -50,8 +50,8 @@ class RemoveOverlays(Transform):
         height, width = luminance.shape
         meta = dict(getattr(image, "meta", {}))
         top, left, bottom, right = (int(n) for n in meta.get("region", (0, 0, height, width)))
-        marks, beside = find_overlays(array, luminance, (top, left, bottom, right))
-        cleaned = fill_in(np.where(beside, np.float32(0), luminance), marks & ~beside)
+        marks, black = find_overlays(array, luminance, (top, left, bottom, right))
+        cleaned = fill_in(np.where(black, np.float32(0), luminance), marks & ~black)
         meta["overlay_mask"] = torch.from_numpy(marks)[None]
         meta["overlay_fraction"] = float(marks.mean())
         affine = meta.pop("affine", None)
