@@ -57,6 +57,7 @@ def test_x0_gradient_is_taken_at_the_predicted_clean_image(tiny_unet, loss, samp
     torch.testing.assert_close(guided.mean, plain.mean - plain.gain * wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(estimator.logits, terms.logits.detach(), rtol=1e-4, atol=1e-4)
     assert not guided.mean.requires_grad
+    assert not plain.pred_original.requires_grad
 
 
 def test_x0_gradient_records_no_graph_through_the_network(tiny_unet, loss, sample):

@@ -153,7 +153,18 @@ def test_scales_are_tried_smallest_first_and_only_as_far_as_needed(network, imag
         torch.testing.assert_close(result.image[i], singles[tried[-1]].image[i], rtol=0, atol=1e-5)
 
 
+class Narrow(Brightness):
+    """Never sure of class 1, and least unsure at one brightness: a scale that overshoots loses confidence."""
+
+    def forward(self, image):
+        logit = -1 - 3 * (image.flatten(1).mean(1) - 0.3).pow(2)
+        return torch.stack([-logit, logit], dim=1)
+
+
 def test_most_confident_result_stays_when_no_scale_flips(network, images):
+    overshot = make(Narrow(), classifier_scales=(0, 10, 10000), num_iterations=1).explain(images, network, IDS)
+    assert overshot.scale.tolist() == [10.0] * 4
+    torch.testing.assert_close(overshot.confidences[:, 1], Narrow()(overshot.image).softmax(1)[:, 1])
     result = make(Brightness(middle=3.0, slope=1.0), classifier_scales=(0, 100, 10)).explain(images, network, IDS)
     assert not result.flipped.any()
     assert result.num_function_evaluations.tolist() == [2 * 3 * 5] * 4
