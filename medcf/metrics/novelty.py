@@ -42,7 +42,7 @@ class NoveltyDetector(nn.Module):
         state: what `fit_novelty` returned; without it only `views` works.
 
     Raises:
-        ValueError: ``state`` is of other views than this detector's.
+        ValueError: ``state`` is incomplete or belongs to other networks.
     """
 
     def __init__(
@@ -60,11 +60,15 @@ class NoveltyDetector(nn.Module):
         self.scheduler = scheduler
         self.state = dict(state or {})
         expected = {f"{view}.{name}" for view in VIEWS for name in ("mean", "whitening", "quantile")} | {"threshold"}
+        expected.add("size")
         if state is not None and set(self.state) != expected:
             raise ValueError(
                 "The novelty statistics lack " + ", ".join(sorted(expected - set(self.state)) or ["nothing"]) + "; "
                 "make them anew with the bundle's calibrate.json."
             )
+        if state is not None:  # a wrong pair of files is to fail here, not after the first batch
+            device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+            self(torch.zeros(1, 1, *self.state["size"].tolist(), device=device))
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -149,11 +153,12 @@ def fit_novelty(
     """
     from sklearn.covariance import LedoitWolf
 
-    known, unseen = ([detector.views(batch) for batch in batches] for batches in (training, held_out))
-    state: dict[str, Tensor] = {}
+    known, sizes = _views(detector, training)
+    unseen, _ = _views(detector, held_out)
+    state: dict[str, Tensor] = {"size": torch.tensor(sizes)}
     ratios = []
     for name in VIEWS:
-        vectors, tests = (torch.cat([views[name] for views in part]).double().cpu() for part in (known, unseen))
+        vectors, tests = known[name], unseen[name]
         if min(len(vectors), len(tests)) < 20:
             raise ValueError(f"{len(vectors)} training and {len(tests)} held-out images are too few: use hundreds.")
         scale = vectors.std(0).clamp_min(0.01)  # an entry that never varies must not decide alone
@@ -168,6 +173,17 @@ def fit_novelty(
         state[f"{name}.quantile"] = limit.float()
     state["threshold"] = torch.stack(ratios).amax(0).quantile(quantile).float()
     return {name: value.clone().contiguous() for name, value in state.items()}
+
+
+def _views(detector: NoveltyDetector, batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
+    """Compute the vectors of all images in float64 on the CPU, and the images' size."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in VIEWS}
+    size: list[int] = []
+    for batch in batches:
+        size = list(batch.shape[2:])
+        for name, vectors in detector.views(batch).items():
+            parts[name].append(vectors.double().cpu())
+    return {name: torch.cat(vectors) if vectors else torch.empty(0, 1) for name, vectors in parts.items()}, size
 
 
 def _pooled(error: Tensor) -> Tensor:
