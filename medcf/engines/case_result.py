@@ -29,6 +29,7 @@ class CaseResult:
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
         spacing: mm between rows and between columns; None when the file does not say.
         segmentation: (2, H, W) uint8 labels of the input and of the counterfactual, None without a segmenter.
+        region: first row, first column, end row, end column of what the network saw; None for all.
         row: the scores, as in ``scores.csv``.
     """
 
@@ -42,4 +43,5 @@ class CaseResult:
     source_format: str
     spacing: tuple[float, float] | None = None
     segmentation: NDArray[np.uint8] | None = None
+    region: tuple[int, int, int, int] | None = None
     row: dict[str, Any] = field(default_factory=dict)

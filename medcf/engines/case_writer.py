@@ -114,8 +114,21 @@ def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
         source_format=str(original.meta.get("source_format", "")),
         spacing=get_spacing(original),
         segmentation=segmentation,
+        region=_region(grid_record(item["image"])),
         row=score_row(item, output),
     )
+
+
+def _region(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Rows and columns of the native matrix that the grid covers."""
+    bounds = []
+    for axis in range(2):
+        origin, step = float(record["origin"][axis]), float(record["step"][axis])
+        start, stop = origin - step / 2, origin + step * (int(record["grid_size"][axis]) - 0.5)
+        native = int(record["native_size"][axis])
+        bounds.append((max(round(start + 0.5), 0), min(round(stop + 0.5), native)))
+    (top, bottom), (left, right) = bounds
+    return top, left, bottom, right
 
 
 def _labels_on_matrix(labels: np.ndarray, record: Mapping[str, Any]) -> np.ndarray:

@@ -8,6 +8,7 @@ less than a grid of matplotlib axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ _GAP = 8
 _HEAD = 64  # title
 _LINE = 22  # a line of text under a tile
 _DPI = 100
+_WHOLE = 0.9  # share of the matrix that counts as all of it
 
 
 class PanelWriter:
@@ -73,9 +75,10 @@ def draw_panel(
     Returns:
         A figure that belongs to no window.
     """
+    result = _crop(result)
     width = _tile_width(result)
     top: list[tuple[str, NDArray[np.float64]]] = [
-        ("input", _gray(result.original)),
+        ("input" if result.region is None else "input (what the network saw)", _gray(result.original)),
         ("counterfactual", _gray(result.counterfactual)),
         ("difference (counterfactual - input)", colored_difference(result.original, result.difference, limit)),
     ]
@@ -158,6 +161,21 @@ def _diverging(strength: NDArray[np.floating]) -> NDArray[np.float64]:
     red, blue = np.array([0.95, 0.25, 0.15]), np.array([0.20, 0.50, 1.0])
     weight = np.abs(strength)[..., None]
     return np.where(strength[..., None] > 0, red, blue) * weight + (1 - weight)
+
+
+def _crop(result: CaseResult) -> CaseResult:
+    """Cut all images to what the network saw, where that is a smaller part of the matrix."""
+    if result.region is None:
+        return result
+    top, left, bottom, right = result.region
+    if (bottom - top) * (right - left) > _WHOLE * result.original.size:
+        return replace(result, region=None)
+    window = (..., slice(top, bottom), slice(left, right))
+    images = {
+        name: getattr(result, name)[window] for name in ("original", "counterfactual", "difference", "trajectory")
+    }
+    segmentation = None if result.segmentation is None else result.segmentation[window]
+    return replace(result, segmentation=segmentation, **images)
 
 
 def _tile_width(result: CaseResult) -> int:

@@ -264,3 +264,18 @@ def test_prediction_can_be_inverted_by_monai(tmp_path):
     to_grid = evaluator.data_loader.dataset.preprocessing.transforms[-1]
     native = to_grid.inverse({"image": outputs[0]["pred"]})["image"]
     assert native.shape == (1, 64, 80)
+
+
+def test_region_is_the_part_of_the_matrix_under_the_grid(tmp_path):
+    (tmp_path / "in").mkdir()
+    affine = np.diag([-0.875, -0.875, 1.0, 1.0])
+    nib.save(nib.Nifti1Image(picture(128, 160).T[:, :, None], affine), tmp_path / "in" / "a.nii.gz")
+    results = []
+    evaluator, _folder = make_run(
+        tmp_path, Brighten(on_black=None), writers=[lambda result, path: results.append(result)]
+    )
+    evaluator.run()  # a grid of 32 x 40 at 1.75 mm is 64 x 80 native pixels
+    top, left, bottom, right = results[0].region
+    assert (top, bottom, left, right) == (32, 96, 40, 120)
+    assert not results[0].difference[: top - 2].any()
+    assert results[0].difference[top:bottom, left:right].min() > 0.25

@@ -114,3 +114,11 @@ def test_a_row_may_lack_what_was_not_computed(missing):
     result = make_result()
     result.row.pop(missing)
     draw_panel(result)
+
+
+def test_a_panel_shows_what_the_network_saw():
+    result = make_result()
+    part = CaseResult(**{**result.__dict__, "region": (0, 0, 32, 40)})
+    assert any("what the network saw" in text for text in words(draw_panel(part)))
+    whole = CaseResult(**{**result.__dict__, "region": (0, 0, 64, 80)})
+    assert "input" in words(draw_panel(whole))
