@@ -11,6 +11,7 @@ from medcf.data.phantoms.concepts import CONCEPTS, QUALITY_THRESHOLD
 from medcf.data.phantoms.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
 from medcf.data.phantoms.fetal_head import FetalHead
 from medcf.data.phantoms.overlays import burn_in
+from medcf.data.phantoms.pairs import PairedPhantomDataset
 from medcf.data.phantoms.poses import HeadPose
 from medcf.data.phantoms.write import write_demo
 
@@ -20,6 +21,7 @@ __all__ = [
     "SPLITS",
     "FetalHead",
     "HeadPose",
+    "PairedPhantomDataset",
     "PhantomDataset",
     "PhantomSample",
     "PhantomSubject",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from medcf.data.phantoms.base import PhantomSample
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
-__all__ = ["SPLITS", "PhantomDataset", "draw_case", "subject_seed"]
+__all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "shrink", "shrink_labels", "subject_seed"]
 
 logger = logging.getLogger(__name__)
 
@@ -208,12 +208,9 @@ _VERSION = 1  # of the renderer; a cache of another version is not used
 def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -> _Row:
     """One case on the network's grid (a function of the module, so that processes can call it)."""
     name, split, seed, size, spacing, sp_fraction, index = job
-    factor = spacing / _NATIVE_SPACING
-    native = (round(size[0] * factor), round(size[1] * factor))
-    _, sample = draw_case(
-        name, split, index, seed=seed, sp_fraction=sp_fraction, size=native, spacing=spacing * size[0] / native[0]
-    )
-    image, segmentation = _shrink(sample.image, size), _shrink_labels(sample.segmentation, size)
+    native, native_spacing = native_size(size, spacing)
+    _, sample = draw_case(name, split, index, seed=seed, sp_fraction=sp_fraction, size=native, spacing=native_spacing)
+    image, segmentation = shrink(sample.image, size), shrink_labels(sample.segmentation, size)
     return {
         "image": np.rint(image * 255.0).astype(np.uint8),
         "segmentation": segmentation,
@@ -225,7 +222,14 @@ def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -
     }
 
 
-def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+def native_size(size: tuple[int, int], spacing: float) -> tuple[tuple[int, int], float]:
+    """Give the size and the spacing at which an image is rendered before it is averaged to ``size`` and ``spacing``."""
+    factor = spacing / _NATIVE_SPACING
+    native = (round(size[0] * factor), round(size[1] * factor))
+    return native, spacing * size[0] / native[0]
+
+
+def shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
     """Average over areas."""
     image = image.astype(np.float64)
     rows, cols = image.shape[0] // size[0], image.shape[1] // size[1]
@@ -234,8 +238,8 @@ def _shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
     return np.asarray(resize_local_mean(image, size, preserve_range=True), np.float64)
 
 
-def _shrink_labels(segmentation: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def shrink_labels(segmentation: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Most frequent label of each area; the rarer structures (larger labels) win a tie."""
     count = max(_LABELS, int(segmentation.max()) + 1)
-    shares = [_shrink(segmentation == label, size) for label in range(count)]
+    shares = [shrink(segmentation == label, size) for label in range(count)]
     return (count - 1 - np.argmax(np.stack(shares[::-1]), axis=0)).astype(np.uint8)
