@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
@@ -28,6 +29,9 @@ def training_dataset(
     seed: int = 0,
     sp_fraction: float = 0.45,
     cache_dir: str | Path | None = None,
+    targets: Sequence[str] = ("label",),
+    null_label: int | None = None,
+    preprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
     """Build the dataset of one split.
@@ -44,6 +48,10 @@ def training_dataset(
         sp_fraction: share of standard planes among the phantoms.
         cache_dir: folder where the rendered phantoms are kept; None renders them anew in every run. Under torchrun the
             main process renders, the others wait.
+        targets: what the training needs beside the image; the user's images that lack one of them are left out. Phantoms
+            have everything.
+        null_label: class index of the user's images without a label; None: they are left out too.
+        preprocessing: cleans the user's images before they are resampled, see `ImageDataset`; phantoms are clean.
         transform: applied to every sample, usually augmentation.
 
     Returns:
@@ -56,7 +64,17 @@ def training_dataset(
     if datalist is not None:
         from medcf.data.image_dataset import ImageDataset
 
-        return ImageDataset(datalist, split, dataset_dir=dataset_dir, size=size, spacing=spacing, transform=transform)
+        return ImageDataset(
+            datalist,
+            split,
+            dataset_dir=dataset_dir,
+            size=size,
+            spacing=spacing,
+            targets=targets,
+            null_label=null_label,
+            preprocessing=preprocessing,
+            transform=transform,
+        )
     if dataset_dir is not None:
         raise ValueError("A training needs labels: name them with --datalist FILE.csv, beside --dataset_dir.")
     from medcf.data.phantoms import PhantomDataset
