@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: Where a table has no column ``split``, a subject falls into one of these by the hash of its name.
 SHARES = {"train": 0.6, "val": 0.2, "oracle": 0.2}
+
+#: The column of the table that each target comes from.
+COLUMNS = {"label": "label", "segmentation": "mask", "quality": "quality", "concepts": "concepts"}
 
 
 def split_of_subject(subject: str) -> str:
@@ -42,9 +46,10 @@ def split_of_subject(subject: str) -> str:
 class ImageDataset(Dataset):
     """Images of any format on the network's grid, read once and kept in memory.
 
-    The table is read by `medcf.data.datalist.build_datalist`: columns ``file``, ``label``, and optionally ``mask`` (class
-    indices, as in the phantoms), ``quality``, ``subject``, ``split``. Where ``split`` is missing, the images are split by
-    subject (by file where ``subject`` is missing too), see `split_of_subject`.
+    The table is read by `medcf.data.datalist.build_datalist`: the column ``file``, and as far as the training needs
+    them ``label`` (class index), ``mask`` (image of class indices, as in the phantoms), ``quality`` (in [0, 1]) and
+    ``concepts`` (numbers in [0, 1] with blanks between), beside ``subject`` and ``split``. Where ``split`` is missing,
+    the images are split by subject (by file where ``subject`` is missing too), see `split_of_subject`.
 
     Args:
         datalist: CSV or JSON table.
@@ -52,12 +57,15 @@ class ImageDataset(Dataset):
         dataset_dir: folder that the table's paths are relative to.
         size: size (H, W) of the network's grid.
         spacing: pixel spacing of the grid in mm.
+        targets: what every sample carries beside ``image`` and ``case``, of ``label``, ``segmentation``, ``quality``
+            and ``concepts``; images that lack one of them are left out, and counted in the log.
+        null_label: label of the images without one; None leaves them out where ``label`` is a target.
         preprocessing: maps an image as read, (1 or 3, H, W) in [0, 1], to one that is ready for the grid, for example
             `medcf.transforms.RemoveOverlays`.
         transform: applied to every sample whenever it is taken, usually augmentation.
 
     Raises:
-        ValueError: a file cannot be read, a label is missing, or no image is in the split.
+        ValueError: a file cannot be read, or no image of the split has all targets.
     """
 
     def __init__(
@@ -68,20 +76,35 @@ class ImageDataset(Dataset):
         dataset_dir: str | Path | None = None,
         size: Sequence[int] = (64, 80),
         spacing: float = 1.75,
+        targets: Sequence[str] = ("label",),
+        null_label: int | None = None,
         preprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         cases, failures = build_datalist(dataset_dir, datalist)
         if failures:
             named = "; ".join(f"{failure['file']} {failure['reason']}" for failure in failures[:3])
-            raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
+            raise ValueError(
+                f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table."
+            )
+        if unknown := sorted(set(targets) - set(COLUMNS)):
+            raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(COLUMNS)}.")
+        if null_label is not None:
+            cases = [{"label": null_label, **case} for case in cases]
         subjects = {case["case"]: str(case.get("subject", case["case"])) for case in cases}
-        self.cases = [c for c in cases if c.get("split", split_of_subject(subjects[c["case"]])) == split]
-        unlabeled = [case["case"] for case in self.cases if "label" not in case]
-        if unlabeled:
-            raise ValueError(f"{datalist} has no label for {len(unlabeled)} images, {unlabeled[0]} among them.")
-        if not self.cases:
+        members = [c for c in cases if c.get("split", split_of_subject(subjects[c["case"]])) == split]
+        if not members:
             raise ValueError(f"{datalist} names no image of the split {split!r}; fill its column 'split'.")
+        columns = [COLUMNS[target] for target in targets]
+        self.cases = [case for case in members if all(column in case for column in columns)]
+        if not self.cases:
+            raise ValueError(
+                f"No image of the split {split!r} in {datalist} has all that this training needs; fill the columns "
+                f"{', '.join(columns)}."
+            )
+        if left_out := len(members) - len(self.cases):
+            logger.warning("%d images of %s lack one of %s and are left out", left_out, datalist, ", ".join(columns))
+        self.targets = tuple(targets)
         self.size = (int(size[0]), int(size[1]))
         self.spacing = spacing
         self.preprocessing = preprocessing
@@ -100,20 +123,34 @@ class ImageDataset(Dataset):
         return copy if self.transform is None else self.transform(copy)
 
     def _read(self, case: Mapping[str, Any]) -> dict[str, Any]:
-        image = read_case(case, color=self.preprocessing is not None)
+        image: torch.Tensor = read_case(case, color=self.preprocessing is not None)
         if self.preprocessing is not None:
             image = self.preprocessing(image)
         grid, record = to_grid(image, self.size, self.spacing)
-        sample: dict[str, Any] = {
-            "image": grid.as_tensor(),
-            "label": torch.tensor(int(case["label"])),
-            "case": str(case["case"]),
-        }
-        if "quality" in case:
-            sample["quality"] = torch.tensor(float(case["quality"]))
-        if "mask" in case:
-            sample["segmentation"] = _mask_on_grid(Path(case["mask"]), record)
+        sample: dict[str, Any] = {"image": grid.as_tensor(), "case": str(case["case"])}
+        for target in self.targets:
+            value = case[COLUMNS[target]]
+            if target == "segmentation":
+                sample[target] = _mask_on_grid(Path(value), record)
+            elif target == "concepts":
+                sample[target] = torch.tensor([_number(part, case) for part in _parts(value)])
+            else:
+                sample[target] = torch.tensor(int(value) if target == "label" else _number(value, case))
         return sample
+
+
+def _parts(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else str(value).split()
+
+
+def _number(value: Any, case: Mapping[str, Any]) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{case['case']}: {value!r} is no score; quality and concepts are numbers in [0, 1].")
+    return number
 
 
 def _mask_on_grid(path: Path, record: Mapping[str, Any]) -> torch.Tensor:

@@ -48,15 +48,15 @@ def training_dataset(
         sp_fraction: share of standard planes among the phantoms.
         cache_dir: folder where the rendered phantoms are kept; None renders them anew in every run. Under torchrun the
             main process renders, the others wait.
-        targets: what the training needs beside the image; the user's images that lack one of them are left out. Phantoms
-            have everything.
+        targets: what the training needs beside the image; the user's images that lack one of them are left out.
+            Phantoms have everything.
         null_label: class index of the user's images without a label; None: they are left out too.
         preprocessing: cleans the user's images before they are resampled, see `ImageDataset`; phantoms are clean.
         transform: applied to every sample, usually augmentation.
 
     Returns:
-        Dataset of dictionaries with ``image`` (1, H, W) in [-1, 1], ``label``, ``case``, and what else the source knows:
-        ``segmentation``, ``concepts``, ``quality``.
+        Dataset of dictionaries with ``image`` (1, H, W) in [-1, 1], ``label``, ``case``, and what else the source
+        knows: ``segmentation``, ``concepts``, ``quality``.
 
     Raises:
         ValueError: ``dataset_dir`` was given without ``datalist``.
@@ -93,7 +93,7 @@ def training_dataset(
         split,
         count,
         seed=seed,
-        size=tuple(size),
+        size=(int(size[0]), int(size[1])),
         spacing=spacing,
         sp_fraction=sp_fraction,
         cache_file=cache_file,

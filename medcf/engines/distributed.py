@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from medcf.engines.training_handlers import SampleGrid, TrainingProgress
 
-__all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers"]
+__all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers", "rank_writer"]
 
 MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler, SampleGrid, TrainingProgress)
 
@@ -34,7 +34,8 @@ def join_processes() -> None:
     """
     if "RANK" not in os.environ:
         raise RuntimeError(
-            "This config is for several processes. Start it with: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
+            "This config is for several processes. Start it with: "
+            "torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
         )
     device = local_device()
     if device.type == "cuda":
@@ -63,3 +64,23 @@ def rank_handlers(handlers: Sequence[Any]) -> list[Any]:
     if dist.is_initialized() and dist.get_rank() > 0:
         return [handler for handler in handlers if not isinstance(handler, MAIN_PROCESS_ONLY)]
     return list(handlers)
+
+
+def rank_writer(log_dir: str) -> Any:
+    """Make TensorBoard's writer on the main process, and elsewhere one that writes nothing.
+
+    Args:
+        log_dir: folder of the event files.
+    """
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return _SilentWriter()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=log_dir)
+
+
+class _SilentWriter:
+    """Takes every call of a SummaryWriter; MONAI's handlers would make a real one where they get None."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

@@ -15,9 +15,9 @@ __all__ = ["EMAHandler"]
 class EMAHandler(IgniteEMAHandler):
     """Ignite's EMA with a decay that depends on the iteration alone.
 
-    ``ema = d ema + (1 - d) weights`` after every iteration i, with ``d = min(decay, (1 + i) / (warmup + i))``: the first,
-    random weights are forgotten at once. Ignite's own warm-up keeps a counter that no checkpoint holds; here the average
-    itself, ``ema_model``, is all that a checkpoint must have.
+    ``ema = d ema + (1 - d) weights`` after every iteration i, with ``d = min(decay, (1 + i) / (warmup + i))``: the
+    first, random weights are forgotten at once. Ignite's own warm-up keeps a counter that no checkpoint holds; here
+    the average itself, ``ema_model``, is all that a checkpoint must have.
 
     Args:
         network: the trained network; a `DistributedDataParallel` wrapper is taken off.
@@ -32,11 +32,15 @@ class EMAHandler(IgniteEMAHandler):
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
         """Attach to a trainer; the momentum of the moment is ``engine.state.ema_momentum``."""
-        engine.state.ema_momentum = self.momentum
+        self._set_momentum(engine, self.momentum)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
 
     def update(self, engine: Engine) -> None:
         """Average the weights of this iteration in."""
         iteration = engine.state.iteration
-        engine.state.ema_momentum = 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration))
+        self._set_momentum(engine, 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration)))
         self._update_ema_model(engine, "ema_momentum")
+
+    @staticmethod
+    def _set_momentum(engine: Engine, momentum: float) -> None:
+        engine.state.ema_momentum = momentum  # type: ignore[attr-defined]  # where Ignite's update looks for it

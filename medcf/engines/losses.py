@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import nn
+from torch.nn import functional
 
 __all__ = ["ConceptBottleneckLoss"]
 
@@ -39,7 +39,7 @@ class ConceptBottleneckLoss(nn.Module):
         """
         terms = (
             self.segmentation(prediction["segmentation"], target["segmentation"]),
-            F.mse_loss(prediction["concepts"], target["concepts"].float()),
-            F.mse_loss(prediction["quality"], target["quality"].float()),
+            functional.mse_loss(prediction["concepts"], target["concepts"].float()),
+            functional.mse_loss(prediction["quality"], target["quality"].float()),
         )
         return torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()

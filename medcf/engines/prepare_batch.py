@@ -16,16 +16,16 @@ __all__ = ["ClassConditionalPrepareBatch", "TargetPrepareBatch"]
 class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
     """Noise, time steps and class labels for the training of a denoiser.
 
-    A part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional model,
-    the other one the class-conditional model, in one network. For inferers that take ``noise``, ``timesteps`` and
-    ``class_labels``, such as `medcf.engines.training_inferer.DiffusionTrainingInferer`.
+    A part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional
+    model, the other one the class-conditional model, in one network. For inferers that take ``noise``, ``timesteps``
+    and ``class_labels``, such as `medcf.engines.training_inferer.DiffusionTrainingInferer`.
 
     Args:
         num_train_timesteps: time steps T are drawn from 0 .. T - 1.
         null_class: index of the null class, ``num_class_embeds - 1``.
         dropout: probability of the null class.
-        timestep_power: time steps are ``floor(T u ** power)`` for uniform u. 1 is the uniform law of the papers; above 1,
-            small time steps are seen more often, those that an image noised only part of the way goes through.
+        timestep_power: time steps are ``floor(T u ** power)`` for uniform u. 1 is the uniform law of the papers; above
+            1, small time steps are seen more often, those that an image noised only part of the way goes through.
         label_key: key of the class labels, integers of shape (B,).
     """
 

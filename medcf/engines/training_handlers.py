@@ -19,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.inferers import DiffusionInferer
+from monai.networks.schedulers import Scheduler
 from monai.utils import CommonKeys
 from torch import nn
 from tqdm.auto import tqdm
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 def loss_of(output: Any) -> float:
     """Read the loss from a trainer's output, decollated or not."""
     first = output[0] if isinstance(output, list) else output
-    return float(first[CommonKeys.LOSS])
+    return float(torch.as_tensor(first[CommonKeys.LOSS]).detach())
 
 
 class GradientClipping:
@@ -57,11 +58,11 @@ class GradientClipping:
             FloatingPointError: the gradient is not finite.
         """
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
-        engine.state.gradient_norm = float(norm)
-        if not np.isfinite(engine.state.gradient_norm):
+        engine.state.gradient_norm = float(norm)  # type: ignore[attr-defined]
+        if not np.isfinite(float(norm)):
             raise FloatingPointError(
-                f"The gradient is not finite at iteration {engine.state.iteration}; lower the learning rate and start the "
-                "same command again: it goes on from the last checkpoint."
+                f"The gradient is not finite at iteration {engine.state.iteration}; lower the learning rate and start "
+                "the same command again: it goes on from the last checkpoint."
             )
 
 
@@ -83,7 +84,7 @@ class TrainingProgress:
         """Advance by one iteration."""
         state = engine.state
         if self.bar is None:
-            total = state.max_epochs * state.epoch_length
+            total = (state.max_epochs or 0) * (state.epoch_length or 0)
             self.bar = tqdm(
                 total=total,
                 initial=state.iteration - 1,
@@ -131,7 +132,9 @@ class LossCurve:
     def write(self, engine: Engine) -> None:
         """Write the CSV file, on the main process."""
         if idist.get_rank() == 0:
-            _replace(self.path, lambda file: csv.writer(file).writerows([("iteration", "loss", "learning_rate"), *self.rows]))
+            _replace(
+                self.path, lambda file: csv.writer(file).writerows([("iteration", "loss", "learning_rate"), *self.rows])
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curve so far."""
@@ -161,7 +164,7 @@ class SampleGrid:
     def __init__(
         self,
         network: nn.Module,
-        scheduler: nn.Module,
+        scheduler: Scheduler,
         directory: str | Path,
         shape: Sequence[int],
         class_labels: Sequence[int] = (0, 1, 2),
@@ -208,10 +211,11 @@ class SampleGrid:
             len(self.class_labels), *[1] * len(self.shape)
         )
         self.scheduler.set_timesteps(self.num_inference_steps)  # type: ignore[operator]
-        images = DiffusionInferer(self.scheduler).sample(
-            noise.to(device), partial(self.network, class_labels=labels), self.scheduler, verbose=False
+        network: Any = partial(self.network, class_labels=labels)
+        images = DiffusionInferer(self.scheduler).sample(noise.to(device), network, self.scheduler, verbose=False)
+        pixels = (
+            ((torch.as_tensor(images).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[:, 0]
         )
-        pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[:, 0]
         rows = pixels.reshape(len(self.class_labels), self.columns, *pixels.shape[1:])
         return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 

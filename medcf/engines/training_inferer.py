@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from monai.inferers import DiffusionInferer
+from monai.networks.schedulers import Scheduler
 from torch import nn
 
 __all__ = ["DiffusionTrainingInferer"]
@@ -22,7 +23,7 @@ class DiffusionTrainingInferer(DiffusionInferer):
         amp_dtype: ``"bfloat16"`` or None for full precision.
     """
 
-    def __init__(self, scheduler: nn.Module, amp_dtype: str | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, amp_dtype: str | None = None) -> None:
         super().__init__(scheduler)
         self.amp_dtype: torch.dtype | None = getattr(torch, amp_dtype) if amp_dtype else None
 

@@ -85,16 +85,16 @@ class ResumableCheckpoint:
         """
         if not (self.resume and self.path.is_file()):
             return
-        content = torch.load(self.path, map_location=engine.state.device, weights_only=True)
-        max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        max_epochs, epoch_length = engine.state.max_epochs or 0, engine.state.epoch_length or 0
         trainer = content.pop("trainer")
         remedy = "Pass --resume false to begin anew, or another --output_dir."
         if content.keys() != self.save_dict.keys() or trainer["epoch_length"] != epoch_length:
             raise ValueError(f"{self.path} is the checkpoint of another training. {remedy}")
         if trainer["iteration"] > max_epochs * epoch_length:
             raise ValueError(
-                f"{self.path} is of iteration {trainer['iteration']}, beyond the {max_epochs * epoch_length} asked for. "
-                f"{remedy}"
+                f"{self.path} is of iteration {trainer['iteration']}, beyond the {max_epochs * epoch_length} asked "
+                f"for. {remedy}"
             )
         try:
             Checkpoint.load_objects(self.save_dict, content)
@@ -132,7 +132,7 @@ class ReproducibleRandomness:
         """Seed what the loader draws from."""
         torch.manual_seed(self._mix(-engine.state.epoch))
         transform = getattr(self.dataset, "transform", None)
-        if hasattr(transform, "set_random_state"):
+        if transform is not None and hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=self._mix(engine.state.epoch) % 2**32)
 
     def start_iteration(self, engine: Engine) -> None:

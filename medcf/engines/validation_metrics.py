@@ -25,7 +25,9 @@ def quality_decision(threshold: float = 0.5) -> Callable[[list[dict[str, Any]]],
     """Make a function that reads "quality reaches the threshold" as decision and the class label as truth."""
 
     def read(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        decisions = torch.stack([torch.as_tensor(item[CommonKeys.PRED]["quality"] >= threshold).reshape(()) for item in output])
+        decisions = torch.stack(
+            [torch.as_tensor(item[CommonKeys.PRED]["quality"] >= threshold).reshape(()) for item in output]
+        )
         labels = torch.stack([torch.as_tensor(item[CommonKeys.LABEL]["label"]).reshape(()) for item in output])
         return decisions.long().cpu(), labels.cpu()
 
@@ -52,7 +54,9 @@ def output_pair(key: str) -> Callable[[list[dict[str, Any]]], tuple[list[torch.T
 
     def read(output: list[dict[str, Any]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         pairs = [(item[CommonKeys.PRED][key], item[CommonKeys.LABEL][key]) for item in output]
-        predictions, targets = zip(*[[torch.as_tensor(value).float().reshape(-1) for value in pair] for pair in pairs])
+        predictions, targets = zip(
+            *[[torch.as_tensor(value).float().reshape(-1) for value in pair] for pair in pairs], strict=True
+        )
         return list(predictions), list(targets)
 
     return read
@@ -72,8 +76,9 @@ def segmentation_pair(
         for item in output:
             scores, truth = item[CommonKeys.PRED], item[CommonKeys.LABEL]
             scores, truth = (scores[key], truth[key]) if key else (scores, truth)
-            predictions.append(AsDiscrete(argmax=True, to_onehot=scores.shape[0])(scores))
-            targets.append(AsDiscrete(to_onehot=scores.shape[0])(truth))
+            classes = scores.shape[0]
+            predictions.append(torch.as_tensor(AsDiscrete(argmax=True, to_onehot=classes)(scores)))
+            targets.append(torch.as_tensor(AsDiscrete(to_onehot=classes)(truth)))
         return predictions, targets
 
     return read

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import nn
+from torch.nn import functional
 
 from medcf.networks.sononet import SonoNet
 
@@ -18,8 +18,8 @@ __all__ = ["ConceptBottleneck", "MonotoneQuality"]
 class MonotoneQuality(nn.Module):
     """Quality as a rising function of every concept.
 
-    A two-layer perceptron with positive weights (softplus of free parameters): a better concept never lowers the quality,
-    so the score can be read as a checklist is.
+    A two-layer perceptron with positive weights (softplus of free parameters): a better concept never lowers the
+    quality, so the score can be read as a checklist is.
 
     Args:
         num_concepts: number of concepts K.
@@ -35,26 +35,30 @@ class MonotoneQuality(nn.Module):
 
     def forward(self, concepts: torch.Tensor) -> torch.Tensor:
         """Map concept scores (B, K) in [0, 1] to quality (B,) in [0, 1]."""
-        hidden = torch.sigmoid(F.linear(4.0 * (concepts - 0.5), F.softplus(self.weight_in), self.bias_in))
-        return torch.sigmoid(F.linear(hidden, F.softplus(self.weight_out), self.bias_out)).squeeze(1)
+        hidden = torch.sigmoid(
+            functional.linear(4.0 * (concepts - 0.5), functional.softplus(self.weight_in), self.bias_in)
+        )
+        return torch.sigmoid(functional.linear(hidden, functional.softplus(self.weight_out), self.bias_out)).squeeze(1)
 
 
 class ConceptBottleneck(nn.Module):
     """Progressive concept bottleneck: image, then segmentation, then concept scores, then quality.
 
-    Each stage sees no more than the paper allows: the concepts come from the segmentation's probabilities and the image,
-    the quality from the concepts alone. It serves as the oracle that judges counterfactuals and must therefore share
-    nothing with the explained classifier: other subjects, seed, initialization and augmentation.
+    Each stage sees no more than the paper allows: the concepts come from the segmentation's probabilities and the
+    image, the quality from the concepts alone. It serves as the oracle that judges counterfactuals and must therefore
+    share nothing with the explained classifier: other subjects, seed, initialization and augmentation.
 
-    Source: Lin et al., "I saw, I conceived, I concluded: progressive concepts as bottlenecks", 2022; Diff-ICE uses it as
-    its oracle. Simplified here: the small U-Net and SonoNet of this package, and a monotone map from concepts to quality.
+    Source: Lin et al., "I saw, I conceived, I concluded: progressive concepts as bottlenecks", 2022; Diff-ICE uses it
+    as its oracle. Simplified here: the small U-Net and SonoNet of this package, and a monotone map from concepts to
+    quality.
 
     Args:
         num_concepts: number of concepts K.
         in_channels: channels of the image.
         num_segments: classes of the segmentation, background included.
         spatial_dims: 2 or 3.
-        channels: widths of the segmentation U-Net; every spatial size must be divisible by ``2 ** (len(channels) - 1)``.
+        channels: widths of the segmentation U-Net; every spatial size must be divisible by
+            ``2 ** (len(channels) - 1)``.
         features: width of the concept encoder's first block, see `SonoNet`.
         max_features: greatest width of the concept encoder.
         num_blocks: blocks of the concept encoder.

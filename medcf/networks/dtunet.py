@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import nn
+from torch.nn import functional
 
 __all__ = ["DTUNet", "topological_triplet_loss"]
 
@@ -16,12 +16,12 @@ __all__ = ["DTUNet", "topological_triplet_loss"]
 class DTUNet(nn.Module):
     """Two U-Nets in sequence: a texture net segments the image, a topology net corrects it.
 
-    From the paper: the coarse net sees the image; the fine net sees the image together with the coarse probabilities and
-    learns the shape that texture alone does not give; both are supervised, and a triplet loss on the fine net's features
-    pulls its view of the coarse mask towards that of the true mask (`topological_triplet_loss`).
+    From the paper: the coarse net sees the image; the fine net sees the image together with the coarse probabilities
+    and learns the shape that texture alone does not give; both are supervised, and a triplet loss on the fine net's
+    features pulls its view of the coarse mask towards that of the true mask (`topological_triplet_loss`).
     Simplified here: both nets are MONAI's residual U-Net with instance normalization, small by default (about 120,000
-    parameters each), any number of classes, and the triplet term is left to whoever trains on curvilinear structures; the
-    committed weights were trained with the two supervised terms alone.
+    parameters each), any number of classes, and the triplet term is left to whoever trains on curvilinear structures;
+    the committed weights were trained with the two supervised terms alone.
 
     Source: Lin et al., "DTU-Net: learning topological similarity for curvilinear structure segmentation", IPMI 2023.
 
@@ -94,4 +94,4 @@ def topological_triplet_loss(
     Returns:
         Mean over the batch of ``max(0, |a - p| - |a - n| + margin)``, a scalar.
     """
-    return F.triplet_margin_loss(anchor, positive, negative, margin=margin)
+    return functional.triplet_margin_loss(anchor, positive, negative, margin=margin)

@@ -15,9 +15,10 @@ class SonoNet(nn.Module):
     """VGG-like classifier with a global average pool in place of fully connected layers.
 
     Five blocks of 3x3 convolutions with batch normalization and ReLU, (f, f), (2f, 2f), (4f) x 3, (8f) x 3, (8f) x 3, a
-    max-pool between two blocks; then a 1x1 convolution to the feature maps, whose mean over space is the feature vector,
-    and a linear layer to the class scores. The paper averages the class maps instead; a 1x1 convolution and a mean
-    commute, so the scores are the same, but for the paper's batch normalization of the class maps, which is left out.
+    max-pool between two blocks; then a 1x1 convolution to the feature maps, whose mean over space is the feature
+    vector, and a linear layer to the class scores. The paper averages the class maps instead; a 1x1 convolution and a
+    mean commute, so the scores are the same, but for the paper's batch normalization of the class maps, which is left
+    out.
 
     Source: Baumgartner et al., "SonoNet: real-time detection and localisation of fetal standard scan planes in freehand
     ultrasound", IEEE TMI 2017, figure 3.
@@ -27,8 +28,8 @@ class SonoNet(nn.Module):
         num_classes: number of class scores.
         features: width f of the first block; the paper has 16, 32 and 64.
         spatial_dims: 2 or 3.
-        num_blocks: how many of the five blocks are used, the first ones. The input may shrink ``num_blocks - 1`` times by
-            two; a dimension that is already 1 is no longer pooled.
+        num_blocks: how many of the five blocks are used, the first ones. The input may shrink ``num_blocks - 1`` times
+            by two; a dimension that is already 1 is no longer pooled.
         max_features: no block is wider than this, to keep a small network's file small; None is the paper's network.
     """
 
@@ -100,7 +101,9 @@ def _block(spatial_dims: int, in_channels: int, out_channels: int, depth: int) -
     layers: list[nn.Module] = []
     for index in range(depth):
         layers += [
-            Conv[Conv.CONV, spatial_dims](out_channels if index else in_channels, out_channels, 3, padding=1, bias=False),
+            Conv[Conv.CONV, spatial_dims](
+                out_channels if index else in_channels, out_channels, 3, padding=1, bias=False
+            ),
             get_norm_layer("batch", spatial_dims, out_channels),
             nn.ReLU(),
         ]
