@@ -26,7 +26,7 @@ def calibrate_novelty(
     path: str | Path,
     *,
     device: torch.device | str = "cpu",
-    quantile: float = 0.99,
+    quantile: float = 0.995,
 ) -> float:
     """Fit the statistics of a novelty detector and write them.
 

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is an input unlike anything the model was trained on?
 
-Four views of an image are compared with those of training images: what the explained classifier sees, how the picture
-looks (brightness by place, spectrum), what the segmenter finds in it, and how well the denoising network predicts
-noise added to it. Each view is a vector whose squared Mahalanobis distance to the training images is divided by a high
+Three views of an image are compared with those of training images: what the explained classifier sees, how the picture
+looks (brightness by place, spectrum), and what the segmenter finds in it. Each view is a vector whose squared Mahalanobis distance to the training images is divided by a high
 quantile of the distances of held-out images. The largest of them, divided in turn by its own quantile, is the novelty:
 above 1 is out of distribution.
 
 Sources: Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
-NeurIPS 2018 (Mahalanobis distance of features); Graham et al., "Denoising diffusion models for out-of-distribution
-detection", CVPR 2023 workshops (reconstruction); Ledoit and Wolf, 2004 (shrunk covariance).
+NeurIPS 2018 (Mahalanobis distance of features); Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
+covariance matrices", 2004.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +23,10 @@ from medcf.registry import METRICS
 
 __all__ = ["VIEWS", "NoveltyDetector", "fit_novelty"]
 
-VIEWS = ("features", "appearance", "anatomy", "reconstruction")
+VIEWS = ("features", "appearance", "anatomy")
 
 _BLOCKS = (4, 5)  # places at which brightness is compared
 _BANDS = 8  # of the spectrum
-_NOISE_LEVELS = (0.1, 0.3)  # shares of the training steps at which the network's noise prediction is tested
 
 
 class NoveltyDetector(nn.Module):
@@ -37,8 +35,6 @@ class NoveltyDetector(nn.Module):
     Args:
         classifier: the explained classifier; its ``features(image)`` (B, F) are the first view.
         segmenter: images to logits (B, K, *spatial), the third view.
-        network: the denoising network, the fourth view.
-        scheduler: its scheduler, for ``alpha_bar(t)`` and ``convert(output, t, sample)``.
         state: what `fit_novelty` returned; without it only `views` works.
 
     Raises:
@@ -49,26 +45,26 @@ class NoveltyDetector(nn.Module):
         self,
         classifier: Any,
         segmenter: Callable[[Tensor], Tensor],
-        network: Callable[..., Tensor],
-        scheduler: Any,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.segmenter = segmenter
-        self.network = network
-        self.scheduler = scheduler
         self.state = dict(state or {})
         expected = {f"{view}.{name}" for view in VIEWS for name in ("mean", "whitening", "quantile")} | {"threshold"}
-        expected.add("size")
+        expected |= {"size", "probe"}
         if state is not None and set(self.state) != expected:
             raise ValueError(
                 "The novelty statistics lack " + ", ".join(sorted(expected - set(self.state)) or ["nothing"]) + "; "
                 "make them anew with the bundle's calibrate.json."
             )
-        if state is not None:  # a wrong pair of files is to fail here, not after the first batch
-            device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-            self(torch.zeros(1, 1, *self.state["size"].tolist(), device=device))
+        if state is not None:  # statistics of other weights are to fail here, not to judge every image wrongly
+            probe = self.probe(self.state["size"].tolist())
+            if probe.shape != self.state["probe"].shape or not torch.allclose(probe, self.state["probe"], 0.02, 0.02):
+                raise ValueError(
+                    "The novelty statistics belong to other weights of the classifier or the segmenter; "
+                    "make them anew with the bundle's calibrate.json."
+                )
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -81,19 +77,10 @@ class NoveltyDetector(nn.Module):
             ``novelty`` (B,), ``out_of_distribution`` (B,) bool, its ``novelty_threshold`` (B,) which is 1, and
             ``novelty_<view>`` (B,) of each view in the same unit.
 
-        Raises:
-            ValueError: the statistics belong to another classifier or segmenter.
         """
-        views = self.views(image)
         scores = {}
-        for name, vectors in views.items():
-            mean = self.state[f"{name}.mean"].to(vectors)
-            if mean.shape[-1] != vectors.shape[-1]:
-                raise ValueError(
-                    f"The novelty statistics of {name} have {mean.shape[-1]} entries, the networks give "
-                    f"{vectors.shape[-1]}; make them anew with the bundle's calibrate.json."
-                )
-            distance = (vectors - mean) @ self.state[f"{name}.whitening"].to(vectors)
+        for name, vectors in self.views(image).items():
+            distance = (vectors - self.state[f"{name}.mean"].to(vectors)) @ self.state[f"{name}.whitening"].to(vectors)
             scores[name] = distance.square().sum(1) / self.state[f"{name}.quantile"].to(vectors)
         threshold = self.state["threshold"].to(image)
         scores = {f"novelty_{name}": score / threshold for name, score in scores.items()}
@@ -105,37 +92,28 @@ class NoveltyDetector(nn.Module):
             **scores,
         }
 
+    def probe(self, size: Sequence[int]) -> Tensor:
+        """Compute the views of a fixed picture of a given size: they tell these networks from others."""
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        rows, columns = (torch.linspace(0, 9, length, device=device) for length in size)
+        picture = torch.sin(rows)[:, None] * torch.sin(columns)[None]
+        return torch.cat([vectors[0].cpu() for vectors in self.views(picture[None, None]).values()])
+
     @torch.no_grad()
     def views(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the vectors (B, .) of each view of images (B, 1, H, W) in [-1, 1]."""
         return {
-            "features": self.classifier.features(image).float(),
+            "features": self.classifier.features(image).float().clamp_min(0).sqrt(),  # not so heavy a tail
             "appearance": _appearance(image),
             "anatomy": _anatomy(self.segmenter(image)),
-            "reconstruction": self._reconstruction(image),
         }
-
-    def _reconstruction(self, image: Tensor) -> Tensor:
-        """Log mean square error of the noise prediction; the noise is the same for every image."""
-        generator = torch.Generator().manual_seed(0)
-        errors = []
-        for share in _NOISE_LEVELS:
-            t = round(share * (self.scheduler.num_train_timesteps - 1))
-            a = float(self.scheduler.alpha_bar(t))
-            noise = torch.randn(image.shape[1:], generator=generator).to(image).expand_as(image)
-            sample = a**0.5 * image + (1 - a) ** 0.5 * noise
-            timesteps = torch.full((len(image),), t, device=image.device, dtype=torch.long)
-            predicted = self.scheduler.convert(self.network(sample, timesteps), t, sample).noise
-            error = (predicted - noise).float()
-            errors += [error.square().flatten(1).mean(1), _pooled(error)]
-        return torch.stack(errors, dim=1).clamp_min(1e-8).log()
 
 
 def fit_novelty(
     detector: NoveltyDetector,
     training: Iterable[Tensor],
     held_out: Iterable[Tensor],
-    quantile: float = 0.99,
+    quantile: float = 0.995,
 ) -> dict[str, Tensor]:
     """Learn what familiar images look like, and how far held-out ones lie from it.
 
@@ -155,7 +133,7 @@ def fit_novelty(
 
     known, sizes = _views(detector, training)
     unseen, _ = _views(detector, held_out)
-    state: dict[str, Tensor] = {"size": torch.tensor(sizes)}
+    state: dict[str, Tensor] = {"size": torch.tensor(sizes), "probe": detector.probe(sizes)}
     ratios = []
     for name in VIEWS:
         vectors, tests = known[name], unseen[name]
@@ -184,11 +162,6 @@ def _views(detector: NoveltyDetector, batches: Iterable[Tensor]) -> tuple[dict[s
         for name, vectors in detector.views(batch).items():
             parts[name].append(vectors.double().cpu())
     return {name: torch.cat(vectors) if vectors else torch.empty(0, 1) for name, vectors in parts.items()}, size
-
-
-def _pooled(error: Tensor) -> Tensor:
-    """Mean square of the error averaged over 4 x 4 pixels: structure that was predicted in the wrong place."""
-    return nn.functional.avg_pool2d(error, 4).square().flatten(1).mean(1)
 
 
 def _appearance(image: Tensor) -> Tensor:
