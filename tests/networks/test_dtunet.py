@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DTU-Net: the fine net corrects what the coarse net says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from medcf.networks.dtunet import DTUNet, topological_triplet_loss
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return DTUNet(out_channels=3, channels=(4, 8, 8))
+
+
+def test_evaluation_returns_the_fine_scores_alone(network):
+    image = torch.randn(2, 1, 16, 24)
+    fine, coarse = network(image)
+    assert isinstance(network.eval()(image), torch.Tensor)
+    torch.testing.assert_close(network(image), fine)  # instance normalization: the mode does not change the scores
+    assert not torch.allclose(fine, coarse)
+
+
+def test_the_fine_scores_are_a_function_of_image_and_coarse_probabilities(network):
+    network.eval()
+    image = torch.randn(1, 1, 16, 16)
+    probabilities = network.coarse(image).softmax(dim=1)
+    torch.testing.assert_close(network(image), network.refine(image, probabilities))
+    swapped = network.refine(image, probabilities.flip(1))
+    assert (swapped - network(image)).abs().max() > 1e-3
+
+
+def test_the_loss_of_the_fine_scores_trains_the_coarse_net(network):
+    fine, _ = network(torch.randn(1, 1, 16, 16))
+    functional.cross_entropy(fine, torch.zeros(1, 16, 16, dtype=torch.long)).backward()
+    assert any(parameter.grad.abs().sum() > 0 for parameter in network.coarse.parameters())
+
+
+def test_deep_supervision_can_be_switched_off():
+    assert isinstance(
+        DTUNet(out_channels=2, channels=(4, 8), return_coarse=False)(torch.randn(1, 1, 8, 8)), torch.Tensor
+    )
+
+
+def test_triplet_loss_falls_when_the_prediction_resembles_the_truth():
+    truth, broken = torch.zeros(2, 4), torch.full((2, 4), 3.0)
+    near, far = (topological_triplet_loss(torch.full((2, 4), value), truth, broken) for value in (0.1, 2.0))
+    assert near == 0
+    torch.testing.assert_close(far, torch.tensor(4.0 - 2.0 + 1.0), atol=1e-4, rtol=0)
