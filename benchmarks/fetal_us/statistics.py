@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of few subjects: intervals by bootstrap over subjects, and what chance would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["balanced_accuracy", "bootstrap", "chance_of_reidentification", "share"]
+
+
+def balanced_accuracy(truth: NDArray[Any], predicted: NDArray[Any]) -> float:
+    """Mean of the recalls of the classes that occur in ``truth``."""
+    return float(np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)]))
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    arrays: Sequence[Any],
+    subjects: Sequence[str],
+    *,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[float]:
+    """Percentile interval of a statistic when whole subjects are drawn with replacement.
+
+    Images of one subject resemble each other, so that drawing images would give too narrow an interval.
+
+    Args:
+        statistic: takes as many arrays as ``arrays`` holds.
+        arrays: one entry an image.
+        subjects: whose image it is.
+        draws: bootstrap samples; those in which the statistic is not defined are dropped.
+        level: coverage.
+        seed: seed of the draws.
+
+    Returns:
+        Lower and upper end.
+    """
+    columns = [np.asarray(array) for array in arrays]
+    names = np.asarray(subjects)
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        chosen = np.concatenate([members[i] for i in random.integers(0, len(members), len(members))])
+        values.append(statistic(*(column[chosen] for column in columns)))
+    finite = np.asarray(values)[np.isfinite(values)]
+    return [float(value) for value in np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])]
+
+
+def chance_of_reidentification(subjects: Sequence[str], k: int) -> float:
+    """Share of queries that k random images of the gallery would re-identify, where queries and gallery match."""
+    total = len(subjects)
+    k = min(k, total)
+    counts = [list(subjects).count(name) for name in subjects]
+    return float(np.mean([1 - comb(total - count, k) / comb(total, k) for count in counts]))
+
+
+def share(hits: Sequence[Any], subjects: Sequence[str]) -> dict[str, Any]:
+    """Count hits: ``count``, ``of``, ``share`` and its ``interval`` over subjects; nothing but counts when empty."""
+    values = np.asarray(hits, dtype=float)
+    if not len(values):
+        return {"count": 0, "of": 0}
+    return {
+        "count": int(values.sum()),
+        "of": len(values),
+        "share": float(values.mean()),
+        "interval": bootstrap(lambda x: float(x.mean()), [values], subjects),
+    }
