@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainings of the Diff-ICE bundle as a user starts them, with a network small enough for a test."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+CONFIGS = Path(__file__).parents[2] / "bundles" / "diffice" / "configs"
+TINY = {
+    "spatial_size": "[16,20]",
+    "spacing": 7.0,
+    "num_train": 12,
+    "num_val": 4,
+    "batch_size": 2,
+    "iterations": 12,
+    "epoch_length": 3,
+    "val_interval": 1,
+    "device": "cpu",
+    "network_def#channels": "[8,16]",
+    "network_def#attention_levels": "[False,True]",
+    "network_def#num_head_channels": 8,
+}
+TRAININGS = ("train", "train_segmenter", "train_classifier", "train_oracle")
+
+pytestmark = pytest.mark.bundle
+
+
+def command(configs: tuple[str, ...], **options: object) -> list[str]:
+    files = str([str(CONFIGS / f"{name}.json") for name in configs])
+    arguments = [text for key, value in {**TINY, **options}.items() for text in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", files, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("phantoms")
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path, cache):
+    def start(name: str) -> subprocess.Popen:
+        folder = tmp_path / name
+        options = {"output_dir": folder, "export_path": folder / "model.pt", "cache_dir": cache}
+        arguments = [sys.executable, *command(("train",), **options)]
+        return subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    whole = start("whole")
+    assert whole.communicate(timeout=300)[1] is not None
+    assert whole.returncode == 0
+
+    killed = start("killed")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoint.pt").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path / "killed" / "model.pt").exists(), "the training was over before it could be killed"
+
+    resumed = start("killed")
+    errors = resumed.communicate(timeout=300)[1].decode()
+    assert resumed.returncode == 0, errors
+    curves = [(tmp_path / name / "loss.csv").read_text() for name in ("whole", "killed")]
+    assert curves[0] == curves[1]
+    assert len(list(csv.DictReader(curves[0].splitlines()))) == 12
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "killed")]
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+    checkpoint = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    torch.testing.assert_close(checkpoint["ema"], weights[1], atol=0, rtol=0)
+    assert any(not torch.equal(checkpoint["network"][key], value) for key, value in weights[1].items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network_and_one_of_them_writes(tmp_path, cache):
+    folder = tmp_path / "out"
+    options = {"output_dir": folder, "export_path": folder / "model.pt", "cache_dir": cache, "iterations": 6}
+    arguments = command(("train", "multi_gpu_train"), **options, val_interval=2)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, *arguments], env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Wrote the weights of iteration 6") == 1
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"checkpoint.pt", "loss.csv", "metrics.json", "model.pt", "samples", "tensorboard"}
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
+    assert not any(key.startswith("module.") for key in weights)
+
+
+@pytest.mark.parametrize("base", ["train", "inference"])
+def test_the_overlay_of_the_paper_builds_its_network(base):
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / f"{base}.json", CONFIGS / "paper.json"])
+    with torch.device("meta"):
+        network = parser.get_parsed_content("network_def")
+        noisy = torch.zeros(1, 1, *parser.get_parsed_content("spatial_size"))
+        assert network(noisy).shape == (1, 1, 224, 288)
+    assert network.num_class_embeds is None
+    attention = ["attentions" in dict(block.named_children()) for block in network.down_blocks]
+    assert attention == [False, False, False, True, True, True]  # at 1/8, 1/16 and 1/32 of the size
+
+
+def test_the_overlay_of_the_paper_holds_the_published_hyperparameters():
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / "train.json", CONFIGS / "paper.json"])
+    published = {"iterations": 300000, "batch_size": 16, "learning_rate": 1e-4, "weight_decay": 0.05}
+    published |= {"class_dropout": 1.0, "timestep_power": 1.0, "num_train_timesteps": 1000}
+    assert {key: parser.get_parsed_content(key) for key in published} == published
+    assert parser.get_parsed_content("export_path").endswith("models/paper/model.pt")
+
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / "inference.json", CONFIGS / "paper.json"])
+    inferer = parser["inferer"]
+    assert inferer["_target_"] == "medcf.inferers.DiffICEInferer"
+    published = {"num_inference_steps": 400, "strength": 0.3, "num_iterations": 5, "perceptual_scale": 30}
+    published |= {"classifier_scales": [40, 60, 80], "null_class_labels": None}
+    assert {key: inferer[key] for key in published} == published
+    assert parser.get_parsed_content("weights#segmenter").endswith("models/paper/segmenter.pt")
+    with torch.device("meta"):
+        predictor = parser.get_parsed_content("predictor_def")
+    assert [block[-3].out_channels for block in predictor.blocks] == [16, 32, 64, 128, 128]
+
+
+def test_the_perceptual_extractor_of_the_paper_asks_for_its_weights(tmp_path):
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / "inference.json", CONFIGS / "paper.json"])
+    parser["radimagenet_weights"] = str(tmp_path / "missing.pt")
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content("perceptual")
+    assert isinstance(error.value.__cause__, FileNotFoundError)
+    parser["radimagenet_weights"] = None
+    features = parser.get_parsed_content("perceptual")(torch.zeros(1, 1, 32, 32))
+    assert features[0].shape == (1, 512, 4, 4)
+
+
+@pytest.mark.parametrize("base", ["train_segmenter", "train_classifier"])
+def test_the_overlay_of_the_papers_classifier_fits(base):
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / f"{base}.json", CONFIGS / "paper_classifier.json"])
+    assert parser.get_parsed_content("spatial_size") == [224, 288]
+    assert "models/paper/" in parser.get_parsed_content("export_path")
+    if base == "train_classifier":
+        assert parser.get_parsed_content("predictor").blocks[-1][-3].out_channels == 128
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_training_removes_overlays_from_the_users_images(name):
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / f"{name}.json")
+    for part in ("train", "validate"):
+        dataset = parser[part]["dataset"]
+        assert dataset["preprocessing"] == "@preprocessing"
+    assert type(parser.get_parsed_content("preprocessing")).__name__ == "RemoveOverlays"
