@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a counterfactual method where the truth is known: on pairs of the input and the same subject's target image."""
+"""Measure a method where the truth is known: on pairs of the input and the same subject's image of the target class."""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from medcf.inferers import DiffICEInferer
 from medcf.metrics import FlipRatio, MeanQualityDifference, ReIdentification, StructureDice, flip_survival
 
-__all__ = ["GroundTruthEvaluation", "balanced_accuracies"]
+__all__ = ["GroundTruthEvaluation", "balanced_accuracies", "evaluate"]
 
 
 @dataclass
@@ -29,7 +31,7 @@ class GroundTruthEvaluation:
         classifier: the explained classifier f, images to logits.
         oracle: independent judge, images to a mapping with ``quality`` in [0, 1].
         segmenter: independent segmenter, images to logits of structures.
-        embedding: independent features of an image for re-identification, images to (B, F).
+        embeddings: descriptors for re-identification by name, images to (B, F).
         structures: label of each structure, by name.
         rank: k of the rank-k re-identification.
         target: the target class.
@@ -40,7 +42,7 @@ class GroundTruthEvaluation:
     classifier: nn.Module
     oracle: nn.Module
     segmenter: nn.Module
-    embedding: Callable[[Tensor], Tensor]
+    embeddings: Mapping[str, Callable[[Tensor], Tensor]]
     structures: Mapping[str, int]
     rank: int = 3
     target: int = 1
@@ -58,7 +60,8 @@ class GroundTruthEvaluation:
             The figures by name. ``input`` beside ``counterfactual`` says what doing nothing would have given.
         """
         flips, quality = FlipRatio(self.target), MeanQualityDifference()
-        identity = ReIdentification(self.rank)
+        identity = {name: ReIdentification(self.rank) for name in self.embeddings}
+        ceiling = {name: ReIdentification(self.rank) for name in self.embeddings}
         dice = {name: StructureDice(self.structures) for name in ("input", "counterfactual", "truth")}
         survived: dict[str, list[Tensor]] = {}
         passes: list[Tensor] = []
@@ -75,7 +78,9 @@ class GroundTruthEvaluation:
                 flips(after, before)
                 scores = self.oracle(image)["quality"], self.oracle(pred)["quality"]
                 quality(scores[1], scores[0])
-                identity(self.embedding(pred), self.embedding(image), subject=batch["subject"])
+                for name, embed in self.embeddings.items():
+                    identity[name](embed(pred), embed(image), subject=batch["subject"])
+                    ceiling[name](embed(truth), embed(image), subject=batch["subject"])
                 for name, candidate in (("input", image), ("counterfactual", pred), ("truth", truth)):
                     labels = self.segmenter(candidate).argmax(1, keepdim=True)
                     dice[name](labels, batch["segmentation_true"].to(device))
@@ -92,13 +97,15 @@ class GroundTruthEvaluation:
             "oracle_mqd": quality.aggregate(),
             "oracle_mean_quality_difference": quality.mean_difference,
             "confidence_per_iterate": torch.cat(passes).mean(0).tolist(),
-            f"rank_{self.rank}_reidentification": identity.aggregate(),
-            "mean_feature_cosine": identity.mean_similarity,
+            f"rank_{self.rank}_reidentification": {name: metric.aggregate() for name, metric in identity.items()},
+            f"rank_{self.rank}_of_the_paired_truth": {name: metric.aggregate() for name, metric in ceiling.items()},
+            "mean_cosine_to_input": {name: metric.mean_similarity for name, metric in identity.items()},
             "dice_to_paired_truth": {name: metric.aggregate() for name, metric in dice.items()},
             "network_evaluations_per_case": evaluations / max(len(self.rows), 1),
         }
-        for row, hit in zip(self.rows, identity.hits.tolist(), strict=True):
-            row["reidentified"] = hit
+        for name, metric in identity.items():
+            for row, hit in zip(self.rows, metric.hits.tolist(), strict=True):
+                row[f"reidentified_by_{name}"] = hit
         return figures
 
     def _rows(
@@ -159,3 +166,35 @@ def balanced_accuracies(
         "classifier": float(balanced_accuracy_score(truth, torch.cat(decided).numpy())),
         "oracle": float(balanced_accuracy_score(truth, torch.cat(judged).numpy())),
     }
+
+
+def evaluate(
+    evaluation: GroundTruthEvaluation,
+    pairs: Iterable[Mapping[str, Any]],
+    labeled: Iterable[Mapping[str, Any]],
+    quality_threshold: float,
+    output_dir: str | Path,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Evaluate a method, print the figures and write ``evaluation.json``.
+
+    Args:
+        evaluation: the method and its judges.
+        pairs: batches of inputs with their paired truth.
+        labeled: batches of labeled images of both classes, for the accuracy of the judges.
+        quality_threshold: the phantoms' threshold of a standard plane.
+        output_dir: folder of ``evaluation.json``.
+        device: where to compute.
+
+    Returns:
+        The figures.
+    """
+    start = time.perf_counter()
+    figures = evaluation.run(pairs, device)
+    figures["seconds"] = time.perf_counter() - start
+    figures["balanced_accuracy"] = balanced_accuracies(
+        labeled, evaluation.classifier, evaluation.oracle, quality_threshold, device
+    )
+    evaluation.save(figures, Path(output_dir) / "evaluation.json")
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    return figures

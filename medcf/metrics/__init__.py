@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from medcf.metrics.identity import ReIdentification
+from medcf.metrics.identity import ReIdentification, pooled_pixels
 from medcf.metrics.structures import StructureDice
 from medcf.metrics.validity import FlipRatio, MeanQualityDifference, flip_survival, perturbations
 
@@ -14,4 +14,5 @@ __all__ = [
     "StructureDice",
     "flip_survival",
     "perturbations",
+    "pooled_pixels",
 ]

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from medcf.registry import METRICS
 
-__all__ = ["ReIdentification"]
+__all__ = ["ReIdentification", "pooled_pixels"]
 
 
 class ReIdentification(CumulativeIterationMetric):
@@ -66,6 +66,22 @@ class ReIdentification(CumulativeIterationMetric):
         nearest = similarity.topk(min(self.k, len(gallery)), dim=1).indices
         self.hits = (subject[nearest] == subject[:, None]).any(1)
         return float(self.hits.float().mean())
+
+
+def pooled_pixels(images: Tensor, size: tuple[int, int] = (16, 20)) -> Tensor:
+    """Describe images by their coarse appearance: the correlation of two such descriptors is their cosine.
+
+    A descriptor that no network was trained for: outline, position and surroundings of the organ, without speckle.
+
+    Args:
+        images: (B, 1, H, W).
+        size: rows and columns to average to.
+
+    Returns:
+        (B, size[0] * size[1]), each of mean 0.
+    """
+    pooled = adaptive_avg_pool2d(images, size).flatten(1)
+    return pooled - pooled.mean(1, keepdim=True)
 
 
 METRICS.add("re_identification", "rank-k re-identification of the subject", ReIdentification)

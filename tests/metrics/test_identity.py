@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from medcf.metrics.identity import ReIdentification
+from medcf.metrics.identity import ReIdentification, pooled_pixels
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -38,3 +38,12 @@ def test_one_average_face_for_all_falls_to_chance() -> None:
     metric = ReIdentification(k=3)
     metric(gallery.mean(0).expand(60, -1), gallery, subject=torch.arange(60))
     assert metric.aggregate() == pytest.approx(3 / 60)
+
+
+def test_pooled_pixels_compare_by_correlation_and_ignore_brightness_and_contrast() -> None:
+    images = torch.rand(2, 1, 64, 80, generator=torch.Generator().manual_seed(2))
+    features = pooled_pixels(torch.cat([images, 0.3 * images[:1] - 0.5]))
+    expected = np.corrcoef(features[0].numpy(), features[1].numpy())[0, 1]
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(features[0], features[1], dim=0).item() == pytest.approx(expected, abs=1e-5)
+    assert cosine(features[0], features[2], dim=0).item() == pytest.approx(1, abs=1e-5)

@@ -50,7 +50,7 @@ class PairedPhantomDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.size = (int(size[0]), int(size[1]))
         native, native_spacing = native_size(self.size, spacing)
-        render = {"size": native, "spacing": native_spacing}
+        render: dict[str, Any] = {"size": native, "spacing": native_spacing}
         self.items = []
         for index in tqdm(range(count), desc=f"rendering {split} pairs", unit="pair", disable=not progress):
             subject, sample = draw_case(name, split, index, seed=seed, label=label, **render)
