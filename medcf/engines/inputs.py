@@ -68,14 +68,15 @@ def list_cases(
 
 
 def _write_demo(output_dir: Path, count: int, overlays: bool) -> Path:
-    """Write the phantoms once; a folder that exists is complete, because it gets its name last."""
+    """Write the phantoms once; a folder of that name is complete, because it gets its name last."""
     from medcf.data.phantoms import write_demo
 
     folder = output_dir / DEMO_FOLDER
-    if not folder.is_dir():
+    if not folder.is_dir() or len(list(folder.iterdir())) != count:
         logger.info("No --dataset_dir: writing %d phantoms to %s", count, folder)
-        partial = output_dir / f".{DEMO_FOLDER}.{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = output_dir / f".{DEMO_FOLDER}.partial"
+        for leftover in (partial, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
         truth = output_dir / "demo_truth"
         write_demo(partial, "demo", count, 0, overlays=(False, overlays), truth_dir=truth)
         os.replace(partial, folder)

@@ -95,7 +95,7 @@ def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: 
         names.append("truth: standard plane\nof the same head")
     height, width = columns[0].image.shape
     tile_height = round(tile * height / width)
-    left, head, gap = 130, 24, 4
+    left, head, gap = 175, 24, 4
     size = (left + len(columns) * (tile + gap), head + len(names) * (tile_height + gap))
     canvas = np.ones((size[1], size[0], 3))
     figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)

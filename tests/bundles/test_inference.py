@@ -117,7 +117,7 @@ def test_killed_command_continues_and_gives_the_same_scores(options, studies, fi
     words = command(options, dataset_dir=studies, output_dir=out, batch_size=2)
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(out.glob("*/case.json")):
             assert process.poll() is None, process.communicate()[0].decode()
             assert time.monotonic() < deadline
@@ -234,6 +234,31 @@ def test_without_images_it_works_on_phantoms(options, tmp_path):
     assert {row["format"] for row in rows} == {"raster", "nifti", "dicom"}
     assert all("demo_inputs" in row["file"] for row in rows)
     assert (out / "demo_truth" / "truth.csv").is_file()
+
+
+def test_another_number_of_phantoms_is_written_anew(options, tmp_path):
+    out = str(tmp_path / "out")
+    (tmp_path / "out" / ".demo_inputs.partial").mkdir(parents=True)
+    (tmp_path / "out" / ".demo_inputs.partial" / "half.png").write_bytes(b"left by a killed run")
+    for count in (2, 1):
+        run(options, **{"output_dir": out, "case_list#demo_count": count, "overwrite": True})
+        assert len(scores(Path(out))) == count
+
+
+def test_a_table_names_the_images_and_what_they_lack(options, studies, tmp_path):
+    names = sorted(path.name for path in studies.iterdir())[:2]
+    table = tmp_path / "table.csv"
+    table.write_text("file,spacing_mm\n" + "".join(f"{name},0.5\n" for name in names))
+    out = run(options, dataset_dir=str(studies), datalist=str(table), output_dir=str(tmp_path / "out"))
+    assert [float(row["spacing_row_mm"]) for row in scores(out)] == [0.5, 0.5]
+
+
+def test_autocast_gives_a_similar_counterfactual(options, studies, finished, tmp_path):
+    out = run(options, dataset_dir=str(studies), output_dir=str(tmp_path / "out"), batch_size=2, amp=True)
+    for half, full in zip(scores(out), scores(finished), strict=True):
+        assert half["confidence_0"] != ""
+        images = [nib.load(f / full["case"] / "counterfactual.nii.gz").get_fdata() for f in (out, finished)]
+        assert abs(images[0] - images[1]).mean() < 0.02
 
 
 def test_required_properties_are_there(options, studies, tmp_path):
