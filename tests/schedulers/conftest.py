@@ -81,8 +81,8 @@ def make_scheduler() -> Callable[..., Scheduler]:
 def chain_moments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, float]]:
     """Return the mean and variance a chain gives a starting N(0, 1), without drawing anything.
 
-    With the perfect denoiser every step is x → a x + b + sigma z. Three pixels (x, z) = (0, 0), (1, 0), (0, 1) in one call
-    of ``step`` reveal a, b and sigma.
+    With the perfect denoiser every step is x → a x + b + sigma z. Three pixels (x, z) = (0, 0), (1, 0), (0, 1) in one
+    call of ``step`` reveal a, b and sigma.
     """
     noise = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).reshape(1, 1, 3)
     probe = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).reshape(1, 1, 3)

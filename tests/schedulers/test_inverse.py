@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def round_trip_error(gaussian, count, strength=1.0, spacing="respaced", predicti
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_round_trip_error_halves_when_the_steps_double(gaussian, spacing, strength):
     errors = [round_trip_error(gaussian, count, strength, spacing) for count in (125, 250, 500)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 1.6 < coarse / fine < 2.4
     assert errors[-1] < 0.03
 

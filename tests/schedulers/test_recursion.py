@@ -33,7 +33,7 @@ def expected_kept(count: int, spacing: str) -> list[int]:
 
 
 def recursion(gaussian, kept: list[int], sampler: str) -> tuple[float, float]:
-    """Mean and variance of the chain by pencil and paper: M' = c0 (m + K (M - √A m)) + c1 M, V' = (c0 K + c1)² V + σ²."""
+    """Moments of the chain by pencil and paper: M' = c0 (m + K (M - √A m)) + c1 M, V' = (c0 K + c1)² V + σ²."""
     kind, settings, options = SAMPLERS[sampler]
     m, s = gaussian.mean, gaussian.std
     mean, variance = 0.0, 1.0

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
@@ -43,7 +45,7 @@ def test_every_count_keeps_that_many_distinct_timesteps(spacing):
         assert len(kept) == count
         assert kept[0] >= 0
         assert kept[-1] <= 999
-        assert all(low < high for low, high in zip(kept, kept[1:], strict=False))
+        assert all(low < high for low, high in pairwise(kept))
 
 
 @pytest.mark.parametrize("count", [1, 10, 15, 50, 61, 333, 1000])
