@@ -2,9 +2,9 @@
 """Is an input unlike anything the model was trained on?
 
 Three views of an image are compared with those of training images: what the explained classifier sees, how the picture
-looks (brightness by place, spectrum), and what the segmenter finds in it. Each view is a vector whose squared Mahalanobis distance to the training images is divided by a high
-quantile of the distances of held-out images. The largest of them, divided in turn by its own quantile, is the novelty:
-above 1 is out of distribution.
+looks (brightness by place, spectrum), and what the segmenter finds in it. Each view is a vector whose squared
+Mahalanobis distance to the training images is divided by a high quantile of the distances of held-out images. The
+largest of them, divided in turn by its own quantile, is the novelty: above 1 is out of distribution.
 
 Sources: Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
 NeurIPS 2018 (Mahalanobis distance of features); Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
