@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counterfactuals of the validation subjects, and what they are worth: no truth exists, so several weak judges speak."""
+"""Counterfactuals of the validation subjects and their worth: no truth exists, so several weak judges speak."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ VALIDATION_FOLD = 0
 #: The explained classifier and its judge leave out different subjects, beside those of the validation.
 SPLITS = {"planes": {0: "val", 4: "test"}, "judge": {0: "val", 1: "test"}}
 TABLES = {
-    "planes": ("file", "label", "subject", "split"),
-    "judge": ("file", "label", "subject", "split"),
-    "brain": ("file", "label", "subject", "split"),
-    "head": ("file", "mask", "subject", "split"),
-    "inputs": ("file", "label", "subject", "split"),
+    "planes": ("file", "case", "label", "subject", "split"),
+    "judge": ("file", "case", "label", "subject", "split"),
+    "brain": ("file", "case", "label", "subject", "split"),
+    "head": ("file", "case", "mask", "subject", "split"),
+    "inputs": ("file", "case", "label", "subject", "split"),
 }
 
 
@@ -100,7 +100,8 @@ def prepare(data: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
         subject, label = row["subject"], row["label_hc_plane"]
         # the table may write whole numbers as 1.0
         label = str(int(float(label))) if label else ""
-        entry = {"file": str(data / row["file"]), "label": label, "subject": subject}
+        # the case seeds the noise: it must not depend on where the folder lies
+        entry = {"file": str(data / row["file"]), "case": Path(row["file"]).stem, "label": label, "subject": subject}
         split = "val" if subject in held_out else "train"
         if label:
             for name in ("planes", "judge"):

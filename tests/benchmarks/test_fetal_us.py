@@ -136,6 +136,12 @@ def test_the_split_depends_on_the_seed_alone(data: Path, tables: Path, tmp_path:
     assert (tmp_path / "other" / "planes.csv").read_text() != (tables / "planes.csv").read_text()
 
 
+def test_cases_are_named_the_same_wherever_the_folder_lies(tables: Path) -> None:
+    rows = read(tables / "planes.csv")
+    dataset = ImageDataset(tables / "planes.csv", "val", size=(16, 20))
+    assert [case["case"] for case in dataset.cases] == [Path(row["file"]).stem for row in rows if row["split"] == "val"]
+
+
 def test_a_folder_without_labels_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--data"):
         prepare(tmp_path, tmp_path / "out")
