@@ -90,7 +90,7 @@ def _cell(figures: Mapping[str, Any], path: str) -> str:
     value: Any = figures
     for part in path.split("/"):
         if part not in value:
-            return "none"
+            return "no case"
         value = value[part]
     return _text(value)
 
@@ -98,9 +98,12 @@ def _cell(figures: Mapping[str, Any], path: str) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         if not value["of"]:
-            return "none"
-        low, high = value["interval"]
-        return f"{value['count']} of {value['of']} ({value['share']:.0%}; {low:.0%} to {high:.0%})".replace("%", " %")
+            return "no case"
+        text = f"{value['count']} of {value['of']} ({value['share']:.0%}"
+        if "interval" in value:
+            low, high = value["interval"]
+            text += f"; {low:.0%} to {high:.0%}"
+        return f"{text})".replace("%", " %")
     if isinstance(value, list):
         return ", ".join(f"{number:.2f}" for number in value)
     return str(value) if isinstance(value, int) else f"{value:.3f}"

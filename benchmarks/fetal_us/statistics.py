@@ -63,13 +63,14 @@ def chance_of_reidentification(subjects: Sequence[str], k: int) -> float:
 
 
 def share(hits: Sequence[Any], subjects: Sequence[str]) -> dict[str, Any]:
-    """Count hits: ``count``, ``of``, ``share`` and its ``interval`` over subjects; nothing but counts when empty."""
+    """Count hits: ``count``, ``of``, ``share`` and its ``interval`` over subjects.
+
+    Where all hits agree there is nothing to draw, and no interval; where there is none, no share either.
+    """
     values = np.asarray(hits, dtype=float)
-    if not len(values):
-        return {"count": 0, "of": 0}
-    return {
-        "count": int(values.sum()),
-        "of": len(values),
-        "share": float(values.mean()),
-        "interval": bootstrap(lambda x: float(x.mean()), [values], subjects),
-    }
+    result: dict[str, Any] = {"count": int(values.sum()), "of": len(values)}
+    if len(values):
+        result["share"] = float(values.mean())
+    if 0 < result["count"] < result["of"]:
+        result["interval"] = bootstrap(lambda x: float(x.mean()), [values], subjects)
+    return result

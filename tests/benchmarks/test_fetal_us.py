@@ -168,6 +168,12 @@ def test_no_case_has_no_share() -> None:
     assert share([], []) == {"count": 0, "of": 0}
 
 
+def test_an_interval_needs_hits_that_differ() -> None:
+    assert "interval" not in share([True, True], ["a", "b"])
+    low, high = share([True, False, True, False], ["a", "b", "c", "d"])["interval"]
+    assert low < 0.5 < high
+
+
 class Brightness(torch.nn.Module):
     """Calls bright images the target."""
 
