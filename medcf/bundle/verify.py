@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
-from monai.bundle.config_parser import ConfigParser
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundleProperty, BundlePropertyConfig
 
 __all__ = ["SCHEMA", "verify_bundle"]
 
@@ -108,21 +109,17 @@ def _check_weights(path: Path) -> list[str]:
 
 
 def _check_properties(path: Path) -> list[str]:
-    configs = path / "configs"
+    """Look for the ids that MONAI's workflows require; nothing is built, so that nothing is downloaded or rendered."""
     problems = []
-    for name, kind in (("inference.json", "infer"), ("train.json", "train")):
-        if not (configs / name).is_file():
+    for name, properties in (("inference.json", InferProperties), ("train.json", TrainProperties)):
+        file = path / "configs" / name
+        if not file.is_file():
             continue
-        workflow = ConfigWorkflow(
-            config_file=str(configs / name),
-            meta_file=str(configs / "metadata.json"),
-            logging_file=False,
-            workflow_type=kind,
-            bundle_root=str(path.resolve()),
-        )
-        workflow.parser.parse(True)
-        missing = workflow.check_properties()
-        problems += [f"{name}: lacks {key}" for key in missing or []]
+        config = ConfigParser(ConfigParser.load_config_file(str(file)))
+        for prop in properties.values():
+            identifier = prop[BundlePropertyConfig.ID]
+            if prop[BundleProperty.REQUIRED] and identifier not in config:
+                problems.append(f"{name}: lacks {identifier}")
     return problems
 
 

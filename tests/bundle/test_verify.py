@@ -73,3 +73,24 @@ def test_weights_that_are_too_large_or_not_finite_are_found(copy: Path) -> None:
 def test_a_pickle_with_code_is_refused(copy: Path) -> None:
     torch.save(Path("x"), copy / "models" / "code.pt")
     assert "weights" in problems(copy)
+
+
+@pytest.mark.parametrize(("config", "identifier"), [("inference.json", "inferer"), ("train.json", "train::trainer")])
+def test_a_config_that_lacks_what_a_workflow_requires_is_found(copy: Path, config: str, identifier: str) -> None:
+    file = copy / "configs" / config
+    content = json.loads(file.read_text())
+    *parents, last = identifier.split("::")
+    section = content
+    for parent in parents:
+        section = section[parent]
+    del section[last]
+    file.write_text(json.dumps(content))
+    assert f"{config}: lacks {identifier}" in verify_bundle(copy)
+
+
+def test_a_network_that_does_not_fit_the_metadata_is_found(copy: Path) -> None:
+    file = copy / "configs" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
+    file.write_text(json.dumps(metadata))
+    assert any(line.startswith("network") for line in verify_bundle(copy))
