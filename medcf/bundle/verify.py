@@ -117,7 +117,7 @@ def _check_properties(path: Path) -> list[str]:
             continue
         config = ConfigParser(ConfigParser.load_config_file(str(file)))
         for prop in properties.values():
-            identifier = prop[BundlePropertyConfig.ID]
+            identifier = str(prop[BundlePropertyConfig.ID])
             if prop[BundleProperty.REQUIRED] and identifier not in config:
                 problems.append(f"{name}: lacks {identifier}")
     return problems
