@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuse options that no config knows: MONAI accepts ``--typo 1`` in silence and runs with the default."""
+"""Refuse options that would change nothing: MONAI takes ``--typo 1`` and ``--known None`` and runs with the default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def check_options(argv: list[str] | None = None) -> None:
         argv: the command line; defaults to ``sys.argv``.
 
     Raises:
-        ValueError: an option is no id of the configs; the message names it and the nearest that exist.
+        ValueError: an option is no id of the configs (the message names it and the nearest that exist), or its value is
+            None, which MONAI drops.
     """
     options = arguments(argv)
     files = config_files(argv)
@@ -36,7 +37,14 @@ def check_options(argv: list[str] | None = None) -> None:
     if args_file := options.get("args_file"):
         options = {**ConfigParser.load_config_file(args_file), **options}
     config = ConfigParser.load_config_files(files)
-    problems = unknown_options([key for key in options if key not in RUN_ARGUMENTS], config)
+    options = {key: value for key, value in options.items() if key not in RUN_ARGUMENTS}
+    problems = unknown_options(list(options), config)
+    problems += [
+        f"MONAI ignores --{key} None: to set null, write it into a JSON file and name that after the config "
+        "in --config_file."
+        for key, value in options.items()
+        if value is None
+    ]
     if problems:
         raise ValueError("\n".join(problems))
 

@@ -77,6 +77,13 @@ def test_options_of_an_arguments_file_are_checked_too(tmp_path: Path) -> None:
         check_options(argv)
 
 
+def test_an_option_that_monai_drops_because_it_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    argv = [PROGRAM, "run", "--config_file", str(tmp_path / "config.json"), "--target", "None"]
+    with pytest.raises(ValueError, match="MONAI ignores --target None"):
+        check_options(argv)
+
+
 @pytest.mark.slow
 def test_a_real_command_with_a_typo_fails_and_says_what_was_meant(tmp_path: Path) -> None:
     config = {
