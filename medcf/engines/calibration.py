@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcf.engines.training_state import save_atomically
 from medcf.metrics.novelty import NoveltyDetector, fit_novelty
 
 __all__ = ["calibrate_novelty"]
@@ -47,11 +47,7 @@ def calibrate_novelty(
             yield torch.as_tensor(batch["image"]).as_subclass(Tensor).to(device)
 
     detector.state = fit_novelty(detector, images(training), images(held_out), quantile)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(detector.state, partial)
-    os.replace(partial, path)
+    save_atomically(detector.state, path)
     flags = torch.cat([detector(image)["out_of_distribution"].cpu() for image in images(held_out)])
     share = float(flags.float().mean())
     logger.info("Wrote %s; %.1f %% of %d held-out images are flagged.", path, 100 * share, len(flags))

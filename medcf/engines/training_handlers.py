@@ -6,9 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from monai.networks.schedulers import Scheduler
 from monai.utils import CommonKeys
 from torch import nn
 from tqdm.auto import tqdm
+
+from medcf.engines.atomic import replace_file
 
 __all__ = ["GradientClipping", "LossCurve", "MetricsFile", "SampleGrid", "TrainingProgress", "loss_of"]
 
@@ -132,7 +133,7 @@ class LossCurve:
     def write(self, engine: Engine) -> None:
         """Write the CSV file, on the main process."""
         if idist.get_rank() == 0:
-            _replace(
+            replace_file(
                 self.path, lambda file: csv.writer(file).writerows([("iteration", "loss", "learning_rate"), *self.rows])
             )
 
@@ -249,14 +250,5 @@ class MetricsFile:
             "seconds_of_this_session": round(time.monotonic() - self._begin, 1),
             "metrics": metrics,
         }
-        _replace(self.path, lambda file: file.write(json.dumps(record, indent=4) + "\n"))
+        replace_file(self.path, lambda file: file.write(json.dumps(record, indent=4) + "\n"))
         logger.info("Validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a text file in one atomic step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        write(file)
-    os.replace(temporary, path)

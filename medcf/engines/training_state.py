@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from torch import nn
+
+from medcf.engines.atomic import replace_file
 
 __all__ = ["ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
 
@@ -32,15 +33,7 @@ def save_atomically(content: Any, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return path
+    return replace_file(path, lambda file: torch.save(content, file), binary=True)
 
 
 class ResumableCheckpoint:
