@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -29,6 +28,7 @@ from typing import IO, Any
 import torch
 
 from medcf import __version__
+from medcf.engines.atomic import replace_file
 from medcf.engines.fingerprint import config_fingerprint, describe_changes, sha256
 
 __all__ = ["MARKER", "Failure", "RunFolder", "write_json"]
@@ -113,9 +113,10 @@ class RunFolder:
         for path in self.inputs.values():  # several cases may be frames of one file
             if path not in hashes:
                 hashes[path] = sha256(path)
+        weights = {name: sha256(path) for name, path in self.weights.items()}
         fingerprint = {
             "config": config_fingerprint(self.config) | {"medcf version": __version__},
-            "weights": {f"{name} ({path.name})": sha256(path) for name, path in self.weights.items()},
+            "weights": {f"{name} ({path.name})": weights[name] for name, path in self.weights.items()},
             "inputs": {case: hashes[path] for case, path in self.inputs.items()},
         }
         previous = self._read_manifest()
@@ -136,7 +137,7 @@ class RunFolder:
             "created": _now(),
             "seed": self.seed,
             "config": self.config,
-            "weights": {name: {"path": str(path), "sha256": sha256(path)} for name, path in self.weights.items()},
+            "weights": {name: {"path": str(path), "sha256": weights[name]} for name, path in self.weights.items()},
             "inputs": {case: {"path": str(path), "sha256": hashes[path]} for case, path in self.inputs.items()},
             "fingerprint": fingerprint,
             "sessions": [],
@@ -250,28 +251,20 @@ class RunFolder:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that the file is either the old one or the whole new one, also after a power cut."""
-    _write_atomically(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    replace_file(path, lambda file: file.write(text))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows as CSV; columns are those of all rows, in order of appearance, unless given."""
     names = list(columns or dict.fromkeys(key for row in rows for key in row))
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+
+    def write(file: IO[str]) -> None:
         writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    replace_file(path, write)
 
 
 def _now() -> str:
