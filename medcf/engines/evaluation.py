@@ -79,8 +79,9 @@ class GroundTruthEvaluation:
                 scores = self.oracle(image)["quality"], self.oracle(pred)["quality"]
                 quality(scores[1], scores[0])
                 for name, embed in self.embeddings.items():
-                    identity[name](embed(pred), embed(image), subject=batch["subject"])
-                    ceiling[name](embed(truth), embed(image), subject=batch["subject"])
+                    gallery = embed(image)
+                    identity[name](embed(pred), gallery, subject=batch["subject"])
+                    ceiling[name](embed(truth), gallery, subject=batch["subject"])
                 for name, candidate in (("input", image), ("counterfactual", pred), ("truth", truth)):
                     labels = self.segmenter(candidate).argmax(1, keepdim=True)
                     dice[name](labels, batch["segmentation_true"].to(device))
