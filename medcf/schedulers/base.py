@@ -32,14 +32,14 @@ class RespacedScheduler(Scheduler):
     steps_offset: int = 0
     spacing: Spacing = "respaced"
 
-    def _prepare_tables(self, spacing: str) -> None:
-        """Finish construction: store the rule and compute the cumulated alphas in float64."""
+    def _prepare_tables(self, spacing: str, set_alpha_to_one: bool = True) -> None:
+        """Finish construction: store the rule, compute the cumulated alphas in float64 and where the chain ends."""
         self.spacing = check_spacing(spacing)
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
             table = self.alphas_cumprod.double()  # a third-party schedule whose alphas are not the product of its betas
         self._alpha_bars: list[float] = table.tolist()
-        self._final_alpha_bar = 1.0
+        self._final_alpha_bar = 1.0 if set_alpha_to_one else self._alpha_bars[0]
         self._noising_tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         self.set_timesteps(self.num_train_timesteps)
 

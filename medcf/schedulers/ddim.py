@@ -74,9 +74,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             clip_sample_max=clip_sample_max,
             **schedule_args,
         )
-        self._prepare_tables(spacing)
-        if not set_alpha_to_one:
-            self._final_alpha_bar = self._alpha_bars[0]
+        self._prepare_tables(spacing, set_alpha_to_one)
         self.eta = self._check_eta(eta)
         self.use_clipped_model_output = use_clipped_model_output
 

@@ -78,9 +78,7 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
             clip_sample_max=clip_sample_max,
             **schedule_args,
         )
-        self._prepare_tables(spacing)
-        if not set_alpha_to_one:
-            self._final_alpha_bar = self._alpha_bars[0]
+        self._prepare_tables(spacing, set_alpha_to_one)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Choose the chain; ``timesteps`` ascends.
