@@ -21,7 +21,7 @@ from tqdm import tqdm
 from medcf.data.phantoms.base import PhantomSample
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
-__all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "shrink", "shrink_labels", "subject_seed"]
+__all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "on_grid", "shrink", "subject_seed", "to_tensors"]
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +152,10 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         arrays = self._arrays
         if not -len(self) <= index < len(self):
             raise IndexError(f"case {index} is outside a set of {len(self)}")
-        image = torch.from_numpy(arrays["image"][index].astype(np.float32)) / 127.5 - 1.0
+        image, segmentation = to_tensors(arrays["image"][index], arrays["segmentation"][index])
         item = {
-            "image": image[None],
-            "segmentation": torch.from_numpy(arrays["segmentation"][index].astype(np.int64))[None],
+            "image": image,
+            "segmentation": segmentation,
             "label": torch.tensor(int(arrays["label"][index])),
             "concepts": torch.from_numpy(arrays["concepts"][index].astype(np.float32)),
             "quality": torch.tensor(float(arrays["quality"][index]), dtype=torch.float32),
@@ -210,9 +210,9 @@ def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -
     name, split, seed, size, spacing, sp_fraction, index = job
     native, native_spacing = native_size(size, spacing)
     _, sample = draw_case(name, split, index, seed=seed, sp_fraction=sp_fraction, size=native, spacing=native_spacing)
-    image, segmentation = shrink(sample.image, size), shrink_labels(sample.segmentation, size)
+    image, segmentation = on_grid(sample, size)
     return {
-        "image": np.rint(image * 255.0).astype(np.uint8),
+        "image": image,
         "segmentation": segmentation,
         "label": np.int64(sample.label),
         "concepts": np.array(list(sample.concepts.values()), np.float32),
@@ -227,6 +227,18 @@ def native_size(size: tuple[int, int], spacing: float) -> tuple[tuple[int, int],
     factor = spacing / _NATIVE_SPACING
     native = (round(size[0] * factor), round(size[1] * factor))
     return native, spacing * size[0] / native[0]
+
+
+def on_grid(sample: PhantomSample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Give image (gray values) and labels of a rendered sample on the network's grid, both of shape ``size``."""
+    pixels = np.rint(shrink(sample.image, size) * 255.0).astype(np.uint8)
+    return pixels, shrink_labels(sample.segmentation, size)
+
+
+def to_tensors(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn them into an image in [-1, 1], float32, and labels, int64, both (1, H, W)."""
+    image = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1.0
+    return image[None], torch.from_numpy(labels.astype(np.int64))[None]
 
 
 def shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:

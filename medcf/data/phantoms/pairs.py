@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medcf.data.phantoms.base import PhantomSample
-from medcf.data.phantoms.datasets import draw_case, native_size, shrink, shrink_labels
+from medcf.data.phantoms.datasets import draw_case, native_size, on_grid, to_tensors
 
 __all__ = ["PairedPhantomDataset"]
 
@@ -65,12 +63,8 @@ class PairedPhantomDataset(Dataset[dict[str, Any]]):
             self.items.append(item)
 
     def _item(self, sample: PhantomSample, suffix: str) -> dict[str, Any]:
-        pixels: NDArray[Any] = np.rint(shrink(sample.image, self.size) * 255.0).astype(np.float32)
-        labels = shrink_labels(sample.segmentation, self.size).astype(np.int64)
-        return {
-            f"image{suffix}": torch.from_numpy(pixels / 127.5 - 1.0)[None],
-            f"segmentation{suffix}": torch.from_numpy(labels)[None],
-        }
+        image, segmentation = to_tensors(*on_grid(sample, self.size))
+        return {f"image{suffix}": image, f"segmentation{suffix}": segmentation}
 
     def __len__(self) -> int:
         """Number of cases."""
