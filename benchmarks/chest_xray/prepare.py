@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables that the bundle's training configs read, from a folder of chest radiographs with a ``labels.csv``.
+
+Normal is label 0, pneumonia label 1. Nobody occurs in two splits.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+__all__ = ["COLUMNS", "SPLITS", "prepare"]
+
+COLUMNS = ("file", "case", "label", "subject", "split")
+FOLDS = 5
+#: By table, the split of each fold, "train" where none is named. ``planes`` is for the explained classifier, ``judge``
+#: for the independent one, ``model`` for the diffusion model. Fold 0 is trained on by nothing.
+SPLITS = {"planes": {0: "val", 4: "test"}, "judge": {0: "val", 1: "test"}, "model": {0: "val"}}
+
+
+def prepare(data: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
+    """Write ``planes.csv``, ``judge.csv`` and ``model.csv``.
+
+    Args:
+        data: folder with ``images`` and ``labels.csv`` (``file``, ``subject``, ``label_pneumonia``).
+        out: folder for the tables.
+        seed: seed of the split, which is stratified by label and by subject.
+
+    Returns:
+        Number of rows by table and split.
+
+    Raises:
+        FileNotFoundError: there is no ``labels.csv``.
+        ValueError: the table lacks a column that is needed.
+    """
+    data, out = Path(data).resolve(), Path(out)
+    table = data / "labels.csv"
+    if not table.is_file():
+        raise FileNotFoundError(f"{table} does not exist: name the folder that holds labels.csv with --data.")
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    missing = {"file", "subject", "label_pneumonia"} - set(rows[0] if rows else ())
+    if missing:
+        raise ValueError(f"{table} lacks the columns {', '.join(sorted(missing))}.")
+    labels = [int(row["label_pneumonia"]) for row in rows]
+    dealer = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = np.zeros(len(rows), dtype=int)
+    for fold, (_, members) in enumerate(dealer.split(labels, labels, [row["subject"] for row in rows])):
+        folds[members] = fold
+    out.mkdir(parents=True, exist_ok=True)
+    counts: dict[str, int] = {}
+    for name, splits in SPLITS.items():
+        with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(COLUMNS)
+            for row, label, fold in zip(rows, labels, folds, strict=True):
+                split = splits.get(int(fold), "train")
+                file = data / row["file"]
+                writer.writerow([file, file.stem, label, row["subject"], split])
+                counts[f"{name} {split}"] = counts.get(f"{name} {split}", 0) + 1
+    return counts

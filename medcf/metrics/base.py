@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all metrics with one value per case share: the mean, its interval, and who entered."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric
+from torch import Tensor
+
+from medcf.metrics.bootstrap import bootstrap_interval
+
+__all__ = ["CaseMetric", "Counts"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many cases a figure is about.
+
+    Attributes:
+        entered: cases with a value.
+        left_out: number of cases without one, by reason.
+    """
+
+    entered: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+class CaseMetric(CumulativeIterationMetric):
+    """A metric whose aggregate is the mean of one value per case; NaN marks a case that does not enter.
+
+    Subclasses compute the values in ``_compute_tensor``, returning (B,) or (B, columns), and reduce columns in
+    ``per_case``. ``monai.handlers.IgniteMetricHandler`` makes any of them an Ignite handler.
+    """
+
+    #: Whether a larger aggregate is the better counterfactual.
+    higher_is_better: bool
+    #: Why a case has no value; used by ``counts``.
+    left_out_reason = "no value"
+
+    def per_case(self) -> Tensor:
+        """Return one value per case (N,), NaN where the case does not enter."""
+        buffer: Any = self.get_buffer()
+        if not isinstance(buffer, Tensor):
+            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
+        return buffer.double().reshape(len(buffer))
+
+    def aggregate(self) -> float:
+        """Return the mean over the cases that entered; NaN when none did."""
+        values = self.per_case()
+        kept = values[~torch.isnan(values)]
+        return float(kept.mean()) if len(kept) else float("nan")
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the bootstrap interval of the aggregate; ``groups`` names the subject of each case."""
+        values = self.per_case().cpu().numpy()
+        entered = ~np.isnan(values)
+        if not entered.any():
+            return float("nan"), float("nan")
+        kept = None if groups is None else [group for group, keep in zip(groups, entered, strict=True) if keep]
+        return bootstrap_interval(
+            np.mean, values[entered], groups=kept, confidence=confidence, num_resamples=num_resamples, seed=seed
+        )
+
+    def counts(self) -> Counts:
+        """Return how many cases entered, and how many did not and why."""
+        left_out = int(torch.isnan(self.per_case()).sum())
+        return Counts(len(self.per_case()) - left_out, {self.left_out_reason: left_out} if left_out else {})
