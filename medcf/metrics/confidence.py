@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far, and how close to the target class, a counterfactual moves the explained classifier's confidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medcf.metrics.reasons import (
+    ALREADY_TARGET,
+    INPUT_NOT_FINITE,
+    PRED_NOT_FINITE,
+    ReasonedMetric,
+    calls_target,
+    check_logits,
+)
+from medcf.registry import METRICS
+
+__all__ = ["BoundedKL", "MeanAbsoluteDifference"]
+
+
+class _ConfidenceMetric(ReasonedMetric):
+    """What both metrics share: the probability of the target class, over the inputs f gives another class."""
+
+    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, PRED_NOT_FINITE)
+
+    def __init__(self, target: int = 1) -> None:
+        super().__init__()
+        self.target = target
+
+    def _log_probabilities(self, y_pred: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        y = check_logits(type(self).__name__, self.target, y_pred, y)
+        log_after, log_before = (z.float().log_softmax(1)[:, self.target] for z in (y_pred, y))
+        left_out = (~y.isfinite().all(1), calls_target(y, self.target), ~y_pred.isfinite().all(1))
+        return log_after, log_before, left_out
+
+
+class MeanAbsoluteDifference(_ConfidenceMetric):
+    """MAD: mean |p_y(x_c) - p_y(x)| of the classifier's confidence in the target class y.
+
+    Over the inputs x that the classifier gives another class. The absolute value also rewards a counterfactual that
+    moves AWAY from the target; ``mean_difference`` has the sign.
+    Source: Diff-ICE section 4, after Weng et al., FastDiME (ECCV 2024), whose code averages
+    |p(original) - p(counterfactual)| over all images of a set and does not ask what the classifier says of them.
+
+    Args:
+        target: index of the target class.
+
+    Example:
+        >>> metric = MeanAbsoluteDifference(target=1)
+        >>> before = torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log()
+        >>> after = torch.tensor([[0.2, 0.8], [0.7, 0.3]]).log()
+        >>> _ = metric(after, before)
+        >>> round(metric.aggregate(), 4), round(metric.mean_difference, 4)
+        (0.4, 0.3)
+    """
+
+    higher_is_better = True
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare the confidences.
+
+        Args:
+            y_pred: logits of the counterfactuals, (B, K).
+            y: logits of the inputs, (B, K).
+            kwargs: not used.
+
+        Returns:
+            (B, 3): why the case is left out (0: it enters), the absolute and the signed difference.
+        """
+        log_after, log_before, left_out = self._log_probabilities(y_pred, y)
+        difference = log_after.exp() - log_before.exp()
+        return self.entry(torch.stack([difference.abs(), difference], dim=1), *left_out)
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean p_y(x_c) - p_y(x) of the same cases: negative where counterfactuals lead away from the target."""
+        return float(self._column(2).nanmean())
+
+
+class BoundedKL(_ConfidenceMetric):
+    """BKL: mean of 1 - exp(-KL(onehot_y || p(x_c))), which is 1 - p_y(x_c).
+
+    The divergence of a one-hot label from a prediction is -log p_y, so the bounded remapping is what the target class
+    lacks of certainty. Over the inputs that the classifier gives another class.
+    Source: Jeanneret et al., DiME (ACCV 2022), whose code has the binary form; Diff-ICE section 4.
+
+    Args:
+        target: index of the target class.
+
+    Example:
+        >>> metric = BoundedKL(target=1)
+        >>> inputs = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
+        >>> _ = metric(torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log(), inputs)
+        >>> round(metric.aggregate(), 4)
+        0.375
+    """
+
+    higher_is_better = False
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Measure what the counterfactual lacks.
+
+        Args:
+            y_pred: logits of the counterfactuals, (B, K).
+            y: logits of the inputs, (B, K).
+            kwargs: not used.
+
+        Returns:
+            (B, 2): why the case is left out (0: it enters), and 1 - p_y.
+        """
+        log_after, _, left_out = self._log_probabilities(y_pred, y)
+        return self.entry(-torch.expm1(log_after), *left_out)
+
+
+METRICS.add("mean_absolute_difference", "change of the classifier's confidence in the target", MeanAbsoluteDifference)
+METRICS.add("bounded_kl", "what the classifier's confidence in the target lacks", BoundedKL)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COUT: do few pixels of the counterfactual, the most changed ones first, carry the decision over?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medcf.guidance.frozen import frozen
+from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, PRED_NOT_FINITE, ReasonedMetric, calls_target
+from medcf.registry import METRICS
+
+__all__ = ["COUT", "TransitionCurves", "transition_curves"]
+
+
+@dataclass(frozen=True)
+class TransitionCurves:
+    """Confidences while the pixels of the counterfactual replace those of the input.
+
+    Attributes:
+        fraction: share of pixels replaced, (S + 1,), from 0 to exactly 1.
+        target: probability of the target class, (B, S + 1).
+        source: probability of the input's class, (B, S + 1).
+    """
+
+    fraction: Tensor
+    target: Tensor
+    source: Tensor
+
+    @property
+    def cout(self) -> Tensor:
+        """Area under the target's curve minus that under the source's (trapezoids), (B,) in [-1, 1]."""
+        return torch.trapezoid(self.target - self.source, self.fraction, dim=1)
+
+
+@torch.no_grad()
+def transition_curves(
+    classifier: Callable[[Tensor], Tensor],
+    counterfactual: Tensor,
+    image: Tensor,
+    target: int = 1,
+    source: Tensor | None = None,
+    *,
+    num_steps: int = 50,
+    batch_size: int = 64,
+) -> TransitionCurves:
+    """Replace the pixels of an image by those of its counterfactual, the most changed first, and follow the classifier.
+
+    A pixel (voxel) is replaced in all channels at once; its change is the sum of absolute differences over channels.
+    Equally changed pixels go in raster order. Each of the ``num_steps`` steps replaces as many pixels, up to rounding;
+    the fractions are those actually replaced, so the last step is exact (the published code counts it as a full one).
+
+    Args:
+        classifier: images to logits (B, K).
+        counterfactual: (B, C, *spatial).
+        image: the inputs, same shape.
+        target: index of the target class.
+        source: class of each input, (B,); None: what the classifier says of it.
+        num_steps: steps S from the input to the counterfactual; no more than there are pixels.
+        batch_size: images per call of the classifier.
+
+    Returns:
+        The curves.
+
+    Raises:
+        ValueError: shapes that differ or have no spatial axis, or a number that is not positive.
+    """
+    if image.shape != counterfactual.shape or image.ndim < 3:
+        raise ValueError(
+            f"transition_curves needs counterfactuals and inputs of one shape (B, C, *spatial), got "
+            f"{tuple(counterfactual.shape)} and {tuple(image.shape)}."
+        )
+    if num_steps < 1 or batch_size < 1:
+        raise ValueError(f"num_steps={num_steps} and batch_size={batch_size} must be at least 1.")
+    before, after = image.as_subclass(Tensor), counterfactual.as_subclass(Tensor)
+    change = (after - before).abs().sum(1).flatten(1)
+    rank = change.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(len(image), 1, *image.shape[2:])
+    pixels = change.shape[1]
+    steps = min(num_steps, pixels)
+    counts = torch.arange(steps + 1, device=image.device) * pixels // steps
+    probabilities = []
+    with frozen(classifier):
+        for chunk in torch.arange(len(image) * (steps + 1), device=image.device).split(batch_size):
+            case, step = chunk // (steps + 1), chunk % (steps + 1)
+            replaced = rank[case] < counts[step].view(-1, *(1,) * (image.ndim - 1))
+            logits = classifier(torch.where(replaced, after[case], before[case]))
+            probabilities.append(logits.as_subclass(Tensor).float().softmax(1))
+    curves = torch.cat(probabilities).view(len(image), steps + 1, -1)
+    classes = curves[:, 0].argmax(1) if source is None else source.to(image.device).long()
+    source_curve = curves.gather(2, classes.view(-1, 1, 1).expand(-1, steps + 1, 1))[..., 0]
+    return TransitionCurves(counts.float() / pixels, curves[..., target], source_curve)
+
+
+class COUT(ReasonedMetric):
+    """Counterfactual Transition: area under the target's confidence minus that under the input's own class.
+
+    Near 1: the few most changed pixels flip the decision. 0: the confidences change places halfway. Near -1: nothing but
+    the last pixels flips it, or nothing at all. The unchanged input has nothing to transfer: its curves are constant and
+    its value is p_target(x) - p_source(x), below 0. Inputs that are of the target class already do not enter.
+    A gradient attack scores WELL here, since the attacked classifier decides: read it beside ``FlipSurvival``.
+
+    Source: Khorram & Fuxin, "Cycle-consistent counterfactuals by latent transformations" (CVPR 2022); ACE and FastDiME
+    use its code, which is bound to RGB, divides by zero where nothing changed, and counts the last, partial step as full.
+
+    Args:
+        classifier: the explained classifier, images to logits (B, K).
+        target: index of the target class.
+        num_steps: steps from the input to the counterfactual.
+        batch_size: images per call of the classifier.
+
+    Example:
+        >>> def classifier(images):  # calls an image the target class when most of it is bright
+        ...     score = 20 * images.mean(dim=(1, 2, 3))
+        ...     return torch.stack([-score, score], dim=1)
+        >>> metric = COUT(classifier)
+        >>> _ = metric(torch.ones(1, 1, 10, 10), -torch.ones(1, 1, 10, 10))
+        >>> abs(round(metric.aggregate(), 3))
+        0.0
+    """
+
+    higher_is_better = True
+    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, PRED_NOT_FINITE)
+
+    def __init__(
+        self, classifier: Callable[[Tensor], Tensor], target: int = 1, num_steps: int = 50, batch_size: int = 64
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.target = target
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Follow the transition of each case.
+
+        Args:
+            y_pred: counterfactuals, (B, C, *spatial).
+            y: inputs, same shape.
+            kwargs: not used.
+
+        Returns:
+            (B, 2): why the case is left out (0: it enters), and its COUT.
+        """
+        if y is None:
+            raise ValueError("COUT needs the input images as y.")
+        with frozen(self.classifier):
+            logits = torch.cat([self.classifier(part) for part in y.split(self.batch_size)]).as_subclass(Tensor)
+        not_finite, already = ~logits.isfinite().all(1), calls_target(logits, self.target)
+        follow = ~(not_finite | already)
+        values = torch.zeros(len(y), device=y.device)
+        if follow.any():
+            curves = transition_curves(
+                self.classifier,
+                y_pred[follow],
+                y[follow],
+                self.target,
+                logits[follow].argmax(1),
+                num_steps=self.num_steps,
+                batch_size=self.batch_size,
+            )
+            values[follow] = curves.cout
+        return self.entry(values, not_finite, already, values.isnan())
+
+
+METRICS.add("cout", "area between the confidences while changed pixels are transferred", COUT)

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an independent oracle says of the quality: overall, by structure, and against the quality of the input.
+
+A score is "higher is a better plane" throughout: in the concepts of the phantoms the posterior fossa's is its ABSENCE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from medcf.metrics.reasons import ReasonedMetric, Summary, summarize
+from medcf.registry import METRICS
+
+__all__ = ["MeanQualityDifference", "QualityBin", "StructureQualityDifference", "quality_by_input"]
+
+Over = Literal["all", "below"]
+
+NOT_FINITE = "a score is not finite"
+GOOD_INPUT = "the input's quality reaches the threshold"
+
+
+@dataclass(frozen=True)
+class QualityBin:
+    """The cases whose inputs are of similar quality.
+
+    Attributes:
+        low: lower edge of the input's quality, included.
+        high: upper edge, excluded but for the last bin.
+        count: cases in the bin.
+        mean: mean quality difference; NaN in an empty bin.
+        interval: its confidence interval; NaN in an empty bin.
+    """
+
+    low: float
+    high: float
+    count: int
+    mean: float
+    interval: tuple[float, float]
+
+
+def quality_by_input(
+    before: Tensor, difference: Tensor, bins: int | Sequence[float] = 5, **options: Any
+) -> list[QualityBin]:
+    """Average the quality difference over inputs of similar quality (Diff-ICE, Figure 4).
+
+    A score in [0, 1] can gain no more than 1 - QS, and a method that gives every input the same quality falls with slope
+    -1 here: a falling line alone shows no skill. Compare with the controls.
+
+    Args:
+        before: quality of the inputs in [0, 1], (N,).
+        difference: quality of the counterfactuals minus that of the inputs, (N,); NaN does not enter.
+        bins: number of bins of equal width in [0, 1], or their rising edges.
+        options: of :func:`medcf.metrics.reasons.summarize`: ``groups``, ``confidence``, ``num_resamples``, ``seed``.
+
+    Returns:
+        One row a bin, empty bins too.
+
+    Raises:
+        ValueError: no bins, or edges that do not rise.
+
+    Example:
+        >>> rows = quality_by_input(torch.tensor([0.1, 0.2, 1.0]), torch.tensor([0.5, 0.25, 0.0]), bins=2)
+        >>> [(row.low, row.high, row.count, row.mean) for row in rows]
+        [(0.0, 0.5, 2, 0.375), (0.5, 1.0, 1, 0.0)]
+    """
+    edges = torch.linspace(0, 1, bins + 1).tolist() if isinstance(bins, int) else [float(edge) for edge in bins]
+    if len(edges) < 2 or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+        raise ValueError(f"bins={bins} must be a positive number of bins or at least two rising edges.")
+    rows = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (before >= low) & ((before <= high) if high == edges[-1] else (before < high))
+        result = summarize(torch.where(inside, difference, torch.nan), **options)
+        rows.append(QualityBin(low, high, result.count, result.mean, result.interval))
+    return rows
+
+
+class MeanQualityDifference(ReasonedMetric):
+    """MQD: mean gain of an oracle's quality score, of the inputs whose score is below one half.
+
+    MQD = 1/N sum 1[QS(x) < 0.5] (QS(x_c) - QS(x)), where N counts all inputs, those above one half too: a test set with
+    more good inputs has a smaller MQD. Source: Pegios et al., Diff-ICE, section 4.
+    ``over="below"`` divides by the inputs below the threshold alone; ``mean_difference`` has no indicator.
+
+    Args:
+        threshold: quality below which an input's gain counts.
+        over: ``"all"`` (the paper: a good input enters with 0) or ``"below"`` (a good input is left out).
+
+    Raises:
+        ValueError: another ``over``.
+
+    Example:
+        >>> metric = MeanQualityDifference()
+        >>> _ = metric(torch.tensor([0.75, 1.0]), torch.tensor([0.25, 0.75]))
+        >>> metric.aggregate(), metric.mean_difference, metric.counted_as_zero
+        (0.25, 0.375, 1)
+    """
+
+    higher_is_better = True
+    reasons = (NOT_FINITE, GOOD_INPUT)
+
+    def __init__(self, threshold: float = 0.5, over: Over = "all") -> None:
+        super().__init__()
+        if over not in get_args(Over):
+            raise ValueError(f"over={over!r} is not one of {get_args(Over)}.")
+        self.threshold = threshold
+        self.over = over
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Pair the scores.
+
+        Args:
+            y_pred: quality of the counterfactuals in [0, 1], (B,).
+            y: quality of the inputs in [0, 1], (B,).
+            kwargs: not used.
+
+        Returns:
+            (B, 4): why the case is left out (0: it enters), its term of MQD, quality before and after.
+        """
+        if y is None:
+            raise ValueError("MeanQualityDifference needs the quality of the inputs as y.")
+        if y_pred.shape != y.shape or y.numel() != len(y):
+            raise ValueError(
+                f"MeanQualityDifference needs one score per case (B,), got {tuple(y_pred.shape)} and {tuple(y.shape)}."
+            )
+        after, before = y_pred.reshape(-1).float(), y.reshape(-1).float()
+        low = before < self.threshold
+        left_out = ~(after.isfinite() & before.isfinite())
+        columns = torch.stack([torch.where(low, after - before, 0), before, after], dim=1)
+        entry = self.entry(columns[:, :1], left_out, ~low if self.over == "below" else torch.zeros_like(low))
+        # The scores are kept for all cases with scores: mean_difference and the bins are about those, too.
+        return torch.cat([entry, columns[:, 1:].masked_fill(left_out[:, None], torch.nan)], dim=1)
+
+    @property
+    def differences(self) -> Tensor:
+        """QS(x_c) - QS(x) of every case (N,), without the indicator."""
+        return self._column(3) - self._column(2)
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean of QS(x_c) - QS(x) over all inputs."""
+        return float(self.differences.nanmean())
+
+    @property
+    def counted_as_zero(self) -> int:
+        """Number of inputs that enter MQD with 0 because they reach the threshold."""
+        return int((self._column(2) >= self.threshold).sum()) if self.over == "all" else 0
+
+    def quality_by_input(self, bins: int | Sequence[float] = 5, **options: Any) -> list[QualityBin]:
+        """Return the mean difference of all inputs against their quality, see :func:`quality_by_input`."""
+        return quality_by_input(self._column(2), self.differences, bins, **options)
+
+
+class StructureQualityDifference(ReasonedMetric):
+    """QD by structure: how much an oracle's score of each structure gains from input to counterfactual.
+
+    QD_FP, QD_CSP and QD_TH of Diff-ICE, section 4 and Figure 4: posterior fossa (its absence), cavum septi pellucidi and
+    thalami. The aggregate is the mean over structures and cases; ``by_structure`` has them one by one.
+
+    Args:
+        names: the structures: a sequence names all K columns of the scores, a mapping the columns that count.
+
+    Raises:
+        ValueError: no name.
+
+    Example:
+        >>> metric = StructureQualityDifference({"TH": 0, "FP": 2})
+        >>> _ = metric(torch.tensor([[0.75, 0.0, 0.25]]), torch.tensor([[0.25, 0.0, 0.5]]))
+        >>> {name: row.mean for name, row in metric.by_structure().items()}
+        {'TH': 0.5, 'FP': -0.25}
+        >>> metric.aggregate()
+        0.125
+    """
+
+    higher_is_better = True
+    reasons = (NOT_FINITE,)
+
+    def __init__(self, names: Sequence[str] | Mapping[str, int]) -> None:
+        super().__init__()
+        self.sequence = not isinstance(names, Mapping)
+        self.names = dict(names) if isinstance(names, Mapping) else {name: i for i, name in enumerate(names)}
+        if not self.names:
+            raise ValueError("StructureQualityDifference needs the name of at least one structure.")
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Pair the scores of the structures.
+
+        Args:
+            y_pred: scores of the counterfactuals in [0, 1], higher is better, (B, K).
+            y: scores of the inputs, (B, K).
+            kwargs: not used.
+
+        Returns:
+            (B, 2 + 2 S): why the case is left out (0: it enters), mean difference, S scores before, S differences.
+        """
+        if y is None:
+            raise ValueError("StructureQualityDifference needs the scores of the inputs as y.")
+        highest = max(self.names.values())
+        if y_pred.ndim != 2 or y_pred.shape != y.shape or not 0 <= min(self.names.values()) <= highest < y.shape[1]:
+            raise ValueError(
+                f"StructureQualityDifference of columns {self.names} needs scores (B, K) with K > {highest}, got "
+                f"{tuple(y_pred.shape)} and {tuple(y.shape)}."
+            )
+        if self.sequence and y.shape[1] != len(self.names):
+            raise ValueError(
+                f"{len(self.names)} names for {y.shape[1]} scores: name all, or give a mapping to columns."
+            )
+        chosen = list(self.names.values())
+        before, after = y[:, chosen].float(), y_pred[:, chosen].float()
+        difference = after - before
+        columns = torch.cat([difference.mean(1, keepdim=True), before, difference], dim=1)
+        return self.entry(columns, ~columns.isfinite().all(1))
+
+    def _scores(self, name: str) -> tuple[Tensor, Tensor]:
+        if name not in self.names:
+            raise ValueError(f"{name!r} is not one of the structures {list(self.names)}.")
+        place = list(self.names).index(name)
+        return self._column(2 + place), self._column(2 + len(self.names) + place)
+
+    def per_case_of(self, name: str) -> Tensor:
+        """Return the difference of one structure, (N,)."""
+        return self._scores(name)[1]
+
+    def by_structure(self, *, groups: Sequence[Hashable] | None = None, **options: Any) -> dict[str, Summary]:
+        """Return mean and interval of each structure; ``options`` are those of ``summarize``."""
+        return {name: summarize(self.per_case_of(name), groups=groups, **options) for name in self.names}
+
+    def quality_by_input(self, bins: int | Sequence[float] = 5, **options: Any) -> dict[str, list[QualityBin]]:
+        """Return each structure's difference against its score in the input, see :func:`quality_by_input`."""
+        return {name: quality_by_input(*self._scores(name), bins, **options) for name in self.names}
+
+
+METRICS.add("mean_quality_difference", "gain of an oracle's quality score", MeanQualityDifference)
+METRICS.add("structure_quality_difference", "gain of an oracle's score by structure", StructureQualityDifference)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cases a figure is about: metrics that say for every case they leave out why, and means with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medcf.metrics.base import CaseMetric, Counts
+from medcf.metrics.bootstrap import bootstrap_interval
+
+__all__ = ["ReasonedMetric", "ShareMetric", "Summary", "calls_target", "check_logits", "summarize"]
+
+#: Reasons that several metrics share.
+ALREADY_TARGET = "the input is already of the target class"
+NOT_FLIPPED = "the counterfactual did not reach the target class"
+INPUT_NOT_FINITE = "the input's prediction is not finite"
+PRED_NOT_FINITE = "the counterfactual's prediction is not finite"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over cases.
+
+    Attributes:
+        count: cases with a value.
+        mean: their mean; NaN without any.
+        interval: lower and upper end of its confidence interval; NaN without any case.
+    """
+
+    count: int
+    mean: float
+    interval: tuple[float, float]
+
+
+def _exact_share_interval(count: int, *, hit: bool, confidence: float) -> tuple[float, float]:
+    """Clopper-Pearson where all ``count`` trials agree: resampling them would claim certainty."""
+    bound = ((1 - confidence) / 2) ** (1 / count)
+    return (bound, 1.0) if hit else (0.0, 1 - bound)
+
+
+def summarize(
+    values: Tensor,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    share: bool = False,
+) -> Summary:
+    """Average the values of cases, with a bootstrap interval.
+
+    Args:
+        values: one per case (N,), NaN where the case does not enter.
+        groups: whose case it is, one entry per case; whole subjects are resampled then.
+        confidence: coverage of the interval.
+        num_resamples: number of resamples.
+        seed: seed of the resampling.
+        share: the values are 0 or 1. Where all agree the interval is the exact binomial one of Clopper and Pearson
+            (1934), whose trials are the subjects if ``groups`` is given: 32 hits of 32 give [0.89, 1].
+
+    Returns:
+        The summary.
+
+    Raises:
+        ValueError: ``groups`` does not name every case.
+
+    Example:
+        >>> summarize(torch.tensor([1.0, 1.0, float("nan")]), share=True, confidence=0.9)
+        Summary(count=2, mean=1.0, interval=(0.22360679774997896, 1.0))
+    """
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"groups names {len(groups)} cases, but there are {len(values)}: give one entry per case.")
+    entered = ~torch.isnan(values)
+    kept = values[entered].double().cpu().numpy()
+    if not len(kept):
+        return Summary(0, float("nan"), (float("nan"), float("nan")))
+    names = None if groups is None else [group for group, keep in zip(groups, entered.tolist(), strict=True) if keep]
+    if share and kept.min() == kept.max() and kept[0] in (0.0, 1.0):
+        trials = len(kept) if names is None else len({str(name) for name in names})
+        interval = _exact_share_interval(trials, hit=bool(kept[0]), confidence=confidence)
+    else:
+        interval = bootstrap_interval(
+            lambda x: float(x.mean()),
+            kept,
+            groups=names,
+            confidence=confidence,
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+    return Summary(len(kept), float(kept.mean()), interval)
+
+
+def check_logits(name: str, target: int, y_pred: Tensor, y: Tensor | None) -> Tensor:
+    """Check logits of counterfactuals and inputs, and return the inputs'.
+
+    Args:
+        name: the metric, for the message.
+        target: index of the target class.
+        y_pred: logits of the counterfactuals, (B, K).
+        y: logits of the inputs, (B, K).
+
+    Raises:
+        ValueError: no inputs, other shapes than (B, K) with K >= 2, or no such class.
+    """
+    if y is None:
+        raise ValueError(f"{name} needs the logits of the inputs as y.")
+    if y_pred.ndim != 2 or y_pred.shape != y.shape or y.shape[1] < 2:
+        raise ValueError(
+            f"{name} needs logits (B, K) of counterfactuals and inputs with K >= 2, got {tuple(y_pred.shape)} and "
+            f"{tuple(y.shape)}. A single logit z is torch.stack([0 * z, z], dim=1)."
+        )
+    if not 0 <= target < y.shape[1]:
+        raise ValueError(f"target={target} is not one of the {y.shape[1]} classes of the logits given to {name}.")
+    return y
+
+
+def calls_target(logits: Tensor, target: int) -> Tensor:
+    """Tell which cases are decided for the target class; never one whose logits are not finite.
+
+    Args:
+        logits: (B, K).
+        target: index of the target class.
+
+    Returns:
+        Boolean, (B,).
+    """
+    return (logits.argmax(1) == target) & logits.isfinite().all(1)
+
+
+class ReasonedMetric(CaseMetric):
+    """A metric with one value per case that knows why a case has none.
+
+    Subclasses name their ``reasons`` and return :meth:`entry` from ``_compute_tensor``.
+    """
+
+    #: Why a case may be left out, in the order in which the reasons are looked at.
+    reasons: tuple[str, ...] = ()
+    #: Whether the values are 0 or 1.
+    is_share = False
+
+    def entry(self, values: Tensor, *left_out: Tensor) -> Tensor:
+        """Join the values of a batch with the reasons for leaving cases out.
+
+        Args:
+            values: (B,) or (B, columns); the first column is the value, the others go with it.
+            left_out: for each of ``reasons`` a Boolean (B,); the first that holds counts.
+
+        Returns:
+            (B, 1 + columns), the number of the reason (0: entered) and the columns, NaN where the case is left out.
+        """
+        code = torch.zeros(len(values), device=values.device, dtype=torch.long)
+        for number, mask in reversed(list(enumerate(left_out, start=1))):
+            code = code.masked_fill(mask, number)
+        columns = values.float().reshape(len(values), -1).masked_fill((code > 0)[:, None], float("nan"))
+        return torch.cat([code[:, None].float(), columns], dim=1)
+
+    def _column(self, index: int) -> Tensor:
+        buffer: Any = self.get_buffer()
+        if not isinstance(buffer, Tensor):
+            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
+        return buffer[:, index].double()
+
+    def per_case(self) -> Tensor:
+        """Return one value per case (N,), NaN where the case does not enter."""
+        return self._column(1)
+
+    def summary(self, **options: Any) -> Summary:
+        """Return count, mean and interval at once; ``options`` are those of :func:`summarize`."""
+        return summarize(self.per_case(), share=self.is_share, **options)
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the interval of the aggregate; ``groups`` names the subject of each case, left out or not."""
+        return self.summary(groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed).interval
+
+    def left_out_cases(self) -> dict[str, list[int]]:
+        """Return the places of the cases that did not enter, by reason, in the order in which they were seen."""
+        code = self._column(0).long()
+        found = {reason: torch.nonzero(code == i)[:, 0].tolist() for i, reason in enumerate(self.reasons, start=1)}
+        return {reason: cases for reason, cases in found.items() if cases}
+
+    def counts(self) -> Counts:
+        """Return how many cases entered, and how many did not and why."""
+        left_out = {reason: len(cases) for reason, cases in self.left_out_cases().items()}
+        return Counts(len(self.per_case()) - sum(left_out.values()), left_out)
+
+
+class ShareMetric(ReasonedMetric):
+    """A :class:`ReasonedMetric` of hits and misses: its interval stays honest where all cases agree."""
+
+    is_share = True

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a flip hold? Under harmless disturbances of the image, and with another seed of the method."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from medcf.guidance.frozen import frozen
+from medcf.metrics.reasons import (
+    ALREADY_TARGET,
+    INPUT_NOT_FINITE,
+    NOT_FLIPPED,
+    ReasonedMetric,
+    ShareMetric,
+    Summary,
+    calls_target,
+    summarize,
+)
+from medcf.registry import METRICS
+
+__all__ = ["DISTURBANCES", "FlipSurvival", "SeedAgreement", "flip_survival", "perturbations"]
+
+#: Every harmless disturbance there is, by name.
+DISTURBANCES = ("blur", "noise", "shift", "jpeg")
+
+
+def _shifted(images: Tensor, pixels: int) -> dict[str, Tensor]:
+    """Move images along each spatial axis, both ways; what comes in repeats the edge."""
+    axes = images.ndim - 2
+    padded = pad(images, (pixels,) * (2 * axes), mode="replicate")
+    moved = {}
+    for axis in range(axes):
+        for step in (-pixels, pixels):
+            start = [pixels - step if axis == other else pixels for other in range(axes)]
+            window = tuple(slice(low, low + size) for low, size in zip(start, images.shape[2:], strict=True))
+            moved[f"shift{step:+d}_axis{axis}"] = padded[(..., *window)]
+    return moved
+
+
+def _jpeg(images: Tensor, quality: int) -> Tensor:
+    """Write each image as an 8-bit JPEG file and read it again: RGB as such, other channels one by one."""
+    from PIL import Image
+
+    if images.ndim != 4:
+        raise ValueError(f"'jpeg' is a disturbance of images (B, C, H, W), got {tuple(images.shape)}: leave it out.")
+    stacked = images.reshape(-1, 3 if images.shape[1] == 3 else 1, *images.shape[2:])
+    pixels = ((stacked.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    decoded = []
+    for array in pixels:
+        file = io.BytesIO()
+        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, "JPEG", quality=quality)
+        decoded.append(np.asarray(Image.open(file)).reshape(array.shape))
+    return (torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).reshape(images.shape) / 127.5 - 1).to(images)
+
+
+def _noised(images: Tensor, std: float, seed: int, shared: bool) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    noise = torch.randn(images.shape[1:] if shared else images.shape, generator=generator).to(images)
+    return (images + std * noise).clamp(-1, 1)
+
+
+def perturbations(
+    images: Tensor,
+    *,
+    names: Sequence[str] = ("blur", "noise"),
+    blur_sigma: float = 0.5,
+    noise_std: float = 0.03,
+    shift: int = 1,
+    jpeg_quality: int = 75,
+    seed: int = 0,
+    shared_noise: bool = False,
+) -> dict[str, Tensor]:
+    """Disturb images as a harmless change of scanner settings, of the probe's place or of the file format would.
+
+    Args:
+        images: (B, C, *spatial) in [-1, 1].
+        names: which of ``DISTURBANCES``.
+        blur_sigma: standard deviation of the Gaussian blur, in pixels.
+        noise_std: standard deviation of the added noise, in units of the image (whose range is 2).
+        shift: pixels to move by, both ways along each axis; edges are repeated.
+        jpeg_quality: Pillow's quality of the JPEG file, 1 to 95; images (B, C, H, W) only.
+        seed: seed of the noise.
+        shared_noise: draw one noise image for all, so that no case depends on its place in the batch.
+
+    Returns:
+        The disturbed images by name; those of ``shift`` are named ``shift+1_axis0`` and so on.
+
+    Raises:
+        ValueError: an unknown name, or ``jpeg`` of a volume.
+    """
+    from monai.networks.layers import GaussianFilter
+
+    unknown = [name for name in names if name not in DISTURBANCES]
+    if unknown or not names:
+        raise ValueError(f"names={tuple(names)}: choose at least one, and only from {DISTURBANCES}.")
+    disturbed: dict[str, Tensor] = {}
+    for name in names:
+        if name == "blur":
+            disturbed[name] = GaussianFilter(images.ndim - 2, sigma=blur_sigma).to(images)(images)
+        elif name == "noise":
+            disturbed[name] = _noised(images, noise_std, seed, shared_noise)
+        elif name == "shift":
+            disturbed |= _shifted(images, shift)
+        else:
+            disturbed[name] = _jpeg(images, jpeg_quality)
+    return disturbed
+
+
+@torch.no_grad()
+def flip_survival(
+    classifier: Callable[[Tensor], Tensor], images: Tensor, target: int = 1, **settings: Any
+) -> dict[str, Tensor]:
+    """Tell which counterfactuals keep the target class after a harmless disturbance; adversarial ones do not.
+
+    Args:
+        classifier: the explained classifier, images to logits (B, K).
+        images: counterfactuals, (B, C, *spatial) in [-1, 1].
+        target: index of the target class.
+        settings: of :func:`perturbations`; ``names=DISTURBANCES`` asks for all of them.
+
+    Returns:
+        A Boolean (B,) for each disturbance (``shift``: the class survived every direction), and ``all``: it survived
+        every one.
+    """
+    kept: dict[str, Tensor] = {}
+    with frozen(classifier):
+        for variant, disturbed in perturbations(images, **settings).items():
+            name = "shift" if variant.startswith("shift") else variant
+            survived = calls_target(classifier(disturbed).as_subclass(Tensor), target)
+            kept[name] = kept[name] & survived if name in kept else survived
+    return {**kept, "all": torch.stack(list(kept.values())).all(0)}
+
+
+class FlipSurvival(ShareMetric):
+    """Share of the flips that survive every harmless disturbance.
+
+    Only flips enter: inputs of another class whose counterfactual the classifier calls the target. A gradient attack
+    flips everything and loses much of it here; a change of anatomy does not depend on single pixels. Read the share
+    beside ``counts()``: a method with one flip can have 100 %. Pixels shift by one, which for a coarse network is much:
+    ``by_disturbance`` shows what a share is due to.
+
+    Args:
+        classifier: the explained classifier, images to logits (B, K).
+        target: index of the target class.
+        names: which of ``DISTURBANCES``; volumes have no ``jpeg``.
+        settings: of :func:`perturbations`; the noise is one image for all cases.
+
+    Example:
+        >>> def classifier(images):
+        ...     return torch.stack([torch.zeros(len(images)), images[:, 0, 4, 4]], dim=1)
+        >>> inputs = torch.full((2, 1, 9, 9), -1.0)
+        >>> speck = inputs[:1].clone()
+        >>> speck[..., 4, 4] = 0.2
+        >>> metric = FlipSurvival(classifier)
+        >>> _ = metric(torch.cat([speck, -inputs[:1]]), inputs)
+        >>> metric.aggregate()
+        0.5
+        >>> {name: row.mean for name, row in metric.by_disturbance().items()}
+        {'blur': 0.5, 'noise': 1.0, 'shift': 0.5, 'jpeg': 1.0, 'all': 0.5}
+    """
+
+    higher_is_better = True
+    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
+
+    def __init__(
+        self,
+        classifier: Callable[[Tensor], Tensor],
+        target: int = 1,
+        names: Sequence[str] = DISTURBANCES,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.target = target
+        self.names = tuple(names)
+        self.settings = {"shared_noise": True, **settings}
+
+    @torch.no_grad()
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Disturb the flips.
+
+        Args:
+            y_pred: counterfactuals, (B, C, *spatial) in [-1, 1].
+            y: inputs, same shape.
+            kwargs: not used.
+
+        Returns:
+            (B, 2 + D): why the case is left out (0: it enters), whether it survived all, and each disturbance.
+        """
+        if y is None:
+            raise ValueError("FlipSurvival needs the input images as y.")
+        with frozen(self.classifier):
+            before, after = (self.classifier(images).as_subclass(Tensor) for images in (y, y_pred))
+        kept = flip_survival(self.classifier, y_pred, self.target, names=self.names, **self.settings)
+        columns = torch.stack([kept[name] for name in ("all", *self.names)], dim=1)
+        already, flipped = calls_target(before, self.target), calls_target(after, self.target)
+        return self.entry(columns, ~before.isfinite().all(1), already, ~flipped)
+
+    def by_disturbance(self, **options: Any) -> dict[str, Summary]:
+        """Return the share of each disturbance and of ``all``; ``options`` are those of ``summarize``."""
+        columns = {name: self._column(2 + place) for place, name in enumerate(self.names)} | {"all": self._column(1)}
+        return {name: summarize(values, share=True, **options) for name, values in columns.items()}
+
+
+class SeedAgreement(ReasonedMetric):
+    """Share of the flips that flip again when the method draws other noise.
+
+    Of the inputs whose counterfactual of the first seed is a flip: the mean share of the other seeds that flip as well.
+    An explanation that hangs on one draw is luck. A method without noise has 1 by construction.
+
+    Args:
+        target: index of the target class.
+
+    Example:
+        >>> nsp, sp = [1.0, 0.0], [0.0, 1.0]
+        >>> metric = SeedAgreement(target=1)
+        >>> _ = metric(torch.tensor([[sp, sp, nsp], [sp, sp, sp], [nsp, sp, sp]]), torch.tensor([nsp, nsp, nsp]))
+        >>> metric.aggregate(), metric.counts().entered
+        (0.75, 2)
+    """
+
+    higher_is_better = True
+    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
+
+    def __init__(self, target: int = 1) -> None:
+        super().__init__()
+        self.target = target
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare the seeds.
+
+        Args:
+            y_pred: logits of the counterfactuals of S seeds, (B, S, K), S >= 2; the first is the one reported.
+            y: logits of the inputs, (B, K).
+            kwargs: not used.
+
+        Returns:
+            (B, 2): why the case is left out (0: it enters), and the share of the other seeds that flip.
+        """
+        if y is None:
+            raise ValueError("SeedAgreement needs the logits of the inputs as y.")
+        if y_pred.ndim != 3 or y_pred.shape[1] < 2 or y_pred.shape[::2] != y.shape:
+            raise ValueError(
+                f"SeedAgreement needs logits (B, S, K) of S >= 2 seeds and (B, K) of the inputs, got "
+                f"{tuple(y_pred.shape)} and {tuple(y.shape)}."
+            )
+        flips = torch.stack([calls_target(logits, self.target) for logits in y_pred.unbind(1)], dim=1)
+        already = calls_target(y, self.target)
+        return self.entry(flips[:, 1:].float().mean(1), ~y.isfinite().all(1), already, ~flips[:, 0])
+
+
+METRICS.add("flip_survival", "share of flips that survive blur, noise, shifts and JPEG", FlipSurvival)
+METRICS.add("seed_agreement", "share of flips that flip again with another seed", SeedAgreement)
