@@ -103,8 +103,9 @@ class COUT(ReasonedMetric):
     its value is p_target(x) - p_source(x), below 0. Inputs that are of the target class already do not enter.
     A gradient attack scores WELL here, since the attacked classifier decides: read it beside ``FlipSurvival``.
 
-    Source: Khorram & Fuxin, "Cycle-consistent counterfactuals by latent transformations" (CVPR 2022); ACE and FastDiME
-    use its code, which is bound to RGB, divides by zero where nothing changed, and counts the last, partial step as full.
+    Source: Khorram & Fuxin, "Cycle-consistent counterfactuals by latent transformations" (CVPR 2022), used by ACE and
+    FastDiME. The published code is bound to RGB, divides by zero where nothing changed, and counts the last, partial
+    step as a full one.
 
     Args:
         classifier: the explained classifier, images to logits (B, K).

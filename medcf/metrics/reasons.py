@@ -70,8 +70,8 @@ def summarize(
         ValueError: ``groups`` does not name every case.
 
     Example:
-        >>> summarize(torch.tensor([1.0, 1.0, float("nan")]), share=True, confidence=0.9)
-        Summary(count=2, mean=1.0, interval=(0.22360679774997896, 1.0))
+        >>> summarize(torch.tensor([1.0, 1.0, float("nan")]), share=True, confidence=0.5)
+        Summary(count=2, mean=1.0, interval=(0.5, 1.0))
     """
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"groups names {len(groups)} cases, but there are {len(values)}: give one entry per case.")

@@ -39,8 +39,8 @@ def _shifted(images: Tensor, pixels: int) -> dict[str, Tensor]:
     for axis in range(axes):
         for step in (-pixels, pixels):
             start = [pixels - step if axis == other else pixels for other in range(axes)]
-            window = tuple(slice(low, low + size) for low, size in zip(start, images.shape[2:], strict=True))
-            moved[f"shift{step:+d}_axis{axis}"] = padded[(..., *window)]
+            window = [slice(low, low + size) for low, size in zip(start, images.shape[2:], strict=True)]
+            moved[f"shift{step:+d}_axis{axis}"] = padded[(slice(None), slice(None), *window)]
     return moved
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Validity: is the counterfactual of the class that was asked for?
 
-The quality difference lives in ``quality`` and the survival of a flip in ``robustness``; both can be imported from here.
+The quality difference lives in ``quality``, the survival of a flip in ``robustness``; both can be imported from here.
 """
 
 from __future__ import annotations
