@@ -12,6 +12,7 @@ from monai.data import Dataset
 from torch.utils.data import Sampler
 
 from medcf.data.errors import UnreadableImage
+from medcf.engines.ranks import rank, world_size
 from medcf.engines.run_folder import Failure, RunFolder
 
 __all__ = ["CaseDataset", "PendingBatches", "collate_cases"]
@@ -63,20 +64,22 @@ class PendingBatches(Sampler[list[int]]):
     """Batches of consecutive cases in which at least one is not done.
 
     A batch that was interrupted is computed again as a whole: its composition, and so every bit of its results, is the
-    same as in a run that was never interrupted.
+    same as in a run that was never interrupted. Under torchrun each process takes every n-th of these whole batches, so
+    that the same holds for any number of processes.
 
     Args:
         data: all cases of the run.
-        run_folder: knows which of them are done.
+        run_folder: knows which of them are done; opened.
         batch_size: cases a batch.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], run_folder: RunFolder, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: use at least 1.")
-        done = set(run_folder.done())
+        done = set(run_folder.finished_before)
         chunks = [range(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
-        self.batches = [list(chunk) for chunk in chunks if any(data[index]["case"] not in done for index in chunk)]
+        pending = [list(chunk) for chunk in chunks if any(data[index]["case"] not in done for index in chunk)]
+        self.batches = pending[rank() :: world_size()]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes under torchrun, on GPUs or on CPUs."""
+"""Training by several processes under torchrun, on GPUs or on CPUs; inference has `medcf.engines.ranks`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ import torch.distributed as dist
 from monai.handlers import StatsHandler, TensorBoardImageHandler, TensorBoardStatsHandler
 from torch import nn
 
+from medcf.engines.ranks import local_device
 from medcf.engines.training_handlers import SampleGrid, TrainingProgress
 
 __all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers", "rank_writer"]
 
 MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler, SampleGrid, TrainingProgress)
-
-
-def local_device() -> torch.device:
-    """Return this process's own device: the GPU with the number ``LOCAL_RANK``, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
 
 
 def join_processes() -> None:

@@ -15,6 +15,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from medcf.engines.ranks import rank
 from medcf.engines.run_folder import Failure
 from medcf.inferers.counterfactual import Counterfactual
 
@@ -65,6 +66,8 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         self.segmenter = segmenter
         self.novelty = novelty
         self.use_autocast = amp
+        if rank() > 0 and hasattr(inferer, "progress"):
+            inferer.progress = False  # the bar of the main process stands for all
         super().__init__(
             device=torch.device(device),
             val_data_loader=val_data_loader,

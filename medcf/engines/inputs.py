@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medcf.data import build_datalist
+from medcf.engines.ranks import first_on_main
 
 __all__ = ["CaseList", "list_cases"]
 
@@ -62,7 +63,8 @@ def list_cases(
     """
     output_dir = Path(output_dir)
     if dataset_dir is None and datalist is None:
-        dataset_dir = _write_demo(output_dir, demo_count, demo_overlays)
+        demo_dir = output_dir
+        dataset_dir = first_on_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_overlays))
         return CaseList(*build_datalist(dataset_dir))
     return CaseList(*build_datalist(dataset_dir, datalist, frame=frame, exclude=[output_dir]))
 

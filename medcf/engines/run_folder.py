@@ -11,34 +11,30 @@ Layout::
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import logging
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from medcf import __version__
-from medcf.engines.atomic import replace_file
+from medcf.engines.atomic import write_csv, write_json
 from medcf.engines.fingerprint import config_fingerprint, describe_changes, sha256
+from medcf.engines.ranks import from_main, rank
+from medcf.engines.session import describe_session, now
 
-__all__ = ["MARKER", "Failure", "RunFolder", "write_json"]
+__all__ = ["MARKER", "Failure", "RunFolder"]
 
 logger = logging.getLogger(__name__)
 
 MARKER = "case.json"
 MANIFEST = "manifest.json"
 NOTICE = "SYNTHETIC counterfactual images made by medcf. Not for diagnosis."
-_PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "nibabel", "pydicom", "scikit-image", "scipy")
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,9 @@ class Failure:
 
 class RunFolder:
     """The output folder of one run, opened before the first case and closed after the last.
+
+    Under torchrun all processes write their cases into it; the main process alone opens it, locks it and writes its
+    manifest and tables.
 
     Args:
         output_dir: folder to write to; made when it does not exist.
@@ -87,6 +86,9 @@ class RunFolder:
         self.overwrite = overwrite
         self.overrides = dict(overrides or {})
         self.inputs: dict[str, Path] = {}
+        #: Cases that an earlier session finished, as `open` found them; the same on every process.
+        self.finished_before: list[str] = []
+        self.completed = 0
         self.failures: dict[str, Failure] = {}
         self.manifest: dict[str, Any] = {}
         self._started = time.perf_counter()
@@ -104,11 +106,22 @@ class RunFolder:
 
         Raises:
             ValueError: the folder holds a run with another config, other weights or other inputs; says which.
-            RuntimeError: another process is writing to this folder.
+            RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
+        self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
+        found = from_main("open the run folder", lambda: self._open(failures))
+        names = _digest(self.inputs)
+        if found["inputs"] != names:
+            raise RuntimeError(
+                f"Process {rank()} lists other images than the main process; all machines must see the same folders."
+            )
+        self.finished_before = [case for case, done in zip(self.inputs, found["done"], strict=True) if done == "1"]
+        return self.finished_before
+
+    def _open(self, failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """Open the folder on the main process; returns which cases are done, a digit each, to be sent to the others."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
         hashes: dict[Path, str] = {}
         for path in self.inputs.values():  # several cases may be frames of one file
             if path not in hashes:
@@ -134,7 +147,7 @@ class RunFolder:
             )
         self.manifest = previous or {
             "notice": NOTICE,
-            "created": _now(),
+            "created": now(),
             "seed": self.seed,
             "config": self.config,
             "weights": {name: {"path": str(path), "sha256": weights[name]} for name, path in self.weights.items()},
@@ -142,14 +155,15 @@ class RunFolder:
             "fingerprint": fingerprint,
             "sessions": [],
         }
-        self.manifest["sessions"].append({**_session(), "overrides": self.overrides})
+        self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
         write_json(self.path / MANIFEST, self.manifest)
         for failure in failures:
             self.fail(Failure(failure["file"], "read", failure["reason"], failure["remedy"]))
-        done = self.done()
+        done = set(self.done())
         if done:
             logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
-        return done
+        digits = "".join("1" if case in done else "0" for case in self.inputs)
+        return {"inputs": _digest(self.inputs), "done": digits}
 
     def case_dir(self, case: str) -> Path:
         """Return the folder of a case."""
@@ -167,11 +181,38 @@ class RunFolder:
             row: its scores, JSON values only.
         """
         write_json(self.case_dir(case) / MARKER, dict(row))
+        self.completed += 1
 
     def fail(self, failure: Failure) -> None:
         """Record that a file gave no counterfactual; the run goes on."""
-        if self.failures.setdefault(f"{failure.file}\0{failure.reason}", failure) is failure:
+        if self.failures.setdefault(_failure_key(failure), failure) is failure:
             logger.warning("%s failed (%s): %s", Path(failure.file).name, failure.stage, failure.reason)
+
+    def shard(self) -> dict[str, Any]:
+        """Return what the main process must know of this process's cases: how many are done, and the failures."""
+        return {"completed": self.completed, "failures": [asdict(failure) for failure in self.failures.values()]}
+
+    def merge(self, shards: Sequence[Mapping[str, Any]], patience: float = 90.0) -> None:
+        """Take over what the other processes did.
+
+        Args:
+            shards: what `shard` returned on each of them.
+            patience: seconds that a network file system gets to show the files that another machine wrote.
+
+        Raises:
+            RuntimeError: cases are missing that another process has completed.
+        """
+        for failure in (Failure(**record) for shard in shards for record in shard["failures"]):
+            self.failures.setdefault(_failure_key(failure), failure)
+        expected = len(self.finished_before) + self.completed + sum(shard["completed"] for shard in shards)
+        deadline = time.monotonic() + patience
+        while shards and len(self.done()) < expected:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{self.path} shows {len(self.done())} of {expected} done cases; all machines must write to one "
+                    "and the same folder. Start the same command again: what is done stays."
+                )
+            time.sleep(0.5)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the scores of all done cases, in the order of the run."""
@@ -192,7 +233,7 @@ class RunFolder:
         )
         write_json(self.path / "summary.json", dict(summary))
         self.manifest["failed"] = sorted({failure.file for failure in self.failures.values()})
-        self.manifest["sessions"][-1]["finished"] = _now()
+        self.manifest["sessions"][-1]["finished"] = now()
         self.manifest["sessions"][-1]["seconds"] = round(self.seconds(), 1)
         write_json(self.path / MANIFEST, self.manifest)
         if self._lock is not None:
@@ -249,39 +290,9 @@ class RunFolder:
                 (self.path / name).unlink()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is either the old one or the whole new one, also after a power cut."""
-    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
-    replace_file(path, lambda file: file.write(text))
+def _failure_key(failure: Failure) -> str:
+    return f"{failure.file}\0{failure.reason}"
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write rows as CSV; columns are those of all rows, in order of appearance, unless given."""
-    names = list(columns or dict.fromkeys(key for row in rows for key in row))
-
-    def write(file: IO[str]) -> None:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-    replace_file(path, write)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _session() -> dict[str, Any]:
-    """Describe this process: command, versions, machine."""
-    versions = {"python": platform.python_version(), "medcf": __version__}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return {
-        "started": _now(),
-        "command": [Path(sys.executable).name, *sys.argv],
-        "versions": versions,
-        "platform": platform.platform(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-    }
+def _digest(inputs: Mapping[str, Path]) -> str:
+    return hashlib.sha256(json.dumps([[case, str(path)] for case, path in inputs.items()]).encode()).hexdigest()

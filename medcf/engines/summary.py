@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medcf.engines.ranks import collect, rank
 from medcf.engines.run_folder import NOTICE, Failure, RunFolder
 
 __all__ = ["finish_run", "format_summary", "summarize"]
@@ -17,15 +18,21 @@ logger = logging.getLogger(__name__)
 def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     """Write the tables of a run and tell its outcome; the last expression of ``run`` in a bundle.
 
+    Under torchrun the main process waits for the others and does this for all.
+
     Args:
         run_folder: the run's folder, all of whose cases were done or failed.
 
     Returns:
-        What ``summary.json`` holds.
+        What ``summary.json`` holds; empty on any process but the main one.
 
     Raises:
         RuntimeError: files failed; counts them. Everything else was written before.
     """
+    shards = collect("finish", run_folder.shard())
+    if rank() > 0:
+        return {}
+    run_folder.merge(shards[1:])
     failures = list(run_folder.failures.values())
     summary = summarize(run_folder.rows(), failures) | {"seconds_of_this_session": round(run_folder.seconds(), 1)}
     run_folder.close(summary)
