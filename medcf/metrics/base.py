@@ -24,10 +24,12 @@ class Counts:
     Attributes:
         entered: cases with a value.
         left_out: number of cases without one, by reason.
+        reference: number of images they are compared with, for distances between sets; 0 otherwise.
     """
 
     entered: int
     left_out: dict[str, int] = field(default_factory=dict)
+    reference: int = 0
 
 
 class CaseMetric(CumulativeIterationMetric):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Percentile intervals of any statistic by resampling cases, or whole subjects where a subject gave several."""
+"""Intervals of any statistic by resampling cases, or whole subjects where a subject gave several."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap_interval", "resampled_indices"]
+__all__ = ["bootstrap_interval", "group_members", "half_sampled_indices", "resampled_indices"]
+
+Groups = Sequence[Hashable] | NDArray[Any]
 
 
-def resampled_indices(
-    count: int, rng: np.random.Generator, groups: Sequence[Hashable] | NDArray[Any] | None = None
-) -> NDArray[np.int64]:
+def group_members(groups: Groups) -> list[NDArray[np.int64]]:
+    """Return the case numbers of each group, from whose case each is (one entry per case)."""
+    _, member_of = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    return np.split(np.argsort(member_of, kind="stable"), np.cumsum(np.bincount(member_of))[:-1])
+
+
+def resampled_indices(count: int, rng: np.random.Generator, groups: Groups | None = None) -> NDArray[np.int64]:
     """Draw one bootstrap sample of case numbers.
 
     Args:
@@ -26,17 +32,24 @@ def resampled_indices(
     Returns:
         Indices into the cases: N of them, or the cases of as many groups as there are.
     """
-    if groups is None:
+    return _draw(count, rng, None if groups is None else group_members(groups))
+
+
+def half_sampled_indices(members: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the cases of half of the groups (rounded down), each group at most once."""
+    return np.concatenate([members[group] for group in rng.permutation(len(members))[: len(members) // 2]])
+
+
+def _draw(count: int, rng: np.random.Generator, members: Sequence[NDArray[np.int64]] | None) -> NDArray[np.int64]:
+    if members is None:
         return rng.integers(0, count, count)
-    _, member_of = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
-    members = [np.flatnonzero(member_of == group) for group in range(member_of.max() + 1)]
     return np.concatenate([members[group] for group in rng.integers(0, len(members), len(members))])
 
 
 def bootstrap_interval(
     statistic: Callable[..., float],
     *arrays: ArrayLike,
-    groups: Sequence[Hashable] | None = None,
+    groups: Groups | None = None,
     confidence: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -70,9 +83,10 @@ def bootstrap_interval(
         raise ValueError(f"confidence={confidence} is a share of the resamples: use a value between 0 and 1.")
     rng = np.random.default_rng(seed)
     count = len(values[0])
+    members = None if groups is None else group_members(groups)
     drawn = []
     for _ in range(num_resamples):
-        chosen = resampled_indices(count, rng, groups)
+        chosen = _draw(count, rng, members)
         result = float(statistic(*(array[chosen] for array in values)))
         if math.isfinite(result):
             drawn.append(result)

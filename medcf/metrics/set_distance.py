@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What distances between two sets of images share: collecting features, the interval, and who entered."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medcf.metrics.base import Counts
+from medcf.metrics.bootstrap import group_members, half_sampled_indices
+
+__all__ = ["SetDistance", "pooled_features"]
+
+logger = logging.getLogger(__name__)
+
+#: Distance of the sets that two lists of case numbers choose.
+Statistic = Callable[[NDArray[np.int64], NDArray[np.int64]], float]
+
+
+def pooled_features(images: Tensor, network: Callable[[Tensor], Any] | None = None) -> Tensor:
+    """Describe images by one vector each.
+
+    Args:
+        images: (B, C, *spatial), or features (B, F) when there is no network.
+        network: images to a feature tensor or a list of them, as ``PerceptualFeatures`` gives; None takes ``images`` as
+            the features. Feature maps are averaged over space, lists are joined.
+
+    Returns:
+        (B, F), in float64 on the CPU.
+    """
+    with torch.no_grad():
+        found = images if network is None else network(images)
+    maps = [found] if isinstance(found, Tensor) else list(found)
+    vectors = [each.flatten(2).mean(2) if each.ndim > 2 else each.reshape(len(each), -1) for each in maps]
+    return torch.cat([vector.detach().cpu().double() for vector in vectors], dim=1)
+
+
+class SetDistance(CumulativeIterationMetric):
+    """A distance between the features of generated and of reference images; subclasses give the distance.
+
+    The reference is either fixed (``reference``, ``add_reference``: held-out images of the target class, in any number;
+    ``y`` is ignored then and ``reset`` keeps it) or comes with each batch as ``y`` (the inputs, one for each generated
+    image). A small distance to the INPUTS is no merit of a counterfactual: doing nothing has distance 0. A small
+    distance to held-out images of the target class cannot be had that way.
+
+    Args:
+        extractor: what the features are, for ``name``.
+        reference: features (M, F) of the fixed reference set, or its images (M, C, *spatial) if there is a ``network``.
+        network: see :func:`pooled_features`; None when the metric is called with features.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        extractor: str = "features",
+        *,
+        reference: Tensor | None = None,
+        network: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.network = network
+        self._reference: list[Tensor] = []
+        if reference is not None:
+            self.add_reference(reference)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the figure, with the extractor."""
+
+    @abstractmethod
+    def _statistic(self, generated: Tensor, reference: Tensor) -> Statistic:
+        """Prepare the distance between subsets of two sets of features (N, F) and (M, F)."""
+
+    def add_reference(self, reference: Tensor) -> None:
+        """Add images to the fixed reference set.
+
+        Args:
+            reference: features (M, F), or images (M, C, *spatial) if there is a ``network``.
+
+        Raises:
+            ValueError: the inputs were already collected as reference, or features are not finite.
+        """
+        if self._buffers is not None and len(self._buffers) == 2:
+            raise ValueError(
+                f"{type(self).__name__} compares with y already; add the reference before the first batch."
+            )
+        features = pooled_features(reference, self.network)
+        if not features.isfinite().all():
+            raise ValueError("The reference has features that are not finite; leave those images out.")
+        self._reference.append(features)
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor | list[Tensor]:
+        """Collect features.
+
+        Args:
+            y_pred: features (B, F) of the generated images, or the images if there is a ``network``.
+            y: the same of their inputs; ignored when there is a fixed reference.
+            kwargs: not used.
+
+        Returns:
+            The features (B, F) of the generated images, with those of the inputs if these are the reference.
+        """
+        generated = pooled_features(y_pred, self.network)
+        if self._reference:
+            return generated
+        if y is None or len(y) != len(y_pred):
+            raise ValueError(
+                f"{type(self).__name__} needs one input as y for each y_pred; give a set of another size as reference=."
+            )
+        return [generated, pooled_features(y, self.network)]
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Return the finite features of the generated and of the reference images, (N, F) and (M, F), float64."""
+        generated, reference, kept = self._collected()
+        return generated[kept], reference[kept] if self._paired else reference
+
+    @property
+    def _paired(self) -> bool:
+        return not self._reference
+
+    def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all features and which generated cases enter; with pairs, both of a pair must be finite."""
+        buffer: Any = self.get_buffer()
+        if buffer is None:
+            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
+        if self._paired:
+            generated, reference = buffer
+            return generated, reference, (generated.isfinite() & reference.isfinite()).all(1)
+        reference = torch.cat(self._reference)
+        return buffer, reference, buffer.isfinite().all(1)
+
+    def aggregate(self) -> float:
+        """Return the distance between all generated and all reference images; NaN for fewer than two of either."""
+        generated, reference = self.features()
+        if min(len(generated), len(reference)) < 2:
+            return float("nan")
+        return self._statistic(generated, reference)(np.arange(len(generated)), np.arange(len(reference)))
+
+    def counts(self) -> Counts:
+        """Return how many generated cases entered, how many did not, and the size of the reference."""
+        generated, reference = self.features()
+        left_out = len(self._collected()[0]) - len(generated)
+        return Counts(len(generated), {"features are not finite": left_out} if left_out else {}, len(reference))
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        reference_groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 200,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return an interval of the distance at these numbers of images.
+
+        A bootstrap repeats cases, and a set with repetitions is farther from the other one: the percentile interval of
+        a Fréchet distance often lies above the very figure it belongs to. Here halves of both sets are drawn WITHOUT
+        repetition; the spread of the distance over them, about their mean, estimates its standard error at full size
+        (Shao & Wu, "A general theory for jackknife variance estimation", 1989, half of the cases deleted).
+        On Gaussian sets of 32 to 100 images with 8 to 256 features the 95 % interval of a Fréchet distance held its
+        expected value at N and M in 91 to 97 % of draws, the percentile bootstrap in 1 to 91 %. Where both sets are of
+        one distribution it is too wide, at most 1.7 times. It does not remove the upward bias of a Fréchet distance at
+        small N: compare figures of equal N and M.
+
+        Args:
+            groups: subject of each generated case; whole subjects are drawn.
+            reference_groups: subject of each image of a fixed reference.
+            confidence: share of the half-samples inside the interval.
+            num_resamples: number of half-samples.
+            seed: seed of the draw.
+
+        Returns:
+            Lower and upper end; NaN with fewer than four groups in either set.
+
+        Raises:
+            ValueError: groups of another length than the cases.
+        """
+        estimate, halves, scale = self._half_samples(groups, reference_groups, num_resamples, seed)
+        if not len(halves):
+            return float("nan"), float("nan")
+        tail = (1 - confidence) / 2
+        low, high = estimate + scale * (np.quantile(halves, [tail, 1 - tail]) - halves.mean())
+        return float(low), float(high)
+
+    def _half_samples(
+        self,
+        groups: Sequence[Hashable] | None,
+        reference_groups: Sequence[Hashable] | None,
+        num_resamples: int,
+        seed: int,
+    ) -> tuple[float, NDArray[np.float64], float]:
+        """Return the distance, that of half-samples, and the factor from their spread to the standard error."""
+        generated, reference, kept = self._collected()
+        if self._paired:
+            reference = reference[kept]
+        members = _members(groups, "groups", kept)
+        others = members if self._paired else _members(reference_groups, "reference_groups", torch.ones(len(reference)))
+        generated = generated[kept]
+        if min(len(members), len(others)) < 4:
+            logger.warning("%s: no interval from %d and %d groups.", self.name, len(members), len(others))
+            return float("nan"), np.empty(0), 1.0
+        statistic = self._statistic(generated, reference)
+        rng = np.random.default_rng(seed)
+        halves = np.empty(num_resamples)
+        for draw in range(num_resamples):
+            chosen = half_sampled_indices(members, rng)
+            halves[draw] = statistic(chosen, chosen if self._paired else half_sampled_indices(others, rng))
+        # An odd number of groups keeps fewer than it deletes: sqrt(kept / deleted), 1 for even numbers.
+        scale = np.mean([(len(each) // 2 / (len(each) - len(each) // 2)) ** 0.5 for each in (members, others)])
+        whole = statistic(np.arange(len(generated)), np.arange(len(reference)))
+        return whole, halves, float(scale)
+
+
+def _members(groups: Sequence[Hashable] | None, argument: str, kept: Tensor) -> list[NDArray[np.int64]]:
+    """Return the case numbers, among the kept cases, of each group; every case is its own without groups."""
+    if groups is None:
+        return list(np.arange(int(kept.sum()))[:, None])
+    if len(groups) != len(kept):
+        raise ValueError(f"{argument} names {len(groups)} cases, the metric has {len(kept)}; give one entry per case.")
+    return group_members([group for group, keep in zip(groups, kept.tolist(), strict=True) if keep])
