@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground truth of structures: are they where the same subject's true image of the target class has them?"""
+"""Ground truth of structures: are they where the paired truth has them, and which were invented or lost?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.metrics import CumulativeIterationMetric, compute_dice
 from torch import Tensor
 
+from medcf.metrics.base import Counts
+from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.registry import METRICS
 
-__all__ = ["StructureDice"]
+__all__ = ["StructureChanges", "StructureDice", "StructureTally"]
 
 
 class StructureDice(CumulativeIterationMetric):
@@ -53,16 +57,140 @@ class StructureDice(CumulativeIterationMetric):
         """
         if y is None:
             raise ValueError("StructureDice needs the truth's labels as y.")
-        return compute_dice(self._masks(y_pred), self._masks(y), ignore_empty=False)
+        return compute_dice(self._masks(y_pred).float(), self._masks(y).float(), ignore_empty=False)
 
     def _masks(self, labels: Tensor) -> Tensor:
-        masks = torch.cat([labels == value for value in self.structures.values()], dim=1)
-        large = masks.flatten(2).sum(2) >= self.min_pixels
-        return (masks & large[(...,) + (None,) * (masks.ndim - 2)]).float()
+        return _masks(labels, self.structures, self.min_pixels)
 
     def aggregate(self) -> dict[str, float]:
         """Return the mean Dice of each structure."""
         return dict(zip(self.structures, self.get_buffer().mean(0).tolist(), strict=True))
 
 
+@dataclass(frozen=True)
+class StructureTally:
+    """What became of one structure over all cases.
+
+    Attributes:
+        invented: cases where the counterfactual has it and the truth does not.
+        lost: cases where the truth has it and the counterfactual does not.
+        kept: cases where both have it.
+        absent: cases where neither has it.
+    """
+
+    invented: int
+    lost: int
+    kept: int
+    absent: int
+
+
+class StructureChanges(CumulativeIterationMetric):
+    """Structures that a counterfactual invented or lost, against the paired truth.
+
+    ``aggregate`` gives four rates per structure: ``invented`` of the cases whose truth lacks it, ``lost`` and ``kept``
+    of those whose truth has it, and ``right``, the share of all cases in which it is there if and only if the truth has
+    it. A rate without cases is NaN. Applied to the unchanged inputs, the same metric says what doing nothing gives.
+
+    Args:
+        structures: label of each structure, by name.
+        min_pixels: a smaller find is taken for nothing, in both.
+
+    Example:
+        >>> metric = StructureChanges({"cavum": 3}, min_pixels=1)
+        >>> truth = torch.tensor([[[[3, 3]]], [[[0, 0]]]])
+        >>> _ = metric(torch.zeros_like(truth), truth)
+        >>> metric.aggregate()["cavum"]
+        {'invented': 0.0, 'lost': 1.0, 'kept': 0.0, 'right': 0.5}
+    """
+
+    higher_is_better = True
+
+    def __init__(self, structures: Mapping[str, int], min_pixels: int = 5) -> None:
+        super().__init__()
+        self.structures = dict(structures)
+        self.min_pixels = max(int(min_pixels), 1)
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare label maps.
+
+        Args:
+            y_pred: labels found in the counterfactuals, (B, 1, *spatial), integers.
+            y: labels of the paired truth, same shape.
+            kwargs: not used.
+
+        Returns:
+            Whether each structure is there, (B, number of structures, 2): in the counterfactual and in the truth.
+        """
+        if y is None or y.shape != y_pred.shape:
+            raise ValueError("StructureChanges needs the truth's labels as y, of the shape of y_pred.")
+        found = [_masks(labels, self.structures, self.min_pixels).flatten(2).any(2) for labels in (y_pred, y)]
+        return torch.stack(found, dim=2)
+
+    def presence(self) -> Tensor:
+        """Return whether each structure is there (N, structures, 2): in the counterfactual and in the truth."""
+        buffer: Any = self.get_buffer()
+        if not isinstance(buffer, Tensor):
+            raise ValueError("StructureChanges was aggregated before it saw a case.")
+        return buffer.bool()
+
+    def aggregate(self) -> dict[str, dict[str, float]]:
+        """Return the rates of each structure."""
+        presence = self.presence().cpu().numpy()
+        return {
+            name: {rate: _rate(presence[:, index], rate) for rate in _RATES}
+            for index, name in enumerate(self.structures)
+        }
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return the bootstrap intervals of the rates; ``groups`` names the subject of each case."""
+        presence = self.presence().cpu().numpy()
+        options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
+        return {
+            name: {
+                rate: bootstrap_interval(lambda cases, rate=rate: _rate(cases, rate), column, groups=groups, **options)
+                for rate in _RATES
+            }
+            for name, column in zip(self.structures, presence.transpose(1, 0, 2), strict=True)
+        }
+
+    def tallies(self) -> dict[str, StructureTally]:
+        """Return the numbers of cases behind the rates."""
+        found, true = self.presence().unbind(2)
+        outcomes = (found & ~true, ~found & true, found & true, ~found & ~true)
+        return {
+            name: StructureTally(*(int(outcome[:, index].sum()) for outcome in outcomes))
+            for index, name in enumerate(self.structures)
+        }
+
+    def counts(self) -> Counts:
+        """Return how many cases entered: all of them."""
+        return Counts(len(self.presence()))
+
+
+_RATES = ("invented", "lost", "kept", "right")
+
+
+def _rate(presence: np.ndarray, rate: str) -> float:
+    """One rate of ``StructureChanges`` from presence (N, 2); NaN where no case is concerned."""
+    found, true = presence[:, 0].astype(bool), presence[:, 1].astype(bool)
+    concerned = {"invented": ~true, "right": np.ones_like(true)}.get(rate, true)
+    outcome = {"invented": found, "lost": ~found, "kept": found, "right": found == true}[rate]
+    return float(outcome[concerned].mean()) if concerned.any() else float("nan")
+
+
+def _masks(labels: Tensor, structures: Mapping[str, int], min_pixels: int) -> Tensor:
+    """One boolean channel per structure, empty where it has fewer pixels than ``min_pixels``."""
+    masks = torch.cat([labels == value for value in structures.values()], dim=1)
+    large = masks.flatten(2).sum(2) >= min_pixels
+    return masks & large[(...,) + (None,) * (masks.ndim - 2)]
+
+
 METRICS.add("structure_dice", "Dice of structures against the paired truth", StructureDice)
+METRICS.add("structure_changes", "Structures invented, lost, kept and right against the truth", StructureChanges)

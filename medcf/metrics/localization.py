@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a map of what was changed find what truly changes? Average precision, best IoU and the pointing game.
+
+A map over a region of a few per cent of the image looks poor by any of these, and a map over most of it looks good:
+every metric therefore also gives its ``chance`` level, the value of a map that says nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from medcf.metrics.base import CaseMetric
+from medcf.registry import METRICS
+
+__all__ = ["ChangeAUPRC", "ChangeIoU", "ChangeLocalization", "PointingGame"]
+
+
+class ChangeLocalization(CaseMetric):
+    """What the metrics of localization share: the checks, the organ mask, and the level of chance.
+
+    Cases whose truth is empty (inside the mask) are left out.
+    """
+
+    higher_is_better = True
+    left_out_reason = "no true change"
+
+    def _compute_tensor(
+        self, y_pred: Tensor, y: Tensor | None = None, *, mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Compare maps with true changes.
+
+        Args:
+            y_pred: maps (B, 1, *spatial), not negative; larger is "more changed". Their unit does not matter.
+            y: true changes (B, 1, *spatial), boolean.
+            mask: organ (B, 1, *spatial), boolean; nothing outside of it counts.
+            kwargs: not used.
+
+        Returns:
+            Value and chance level, (B, 2); NaN where the truth is empty.
+        """
+        name = type(self).__name__
+        if y is None:
+            raise ValueError(f"{name} needs the true change as y.")
+        if y_pred.shape != y.shape or y_pred.ndim < 3 or y_pred.shape[1] != 1:
+            raise ValueError(
+                f"{name} needs maps and truth of one shape (B, 1, *spatial), got {tuple(y_pred.shape)} and "
+                f"{tuple(y.shape)}."
+            )
+        if mask is not None and mask.shape != y.shape:
+            raise ValueError(f"{name} got a mask of shape {tuple(mask.shape)} for maps of shape {tuple(y.shape)}.")
+        scores = y_pred.as_subclass(Tensor).double()
+        if not bool((scores >= 0).all()):
+            raise ValueError(f"{name} needs maps without NaN or negative values: take the absolute difference.")
+        truth = y.as_subclass(Tensor) != 0
+        inside = torch.ones_like(truth) if mask is None else mask.as_subclass(Tensor) != 0
+        rows = []
+        for case in range(len(scores)):
+            true, kept = truth[case, 0] & inside[case, 0], inside[case, 0]
+            rows.append(self._score(scores[case, 0], true, kept) if bool(true.any()) else (float("nan"),) * 2)
+        return torch.tensor(rows, dtype=torch.float64, device=scores.device)
+
+    @abstractmethod
+    def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
+        """Return the value and the chance level of one case; all arguments are (*spatial)."""
+
+    def per_case(self) -> Tensor:
+        """Return one value per case (N,), NaN where the truth is empty."""
+        return self._columns()[:, 0]
+
+    def chance_per_case(self) -> Tensor:
+        """Return what a map without information gets, per case (N,), NaN where the truth is empty."""
+        return self._columns()[:, 1]
+
+    def chance(self) -> float:
+        """Return the mean chance level over the cases that entered."""
+        return float(self.chance_per_case().nanmean())
+
+    def _columns(self) -> Tensor:
+        buffer: Any = self.get_buffer()
+        if not isinstance(buffer, Tensor):
+            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
+        return buffer.double()
+
+
+class ChangeAUPRC(ChangeLocalization):
+    """Average precision of the pixels of each case, the area under the precision-recall curve as a sum of steps.
+
+    Its chance level, which a constant or a random map gets, is the share of pixels that truly change.
+
+    Example:
+        >>> truth = torch.tensor([[[[True, False, False, False]]]])
+        >>> metric = ChangeAUPRC()
+        >>> _ = metric(torch.tensor([[[[0.2, 0.9, 0.1, 0.0]]]]), truth)
+        >>> metric.aggregate(), metric.chance()
+        (0.5, 0.25)
+    """
+
+    def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
+        hits, found = _cumulated(scores[inside], truth[inside])
+        recall = hits / hits[-1]
+        steps = torch.diff(recall, prepend=recall.new_zeros(1))
+        return float((steps * hits / found).sum()), float(hits[-1] / found[-1])
+
+
+class ChangeIoU(ChangeLocalization):
+    """Intersection over union of each case at that case's best threshold, found exactly among all values of the map.
+
+    The threshold is chosen with the truth in hand, so the value is an upper bound of what a user reaches. Taking all
+    pixels is one of the choices: its IoU, the share of pixels that truly change, is the chance level and the least
+    value.
+
+    Example:
+        >>> truth = torch.tensor([[[[True, True, False, False]]]])
+        >>> metric = ChangeIoU()
+        >>> _ = metric(torch.tensor([[[[0.9, 0.2, 0.3, 0.1]]]]), truth)
+        >>> round(metric.aggregate(), 3), metric.chance()
+        (0.667, 0.5)
+    """
+
+    def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
+        hits, found = _cumulated(scores[inside], truth[inside])
+        union = hits[-1] + found - hits
+        return float((hits / union).max()), float(hits[-1] / found[-1])
+
+
+class PointingGame(ChangeLocalization):
+    """Whether the maximum of the map lies in the true change (Zhang et al., "Top-down neural attention", 2018).
+
+    Of several equal maxima each counts its share, so a constant map gets the chance level: the share of pixels that
+    would be a hit.
+
+    Args:
+        tolerance: a maximum this many pixels away from the true change is a hit, too (Euclidean).
+
+    Example:
+        >>> truth = torch.tensor([[[[True, False, False, False]]]])
+        >>> metric = PointingGame()
+        >>> _ = metric(torch.tensor([[[[0.9, 0.2, 0.3, 0.1]]]]), truth)
+        >>> metric.aggregate(), metric.chance()
+        (1.0, 0.25)
+    """
+
+    def __init__(self, tolerance: float = 0.0) -> None:
+        super().__init__()
+        if tolerance < 0:
+            raise ValueError(f"tolerance={tolerance} is a distance in pixels: use 0 or more.")
+        self.tolerance = float(tolerance)
+
+    def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
+        if self.tolerance:
+            distance = np.asarray(distance_transform_edt(~truth.cpu().numpy()))
+            truth = torch.from_numpy(distance <= self.tolerance).to(truth.device)
+        hits, found = _cumulated(scores[inside], truth[inside])
+        return float(hits[0] / found[0]), float(hits[-1] / found[-1])
+
+
+def _cumulated(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """True pixels, and all pixels, at or above each distinct value of the map, from the largest value down."""
+    ordered, order = scores.sort(descending=True)
+    last = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool, device=scores.device)])
+    found = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=scores.device)
+    return truth[order].double().cumsum(0)[last], found[last]
+
+
+METRICS.add("change_auprc", "Average precision of a map for the true change", ChangeAUPRC)
+METRICS.add("change_iou", "IoU of a map with the true change at the best threshold", ChangeIoU)
+METRICS.add("pointing_game", "Whether a map's maximum lies in the true change", PointingGame)

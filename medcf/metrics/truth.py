@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ground truth of pixels: how far is a counterfactual from the same subject's true image of the target class?
+
+The truth is another rendering (or another scan), so it has other speckle: even a perfect counterfactual differs from
+it in every pixel, and a blurred one would win by having no speckle at all. ``smoothing`` blurs all images first, which
+averages speckle away and leaves anatomy. On the 64 x 80 phantoms, speckle alone makes an error of 10 % of that of doing
+nothing without smoothing, 4 % at the default of one pixel and 2 % at two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from monai.metrics import SSIMMetric
+from monai.networks.layers import GaussianFilter
+from torch import Tensor
+
+from medcf.metrics.base import CaseMetric
+from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.registry import METRICS
+
+__all__ = ["RelativeTruthError", "TruthError", "TruthSimilarity", "TruthSimilarityGain"]
+
+_DATA_RANGE = 2.0  # of images in [-1, 1]
+
+
+class _PairedTruth(CaseMetric):
+    """What the comparisons with the paired truth share.
+
+    Args:
+        smoothing: standard deviation in pixels of the Gaussian that both images are blurred with; 0 for none.
+    """
+
+    left_out_reason = "no difference between input and truth"
+
+    def __init__(self, smoothing: float = 1.0) -> None:
+        super().__init__()
+        if smoothing < 0:
+            raise ValueError(f"smoothing={smoothing} is a standard deviation in pixels: use 0 or more.")
+        self.smoothing = float(smoothing)
+
+    def _blurred(self, y_pred: Tensor, y: Tensor | None, image: Tensor | None = None) -> list[Tensor]:
+        """Check the shapes and blur: counterfactual, truth and, where given, input."""
+        name = type(self).__name__
+        if y is None:
+            raise ValueError(f"{name} needs the paired true image as y.")
+        images = [y_pred, y] if image is None else [y_pred, y, image]
+        if any(each.shape != y_pred.shape for each in images) or y_pred.ndim < 4:
+            shapes = ", ".join(str(tuple(each.shape)) for each in images)
+            raise ValueError(f"{name} needs images of one shape (B, C, *spatial), got {shapes}.")
+        plain = [each.as_subclass(Tensor).float() for each in images]
+        if not self.smoothing:
+            return plain
+        # The filter pads with zeros; normalizing by the blurred ones keeps the borders' level.
+        blur = GaussianFilter(y_pred.ndim - 2, self.smoothing).to(y_pred.device)
+        weight = blur(torch.ones_like(plain[0][:1, :1]))
+        return [blur(each) / weight for each in plain]
+
+
+class TruthError(_PairedTruth):
+    """Mean squared error of each counterfactual to the paired true image, in squared image units ([-1, 1]).
+
+    Args:
+        smoothing: standard deviation in pixels of the Gaussian that both images are blurred with; 0 for none.
+
+    Example:
+        >>> metric = TruthError(smoothing=0)
+        >>> _ = metric(torch.full((1, 1, 16, 16), 0.5), torch.zeros(1, 1, 16, 16))
+        >>> metric.aggregate()
+        0.25
+    """
+
+    higher_is_better = False
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; returns (B,)."""
+        pred, truth = self._blurred(y_pred, y)
+        return _mse(pred, truth)
+
+
+class RelativeTruthError(_PairedTruth):
+    """Error to the paired truth over the error of doing nothing: MSE(counterfactual, truth) / MSE(input, truth).
+
+    Below 1 is nearer to the truth than the input was, 1 is what the unchanged input gets. The aggregate is the ratio of
+    the mean errors, so that an input which happens to lie next to its truth does not rule; ``per_case`` has the ratios.
+
+    Args:
+        smoothing: standard deviation in pixels of the Gaussian that all images are blurred with; 0 for none.
+
+    Example:
+        >>> truth, image = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+        >>> metric = RelativeTruthError(smoothing=0)
+        >>> _ = metric(0.5 * image, truth, image=image)
+        >>> metric.aggregate()
+        0.25
+    """
+
+    higher_is_better = False
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare images with the truth.
+
+        Args:
+            y_pred: counterfactuals (B, C, *spatial) in [-1, 1].
+            y: paired true images, same shape.
+            kwargs: ``image``, the inputs, same shape.
+
+        Returns:
+            Error of the counterfactual and of the input, (B, 2).
+        """
+        pred, truth, image = self._blurred(y_pred, y, _input(self, kwargs))
+        return torch.stack([_mse(pred, truth), _mse(image, truth)], dim=1)
+
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        buffer: Any = self.get_buffer()
+        return buffer[:, 0].double(), buffer[:, 1].double()
+
+    def per_case(self) -> Tensor:
+        """Return the ratio of each case (N,), NaN where the input is the truth."""
+        errors, unchanged = self._errors()
+        return torch.where(unchanged > 0, errors / unchanged, torch.nan)
+
+    def aggregate(self) -> float:
+        """Return the mean error over the mean error of doing nothing."""
+        return _ratio(*(each.cpu().numpy() for each in self._errors()))
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the bootstrap interval of the aggregate; ``groups`` names the subject of each case."""
+        errors = [each.cpu().numpy() for each in self._errors()]
+        options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
+        return bootstrap_interval(_ratio, *errors, groups=groups, **options)
+
+
+class TruthSimilarity(_PairedTruth):
+    """Structural similarity (MONAI's SSIM) of each counterfactual with the paired true image.
+
+    Args:
+        smoothing: standard deviation in pixels of the Gaussian that both images are blurred with; 0 for none.
+
+    Example:
+        >>> image = torch.rand(1, 1, 16, 16)
+        >>> metric = TruthSimilarity()
+        >>> _ = metric(image, image)
+        >>> round(metric.aggregate(), 4)
+        1.0
+    """
+
+    higher_is_better = True
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; returns (B,)."""
+        pred, truth = self._blurred(y_pred, y)
+        return _ssim(pred, truth)
+
+
+class TruthSimilarityGain(_PairedTruth):
+    """SSIM to the paired truth minus the SSIM of the unchanged input: above 0 is better than doing nothing.
+
+    Args:
+        smoothing: standard deviation in pixels of the Gaussian that all images are blurred with; 0 for none.
+
+    Example:
+        >>> truth, image = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16)
+        >>> metric = TruthSimilarityGain()
+        >>> _ = metric(truth, truth, image=image)
+        >>> metric.aggregate() > 0.3
+        True
+    """
+
+    higher_is_better = True
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; ``image`` are the inputs. Returns (B,)."""
+        pred, truth, image = self._blurred(y_pred, y, _input(self, kwargs))
+        return _ssim(pred, truth) - _ssim(image, truth)
+
+
+def _input(metric: CaseMetric, kwargs: dict[str, Any]) -> Tensor:
+    image = kwargs.get("image")
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{type(metric).__name__} compares with doing nothing: give the inputs as image=.")
+    return image
+
+
+def _mse(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).square().flatten(1).mean(1)
+
+
+def _ssim(first: Tensor, second: Tensor) -> Tensor:
+    """SSIM per image, (B,)."""
+    metric = SSIMMetric(spatial_dims=first.ndim - 2, data_range=_DATA_RANGE)
+    return metric(first, second).reshape(len(first), -1).mean(1)  # type: ignore[union-attr]
+
+
+def _ratio(errors: Any, unchanged: Any) -> float:
+    """Ratio of the means; NaN where nothing could be gained."""
+    return float(errors.mean() / unchanged.mean()) if unchanged.mean() > 0 else float("nan")
+
+
+METRICS.add("truth_error", "Mean squared error to the paired true image", TruthError)
+METRICS.add("relative_truth_error", "Error to the paired truth over that of doing nothing", RelativeTruthError)
+METRICS.add("truth_similarity", "SSIM with the paired true image", TruthSimilarity)
+METRICS.add("truth_similarity_gain", "SSIM with the paired truth minus that of the input", TruthSimilarityGain)
