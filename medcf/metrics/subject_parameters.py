@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identity kept: do the subject's own parameters, recovered from the counterfactual, stay what they are?"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medcf.metrics.base import CaseMetric
+from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.registry import METRICS
+
+__all__ = ["SubjectParameters"]
+
+
+class SubjectParameters(CaseMetric):
+    """Error of the subject parameters that a network recovers from the counterfactual.
+
+    The value of a case is the mean over the parameters of ``|recovered - true| / std``: errors in units of what sets
+    subjects apart. On its own that also holds the network's own error, so two anchors go with it: ``floor``, the error
+    of what the network recovers from a true image of the same subject (``reference``), and ``chance``, the error of the
+    other subjects' references. ``lost_identity`` puts the error between them: 0 is as near as can be
+    measured, 1 is anybody else. A counterfactual that is mirrored, resized or taken from another subject fails here
+    even where it is realistic and flips the classifier.
+
+    Args:
+        names: names of the P parameters, with their units.
+        std: (P,) standard deviation of each over the population, in the same units.
+
+    Example:
+        >>> metric = SubjectParameters(["bpd_mm", "ofd_mm"], std=[8.0, 10.0])
+        >>> true = torch.tensor([[70.0, 90.0], [86.0, 110.0]])
+        >>> _ = metric(torch.tensor([[74.0, 90.0], [86.0, 100.0]]), true)
+        >>> metric.aggregate(), metric.mean_absolute_error()
+        (0.375, {'bpd_mm': 2.0, 'ofd_mm': 5.0})
+    """
+
+    higher_is_better = False
+    left_out_reason = "a recovered parameter is not finite"
+
+    def __init__(self, names: Sequence[str], std: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.std = torch.as_tensor(std).double().cpu()
+        if self.std.shape != (len(self.names),) or not bool((self.std > 0).all()):
+            raise ValueError(f"std must hold {len(self.names)} positive numbers, one a name.")
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Collect parameters.
+
+        Args:
+            y_pred: recovered from the counterfactuals, (B, P), in physical units.
+            y: true parameters of the subjects, (B, P).
+            kwargs: ``reference``, (B, P): recovered from a true image of the same subject, such as the paired truth or
+                the input; optional.
+
+        Returns:
+            The three side by side, (B, 3 P); a missing reference is NaN.
+        """
+        if y is None:
+            raise ValueError("SubjectParameters needs the subjects' true parameters as y.")
+        reference = kwargs.get("reference")
+        columns = [y_pred, y, torch.full_like(y_pred, torch.nan) if reference is None else reference]
+        for name, values in zip(("y_pred", "y", "reference"), columns, strict=True):
+            if values.shape != (len(y_pred), len(self.names)):
+                raise ValueError(f"{name} has the shape {tuple(values.shape)}, not (B, {len(self.names)}).")
+        return torch.cat([values.double().cpu() for values in columns], dim=1)
+
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Recovered, true and reference parameters, each (N, P); rows with a value that is not finite are NaN."""
+        buffer: Any = self.get_buffer()
+        if not isinstance(buffer, Tensor):
+            raise ValueError("SubjectParameters was aggregated before it saw a case.")
+        found, true, reference = buffer.chunk(3, dim=1)
+        broken = ~found.isfinite().all(1, keepdim=True)
+        return found.masked_fill(broken, torch.nan), true, reference
+
+    def per_case(self) -> Tensor:
+        """Return the normalized error of every case, (N,)."""
+        found, true, _ = self._columns()
+        return ((found - true).abs() / self.std).mean(1)
+
+    def mean_absolute_error(self) -> dict[str, float]:
+        """Return the mean absolute error of every parameter, in its units."""
+        found, true, _ = self._columns()
+        return self._named((found - true).abs().nanmean(0))
+
+    def bias(self) -> dict[str, float]:
+        """Return the mean of recovered minus true of every parameter, in its units."""
+        found, true, _ = self._columns()
+        return self._named((found - true).nanmean(0))
+
+    def correlation(self) -> dict[str, float]:
+        """Return Pearson's correlation of recovered and true values of every parameter; NaN where one is constant."""
+        found, true, _ = self._columns()
+        kept = found.isfinite().all(1)
+        return self._named(_pearson(found[kept], true[kept]))
+
+    def floor(self) -> float:
+        """Return the mean normalized error of the reference; NaN without one."""
+        _, true, reference = self._columns()
+        return float(((reference - true).abs() / self.std).mean(1).nanmean())
+
+    def chance(self) -> float:
+        """Return the mean normalized error of the other subjects' references (truths without one); NaN if none."""
+        return float(self._chance_per_case().nanmean())
+
+    def lost_identity(self) -> float:
+        """Return (error - floor) / (chance - floor): 0 as near as can be measured, 1 as anybody else.
+
+        Without a reference the floor is 0.
+        """
+        return float(_lost(self.per_case(), self._floor_per_case(), self._chance_per_case()))
+
+    def lost_identity_interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the bootstrap interval of ``lost_identity``; ``groups`` names the subject of each case."""
+        values = torch.stack([self.per_case(), self._floor_per_case(), self._chance_per_case()], dim=1)
+        entered = values.isfinite().all(1)
+        if not bool(entered.any()):
+            return float("nan"), float("nan")
+        kept = None if groups is None else [group for group, keep in zip(groups, entered, strict=True) if keep]
+        return bootstrap_interval(
+            lambda rows: float(_lost(*torch.as_tensor(rows).unbind(1))),
+            values[entered].numpy(),
+            groups=kept,
+            confidence=confidence,
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+
+    def _floor_per_case(self) -> Tensor:
+        _, true, reference = self._columns()
+        floor = ((reference - true).abs() / self.std).mean(1)
+        return torch.zeros_like(floor) if bool(floor.isnan().all()) else floor
+
+    def _chance_per_case(self) -> Tensor:
+        """Mean error of the other subjects' reference for each case; cases with the same truth are one subject's."""
+        _, true, reference = self._columns()
+        images = true if bool(reference.isnan().all()) else reference
+        values = []
+        for own in true:
+            others = images[(true != own).any(1)]
+            values.append(((others - own).abs() / self.std).mean(1).nanmean())
+        return torch.stack(values)
+
+    def _named(self, values: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def _pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Correlation over the rows, one value a column."""
+    first, second = first - first.mean(0), second - second.mean(0)
+    return (first * second).sum(0) / (first.square().sum(0) * second.square().sum(0)).sqrt()
+
+
+def _lost(error: Tensor, floor: Tensor, chance: Tensor) -> Tensor:
+    error, floor, chance = error.nanmean(), floor.nanmean(), chance.nanmean()
+    return (error - floor) / (chance - floor)
+
+
+METRICS.add("subject_parameters", "error of subject parameters recovered from the counterfactual", SubjectParameters)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network that recognizes the subject: an embedding, and the subject's parameters in physical units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers.factories import Pool
+from torch import nn
+from torch.nn.functional import normalize
+
+from medcf.networks.sononet import SonoNet
+
+__all__ = ["IdentityNetwork"]
+
+
+class IdentityNetwork(nn.Module):
+    """Who is on the image: near for two images of one subject in any pose, far for two subjects.
+
+    A classifier of planes forgets the subject, so its features cannot tell whether a counterfactual is still of the
+    same one. This network is trained for the opposite: to know the subject and to forget plane and speckle. Its trunk
+    is `SonoNet`; the feature maps are pooled to a coarse grid, not to one value, because size, place and direction of
+    an organ are part of the identity. Embedding: Chen et al., "A simple framework for contrastive learning of visual
+    representations", ICML 2020, without the projection head.
+
+    Args:
+        num_parameters: number P of recovered subject parameters.
+        embedding_size: length E of the embedding.
+        in_channels: channels of the image.
+        spatial_dims: 2 or 3.
+        features: width of the trunk's first block, see `SonoNet`.
+        max_features: greatest width of the trunk.
+        grid: size to which the last feature maps are pooled.
+        hidden: width of the layer below the two outputs.
+        mean: (P,) mean of the parameters over the population, in physical units; part of the weights.
+        std: (P,) standard deviation of the parameters over the population; part of the weights.
+
+    Example:
+        >>> network = IdentityNetwork(2, embedding_size=8, features=4, mean=[76.0, 96.0], std=[8.0, 9.0])
+        >>> output = network.eval()(torch.zeros(3, 1, 64, 80))
+        >>> output["embedding"].shape, output["parameters"].shape
+        (torch.Size([3, 8]), torch.Size([3, 2]))
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        num_parameters: int,
+        embedding_size: int = 32,
+        in_channels: int = 1,
+        spatial_dims: int = 2,
+        features: int = 12,
+        max_features: int = 48,
+        grid: Sequence[int] = (4, 5),
+        hidden: int = 128,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(grid) != spatial_dims:
+            raise ValueError(f"grid is {tuple(grid)}; it needs {spatial_dims} sizes.")
+        self.trunk = SonoNet(in_channels, features=features, spatial_dims=spatial_dims, max_features=max_features)
+        self.trunk.head = nn.Identity()  # type: ignore[assignment]  # no class scores, and no unused weights
+        self.pool = Pool[Pool.ADAPTIVEAVG, spatial_dims](tuple(grid))
+        cells = int(torch.tensor(tuple(grid)).prod())
+        self.hidden = nn.Sequential(nn.Linear(self.trunk.num_features * cells, hidden), nn.ReLU())
+        self.embedding = nn.Linear(hidden, embedding_size)
+        self.parameters_head = nn.Linear(hidden, num_parameters)
+        for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+            value = torch.full((num_parameters,), default) if values is None else torch.as_tensor(values).float()
+            if value.shape != (num_parameters,):
+                raise ValueError(f"{name} has {value.numel()} values; there are {num_parameters} parameters.")
+            self.register_buffer(name, value)
+        if not bool((self.std > 0).all()):
+            raise ValueError("std must be positive: a parameter that does not vary cannot be recovered.")
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Describe the subject.
+
+        Args:
+            image: tensor of shape (B, in_channels, *spatial) in [-1, 1].
+
+        Returns:
+            ``embedding`` (B, E) of length 1, and ``parameters`` (B, P) in physical units.
+        """
+        maps = self.trunk.adaption(self.trunk.feature_maps(image)[-1])
+        hidden = self.hidden(self.pool(maps).flatten(1))
+        parameters = self.mean + self.std * self.parameters_head(hidden).float()
+        return {"embedding": normalize(self.embedding(hidden).float(), dim=1), "parameters": parameters}
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Compute the embedding (B, E) of an image (B, in_channels, *spatial) in [-1, 1]."""
+        return self.forward(image)["embedding"]
