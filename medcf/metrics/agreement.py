@@ -92,8 +92,8 @@ class OracleAgreement(ShareMetric):
             kwargs: ``logits`` and ``input_logits``, (B, K): what the classifier says of the two; not with images.
 
         Returns:
-            (B, 3): why the case is left out (0: it enters), whether the judge calls the counterfactual and the input the
-            target class. The judge's opinion of the input is NaN only where the classifier has none.
+            (B, 3): why the case is left out (0: it enters), whether the judge calls the counterfactual and the input
+            the target class. The judge's opinion of the input is NaN only where the classifier has none.
         """
         if y is None:
             raise ValueError("OracleAgreement needs the judge's decisions on the inputs (or the images) as y.")

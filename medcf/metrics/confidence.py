@@ -30,11 +30,10 @@ class _ConfidenceMetric(ReasonedMetric):
         super().__init__()
         self.target = target
 
-    def _log_probabilities(self, y_pred: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def _probabilities(self, y_pred: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         y = check_logits(type(self).__name__, self.target, y_pred, y)
-        log_after, log_before = (z.float().log_softmax(1)[:, self.target] for z in (y_pred, y))
         left_out = (~y.isfinite().all(1), calls_target(y, self.target), ~y_pred.isfinite().all(1))
-        return log_after, log_before, left_out
+        return y_pred.float().softmax(1), y.float().softmax(1), left_out
 
 
 class MeanAbsoluteDifference(_ConfidenceMetric):
@@ -70,8 +69,8 @@ class MeanAbsoluteDifference(_ConfidenceMetric):
         Returns:
             (B, 3): why the case is left out (0: it enters), the absolute and the signed difference.
         """
-        log_after, log_before, left_out = self._log_probabilities(y_pred, y)
-        difference = log_after.exp() - log_before.exp()
+        after, before, left_out = self._probabilities(y_pred, y)
+        difference = (after - before)[:, self.target]
         return self.entry(torch.stack([difference.abs(), difference], dim=1), *left_out)
 
     @property
@@ -111,8 +110,10 @@ class BoundedKL(_ConfidenceMetric):
         Returns:
             (B, 2): why the case is left out (0: it enters), and 1 - p_y.
         """
-        log_after, _, left_out = self._log_probabilities(y_pred, y)
-        return self.entry(-torch.expm1(log_after), *left_out)
+        after, _, left_out = self._probabilities(y_pred, y)
+        # 1 - p_y as the sum of the other classes, which keeps its digits where p_y rounds to 1.
+        after[:, self.target] = 0
+        return self.entry(after.sum(1), *left_out)
 
 
 METRICS.add("mean_absolute_difference", "change of the classifier's confidence in the target", MeanAbsoluteDifference)

@@ -98,9 +98,9 @@ def transition_curves(
 class COUT(ReasonedMetric):
     """Counterfactual Transition: area under the target's confidence minus that under the input's own class.
 
-    Near 1: the few most changed pixels flip the decision. 0: the confidences change places halfway. Near -1: nothing but
-    the last pixels flips it, or nothing at all. The unchanged input has nothing to transfer: its curves are constant and
-    its value is p_target(x) - p_source(x), below 0. Inputs that are of the target class already do not enter.
+    Near 1: the few most changed pixels flip the decision. 0: the confidences change places halfway. Near -1: nothing
+    but the last pixels flips it, or nothing at all. The unchanged input has nothing to transfer: its curves are
+    constant and its value is p_target(x) - p_source(x), below 0. Inputs of the target class do not enter.
     A gradient attack scores WELL here, since the attacked classifier decides: read it beside ``FlipSurvival``.
 
     Source: Khorram & Fuxin, "Cycle-consistent counterfactuals by latent transformations" (CVPR 2022), used by ACE and

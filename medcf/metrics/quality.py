@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -48,8 +49,8 @@ def quality_by_input(
 ) -> list[QualityBin]:
     """Average the quality difference over inputs of similar quality (Diff-ICE, Figure 4).
 
-    A score in [0, 1] can gain no more than 1 - QS, and a method that gives every input the same quality falls with slope
-    -1 here: a falling line alone shows no skill. Compare with the controls.
+    A score in [0, 1] can gain no more than 1 - QS, and a method that gives every input the same quality falls with
+    slope -1 here: a falling line alone shows no skill. Compare with the controls.
 
     Args:
         before: quality of the inputs in [0, 1], (N,).
@@ -69,10 +70,10 @@ def quality_by_input(
         [(0.0, 0.5, 2, 0.375), (0.5, 1.0, 1, 0.0)]
     """
     edges = torch.linspace(0, 1, bins + 1).tolist() if isinstance(bins, int) else [float(edge) for edge in bins]
-    if len(edges) < 2 or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
         raise ValueError(f"bins={bins} must be a positive number of bins or at least two rising edges.")
     rows = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (before >= low) & ((before <= high) if high == edges[-1] else (before < high))
         result = summarize(torch.where(inside, difference, torch.nan), **options)
         rows.append(QualityBin(low, high, result.count, result.mean, result.interval))
@@ -158,8 +159,8 @@ class MeanQualityDifference(ReasonedMetric):
 class StructureQualityDifference(ReasonedMetric):
     """QD by structure: how much an oracle's score of each structure gains from input to counterfactual.
 
-    QD_FP, QD_CSP and QD_TH of Diff-ICE, section 4 and Figure 4: posterior fossa (its absence), cavum septi pellucidi and
-    thalami. The aggregate is the mean over structures and cases; ``by_structure`` has them one by one.
+    QD_FP, QD_CSP and QD_TH of Diff-ICE, section 4 and Figure 4: posterior fossa (its absence), cavum septi pellucidi
+    and thalami. The aggregate is the mean over structures and cases; ``by_structure`` has them one by one.
 
     Args:
         names: the structures: a sequence names all K columns of the scores, a mapping the columns that count.
@@ -206,9 +207,7 @@ class StructureQualityDifference(ReasonedMetric):
                 f"{tuple(y_pred.shape)} and {tuple(y.shape)}."
             )
         if self.sequence and y.shape[1] != len(self.names):
-            raise ValueError(
-                f"{len(self.names)} names for {y.shape[1]} scores: name all, or give a mapping to columns."
-            )
+            raise ValueError(f"{len(self.names)} names for {y.shape[1]} scores: name all, or map names to columns.")
         chosen = list(self.names.values())
         before, after = y[:, chosen].float(), y_pred[:, chosen].float()
         difference = after - before
