@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from medcf.guidance.estimators import DiMEGradient, GradientEstimator, X0Gradient, XtGradient
+from medcf.guidance.estimators import DiMEGradient, GradientEstimator, NoisyL1, X0Gradient, XtGradient
 from medcf.guidance.frozen import frozen
 from medcf.guidance.loss import CounterfactualLoss, LossTerms
 from medcf.guidance.perceptual import PerceptualFeatures
@@ -13,6 +13,7 @@ __all__ = [
     "DiMEGradient",
     "GradientEstimator",
     "LossTerms",
+    "NoisyL1",
     "PerceptualFeatures",
     "X0Gradient",
     "XtGradient",

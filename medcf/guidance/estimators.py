@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from medcf.guidance.loss import BoundLoss
+from medcf.guidance.loss import BoundLoss, LossTerms
 
-__all__ = ["DiMEGradient", "GradientEstimator", "X0Gradient", "XtGradient"]
+__all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
 
 
 class GradientEstimator:
@@ -24,10 +24,19 @@ class GradientEstimator:
 
     Args:
         loss: function of the images (B, C, *spatial) alone, from ``CounterfactualLoss.bind``.
+        every: take the gradient at the first and then at every so many steps, and use it again in between.
+
+    Raises:
+        ValueError: ``every`` is no positive number.
     """
 
-    def __init__(self, loss: BoundLoss) -> None:
+    def __init__(self, loss: BoundLoss, *, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}: the gradient must be taken at least once, so use 1 or more.")
         self.loss = loss
+        self.every = every
+        self._steps = 0
+        self._held: torch.Tensor | None = None
         #: Logits (B, K) at the last image whose gradient was taken; None before the first step.
         self.logits: torch.Tensor | None = None
 
@@ -37,7 +46,18 @@ class GradientEstimator:
 
     def on_step(self, step: Any) -> Any:
         """Return the step with its mean moved against the gradient."""
-        return step.guide(self.gradient(step))
+        return step.guide(self.current(step))
+
+    def is_due(self) -> bool:
+        """Return whether this step takes a gradient of its own."""
+        return self._held is None or self._steps % self.every == 0
+
+    def current(self, step: Any) -> torch.Tensor:
+        """Return the gradient of this step, or the last one that was taken; counts the step."""
+        gradient = self.gradient(step) if self._held is None or self.is_due() else self._held
+        self._held = gradient
+        self._steps += 1
+        return gradient
 
     def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
         """Return the drawn images, here unchanged."""
@@ -68,6 +88,7 @@ class X0Gradient(GradientEstimator):
         gradient_step: "current" takes this step's prediction; "previous" the one before it, as the published code of
             the lineage does.
         start: with "previous", the images whose gradient guides the first step: the clean images that were noised.
+        every: take the gradient at every so many steps.
     """
 
     def __init__(
@@ -76,8 +97,9 @@ class X0Gradient(GradientEstimator):
         *,
         gradient_step: Literal["current", "previous"] = "current",
         start: torch.Tensor | None = None,
+        every: int = 1,
     ) -> None:
-        super().__init__(loss)
+        super().__init__(loss, every=every)
         if gradient_step not in ("current", "previous"):
             raise ValueError(f"gradient_step={gradient_step!r} is unknown: use 'current' or 'previous'.")
         if gradient_step == "previous" and start is None:
@@ -86,10 +108,14 @@ class X0Gradient(GradientEstimator):
 
     def gradient(self, step: Any) -> torch.Tensor:
         """Return the gradient at the predicted clean image."""
-        if self.previous is None:
-            return self.at(step.pred_original)
-        point, self.previous = self.previous, step.pred_original
-        return self.at(point)
+        return self.at(step.pred_original if self.previous is None else self.previous)
+
+    def on_step(self, step: Any) -> Any:
+        """Return the guided step; its prediction is the next step's previous one."""
+        guided = super().on_step(step)
+        if self.previous is not None:
+            self.previous = step.pred_original
+        return guided
 
 
 class XtGradient(GradientEstimator):
@@ -97,25 +123,49 @@ class XtGradient(GradientEstimator):
 
     Exact for the tilted posterior where the loss is linear, at the cost of a backward pass and its memory. Where the
     prediction was clipped its derivative is zero.
+
+    Args:
+        loss: function of the images alone.
+        perceptual_at: "xt" differentiates the whole loss through the denoiser; "x0" the class term only, and takes the
+            gradient of the perceptual term at the predicted clean image.
+        every: take the gradient at every so many steps.
     """
 
+    def __init__(self, loss: BoundLoss, *, perceptual_at: Literal["xt", "x0"] = "xt", every: int = 1) -> None:
+        super().__init__(loss, every=every)
+        if perceptual_at not in ("xt", "x0"):
+            raise ValueError(f"perceptual_at={perceptual_at!r} is unknown: use 'xt' or 'x0'.")
+        self.perceptual_at = perceptual_at
+
     def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:
-        """Return the noisy images as a leaf, so that the loop records the forward."""
-        return sample.detach().requires_grad_()
+        """Return the noisy images as a leaf, so that the loop records the forward of a step that needs it."""
+        return sample.detach().requires_grad_(self.is_due())
 
     def gradient(self, step: Any) -> torch.Tensor:
         """Return the gradient at the noisy image."""
         with torch.enable_grad():
             terms = self.loss(step.pred_original)
-            (gradient,) = torch.autograd.grad(terms.total, step.sample)
+            if self.perceptual_at == "xt":
+                (gradient,) = torch.autograd.grad(terms.total, step.sample)
+            else:
+                gradient = self._split(terms, step)
         self.logits = terms.logits.detach()
         return gradient
 
     def on_step(self, step: Any) -> Any:
         """Return the guided step without its graph."""
-        gradient = self.gradient(step)
+        gradient = self.current(step)
         tensors = {name: value.detach() for name, value in vars(step).items() if isinstance(value, torch.Tensor)}
         return replace(step, **tensors).guide(gradient)
+
+    def _split(self, terms: LossTerms, step: Any) -> torch.Tensor:
+        """Return the gradient of the class term at the noisy image plus that of the perceptual one at the clean."""
+        classification = (terms.classifier_scale * terms.classification).sum()
+        (gradient,) = torch.autograd.grad(classification, step.sample, retain_graph=True)
+        if terms.perceptual.requires_grad:  # without a perceptual network the term is a constant
+            perceptual = (terms.perceptual_scale * terms.perceptual).sum()
+            gradient = gradient + torch.autograd.grad(perceptual, step.pred_original)[0]
+        return gradient
 
 
 class DiMEGradient(GradientEstimator):
@@ -130,6 +180,7 @@ class DiMEGradient(GradientEstimator):
         alpha_bar: the scheduler's ``alpha_bar(t)``.
         start: the images whose gradient guides the first step instead of an inner chain's (DiME's code begins with the
             clean input); None runs the chain there, too.
+        every: take the gradient at every so many steps.
     """
 
     def __init__(
@@ -139,8 +190,9 @@ class DiMEGradient(GradientEstimator):
         alpha_bar: Callable[[int], float],
         *,
         start: torch.Tensor | None = None,
+        every: int = 1,
     ) -> None:
-        super().__init__(loss)
+        super().__init__(loss, every=every)
         self.complete = complete
         self.alpha_bar = alpha_bar
         self.start = start
@@ -151,3 +203,30 @@ class DiMEGradient(GradientEstimator):
         if point is None:
             point = self.complete(step)
         return self.at(point) / self.alpha_bar(step.timestep) ** 0.5
+
+
+class NoisyL1:
+    """A hook that pulls the noisy image towards the input by the L1 distance between them (DiME's and FastDiME's code).
+
+    The gradient, scale * sign(x_t - x), is used as it is, whatever the noise level. Comes after an estimator.
+
+    Args:
+        reference: inputs (B, C, *spatial).
+        scale: weight of the distance, 0.05 in the published code.
+    """
+
+    def __init__(self, reference: torch.Tensor, scale: float) -> None:
+        self.reference = reference
+        self.scale = float(scale)
+
+    def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:
+        """Return the noisy images the model is to see, here unchanged."""
+        return sample
+
+    def on_step(self, step: Any) -> Any:
+        """Return the step with its mean moved towards the input."""
+        return step.guide(self.scale * torch.sign(step.sample.detach() - self.reference))
+
+    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
+        """Return the drawn images, here unchanged."""
+        return sample

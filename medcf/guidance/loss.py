@@ -25,12 +25,16 @@ class LossTerms(NamedTuple):
         classification: class loss per sample (B,), before its scale.
         perceptual: perceptual loss per sample (B,), before its scale; zero without a perceptual network.
         logits: the classifier's logits (B, K), so that confidences need no further forward.
+        classifier_scale: lambda_c, the weight of the class loss, a number or (B,).
+        perceptual_scale: lambda_p, the weight of the perceptual loss.
     """
 
     total: torch.Tensor
     classification: torch.Tensor
     perceptual: torch.Tensor
     logits: torch.Tensor
+    classifier_scale: float | torch.Tensor = 1.0
+    perceptual_scale: float = 1.0
 
 
 class CounterfactualLoss:
@@ -94,14 +98,18 @@ class CounterfactualLoss:
             perceptual = _distance(features, _as_list(reference_features))
         scale = self.classifier_scale if classifier_scale is None else classifier_scale
         total = (scale * classification + self.perceptual_scale * perceptual).sum()
-        return LossTerms(total, classification, perceptual, logits)
+        return LossTerms(total, classification, perceptual, logits, scale, self.perceptual_scale)
 
     def features(self, image: torch.Tensor) -> list[torch.Tensor] | None:
         """Return phi(image) as a list of tensors (B, ...), or None without a perceptual network."""
         return None if self.perceptual is None else _as_list(self.perceptual(image))
 
     def bind(
-        self, reference: torch.Tensor, target: torch.Tensor, classifier_scale: float | torch.Tensor | None = None
+        self,
+        reference: torch.Tensor,
+        target: torch.Tensor,
+        classifier_scale: float | torch.Tensor | None = None,
+        reference_features: Features | None = None,
     ) -> BoundLoss:
         """Fix the original images and the target, computing phi of the originals once.
 
@@ -109,12 +117,14 @@ class CounterfactualLoss:
             reference: the ORIGINAL images (B, C, *spatial), in every pass of an iterative method.
             target: wanted class per sample (B,), long.
             classifier_scale: lambda_c, a number or one per sample (B,); None takes the constructor's.
+            reference_features: phi of the originals, where the caller already has it; None computes it.
 
         Returns:
             A function of the candidate images alone.
         """
-        with torch.no_grad():
-            reference_features = self.features(reference)
+        if reference_features is None:
+            with torch.no_grad():
+                reference_features = self.features(reference)
         return lambda image: self(image, target, reference_features, classifier_scale)
 
     def _evaluate(self, image: torch.Tensor, *, with_features: bool) -> tuple[list[torch.Tensor] | None, torch.Tensor]:

@@ -40,6 +40,8 @@ class Iterates:
         self.flipped = torch.zeros_like(unchanged)
         self.scale = torch.full_like(confidence, float("nan"))
         self.evaluations = torch.zeros_like(target)
+        #: phi of the originals, a list of (B, ...), where a method computes it once for all its passes.
+        self.features: list[torch.Tensor] | None = None
         self._iterations = torch.zeros_like(target)
         self._images = [original]
         self._confidences = [confidence]

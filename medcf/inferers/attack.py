@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A control: projected gradient steps on the pixels, which flip the classifier and change no anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from medcf.inferers.base import CounterfactualInferer
+from medcf.inferers.checks import Target
+from medcf.inferers.iterates import Iterates
+from medcf.registry import METHODS
+
+__all__ = ["AttackInferer"]
+
+
+class AttackInferer(CounterfactualInferer):
+    """Targeted projected gradient descent in the L-infinity ball (PGD; Madry et al. 2018, arXiv 1706.06083, sec. 2.1).
+
+    Each image moves by ``step_size`` along the sign of the gradient of the target's cross-entropy until the classifier
+    says the target; no diffusion model is asked. A metric that cannot tell this from a counterfactual measures nothing
+    but the classifier.
+
+    Args:
+        classifier: f, images in [-1, 1] to logits (B, K).
+        target: wanted class y, for all images or one per image.
+        epsilon: largest change of a pixel, in units of the image's range [-1, 1].
+        step_size: change of a pixel a step; None takes an eighth of epsilon.
+        num_steps: steps at most.
+        options: see ``CounterfactualInferer``.
+
+    Raises:
+        ValueError: an option that is out of range.
+    """
+
+    title = "gradient attack"
+    needs_network = False
+
+    def __init__(
+        self,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        *,
+        epsilon: float = 0.1,
+        step_size: float | None = None,
+        num_steps: int = 40,
+        **options: Any,
+    ) -> None:
+        super().__init__(classifier, target, **options)
+        step_size = epsilon / 8 if step_size is None else step_size
+        if epsilon <= 0 or step_size <= 0 or num_steps < 1:
+            raise ValueError(
+                f"epsilon={epsilon}, step_size={step_size}, num_steps={num_steps}: all of them must be positive."
+            )
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.num_steps = num_steps
+
+    def _num_steps(self) -> int:
+        return self.num_iterations * self.num_steps
+
+    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+        original, target = state.original[indices], state.target[indices]
+        image = state.current[indices]
+        for _ in range(self.num_steps):
+            with torch.enable_grad():
+                point = image.detach().requires_grad_()
+                logits = self.classifier(point).float()
+                (gradient,) = torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), point)
+            waiting = logits.argmax(1) != target
+            if not bool(waiting.any()):
+                break
+            moved = image - self.step_size * gradient.sign()
+            moved = torch.clamp(moved, original - self.epsilon, original + self.epsilon).clamp(-1, 1)
+            image = torch.where(waiting.reshape(-1, *[1] * (image.ndim - 1)), moved, image)
+            bar.update(1)
+        state.current[indices] = image
+        state.confidence[indices], state.flipped[indices] = self._judge(image, target)
+
+
+METHODS.add("attack", "Control: projected gradient steps on the pixels, without diffusion", AttackInferer)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every counterfactual method does around its idea: checks, judging, passes, and images that leave early."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from tqdm import tqdm
+
+from medcf.guidance import frozen
+from medcf.inferers.checks import (
+    Target,
+    check_image,
+    check_logits,
+    check_network,
+    default_sample_ids,
+    resolve_target,
+)
+from medcf.inferers.counterfactual import Counterfactual
+from medcf.inferers.iterates import Iterates
+
+__all__ = ["CounterfactualInferer"]
+
+
+class CounterfactualInferer(Inferer):
+    """A MONAI inferer that moves images to a target class in one or several passes.
+
+    A subclass says what a pass does (``_run_pass``). This class checks what comes in, hands an image of the target
+    class back as it was, keeps all iterates and lets images leave that are confident enough. Works under
+    ``torch.no_grad()``; leaves mode and ``requires_grad`` of all networks as they were. Autocast is the caller's.
+
+    Args:
+        classifier: f, images in [-1, 1] to logits (B, K).
+        target: wanted class y, for all images or one per image.
+        num_iterations: passes L.
+        confidence_threshold: images that reach this probability of the target leave the batch; None runs all passes.
+        seed: seed of all noise.
+        progress: show a bar over passes and steps.
+
+    Raises:
+        ValueError: an option that is out of range.
+    """
+
+    #: Name of the method for people.
+    title: ClassVar[str] = "counterfactual"
+    #: Whether a pass differentiates the classifier, which ``torch.inference_mode()`` forbids.
+    needs_gradients: ClassVar[bool] = True
+    #: Whether a pass calls the denoising network.
+    needs_network: ClassVar[bool] = True
+    #: Options of a parent class that the method fixes, and so does not take.
+    fixed_options: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        *,
+        num_iterations: int = 1,
+        confidence_threshold: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations={num_iterations}: at least one pass must run.")
+        if confidence_threshold is not None and not 0 < confidence_threshold <= 1:
+            raise ValueError(f"confidence_threshold={confidence_threshold} is a probability: use a value in (0, 1].")
+        self.classifier = classifier
+        self.target = target
+        self.num_iterations = num_iterations
+        self.confidence_threshold = confidence_threshold
+        self.seed = seed
+        self.progress = progress
+
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., torch.Tensor],
+        sample_ids: Sequence[Hashable] | None = None,
+        target: Target | None = None,
+    ) -> torch.Tensor:
+        """Return the counterfactuals alone; see ``explain``."""
+        return self.explain(inputs, network, sample_ids, target).image
+
+    def explain(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., torch.Tensor],
+        sample_ids: Sequence[Hashable] | None = None,
+        target: Target | None = None,
+    ) -> Counterfactual:
+        """Compute counterfactuals, the path to them and their confidences.
+
+        Args:
+            inputs: images (B, C, *spatial) in [-1, 1]; the original x.
+            network: denoising network, called as ``Denoiser`` says; a method without diffusion ignores it.
+            sample_ids: one identity per image to seed its noise; None takes a hash of its pixels.
+            target: wanted class for this call, overriding the constructor's.
+
+        Returns:
+            The counterfactuals. An input the classifier already assigns to the target comes back unchanged and marked.
+
+        Raises:
+            ValueError: inputs, network, classifier, target or ids that do not fit each other.
+            RuntimeError: called under ``torch.inference_mode()``, where no gradient exists.
+        """
+        if self.needs_gradients and torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
+            )
+        image = check_image(inputs)
+        if self.needs_network:
+            check_network(network, image)
+        batch = image.shape[0]
+        ids = default_sample_ids(image) if sample_ids is None else list(sample_ids)
+        if len(ids) != batch:
+            raise ValueError(
+                f"sample_ids holds {len(ids)} identities for a batch of {batch} images: give one per image."
+            )
+        wanted = resolve_target(self.target if target is None else target, batch, image.device)
+        bar = tqdm(total=self._num_steps(), desc=self.title, disable=not self.progress)
+        with torch.no_grad(), frozen(network, *self._networks()), bar:
+            confidence, hit = self._judge(image, wanted)
+            state = Iterates(image, wanted, ids, confidence, unchanged=hit)
+            self._iterate(state, network, bar)
+            bar.total = bar.n
+        result = state.result()
+        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
+
+    @abstractmethod
+    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+        """Advance the images ``indices`` of the state by one pass."""
+
+    def _num_steps(self) -> int:
+        """Return how many steps the bar counts if every pass runs."""
+        return self.num_iterations
+
+    def _networks(self) -> tuple[Any, ...]:
+        """Return the networks that are to be in eval mode and without parameter gradients, beside the denoiser."""
+        return (self.classifier,)
+
+    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+        """Run the passes; images leave when they are done."""
+        if bool(state.unchanged.any()):
+            names = ", ".join(str(state.ids[i]) for i in state.unchanged.nonzero()[:, 0].tolist())
+            logger = logging.getLogger(type(self).__module__)
+            logger.info("Already of the target class and returned unchanged: %s", names)
+        active = ~state.unchanged
+        for number in range(self.num_iterations):
+            indices = active.nonzero()[:, 0]
+            if len(indices):
+                self._run_pass(state, indices, number, network, bar)
+            state.record(active)
+            if self.confidence_threshold is not None:
+                active = active & (state.confidence < self.confidence_threshold)
+
+    def _judge(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the probability of the target (B,) and whether it is the predicted class (B,)."""
+        logits = self.classifier(image).float()
+        check_logits(logits, target)
+        return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target

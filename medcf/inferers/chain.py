@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that noise an image to a limited level and denoise it again: the chain that they share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from medcf.guidance.loss import BoundLoss
+from medcf.inferers.base import CounterfactualInferer
+from medcf.inferers.checks import Target
+from medcf.inferers.sampling import Hook, denoise, make_generators, noised
+from medcf.networks.denoiser import Denoiser
+
+__all__ = ["Chain", "ChainInferer", "StartVariant", "check_choice"]
+
+StartVariant = Literal["exact", "code"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """One pass over a stack of N images; what a method's hooks are made from.
+
+    Attributes:
+        start: clean images (N, C, *spatial) that are noised: the output of the pass before.
+        original: the inputs (N, C, *spatial) that are explained.
+        ids: one identity per image.
+        number: number of the pass, from 0.
+        timesteps: kept steps that run, the noisiest first.
+        denoiser: the network with its condition.
+        scheduler: the inferer's own.
+        seed: seed of the run.
+        loss: counterfactual loss of guided methods, bound to the originals; None without guidance.
+    """
+
+    start: torch.Tensor
+    original: torch.Tensor
+    ids: Sequence[Hashable]
+    number: int
+    timesteps: Sequence[int]
+    denoiser: Denoiser
+    scheduler: Any
+    seed: int
+    loss: BoundLoss | None = None
+
+    def generators(self, stream: str) -> list[torch.Generator]:
+        """Make one generator an image for an independent stream of noise of this pass."""
+        return make_generators(self.seed, self.ids, self.start.device, (stream, self.number))
+
+    def guidance(self) -> BoundLoss:
+        """Return the loss of a guided chain."""
+        if self.loss is None:
+            raise ValueError("This chain is not guided: it has no loss.")
+        return self.loss
+
+
+class ChainInferer(CounterfactualInferer):
+    """Noise to the N-th kept step, denoise N times, with the hooks of the method.
+
+    Args:
+        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
+        classifier: f, images in [-1, 1] to logits (B, K).
+        target: wanted class y, for all images or one per image.
+        num_inference_steps: kept steps n of the schedule.
+        strength: share of the kept steps that is noised and denoised; or one per pass, the last for all further passes.
+        clip_denoised: clip predicted clean images, and each pass's output, to [-1, 1]; overrides the scheduler's.
+        start_variant: "exact" noises to the first step that is denoised; "code" one kept step further.
+        options: see ``CounterfactualInferer``.
+
+    Raises:
+        ValueError: an option that is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        *,
+        num_inference_steps: int = 400,
+        strength: float | Sequence[float] = 0.3,
+        clip_denoised: bool = True,
+        start_variant: StartVariant = "exact",
+        **options: Any,
+    ) -> None:
+        super().__init__(classifier, target, **options)
+        check_choice("start_variant", start_variant, StartVariant)
+        self.scheduler = copy.deepcopy(scheduler)
+        self.scheduler.clip_sample = clip_denoised
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.strengths = (strength,) if isinstance(strength, int | float) else tuple(strength)
+        if not self.strengths:
+            raise ValueError("strength=(): give one strength, or one per pass.")
+        self.clip_denoised = clip_denoised
+        self.start_variant = start_variant
+        for share in self.strengths:  # a wrong one is refused here, not after a pass
+            self.scheduler.timesteps_from(share)
+
+    @property
+    def timesteps(self) -> list[int]:
+        """Kept steps of the first pass, the noisiest first."""
+        return self._schedule(0)[0]
+
+    @property
+    def start_timestep(self) -> int:
+        """Timestep to which the first pass noises."""
+        return self._schedule(0)[1]
+
+    def _schedule(self, number: int) -> tuple[list[int], int]:
+        """Return the steps of a pass and the timestep to which it noises."""
+        strength = self.strengths[min(number, len(self.strengths) - 1)]
+        start = self.scheduler.start_timestep(strength, "code" if self.start_variant == "code" else "paper")
+        return self.scheduler.timesteps_from(strength), start
+
+    def _num_steps(self) -> int:
+        return sum(len(self._schedule(number)[0]) for number in range(self.num_iterations))
+
+    def _run_chain(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
+        """Return what becomes of the start images (N, C, *spatial)."""
+        generators = chain.generators("pass")
+        noisy = noised(self.scheduler, chain.start, self._schedule(chain.number)[1], generators)
+        image = denoise(
+            chain.denoiser,
+            self.scheduler,
+            noisy,
+            chain.timesteps,
+            generators=generators,
+            hooks=hooks,
+            progress=bar,
+        )
+        return image.clamp(-1, 1) if self.clip_denoised else image
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless the value is one of a ``Literal``'s."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, get_args(choices)))}.")

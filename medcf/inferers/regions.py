@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks that keep a part of the image: what is known is noised from the input and put back after every step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from medcf.inferers.chain import Chain
+from medcf.inferers.sampling import Hook, noised
+
+__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
+
+KnownNoise = Literal["fresh", "shared"]
+Level = Literal["exact", "code"]
+
+
+class KnownRegion(Hook):
+    """Puts the input, noised to the level of the sample, back wherever the mask does not allow a change.
+
+    After the last step that is the input itself, so that untouched pixels are bit-equal to it.
+
+    Args:
+        chain: the pass.
+        mask: where the image may change (N, 1, *spatial), bool; None as long as it may change everywhere.
+        noise: "fresh" draws new noise for the known part at every step, "shared" one map for the whole chain.
+        level: noise level of the known part after a step from t: that of the step's result ("exact"), or t although
+            the sample has gone further ("code", as both of FastDiME's code bases).
+        final_composite: whether the input itself is put back after the last step even with level "code".
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        mask: torch.Tensor | None = None,
+        *,
+        noise: KnownNoise = "fresh",
+        level: Level = "exact",
+        final_composite: bool = True,
+    ) -> None:
+        self.original = chain.original
+        self.scheduler = chain.scheduler
+        self.mask = mask
+        self.level = level
+        self.final_composite = final_composite
+        self._last = chain.timesteps[-1]
+        self._chain = chain
+        self._generators = None if noise == "shared" else chain.generators("known")
+
+    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
+        """Return the drawn images with the known part put back."""
+        if self.mask is None:
+            return sample
+        t = step.timestep if self.level == "code" else self.scheduler.previous(step.timestep)
+        if step.timestep == self._last and self.final_composite:
+            t = -1
+        if t < 0 and self.scheduler.alpha_bar(t) == 1:
+            return torch.where(self.mask, sample, self.original.to(sample.dtype))
+        generators = self._generators or self._chain.generators("known")  # shared: the same draws at every step
+        return torch.where(self.mask, sample, noised(self.scheduler, self.original.to(sample.dtype), t, generators))
+
+
+class SelfMask(KnownRegion):
+    """FastDiME's self-optimized mask: the image may change where the predicted clean image already does (eq. 6 to 8).
+
+    |x0 - x| is summed over channels, divided by its maximum, dilated by a maximum over a window, and compared with a
+    threshold. Both the predicted clean image and the sample are put back to the input outside.
+
+    Args:
+        chain: the pass.
+        start: the first step that is masked, counted from 0.
+        threshold: share of the largest difference below which a pixel keeps the input.
+        dilation: odd width of the window in pixels.
+        options: see ``KnownRegion``.
+    """
+
+    def __init__(self, chain: Chain, *, start: int, threshold: float, dilation: int, **options: Any) -> None:
+        super().__init__(chain, **options)
+        self.start = start
+        self.threshold = threshold
+        self.dilation = dilation
+        self._steps = 0
+
+    def on_step(self, step: Any) -> Any:
+        """Return the step with its predicted clean image put back to the input where it hardly differs."""
+        if self._steps >= self.start:
+            prediction = step.pred_original.detach()
+            self.mask = changed_region(prediction, self.original, self.threshold, self.dilation)
+            known = self.original.to(prediction.dtype)
+            step = replace(step, pred_original=torch.where(self.mask, prediction, known))
+        self._steps += 1
+        return step
+
+
+def changed_region(image: torch.Tensor, original: torch.Tensor, threshold: float, dilation: int) -> torch.Tensor:
+    """Return where two batches of images differ (N, 1, *spatial), bool; nothing of an image that equals its original.
+
+    Args:
+        image: (N, C, *spatial).
+        original: the same shape.
+        threshold: share of an image's largest difference that counts.
+        dilation: odd width in pixels of the window over which the largest difference is taken.
+    """
+    difference = (image - original).abs().sum(dim=1, keepdim=True)
+    pool = F.max_pool2d if image.ndim == 4 else F.max_pool3d
+    largest = difference.flatten(1).amax(dim=1).reshape(-1, *[1] * (image.ndim - 1))
+    spread = pool(difference, dilation, stride=1, padding=dilation // 2)
+    return (spread >= threshold * largest) & (largest > 0)

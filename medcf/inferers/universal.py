@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient at the noisy image, through the denoiser (universal guidance: Bansal et al. 2023, arXiv 2302.07121)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+
+from medcf.guidance import XtGradient
+from medcf.guidance.loss import Features
+from medcf.inferers.chain import Chain, check_choice
+from medcf.inferers.checks import Target
+from medcf.inferers.guided import GuidedInferer
+from medcf.inferers.sampling import Hook
+from medcf.registry import METHODS
+
+__all__ = ["UniversalInferer"]
+
+Variant = Literal["paper", "code"]
+
+
+class UniversalInferer(GuidedInferer):
+    """Guidance by J^T g, J = d x0 / d x_t: the x_t gradient in Diff-ICE's comparison (GMD there).
+
+    One forward and one backward of the denoiser a step, and the memory of its graph. Only the forward guidance of
+    universal guidance is run: no backward guidance and no recurrence.
+
+    Args:
+        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
+        classifier: f, images in [-1, 1] to logits (B, K).
+        target: wanted class y, for all images or one per image.
+        perceptual: phi; None leaves the proximity term out.
+        variant: "paper" sends the whole loss through the denoiser; "code" its class term only, while the perceptual
+            gradient is taken at the predicted clean image and used as it is, as the published code of GMD does.
+        options: see ``GuidedInferer``.
+
+    Raises:
+        ValueError: an option that is unknown, out of range or contradicts another.
+    """
+
+    title = "x_t gradient"
+
+    def __init__(
+        self,
+        scheduler: Any,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        perceptual: Callable[[torch.Tensor], Features] | None = None,
+        *,
+        variant: Variant = "paper",
+        **options: Any,
+    ) -> None:
+        check_choice("variant", variant, Variant)
+        super().__init__(scheduler, classifier, target, perceptual, **options)
+        self.variant = variant
+
+    def _make_hooks(self, chain: Chain) -> Sequence[Hook]:
+        where: Literal["x0", "xt"] = "xt" if self.variant == "paper" else "x0"
+        return [XtGradient(chain.guidance(), perceptual_at=where, every=self.guide_every)]
+
+
+METHODS.add("universal", "Gradient at the noisy image, through the denoiser (universal guidance)", UniversalInferer)
