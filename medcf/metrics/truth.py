@@ -54,7 +54,7 @@ class _PairedTruth(CaseMetric):
         if not self.smoothing:
             return plain
         # The filter pads with zeros; normalizing by the blurred ones keeps the borders' level.
-        blur = GaussianFilter(y_pred.ndim - 2, self.smoothing).to(y_pred.device)
+        blur = GaussianFilter(y_pred.ndim - 2, self.smoothing, approx="sampled").to(y_pred.device)
         weight = blur(torch.ones_like(plain[0][:1, :1]))
         return [blur(each) / weight for each in plain]
 
