@@ -2,7 +2,7 @@
 """Fréchet distance with fewer images than features: the Gram / SVD form against the textbook formula, in one run.
 
 ``python -m benchmarks.frechet`` prints a Markdown table. The textbook decomposes the D x D product of the covariances
-(``scipy.linalg.sqrtm``); ``medcf.metrics.frechet`` the N x M scalar products of the features. The features are drawn, of
+(``scipy.linalg.sqrtm``); ``medcf.metrics.frechet`` the N x M scalar products of the features. Features are drawn, of
 a falling spectrum; time does not depend on their values.
 """
 

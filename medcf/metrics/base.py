@@ -65,8 +65,25 @@ class CaseMetric(CumulativeIterationMetric):
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> tuple[float, float]:
-        """Return the bootstrap interval of the aggregate; ``groups`` names the subject of each case."""
+        """Return the bootstrap interval of the aggregate.
+
+        Args:
+            groups: subject of each case, those without a value included; whole subjects are resampled.
+            confidence: share of the resamples inside the interval.
+            num_resamples: number of resamples.
+            seed: seed of the resampling.
+
+        Returns:
+            Lower and upper end; NaN when no case entered.
+
+        Raises:
+            ValueError: groups of another length than the cases.
+        """
         values = self.per_case().cpu().numpy()
+        if groups is not None and len(groups) != len(values):
+            raise ValueError(
+                f"groups names {len(groups)} cases, the metric has {len(values)}; give one entry per case."
+            )
         entered = ~np.isnan(values)
         if not entered.any():
             return float("nan"), float("nan")

@@ -3,25 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from math import comb
 from typing import Any
 
 import torch
-from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
+from medcf.metrics.base import CaseMetric
 from medcf.registry import METRICS
 
 __all__ = ["ReIdentification", "pooled_pixels"]
 
 
-class ReIdentification(CumulativeIterationMetric):
+class ReIdentification(CaseMetric):
     """Rank-k re-identification: is an input of the same subject among the k most similar to the counterfactual?
 
     Queries are the counterfactuals, the gallery are all inputs; similarity is the cosine of feature vectors.
-    A memorized or averaged counterfactual resembles no input more than another and falls to chance, k over the number
-    of subjects. Source: Pegios et al., Diff-ICE, Table 2 (k = 3). ``mean_similarity`` is the mean cosine of each
-    counterfactual to its own input (SonoSim there).
+    A memorized or averaged counterfactual resembles no input more than another and falls to ``chance``, k over the
+    number of subjects if each gave one input. Source: Pegios et al., Diff-ICE, Table 2 (k = 3). ``mean_similarity`` is
+    the mean cosine of each counterfactual to its own input (SonoSim there). ``hits`` and ``similarity`` have both case
+    by case after ``aggregate`` or ``per_case``.
 
     Args:
         k: how many of the most similar inputs are looked at.
@@ -30,17 +33,20 @@ class ReIdentification(CumulativeIterationMetric):
         >>> metric = ReIdentification(k=1)
         >>> inputs = torch.eye(3)
         >>> _ = metric(inputs[[0, 1, 1]], inputs, subject=torch.tensor([10, 11, 12]))
-        >>> round(metric.aggregate(), 3)
-        0.667
+        >>> round(metric.aggregate(), 3), round(metric.chance, 3)
+        (0.667, 0.333)
     """
 
     higher_is_better = True
+    left_out_reason = "features are not finite"
 
     def __init__(self, k: int = 3) -> None:
         super().__init__()
         self.k = k
         self.mean_similarity = float("nan")
+        self.chance = float("nan")
         self.hits: Tensor = torch.empty(0, dtype=torch.bool)
+        self.similarity: Tensor = torch.empty(0)
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
         """Collect feature vectors.
@@ -56,16 +62,52 @@ class ReIdentification(CumulativeIterationMetric):
         subject = kwargs.get("subject")
         if y is None or subject is None:
             raise ValueError("ReIdentification needs the inputs' features as y, and subject.")
-        return [y_pred, y, subject]
+        return [y_pred, y, torch.as_tensor(subject)]
 
-    def aggregate(self) -> float:
-        """Return the share of counterfactuals that are re-identified."""
-        queries, gallery, subject = self.get_buffer()
-        similarity = normalize(queries, dim=1) @ normalize(gallery, dim=1).T
+    def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
+        buffer: Any = self.get_buffer()
+        if buffer is None:
+            raise ValueError("ReIdentification was aggregated before it saw a case.")
+        queries, gallery, subject = buffer
+        return queries, gallery, subject
+
+    def per_case(self) -> Tensor:
+        """Return 1 for each re-identified counterfactual, 0 for the others (N,); NaN where features are not finite.
+
+        A case with features that are not finite leaves the gallery, too.
+        """
+        queries, gallery, subject = self._collected()
+        kept = (queries.isfinite() & gallery.isfinite()).all(1)
+        found, own, whose = queries[kept], gallery[kept], subject[kept]
+        values = torch.full((len(kept),), torch.nan, dtype=torch.float64)
+        self.hits, self.similarity = torch.zeros(len(kept), dtype=torch.bool), values.clone()
+        if not len(own):
+            return values
+        similarity = normalize(found, dim=1) @ normalize(own, dim=1).T
+        k = min(self.k, len(own))
+        same = whose == whose[:, None]
+        hits = same.gather(1, similarity.topk(k, dim=1).indices).any(1).cpu()
+        self.chance = sum(1 - comb(len(own) - int(count), k) / comb(len(own), k) for count in same.sum(1)) / len(own)
+        kept = kept.cpu()
+        self.hits[kept], self.similarity[kept] = hits, similarity.diagonal().cpu().double()
         self.mean_similarity = float(similarity.diagonal().mean())
-        nearest = similarity.topk(min(self.k, len(gallery)), dim=1).indices
-        self.hits = (subject[nearest] == subject[:, None]).any(1)
-        return float(self.hits.float().mean())
+        values[kept] = hits.double()
+        return values
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the bootstrap interval over queries; whole subjects are drawn unless ``groups`` says otherwise.
+
+        The gallery stays whole: a gallery with repetitions or gaps would be another task.
+        """
+        groups = self._collected()[2].tolist() if groups is None else groups
+        return super().interval(groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed)
 
 
 def pooled_pixels(images: Tensor, size: tuple[int, int] = (16, 20)) -> Tensor:

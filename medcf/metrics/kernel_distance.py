@@ -72,7 +72,8 @@ class KernelDistance(SetDistance):
 
     It is called KD(extractor), and KID only on Inception's features. Unlike a Fréchet distance it is not biased by
     small numbers of images. Its interval comes from halves of the sets: a bootstrap would compare repeated images with
-    themselves. Source: :func:`kernel_distance`.
+    themselves. The kernel weighs means: where features lie far from 0, one image repeated can pass for the whole class,
+    so read it beside the Fréchet distance. Source: :func:`kernel_distance`.
 
     Args:
         extractor: what the features are; "inception" names the figure KID.
