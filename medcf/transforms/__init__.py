@@ -4,11 +4,23 @@
 from __future__ import annotations
 
 from medcf.transforms.difference import NativeCounterfactual, NativeCounterfactuald
+from medcf.transforms.difference_map import (
+    DifferenceMap,
+    DifferenceMapD,
+    DifferenceMapd,
+    DifferenceMapDict,
+    SeededExplanation,
+    explain_with_floor,
+)
 from medcf.transforms.grid import ToGrid, ToGridD, ToGridd, ToGridDict
 from medcf.transforms.load_case import LoadCased
 from medcf.transforms.overlays import RemoveOverlays, RemoveOverlaysD, RemoveOverlaysd, RemoveOverlaysDict
 
 __all__ = [
+    "DifferenceMap",
+    "DifferenceMapD",
+    "DifferenceMapDict",
+    "DifferenceMapd",
     "LoadCased",
     "NativeCounterfactual",
     "NativeCounterfactuald",
@@ -16,8 +28,10 @@ __all__ = [
     "RemoveOverlaysD",
     "RemoveOverlaysDict",
     "RemoveOverlaysd",
+    "SeededExplanation",
     "ToGrid",
     "ToGridD",
     "ToGridDict",
     "ToGridd",
+    "explain_with_floor",
 ]

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Honest difference maps: signed, in fixed units, minus what the method changes anyway, with their spread over seeds.
+
+A diffusion method never returns its input exactly. The floor is what it changes without being asked for another class:
+the same method, the same noise, run towards the class that the image already has, or without the class's guidance.
+What exceeds the floor is owed to the class. Maps are never divided by their own maximum, which would make the
+reconstruction noise of an image without a finding as bright as a finding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+
+from medcf.inferers import Counterfactual
+
+__all__ = [
+    "DifferenceMap",
+    "DifferenceMapD",
+    "DifferenceMapDict",
+    "DifferenceMapd",
+    "SeededExplanation",
+    "explain_with_floor",
+]
+
+Units = Literal["image", "gray_levels"]
+Floor = Literal["unguided", "source"]
+
+#: What the sign of a map means; also in its meta data.
+SIGN = "prediction minus input"
+_GRAY_LEVELS = 255.0
+
+
+class DifferenceMap(Transform):
+    """Difference maps of an image and its counterfactual, or of the counterfactuals of several seeds.
+
+    The sign is prediction MINUS input: positive where the counterfactual is brighter. With a reconstruction r of the
+    same seeds, p the predictions and x the image, the maps are
+
+    - ``signed``: mean over seeds of (p - x) - (r - x) = p - r;
+    - ``absolute``: max(0, mean over seeds of |p - x| - |r - x|); without r both are those of p - x;
+    - ``signed_std``, ``absolute_std``: standard deviation over seeds of the same terms before the mean and the maximum
+      (divided by the number of seeds minus one); only where there are at least two seeds.
+
+    The signed difference inside an organ is the saliency of ControlCG and VALD-MD (the latter prints both signs); floor
+    and seeds are added here.
+
+    Args:
+        units: "image" keeps those of the image; "gray_levels" gives levels of 255, 127.5 a unit of an image in [-1, 1].
+        intensity: the image's values of black and white, for gray levels.
+
+    Example:
+        >>> image = torch.zeros(1, 4, 4)
+        >>> maps = DifferenceMap()(image, image - 0.5, reconstruction=image + 0.1)
+        >>> round(float(maps["signed"][0, 0, 0]), 3), round(float(maps["absolute"][0, 0, 0]), 3)
+        (-0.6, 0.4)
+    """
+
+    def __init__(self, units: Units = "image", intensity: tuple[float, float] = (-1.0, 1.0)) -> None:
+        if units not in get_args(Units):
+            raise ValueError(f"units={units!r} is unknown: use one of {', '.join(map(repr, get_args(Units)))}.")
+        self.units = units
+        self.factor = 1.0 if units == "image" else _GRAY_LEVELS / (intensity[1] - intensity[0])
+
+    def __call__(  # type: ignore[override]
+        self,
+        image: Tensor,
+        pred: Tensor,
+        reconstruction: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the maps.
+
+        Args:
+            image: the input x, (C, *spatial).
+            pred: counterfactuals p, (C, *spatial), or (seeds, C, *spatial).
+            reconstruction: r, as ``pred``, its seeds in the same order; one alone serves all seeds.
+            mask: organ, (1 or C, *spatial); maps are 0 where it is 0.
+
+        Returns:
+            ``signed``, ``absolute`` and with several seeds ``signed_std`` and ``absolute_std``, each float32
+            (C, *spatial); MetaTensors with the image's affine and meta data where the image is one.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        original = image.as_subclass(Tensor).float()
+        stacks = [_stack("pred", pred, original)]
+        if reconstruction is not None:
+            stacks.append(_stack("reconstruction", reconstruction, original))
+            if len(stacks[1]) not in (1, len(stacks[0])):
+                raise ValueError(
+                    f"reconstruction has {len(stacks[1])} seeds and pred {len(stacks[0])}: give one per seed of pred."
+                )
+        changes = [(stack - original) * self.factor for stack in stacks]
+        signed, absolute = changes[0], changes[0].abs()
+        if reconstruction is not None:
+            signed, absolute = signed - changes[1], absolute - changes[1].abs()
+        maps = {"signed": signed.mean(0), "absolute": absolute.mean(0).clamp(min=0)}
+        if len(signed) > 1:
+            maps |= {"signed_std": signed.std(0), "absolute_std": absolute.std(0)}
+        if mask is not None:
+            inside = mask.as_subclass(Tensor).to(original.device) != 0
+            if inside.shape[1:] != original.shape[1:] or len(inside) not in (1, len(original)):
+                raise ValueError(
+                    f"mask has shape {tuple(inside.shape)}: it must be (1 or C, *spatial) like the image's "
+                    f"{tuple(original.shape)}."
+                )
+            maps = {name: each * inside for name, each in maps.items()}
+        return {name: self._described(each, image) for name, each in maps.items()}
+
+    def _described(self, values: Tensor, image: Tensor) -> Tensor:
+        """Give a map the type, the affine and the meta data of the image, and its own units and sign."""
+        result = convert_to_dst_type(values, image, dtype=torch.float32)[0]
+        if isinstance(result, MetaTensor):
+            result.meta.update({"difference_units": self.units, "difference_sign": SIGN})
+        return result
+
+
+class DifferenceMapd(MapTransform):
+    """Dictionary version of `DifferenceMap`.
+
+    For a key ``pred`` the maps are written under ``pred_signed``, ``pred_absolute`` and, with several seeds,
+    ``pred_signed_std`` and ``pred_absolute_std``.
+
+    Args:
+        keys: counterfactuals.
+        image_key: the input.
+        reconstruction_key: the method's floor; None subtracts nothing.
+        mask_key: the organ; None is everywhere.
+        units: "image" or "gray_levels".
+        intensity: the image's values of black and white, for gray levels.
+        allow_missing_keys: whether a key of ``keys`` may be missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        image_key: str = "image",
+        reconstruction_key: str | None = None,
+        mask_key: str | None = None,
+        units: Units = "image",
+        intensity: tuple[float, float] = (-1.0, 1.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+        self.reconstruction_key = reconstruction_key
+        self.mask_key = mask_key
+        self.transform = DifferenceMap(units, intensity)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` with the maps of each key."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            optional = (None if name is None else result[name] for name in (self.reconstruction_key, self.mask_key))
+            maps = self.transform(result[self.image_key], result[key], *optional)
+            result |= {f"{key}_{name}": each for name, each in maps.items()}
+        return result
+
+
+DifferenceMapD = DifferenceMapDict = DifferenceMapd
+
+
+@dataclass(frozen=True)
+class SeededExplanation:
+    """Counterfactuals of a batch of B images by S seeds, each with the method's floor.
+
+    Attributes:
+        pred: counterfactuals (S, B, C, *spatial).
+        reconstruction: what the same passes with the same noise make of the images without being asked to change the
+            class, same shape.
+        results: the counterfactuals in full, one a seed.
+    """
+
+    pred: Tensor
+    reconstruction: Tensor
+    results: list[Counterfactual]
+
+
+def explain_with_floor(
+    inferer: Any,
+    image: Tensor,
+    network: Callable[..., Tensor],
+    sample_ids: Sequence[Hashable] | None = None,
+    *,
+    target: Any = None,
+    source: Any = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    floor: Floor = "unguided",
+) -> SeededExplanation:
+    """Run a method with several seeds, and once more per seed for its reconstruction floor.
+
+    The floor takes as many passes as the counterfactual of the same image and seed took. An image that is of the target
+    class already has neither counterfactual nor floor: both are the image.
+
+    Args:
+        inferer: a method of ``medcf.inferers``; copied, not changed.
+        image: images (B, C, *spatial) in [-1, 1].
+        network: the denoising network.
+        sample_ids: one identity per image, see the inferer.
+        target: wanted class; None is the inferer's.
+        source: class of the images, for ``floor="source"``; None takes what the classifier says.
+        seeds: seeds of the noise, at least one.
+        floor: "unguided" switches the class's guidance off and leaves all else as it was (guided methods only);
+            "source" runs the method towards the class that the images already have.
+
+    Returns:
+        Counterfactuals and floors of all seeds, for `DifferenceMap`.
+
+    Raises:
+        ValueError: no seed, an unknown floor, or a floor that the method does not offer.
+    """
+    if not seeds:
+        raise ValueError("seeds is empty: give at least one.")
+    if floor not in get_args(Floor):
+        raise ValueError(f"floor={floor!r} is unknown: use one of {', '.join(map(repr, get_args(Floor)))}.")
+    if floor == "unguided" and not hasattr(inferer, "classifier_scales"):
+        raise ValueError(f"{type(inferer).__name__} has no guidance to switch off: use floor='source'.")
+    if floor == "source" and source is None:
+        with torch.no_grad():
+            source = inferer.classifier(image).argmax(1)
+    results, floors = [], []
+    for seed in seeds:
+        method = copy.copy(inferer)
+        method.seed = seed
+        result = method.explain(image, network, sample_ids, target)
+        results.append(result)
+        method = copy.copy(method)
+        method.num_iterations = max(int(result.iterations.max()), 1)
+        method.confidence_threshold = None
+        if floor == "unguided":
+            method.classifier_scales = (0.0,)
+            again = method.explain(image, network, sample_ids, target)
+        else:
+            again = method.explain(image, network, sample_ids, source, run_unchanged=True)
+        floors.append(again.trajectory[torch.arange(len(image)), result.iterations.cpu()])
+    pred = torch.stack([result.image.as_subclass(Tensor) for result in results])
+    return SeededExplanation(pred, torch.stack([each.as_subclass(Tensor) for each in floors]), results)
+
+
+def _stack(name: str, images: Tensor, like: Tensor) -> Tensor:
+    """Return images as a plain float tensor (seeds, C, *spatial)."""
+    plain = images.as_subclass(Tensor).to(like.device).float()
+    stack = plain[None] if plain.ndim == like.ndim else plain
+    if stack.shape[1:] != like.shape or not len(stack):
+        raise ValueError(
+            f"{name} has shape {tuple(images.shape)}: it must be the image's {tuple(like.shape)}, or several of it."
+        )
+    return stack
