@@ -112,7 +112,8 @@ class OracleAgreement(ShareMetric):
         already, flipped = calls_target(input_logits, self.target), calls_target(logits, self.target)
         agreed = before & self.leave_out_agreed
         entry = self.entry(after, not_finite, already, ~flipped, agreed)
-        return torch.cat([entry, before.float().masked_fill(not_finite, torch.nan)[:, None]], dim=1)
+        opinion = before.float().masked_fill(not_finite, torch.nan)[:, None]
+        return torch.cat([entry, opinion], dim=1).as_subclass(Tensor)
 
     def _decision(self, output: Any) -> Tensor:
         if isinstance(output, Mapping):

@@ -82,14 +82,17 @@ def transition_curves(
     pixels = change.shape[1]
     steps = min(num_steps, pixels)
     counts = torch.arange(steps + 1, device=image.device) * pixels // steps
+    # Once all changed pixels are replaced, or before one is, a step makes no new image: each image is shown once.
+    reached = torch.minimum(counts[None], (change != 0).sum(1, keepdim=True))
+    new = torch.cat([torch.ones_like(reached[:, :1]), reached.diff(dim=1)], dim=1) != 0
     probabilities = []
     with frozen(classifier):
-        for chunk in torch.arange(len(image) * (steps + 1), device=image.device).split(batch_size):
-            case, step = chunk // (steps + 1), chunk % (steps + 1)
+        for chunk in new.nonzero().split(batch_size):
+            case, step = chunk.unbind(1)
             replaced = rank[case] < counts[step].view(-1, *(1,) * (image.ndim - 1))
             logits = classifier(torch.where(replaced, after[case], before[case]))
             probabilities.append(logits.as_subclass(Tensor).float().softmax(1))
-    curves = torch.cat(probabilities).view(len(image), steps + 1, -1)
+    curves = torch.cat(probabilities)[new.flatten().cumsum(0) - 1].view(len(image), steps + 1, -1)
     classes = curves[:, 0].argmax(1) if source is None else source.to(image.device).long()
     source_curve = curves.gather(2, classes.view(-1, 1, 1).expand(-1, steps + 1, 1))[..., 0]
     return TransitionCurves(counts.float() / pixels, curves[..., target], source_curve)
@@ -101,7 +104,8 @@ class COUT(ReasonedMetric):
     Near 1: the few most changed pixels flip the decision. 0: the confidences change places halfway. Near -1: nothing
     but the last pixels flips it, or nothing at all. The unchanged input has nothing to transfer: its curves are
     constant and its value is p_target(x) - p_source(x), below 0. Inputs of the target class do not enter.
-    A gradient attack scores WELL here, since the attacked classifier decides: read it beside ``FlipSurvival``.
+    It is the attacked classifier that decides: an attack on few pixels scores WELL, one spread evenly over all of them
+    does not. Read it beside ``FlipSurvival``.
 
     Source: Khorram & Fuxin, "Cycle-consistent counterfactuals by latent transformations" (CVPR 2022), used by ACE and
     FastDiME. The published code is bound to RGB, divides by zero where nothing changed, and counts the last, partial

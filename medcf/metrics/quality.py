@@ -134,7 +134,7 @@ class MeanQualityDifference(ReasonedMetric):
         columns = torch.stack([torch.where(low, after - before, 0), before, after], dim=1)
         entry = self.entry(columns[:, :1], left_out, ~low if self.over == "below" else torch.zeros_like(low))
         # The scores are kept for all cases with scores: mean_difference and the bins are about those, too.
-        return torch.cat([entry, columns[:, 1:].masked_fill(left_out[:, None], torch.nan)], dim=1)
+        return torch.cat([entry, columns[:, 1:].masked_fill(left_out[:, None], torch.nan)], dim=1).as_subclass(Tensor)
 
     @property
     def differences(self) -> Tensor:

@@ -157,7 +157,7 @@ class ReasonedMetric(CaseMetric):
         for number, mask in reversed(list(enumerate(left_out, start=1))):
             code = code.masked_fill(mask, number)
         columns = values.float().reshape(len(values), -1).masked_fill((code > 0)[:, None], float("nan"))
-        return torch.cat([code[:, None].float(), columns], dim=1)
+        return torch.cat([code[:, None].float(), columns], dim=1).as_subclass(Tensor)
 
     def _column(self, index: int) -> Tensor:
         buffer: Any = self.get_buffer()

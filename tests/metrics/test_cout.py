@@ -106,6 +106,35 @@ def test_the_unchanged_input_has_the_value_of_its_constant_curves() -> None:
     assert cout_of(LinearProbability(torch.ones(1, 6, 6)), image, image) == pytest.approx(0.2 - 0.8, abs=1e-5)
 
 
+def test_steps_that_change_no_pixel_cost_no_evaluation_and_change_no_value() -> None:
+    image = torch.zeros(2, 1, 10, 10)
+    counterfactual = image.clone()
+    counterfactual[0, 0, 2:4, :3] = 1  # 6 of 100 pixels, the second case none
+    weight = torch.rand(1, 10, 10, generator=torch.Generator().manual_seed(5))
+    classifier = LinearProbability(weight)
+    curves = transition_curves(classifier, counterfactual, image, num_steps=50)
+    assert sum(classifier.calls) == (1 + 3) + 1
+    counts = list(range(0, 101, 2))
+    score, curve = by_hand(weight.numpy(), counterfactual[0].numpy(), image[0].numpy(), counts)
+    assert curves.target[0].tolist() == pytest.approx(curve, abs=1e-6)
+    assert curves.cout[0].item() == pytest.approx(score, abs=1e-5)
+    assert curves.target[1].unique().numel() == 1
+
+
+def test_an_attack_on_few_pixels_scores_well_and_one_spread_over_all_does_not() -> None:
+    def classifier(images: torch.Tensor) -> torch.Tensor:
+        score = 40 * images.mean(dim=(1, 2, 3)) - 1
+        return torch.stack([-score, score], dim=1)
+
+    image = torch.zeros(1, 1, 16, 16)
+    few = image.clone()
+    few[0, 0, 0, :13] = 1
+    spread = image + 13 / 256
+    scores = [cout_of(classifier, attack, image) for attack in (few, spread)]
+    assert scores[0] > 0.6
+    assert abs(scores[1]) < 0.1
+
+
 def test_inputs_of_the_target_class_and_broken_counterfactuals_are_left_out() -> None:
     image = torch.stack([torch.full((1, 4, 4), value) for value in (0.2, 0.9, 0.2)])
     counterfactual = torch.ones_like(image)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from medcf.metrics.agreement import OracleAgreement
@@ -129,9 +130,24 @@ def test_a_gradient_attack_fools_the_circular_metrics_only(setting: Setting) -> 
     assert survival.counts().entered == 32
     assert survival.aggregate() < 0.1
     assert survival.by_disturbance()["blur"].mean < 0.3
+    assert setting.score(COUT(setting.classifier), "attack").aggregate() < 0  # its steps are equal in every pixel
     agreement = setting.agreement("attack")
     assert agreement.aggregate() < 0.1
     assert agreement.summary().interval[1] < 0.3
+
+
+def test_tensors_with_metadata_give_the_same_figures(setting: Setting) -> None:
+    pairs = [(setting.candidates["attack"], setting.inputs)]
+    pairs.append((MetaTensor(pairs[0][0]), MetaTensor(pairs[0][1])))
+    for metric_class in (FlipSurvival, COUT):
+        plain, meta = metric_class(setting.classifier), metric_class(setting.classifier)
+        plain(*pairs[0])
+        meta(*pairs[1])
+        assert type(meta.get_buffer()) is Tensor
+        assert torch.equal(plain.get_buffer(), meta.get_buffer())
+    judged = OracleAgreement(classifier=setting.classifier, judge=setting.judge)
+    judged(*pairs[1])
+    assert judged.aggregate() == setting.agreement("attack").aggregate()
 
 
 def test_noise_flips_by_chance_and_with_another_seed_by_chance_again(setting: Setting) -> None:
