@@ -101,6 +101,8 @@ class FrechetDistance(SetDistance):
         ('FD(sononet)', True, 0.0)
     """
 
+    smallest = 0.0
+
     @property
     def name(self) -> str:
         """FD(extractor), or FID."""

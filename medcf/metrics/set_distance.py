@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -58,6 +59,8 @@ class SetDistance(CumulativeIterationMetric):
     """
 
     higher_is_better = False
+    #: The smallest value the distance can have; ends the interval.
+    smallest = -math.inf
 
     def __init__(
         self,
@@ -191,7 +194,7 @@ class SetDistance(CumulativeIterationMetric):
             return float("nan"), float("nan")
         tail = (1 - confidence) / 2
         low, high = estimate + scale * (np.quantile(halves, [tail, 1 - tail]) - halves.mean())
-        return float(low), float(high)
+        return max(float(low), self.smallest), float(high)
 
     def _half_samples(
         self,

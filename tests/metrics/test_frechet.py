@@ -11,7 +11,9 @@ import torch
 from monai.metrics import FIDMetric
 from scipy.linalg import sqrtm
 
+from medcf.data.phantoms import PairedPhantomDataset
 from medcf.metrics.frechet import FrechetDistance, frechet_distance
+from medcf.metrics.identity import pooled_pixels
 
 
 def textbook(a, b):
@@ -117,6 +119,27 @@ def test_doing_nothing_wins_against_the_inputs_and_loses_against_the_target_clas
     assert both(one_face)[1] == pytest.approx(float(target.var(0).sum()), rel=1e-5)
 
 
+def test_on_phantoms_only_images_of_the_target_class_come_near_it() -> None:
+    cases = PairedPhantomDataset(split="test", count=40, progress=False)
+    inputs, truth = (torch.stack([case[key] for case in cases]) for key in ("image", "image_true"))
+    metric = FrechetDistance("pixels", reference=truth[20:], network=lambda images: pooled_pixels(images, (3, 4)))
+    found = {}
+    noise = torch.rand(truth[:20].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, images in {"truth": truth[:20], "unchanged": inputs[:20], "noise": noise}.items():
+        metric.reset()
+        metric(images)
+        found[name] = metric.aggregate()
+    assert found["truth"] < 0.75 * found["unchanged"] < 0.5 * found["noise"]
+    assert metric.counts().reference == 20
+
+
+def test_the_interval_of_a_distance_that_cannot_be_negative_starts_at_zero() -> None:
+    rng = np.random.default_rng(12)
+    metric = FrechetDistance(reference=torch.from_numpy(rng.normal(size=(12, 1))))
+    metric(torch.from_numpy(rng.normal(size=(12, 1))))
+    assert metric.interval(num_resamples=50)[0] == 0
+
+
 def test_the_interval_covers_the_expected_distance_where_a_bootstrap_does_not() -> None:
     rng = np.random.default_rng(8)
     features, n, m = 80, 24, 32
@@ -183,17 +206,18 @@ def test_counts_and_name_tell_what_the_figure_is_about() -> None:
     assert FrechetDistance("inception").name == "FID"
 
 
-def test_a_network_and_batches_of_reference_give_what_features_give() -> None:
+@pytest.mark.parametrize("size", [(8, 10), (6, 7, 8)])
+def test_a_network_and_batches_of_reference_give_what_features_give(size) -> None:
     generator = torch.Generator().manual_seed(1)
-    images, reference = torch.rand(12, 1, 8, 10, generator=generator), torch.rand(9, 1, 8, 10, generator=generator)
-    network = torch.nn.Conv2d(1, 3, 3)
+    images, reference = (torch.rand(count, 1, *size, generator=generator) for count in (12, 9))
+    network = (torch.nn.Conv2d if len(size) == 2 else torch.nn.Conv3d)(1, 3, 3)
     metric = FrechetDistance(network=network)
     for part in reference.split(4):
         metric.add_reference(part)
     metric(images[:5], images[:5])
     metric(images[5:], images[5:])
     with torch.no_grad():
-        expected = frechet_distance(network(images).mean((2, 3)), network(reference).mean((2, 3)))
+        expected = frechet_distance(*(network(each).flatten(2).mean(2) for each in (images, reference)))
     assert metric.aggregate() == pytest.approx(expected, rel=1e-6)
     metric.reset()
     metric(reference)
