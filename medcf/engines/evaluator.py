@@ -15,6 +15,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from medcf.engines.performance import autocast
 from medcf.engines.ranks import rank
 from medcf.engines.run_folder import Failure
 from medcf.inferers.counterfactual import Counterfactual
@@ -44,7 +45,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         novelty: images to a dictionary of tensors (B,); `medcf.metrics.NoveltyDetector`.
         postprocessing: applied to each case's dictionary.
         val_handlers: Ignite handlers.
-        amp: run under autocast (bfloat16 on CPU).
+        amp: compute in 16 bits, see `medcf.engines.performance.autocast`.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         cases = [item["case"] for item in items]
         with (
             self.mode(self.network),
-            torch.autocast(self.state.device.type, dtype=_half(self.state.device), enabled=self.use_autocast),
+            autocast(self.state.device, enabled=self.use_autocast),
         ):
             result = self.method.explain(image, self.network, sample_ids=cases)
         pred = result.image.as_subclass(Tensor).float()
@@ -172,7 +173,3 @@ class CounterfactualEvaluator(SupervisedEvaluator):
                 for values in zip(*(score.tolist() for score in scores.values()), strict=True)
             ]
         return columns
-
-
-def _half(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.bfloat16

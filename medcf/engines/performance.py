@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a network runs on a device, without changing what it computes beyond rounding."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["accelerate", "autocast", "half_precision"]
+
+logger = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def half_precision(device: torch.device | str) -> torch.dtype:
+    """Return the 16-bit type in which a device is fast and gradients do not vanish: bfloat16 wherever it exists.
+
+    Args:
+        device: where to compute.
+
+    Returns:
+        ``torch.bfloat16``, or ``torch.float16`` on GPUs before Ampere.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def autocast(device: torch.device | str, *, enabled: bool = True) -> AbstractContextManager[None]:
+    """Return the context in which networks compute in 16 bits; schedule and loss stay in 32.
+
+    Args:
+        device: where to compute.
+        enabled: False leaves everything in 32 bits.
+    """
+    return torch.autocast(torch.device(device).type, dtype=half_precision(device), enabled=enabled)
+
+
+def accelerate(network: Module, *, channels_last: bool = False, compile: bool | str = False) -> Module:
+    """Prepare a network for inference; with the defaults it comes back untouched.
+
+    Args:
+        network: a network on its device, for inference.
+        channels_last: store the weights of its convolutions channels last, which its activations then follow.
+        compile: compile its forward at the first call: True, or a mode of ``torch.compile`` such as
+            ``"reduce-overhead"`` (CUDA graphs) or ``"max-autotune"``. The first call takes a minute or so; a second
+            batch size compiles it once more, for all sizes. Without a C++ compiler it warns and does nothing.
+
+    Returns:
+        The same network; its state dict keeps its names.
+    """
+    if channels_last:
+        spatial = {parameter.ndim for parameter in network.parameters() if parameter.ndim in (4, 5)}
+        for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if spatial == {ndim}:
+                network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack this form
+    if compile:
+        if not _has_compiler():
+            logger.warning(
+                "compile: no C++ compiler was found (CXX, g++, clang++), so %s runs as it is; install one, or leave "
+                "--compile away.",
+                type(network).__name__,
+            )
+            return network
+        network.compile(mode=None if compile is True else compile)
+    return network
+
+
+def _has_compiler() -> bool:
+    """Look for what torch's inductor calls, on a GPU too: Triton builds its launchers with it."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
+    return any(shutil.which(name) for name in names if name)
