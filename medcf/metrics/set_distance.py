@@ -172,9 +172,10 @@ class SetDistance(CumulativeIterationMetric):
         repetition; the spread of the distance over them, about their mean, estimates its standard error at full size
         (Shao & Wu, "A general theory for jackknife variance estimation", 1989, half of the cases deleted).
         On Gaussian sets of 32 to 100 images with 8 to 256 features the 95 % interval of a Fréchet distance held its
-        expected value at N and M in 91 to 97 % of draws, the percentile bootstrap in 1 to 91 %. Where both sets are of
-        one distribution it is too wide, at most 1.7 times. It does not remove the upward bias of a Fréchet distance at
-        small N: compare figures of equal N and M.
+        expected value at N and M in 91 to 97 % of draws, the percentile bootstrap in 1 to 91 %; on log-normal features,
+        also with four images a subject drawn by subject, in 93 to 98 %. Where both sets are of one distribution it is
+        too wide, at most 1.7 times. It does not remove the upward bias of a Fréchet distance at small N: compare
+        figures of equal N and M.
 
         Args:
             groups: subject of each generated case; whole subjects are drawn.

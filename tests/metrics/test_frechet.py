@@ -15,6 +15,9 @@ from medcf.data.phantoms import PairedPhantomDataset
 from medcf.metrics.frechet import FrechetDistance, frechet_distance
 from medcf.metrics.identity import pooled_pixels
 
+# The textbook formula warns of the singular products that the tests give it.
+pytestmark = pytest.mark.filterwarnings("ignore:Matrix is singular")
+
 
 def textbook(a, b):
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
