@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a figure's command and machine were, without naming the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+__all__ = ["describe_command", "describe_machine"]
+
+
+def describe_command(program: str, arguments: Sequence[str]) -> str:
+    """Return the command as a reader would type it; a folder outside the project becomes ``$NAME``.
+
+    Args:
+        program: module that ran, for example ``benchmarks.counterfactual``.
+        arguments: its arguments.
+    """
+    shown = []
+    for argument in arguments:
+        path = Path(argument)
+        shown.append(f'"${path.name.upper()}"' if path.is_absolute() else shlex.quote(argument))
+    return " ".join(["python -m", program, *shown])
+
+
+def describe_machine(device: str, threads: int) -> str:
+    """Return versions and the kind of processor."""
+    torch_device = torch.device(device)
+    if torch_device.type == "cuda":
+        where = torch.cuda.get_device_name(torch_device)
+    else:
+        where = f"{platform.machine()} CPU, {threads} of {os.cpu_count()} cores"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("medcf", "torch", "monai"))
+    return f"Python {sys.version_info.major}.{sys.version_info.minor}, {packages}; {where}."

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a benchmark on phantoms: counterfactuals side by side, what each method trades, quality gained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+from benchmarks.counterfactual.run import Result
+from benchmarks.counterfactual.tables import Figure
+from benchmarks.counterfactual.task import Cases
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt  # after the backend is chosen
+
+__all__ = ["draw_quality", "draw_sheet", "draw_tradeoff"]
+
+NOTICE = "SYNTHETIC phantoms and counterfactuals, not for diagnosis"
+
+
+def draw_sheet(path: Path, cases: Cases, labels: Sequence[str], results: Sequence[Result], count: int = 5) -> None:
+    """Draw the input, every method's counterfactual and the paired truth, one column a case.
+
+    Args:
+        path: PNG to write.
+        cases: phantoms with their true ``image``.
+        labels: names of the methods.
+        results: their counterfactuals.
+        count: cases shown: the first ones.
+    """
+    count = min(count, len(cases))
+    rows = [("input", cases.image), *zip(labels, (result.image for result in results), strict=True)]
+    if "image" in cases.truth:
+        rows.append(("true standard plane", cases.truth["image"]))
+    figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count + 1.6, 1.55 * len(rows)), squeeze=False)
+    for (label, images), line in zip(rows, axes, strict=True):
+        for index, axis in enumerate(line):
+            axis.imshow(images[index, 0], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+def draw_tradeoff(
+    path: Path,
+    labels: Sequence[str],
+    rows: Sequence[Mapping[str, Figure]],
+    panels: Sequence[tuple[str, str, str, str]],
+) -> None:
+    """Plot methods in planes of two figures, with their intervals.
+
+    Args:
+        path: PNG to write.
+        labels: names of the methods.
+        rows: figures by key.
+        panels: (key across, its title, key upwards, its title) of each panel.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4), squeeze=False)
+    colors = plt.get_cmap("tab10")(np.arange(len(labels)) % 10)
+    for axis, (across, across_title, up, up_title) in zip(axes[0], panels, strict=True):
+        for label, row, color in zip(labels, rows, colors, strict=True):
+            if across not in row or up not in row:
+                continue
+            x, y = row[across], row[up]
+            axis.errorbar(x.value, y.value, _bars(y), _bars(x), "o", color=color, label=label, capsize=2, elinewidth=1)
+        axis.set_xlabel(across_title)
+        axis.set_ylabel(up_title)
+        axis.grid(alpha=0.3)
+        if across == "seconds":
+            axis.set_xscale("log")
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    _save(figure, path)
+
+
+def draw_quality(path: Path, names: Sequence[str], before: torch.Tensor, after: torch.Tensor) -> None:
+    """Plot the gain of each of the oracle's scores against the input's score (Diff-ICE, Fig. 4).
+
+    Args:
+        path: PNG to write.
+        names: names of the K scores.
+        before: scores of the inputs (N, K) in [0, 1].
+        after: scores of the counterfactuals (N, K).
+    """
+    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.0), squeeze=False, sharey=True)
+    for index, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
+        axis.scatter(before[:, index], (after - before)[:, index], s=14, alpha=0.7)
+        axis.plot([0, 1], [1, 0], color="gray", linewidth=0.8, linestyle="--")
+        axis.axhline(0, color="gray", linewidth=0.8)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("score of the input")
+        axis.set_xlim(0, 1)
+    axes[0, 0].set_ylabel("score gained")
+    _save(figure, path)
+
+
+def _bars(figure: Figure) -> list[list[float]] | None:
+    if not (np.isfinite(figure.low) and np.isfinite(figure.high)):
+        return None
+    return [[max(figure.value - figure.low, 0)], [max(figure.high - figure.value, 0)]]
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.text(0.5, 0.0, NOTICE, ha="center", va="top", fontsize=7, color="gray")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

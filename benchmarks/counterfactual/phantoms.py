@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark on phantoms: inputs whose true image of the target class is known, and judges trained apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.counterfactual.task import Cases, Recipe, Task
+from medcf.data.phantoms import CONCEPTS, FetalHead, PairedPhantomDataset, PhantomDataset
+from medcf.data.phantoms.change import TrueChangeDataset
+from medcf.data.phantoms.identities import subject_parameters
+from medcf.engines.checkpoints import load_weights
+from medcf.metrics import pooled_pixels
+from medcf.networks.identity import IdentityNetwork
+
+__all__ = ["CONCEPT_COLUMNS", "STRUCTURES", "phantom_task"]
+
+#: Labels of the structures that the truth has or has not.
+STRUCTURES = {"thalami": 2, "cavum": 3, "fossa": 4}
+
+
+#: The concepts of structures that the paper reports, and their columns in the oracle's scores.
+CONCEPT_COLUMNS = {name: list(CONCEPTS).index(name) for name in ("thalami", "cavum", "fossa_absent")}
+
+#: Held-out standard planes come from another split than the cases, so that no subject is in both.
+REFERENCE_SPLIT = "val"
+
+
+def phantom_task(
+    bundle: str = "diffice",
+    *,
+    split: str = "test",
+    count: int = 64,
+    references: int = 400,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Task:
+    """Build the task of the demo bundle.
+
+    Args:
+        bundle: a bundle with ``inference.json`` and ``evaluate.json``.
+        split: whose phantoms are explained; "test" for figures, "val" to choose settings on.
+        count: number of cases, all non-standard planes.
+        references: number of held-out standard planes.
+        overrides: ids of the inference config.
+        progress: show bars while phantoms are rendered.
+    """
+    changes = dict(overrides or {})
+    judged = Recipe(bundle, ("inference.json", "evaluate.json"), changes).open()
+    get = judged.get_parsed_content
+    grid: dict[str, Any] = {"size": tuple(get("spatial_size")), "spacing": get("spacing"), "progress": progress}
+    pairs = PairedPhantomDataset("fetal_head", split, count, label=0, **grid)
+    change = TrueChangeDataset("fetal_head", split, count, label=0, **grid)
+    reference = PhantomDataset("fetal_head", REFERENCE_SPLIT, references, sp_fraction=1.0, **grid)
+    classifier, oracle = get("classifier").eval(), get("oracle").eval()
+    identity, parameters = _identity(bundle)
+    truth = {
+        "image": _stack(pairs, "image_true"),
+        "segmentation": _stack(pairs, "segmentation_true"),
+        "parameters": torch.stack([_parameters(int(item["subject"]), parameters) for item in pairs]),
+        **{name: _stack(change, name) for name in ("appearance", "structure", "organ")},
+    }
+    cases = Cases(
+        _stack(pairs, "image"),
+        [str(item["case"]) for item in pairs],
+        [str(int(item["subject"])) for item in pairs],
+        truth,
+    )
+    return Task(
+        name="phantoms",
+        recipe=Recipe(bundle, ("inference.json",), changes),
+        cases=cases,
+        target=int(get("target")),
+        reference=torch.stack([reference[index]["image"] for index in range(len(reference))]),
+        classifier=classifier,
+        judge=lambda images: oracle(images)["quality"],
+        judge_threshold=get("quality_threshold"),
+        extractors={"oracle": oracle.features, "classifier f": classifier.features},
+        identity={"identity network": identity.features, "pooled pixels": pooled_pixels},
+        oracle=oracle,
+        segmenter=get("evaluation_segmenter").eval(),
+        recover=lambda images: identity(images)["parameters"],
+        parameter_names=parameters,
+        parameter_std=identity.std.tolist(),
+        spacing=float(get("spacing")),
+    )
+
+
+def _identity(bundle: str) -> tuple[IdentityNetwork, list[str]]:
+    """Load the network that recognizes subjects, and the names of the parameters it recovers."""
+    config = Recipe(bundle, ("train_identity.json",)).open()
+    names = list(config["parameters"])
+    network = IdentityNetwork(len(names), embedding_size=config["embedding_size"])
+    path = str(Path(config.get_parsed_content("bundle_root")) / "models" / "identity.pt")
+    return load_weights(network, path, remedy="Train it with train_identity.json.").eval(), names
+
+
+def _parameters(seed: int, names: list[str]) -> Tensor:
+    return torch.from_numpy(subject_parameters(FetalHead(seed), names))
+
+
+def _stack(dataset: Any, name: str) -> Tensor:
+    return torch.stack([torch.as_tensor(item[name]) for item in dataset])

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which methods and settings are compared: the rows of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ABLATION", "METHODS", "PAPER_SCHEDULE", "REFERENCE", "SPEED", "Row", "ablation", "select"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        name: how the row is called, also the name of its file.
+        label: how it reads.
+        overrides: ids of the bundle's inference config that it changes.
+        control: a row that must come out as what it is.
+    """
+
+    name: str
+    label: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    control: bool = False
+
+
+def _method(name: str, label: str, control: bool = False) -> Row:
+    return Row(name, label, {"method": name}, control)
+
+
+#: The table of methods: six of them and two controls, with the bundle's own options.
+METHODS = (
+    _method("diffice", "Diff-ICE"),
+    _method("diffice_single", "Diff-ICE, single pass"),
+    _method("universal", "x_t gradient"),
+    _method("dime", "DiME"),
+    _method("fastdime", "FastDiME"),
+    _method("sdedit", "SDEdit with CFG"),
+    _method("unchanged", "control: unchanged input", control=True),
+    _method("attack", "control: gradient attack", control=True),
+)
+
+#: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.
+PAPER_SCHEDULE = {
+    "inferer#num_inference_steps": 400,
+    "inferer#strength": 0.3,
+    "inferer#num_iterations": 5,
+    "inferer#confidence_threshold": None,
+    "inferer#batched_scales": False,
+    "inferer#guide_every": 1,
+    "amp": False,
+    "channels_last": False,
+    "compile": False,
+    "batch_size": 8,
+}
+
+#: The bundle's settings before the options below were chosen; every option is measured against this one.
+REFERENCE = {
+    **PAPER_SCHEDULE,
+    "inferer#num_inference_steps": 100,
+    "inferer#num_iterations": 3,
+    "inferer#classifier_scales": [30, 60],
+    "inferer#confidence_threshold": 0.95,
+}
+
+
+def _option(name: str, label: str, **overrides: Any) -> Row:
+    ids = {key if key in ("amp", "channels_last", "compile", "scheduler") else f"inferer#{key}": value
+           for key, value in overrides.items()}  # fmt: skip
+    return Row(name, label, {**REFERENCE, **ids})
+
+
+#: The options of speed, each alone against the reference, then the bundle's defaults.
+SPEED = (
+    Row("paper_schedule", "the paper's schedule: 120 of 400 steps, 5 passes, no exit", PAPER_SCHEDULE),
+    Row("reference", "reference: 30 of 100 steps, 3 passes, exit at 0.95", REFERENCE),
+    _option("no_exit", "without early exit", confidence_threshold=None),
+    _option("one_pass", "one pass", num_iterations=1),
+    _option("batched_scales", "scales in one batch", batched_scales=True),
+    _option("guide_every_2", "gradient every second step", guide_every=2),
+    _option("steps_50", "15 of 50 steps", num_inference_steps=50),
+    _option("steps_30", "9 of 30 steps", num_inference_steps=30),
+    _option("steps_20", "6 of 20 steps", num_inference_steps=20),
+    _option("amp", "bfloat16", amp=True),
+    _option("channels_last", "channels-last", channels_last=True),
+    _option("compile", "torch.compile", compile=True),
+    Row("defaults", "the bundle's defaults", {}),
+)
+
+STRENGTHS = (0.15, 0.3, 0.5)
+SCALES = (10, 30, 100, 300)
+
+
+def ablation(strengths: Sequence[float] = STRENGTHS, scales: Sequence[float] = SCALES) -> tuple[Row, ...]:
+    """Rows of the ablation of the noise level and the guidance (the paper's Fig. 5): one pass, one scale."""
+    return tuple(
+        Row(
+            f"strength_{strength:g}_scale_{scale:g}",
+            f"τ/n = {strength:g}, λ_c = {scale:g}",
+            {
+                **REFERENCE,
+                "inferer#num_iterations": 1,
+                "inferer#strength": strength,
+                "inferer#classifier_scales": [scale],
+            },
+        )
+        for strength in strengths
+        for scale in scales
+    )
+
+
+ABLATION = ablation()
+
+
+def select(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
+    """Return the rows of these names, or all.
+
+    Raises:
+        ValueError: a name that no row has.
+    """
+    if not names:
+        return list(rows)
+    unknown = sorted(set(names) - {row.name for row in rows})
+    if unknown:
+        known = ", ".join(row.name for row in rows)
+        raise ValueError(f"Unknown rows {', '.join(unknown)}: the study has {known}.")
+    return [row for row in rows if row.name in names]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One method over all cases, in a process of its own, so that its time and its memory are its own."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.counterfactual.rows import Row
+from benchmarks.counterfactual.task import Cases, Recipe
+from medcf.engines.training_state import save_atomically
+
+__all__ = ["Result", "Setup", "obtain"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how the methods run; part of what a stored result answers to.
+
+    Attributes:
+        device: torch device.
+        threads: threads of torch on a CPU.
+        seed: seed of all noise.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method made of N cases, and what it cost.
+
+    Attributes:
+        image: counterfactuals (N, 1, H, W).
+        trajectory: (N, L + 1, 1, H, W), the input first.
+        confidences: f's probability of the target at each iterate (N, L + 1).
+        flipped: (N,).
+        unchanged: inputs that f already gives the target class (N,).
+        evaluations: forwards of the denoiser a case (N,).
+        seconds: of all cases together.
+        peak_mib: memory above that of the process with its networks, in MiB.
+    """
+
+    image: Tensor
+    trajectory: Tensor
+    confidences: Tensor
+    flipped: Tensor
+    unchanged: Tensor
+    evaluations: Tensor
+    seconds: float
+    peak_mib: float
+
+
+def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> Result:
+    """Return a method's result over the cases: the stored one if it answers to the same question, else a new one.
+
+    Args:
+        row: the method and its options.
+        recipe: the bundle.
+        cases: the inputs.
+        setup: where to run.
+        work: folder of stored results.
+
+    Raises:
+        RuntimeError: the method failed; the message ends with its own.
+    """
+    question = {"recipe": asdict(recipe), "overrides": row.overrides, "setup": asdict(setup), "cases": _digest(cases)}
+    path = work / f"{row.name}-{_hash(json.dumps(question, sort_keys=True, default=str))}.pt"
+    if not path.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        inputs = work / f"cases-{question['cases']}.pt"
+        if not inputs.is_file():
+            save_atomically({"image": cases.image, "case": cases.case}, inputs)
+        spec = path.with_suffix(".json")
+        spec.write_text(json.dumps(question, indent=2, default=str) + "\n", encoding="utf-8")
+        logger.info("%s: running on %d cases", row.label, len(cases))
+        command = [sys.executable, "-m", "benchmarks.counterfactual.run", str(spec), str(inputs), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{row.label} failed:\n{done.stderr[-3000:]}")
+    return Result(**torch.load(path, weights_only=True))
+
+
+def _digest(cases: Cases) -> str:
+    return _hash(cases.image.numpy().tobytes() + "\n".join(cases.case).encode())
+
+
+def _hash(data: bytes | str) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:12]
+
+
+def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the method in this process."""
+    setup = Setup(**question["setup"])
+    torch.set_num_threads(setup.threads)
+    device = torch.device(setup.device)
+    recipe = Recipe(**{**question["recipe"], "configs": tuple(question["recipe"]["configs"])})
+    parser = recipe.open({**question["overrides"], "device": f"$torch.device({setup.device!r})", "seed": setup.seed})
+    network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
+    batch_size, amp = parser.get_parsed_content("batch_size"), parser.get_parsed_content("amp")
+    image, case = inputs["image"], list(inputs["case"])
+    half = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+    with torch.autocast(device.type, dtype=half, enabled=bool(amp)):
+
+        def explain(first: int) -> Any:
+            part = slice(first, first + batch_size)
+            return inferer.explain(image[part].to(device), network, sample_ids=case[part])
+
+        if parser.get("compile") or device.type == "cuda":
+            explain(0)  # compilation and the choice of kernels are paid once a process, not once a case
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        before, start = _memory(device), time.perf_counter()
+        parts = [explain(first) for first in range(0, len(case), batch_size)]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds, peak = time.perf_counter() - start, _memory(device) - before
+    columns = {
+        name: torch.cat([getattr(part, source).detach().as_subclass(Tensor).cpu() for part in parts])
+        for name, source in {
+            "image": "image",
+            "trajectory": "trajectory",
+            "confidences": "confidences",
+            "flipped": "flipped",
+            "unchanged": "unchanged",
+            "evaluations": "num_function_evaluations",
+        }.items()
+    }
+    return {**columns, "seconds": seconds, "peak_mib": peak}
+
+
+def _memory(device: torch.device) -> float:
+    """Peak so far in MiB: of the allocator on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    """Run one method: the question, the cases, and where the answer goes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counterfactual.run", description=__doc__)
+    for name in ("question", "inputs", "output"):
+        parser.add_argument(name, type=Path)
+    options = parser.parse_args()
+    question = json.loads(options.question.read_text(encoding="utf-8"))
+    save_atomically(_explain(question, torch.load(options.inputs, weights_only=True)), options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The studies: methods against each other, options of speed, noise level against guidance, pass after pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.counterfactual.measure import measure
+from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, Row, select
+from benchmarks.counterfactual.run import Result, Setup, obtain
+from benchmarks.counterfactual.tables import Figure
+from benchmarks.counterfactual.task import Task, apply
+
+__all__ = ["STUDIES", "Table", "iterations", "run_rows"]
+
+logger = logging.getLogger(__name__)
+
+#: Rows of each study that compares settings.
+STUDIES: dict[str, Sequence[Row]] = {"methods": METHODS, "speed": SPEED, "ablation": ABLATION}
+NUM_PASSES = 5
+
+
+class Table:
+    """Labels, figures and results of a study's rows."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.rows: list[dict[str, Figure]] = []
+        self.results: list[Result] = []
+
+    def add(self, label: str, figures: dict[str, Figure], result: Result) -> None:
+        """Append a row."""
+        self.labels.append(label)
+        self.rows.append(figures)
+        self.results.append(result)
+
+
+def run_rows(
+    task: Task, rows: Sequence[Row], setup: Setup, work: Path, names: Sequence[str] | None = None, seeds: bool = False
+) -> Table:
+    """Run and measure the rows of a study.
+
+    Args:
+        task: cases and judges.
+        rows: methods and settings.
+        setup: where to run.
+        work: folder of stored results.
+        names: only these rows.
+        seeds: run each method with a second seed as well, for the agreement of the two.
+    """
+    table = Table()
+    for row in select(rows, names):
+        result = obtain(row, task.recipe, task.cases, setup, work)
+        again = None
+        if seeds and not row.control:
+            again = obtain(row, task.recipe, task.cases, replace(setup, seed=setup.seed + 1), work)
+        table.add(row.label, measure(task, result, again), result)
+        logger.info("%s: measured", row.label)
+    return table
+
+
+def ceiling(task: Task) -> tuple[dict[str, Figure], Result]:
+    """Measure the paired truth itself as if it were a counterfactual: what no method can exceed by much."""
+    truth = task.cases.truth["image"]
+    count = len(task.cases)
+    result = Result(
+        image=truth,
+        trajectory=torch.stack([task.cases.image, truth], dim=1),
+        confidences=torch.full((count, 2), float("nan")),
+        flipped=torch.ones(count, dtype=torch.bool),
+        unchanged=torch.zeros(count, dtype=torch.bool),
+        evaluations=torch.zeros(count, dtype=torch.long),
+        seconds=float("nan"),
+        peak_mib=float("nan"),
+    )
+    figures = measure(task, result)
+    return {key: value for key, value in figures.items() if key not in ("seconds", "evaluations", "peak_mib")}, result
+
+
+def iterations(task: Task, setup: Setup, work: Path) -> Table:
+    """Measure every iterate of Diff-ICE run for all its passes (the paper's Table 2): cases do not leave early."""
+    row = Row(
+        "five_passes",
+        "five passes",
+        {"inferer#num_iterations": NUM_PASSES, "inferer#confidence_threshold": None},
+    )
+    result = obtain(row, task.recipe, task.cases, setup, work)
+    table = Table()
+    for number in range(1, result.trajectory.shape[1]):
+        iterate = replace(
+            result,
+            image=result.trajectory[:, number],
+            flipped=apply(task.classifier, result.trajectory[:, number]).argmax(1) == task.target,
+            seconds=float("nan"),
+        )
+        figures = measure(task, iterate)
+        for cost in ("seconds", "evaluations", "peak_mib"):
+            figures.pop(cost, None)
+        table.add(f"pass {number}", figures, iterate)
+    return table

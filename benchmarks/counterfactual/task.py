@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is explained, and who judges it: cases, networks, held-out images of the target class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from medcf.bundle import find_bundle_root
+
+__all__ = ["Cases", "Recipe", "Task", "apply", "truncate"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to open a bundle, as plain values that travel to another process.
+
+    Attributes:
+        bundle: name of the bundle.
+        configs: files of its ``configs``, later ones over earlier ones.
+        overrides: further ids, for example ``{"inferer#strength": 0.2}``.
+    """
+
+    bundle: str
+    configs: tuple[str, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, overrides: Mapping[str, Any] | None = None) -> ConfigParser:
+        """Read the configs; components are made by ``get_parsed_content``."""
+        root = Path(find_bundle_root(self.bundle))
+        parser = ConfigParser()
+        # overlays add to lists and dictionaries of the first file with "+id", which load_config_files resolves
+        parser.update(ConfigParser.load_config_files([str(root / "configs" / name) for name in self.configs]))
+        parser.update({"bundle_root": str(root), "progress": False, **self.overrides, **(overrides or {})})
+        return parser
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Images on the network's grid, and what is known of them.
+
+    Attributes:
+        image: inputs (N, 1, H, W) in [-1, 1].
+        case: name of each, which also seeds its noise.
+        subject: whose image it is.
+        truth: what else is known of each case by name, tensors (N, ...): on phantoms the paired true ``image`` with its
+            ``segmentation``, the subject's ``parameters``, and ``appearance``, ``structure``, ``organ`` of the change.
+    """
+
+    image: Tensor
+    case: list[str]
+    subject: list[str]
+    truth: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.case)
+
+    def where(self, mask: Tensor) -> Cases:
+        """Keep the cases (N,) that are true."""
+        kept = mask.nonzero()[:, 0].tolist()
+        truth = {name: values[mask] for name, values in self.truth.items()}
+        return Cases(self.image[mask], [self.case[i] for i in kept], [self.subject[i] for i in kept], truth)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark on one set of cases.
+
+    Attributes:
+        name: for headings and files.
+        recipe: the bundle whose inferer explains.
+        cases: the inputs, none of which any network was trained on.
+        target: wanted class.
+        reference: held-out real images of the target class (M, 1, H, W), of other subjects than the cases.
+        classifier: f, images to logits; has ``features``.
+        judge: independent of f, images to the probability that they are of the target class (B,).
+        judge_threshold: from which probability on the judge says target.
+        extractors: features by name, images to (B, D), for distances between sets; the first is the main one.
+        identity: features by name, images to (B, E), for re-identification.
+        oracle: images to concept scores and quality; None where no concepts are known.
+        segmenter: images to logits of structures, independent of f; None where there is none.
+        recover: images to the subject's parameters (B, P), whose true values are ``cases.truth["parameters"]``; None
+            where no such network exists.
+        parameter_names: what they are.
+        parameter_std: their spread over the population.
+        spacing: pixel spacing in mm.
+    """
+
+    name: str
+    recipe: Recipe
+    cases: Cases
+    target: int
+    reference: Tensor
+    classifier: Any
+    judge: Callable[[Tensor], Tensor]
+    judge_threshold: float
+    extractors: dict[str, Callable[[Tensor], Tensor]]
+    identity: dict[str, Callable[[Tensor], Tensor]]
+    oracle: Any = None
+    segmenter: Any = None
+    recover: Callable[[Tensor], Tensor] | None = None
+    parameter_names: Sequence[str] = ()
+    parameter_std: Sequence[float] = ()
+    spacing: float = 1.0
+
+
+def truncate(values: Sequence[Any], count: int | None) -> list[Any]:
+    """Return the first ``count`` values, or all."""
+    return list(values if count is None else values[:count])
+
+
+@torch.no_grad()
+def apply(function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 32) -> Tensor:
+    """Apply a network in batches, without gradients.
+
+    Args:
+        function: images (B, C, *spatial) to a tensor (B, ...).
+        images: (N, C, *spatial).
+        batch_size: images at once.
+
+    Returns:
+        (N, ...).
+    """
+    return torch.cat([function(batch) for batch in images.split(batch_size)])

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.counterfactual.environment import describe_command
+from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, select
+from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, read_csv, write_csv
+
+FLIPS = Measure("flips", "flips", "validity", "↑", 0, percent=True)
+ERROR = Measure("error", "error", "truth", "↓", 2)
+
+
+def test_a_figure_is_printed_with_its_interval():
+    assert FLIPS.show(Figure(0.5, 0.25, 0.75, 8)) == "50 % [25 %, 75 %]"
+    assert ERROR.show(Figure(1.234)) == "1.23"
+    assert ERROR.show(Figure(math.nan)) == "-"
+    assert FLIPS.show(Figure(1.0, 1.0, 1.0, 8)) == "100 %"
+
+
+def test_each_theme_is_a_table_and_unmeasured_columns_are_left_out():
+    text = markdown(["a", "b"], [{"flips": Figure(1.0)}, {"flips": Figure(0.5)}], [FLIPS, ERROR])
+    assert text.splitlines() == ["| validity | flips ↑ |", "| --- | --- |", "| a | 100 % |", "| b | 50 % |"]
+
+
+def test_csv_keeps_values_intervals_and_counts(tmp_path):
+    rows = [{"flips": Figure(0.5, 0.25, 0.75, 8)}, {"error": Figure(1.5, 1.0, 2.0, 4)}]
+    write_csv(tmp_path / "t.csv", ["a", "b"], rows)
+    assert read_csv(tmp_path / "t.csv") == (["a", "b"], rows)
+
+
+def test_tables_go_between_their_marks_and_nothing_else_changes(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n", encoding="utf-8")
+    insert(page, "x", "new\n")
+    assert page.read_text(encoding="utf-8") == "before\n<!-- x: begin -->\nnew\n<!-- x: end -->\nafter\n"
+    with pytest.raises(ValueError, match="must hold"):
+        insert(page, "y", "new")
+
+
+def test_the_table_has_six_methods_and_two_controls_and_unique_files():
+    assert sum(not row.control for row in METHODS) == 6
+    assert [row.name for row in METHODS if row.control] == ["unchanged", "attack"]
+    for study in (METHODS, SPEED, ABLATION):
+        assert len({row.name for row in study}) == len(study)
+
+
+def test_an_unknown_row_is_named_with_those_that_exist():
+    with pytest.raises(ValueError, match=r"dimes.*diffice_single"):
+        select(METHODS, ["dimes"])
+
+
+def test_a_command_names_no_folder_of_the_machine(tmp_path):
+    shown = describe_command("benchmarks.counterfactual", ["--tables", str(tmp_path / "fetal_us"), "--count", "4"])
+    assert shown == 'python -m benchmarks.counterfactual --tables "$FETAL_US" --count 4'
