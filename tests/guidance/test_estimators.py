@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from medcf.guidance import CounterfactualLoss, DiMEGradient, X0Gradient, XtGradient
+from medcf.guidance import CounterfactualLoss, DiMEGradient, NoisyL1, X0Gradient, XtGradient
 from medcf.networks import Denoiser
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
@@ -137,3 +137,31 @@ def test_dime_gradient_may_begin_at_the_clean_input(tiny_unet, loss, sample):
         plain, guided = make_step(tiny_unet(), estimator, sample, t)
         wanted = X0Gradient(loss).at(point) / scheduler.alpha_bar(t) ** 0.5
         torch.testing.assert_close(guided.mean, plain.mean - plain.gain * wanted)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_xt_gradient_may_leave_the_perceptual_term_at_the_clean_image(tiny_unet, sample, clip):
+    network, scheduler = tiny_unet(), RespacedDDPMScheduler(1000)
+    reference, features = torch.rand(3, 1, 8, 8), nn.Conv2d(1, 2, 3)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    scales = torch.tensor([10.0, 20.0, 30.0])
+    loss = CounterfactualLoss(classifier, features, perceptual_scale=30.0).bind(reference, TARGET, scales)
+    plain, guided = make_step(network, XtGradient(loss, perceptual_at="x0"), sample, 473, clip=clip)
+    noisy = sample.clone().requires_grad_()
+    image = clean(network, scheduler, noisy, 473, clip)
+    class_loss = (scales * nn.functional.cross_entropy(classifier(image), TARGET, reduction="none")).sum()
+    (through,) = torch.autograd.grad(class_loss, noisy)
+    point = image.detach().requires_grad_()
+    distance = (features(point) - features(reference)).pow(2).flatten(1).mean(1).sum()
+    (direct,) = torch.autograd.grad(30.0 * distance, point)
+    wanted = plain.mean - plain.gain * (through + direct)
+    torch.testing.assert_close(guided.mean, wanted.detach(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="perceptual_at='z'"):
+        XtGradient(loss, perceptual_at="z")
+
+
+def test_l1_hook_moves_the_mean_towards_the_reference_by_its_sign(tiny_unet, loss, sample):
+    reference = torch.zeros(3, 1, 8, 8)
+    plain, _ = make_step(tiny_unet(), X0Gradient(loss), sample, 473)
+    moved = NoisyL1(reference, 0.05).on_step(plain)
+    torch.testing.assert_close(moved.mean, plain.mean - plain.gain * 0.05 * sample.sign())

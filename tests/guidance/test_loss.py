@@ -130,3 +130,21 @@ def test_features_of_the_classifier_itself_share_its_forward(classifier, images)
     assert shared.shares_forward_with(classifier)
     assert not normalized.shares_forward_with(classifier)
     assert not apart.shares_forward_with(classifier)
+
+
+def test_given_features_of_the_original_are_not_computed_again(classifier, images):
+    image, reference = images
+    calls = []
+
+    def features(x):
+        calls.append(len(x))
+        return [x.mean(dim=1), x.square()]
+
+    loss = CounterfactualLoss(classifier, features, 7.0, 30.0)
+    known = loss.features(reference)
+    calls.clear()
+    given = loss.bind(reference, TARGET, None, known)
+    assert calls == []
+    torch.testing.assert_close(given(image).total, loss.bind(reference, TARGET)(image).total)
+    assert given(image).classifier_scale == 7.0
+    assert given(image).perceptual_scale == 30.0

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the methods share: a classifier of brightness, dark images, and a maker of small inferers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medcf.inferers import DiffICEInferer, create_method
+from medcf.inferers.selection import method_arguments
+from medcf.registry import METHODS
+from medcf.schedulers import RespacedDDPMScheduler
+
+
+class Brightness(nn.Module):
+    """Class 1 is bright: logit slope * (mean of the image - middle)."""
+
+    def __init__(self, middle=0.0, slope=5.0):
+        super().__init__()
+        self.middle, self.slope = middle, slope
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, image):
+        logit = self.slope * (self.weight * image.flatten(1).mean(1) - self.middle)
+        return torch.stack([-logit, logit], dim=1)
+
+
+@pytest.fixture
+def brightness():
+    """The class of the classifier: ``brightness(middle, slope)``."""
+    return Brightness
+
+
+@pytest.fixture
+def images():
+    """Four dark images, from nearly bright to very dark."""
+    noise = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.4 - 0.2
+    return noise - torch.tensor([0.05, 0.2, 0.4, 0.6]).reshape(4, 1, 1, 1)
+
+
+@pytest.fixture
+def network(gaussian_network):
+    """Faithful to any image: the wide prior of a network that denoises little."""
+    return gaussian_network(0.0, 1.0)
+
+
+@pytest.fixture
+def make():
+    """Diff-ICE of 5 of 20 steps and two passes: ``make(classifier, scheduler, **options)``."""
+
+    def build(classifier=None, scheduler=None, **options):
+        defaults = {"num_inference_steps": 20, "strength": 0.25, "num_iterations": 2, "classifier_scales": (6,)}
+        defaults |= {"perceptual_scale": 3.0, "progress": False, "target": 1}
+        classifier = Brightness() if classifier is None else classifier
+        scheduler = RespacedDDPMScheduler(1000, variance_type="fixed_large") if scheduler is None else scheduler
+        return DiffICEInferer(scheduler, classifier, **(defaults | options))
+
+    return build
+
+
+@pytest.fixture
+def make_method():
+    """Any method of 5 of 20 steps, one pass and one scale: ``make_method(name, **options)``."""
+
+    def build(name, **options):
+        defaults = {"num_inference_steps": 20, "strength": 0.25, "num_iterations": 1, "classifier_scales": (30,)}
+        defaults |= {"perceptual_scale": 0.0, "progress": False, "target": 1, "classifier": Brightness()}
+        defaults |= {
+            "scheduler": RespacedDDPMScheduler(1000, variance_type="fixed_large"),
+            "guidance_scale": 1.0,
+            "epsilon": 0.4,
+        }
+        known, _ = method_arguments(METHODS[name])
+        return create_method(name, **({k: v for k, v in defaults.items() if k in known} | options))
+
+    return build
