@@ -77,8 +77,8 @@ def by_hand(
 def test_any_channels_and_dimensions_agree_with_a_pixel_by_pixel_loop(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(3)
     weight = torch.rand(shape, generator=generator)
-    image = 0.4 * torch.rand(3, *shape, generator=generator)
-    counterfactual = 0.5 + 0.5 * torch.rand(3, *shape, generator=generator)
+    image = 0.6 * torch.rand(3, *shape, generator=generator)
+    counterfactual = torch.rand(3, *shape, generator=generator)  # some pixels rise, some fall
     classifier = LinearProbability(weight)
     pixels = math.prod(shape[1:])
     counts = [pixels * t // 7 for t in range(8)]
