@@ -11,13 +11,12 @@ import torch
 from monai.bundle import ConfigParser
 
 from medcf.data.phantoms import FetalHead, PairedPhantomDataset
-from medcf.data.phantoms.identities import subject_parameters
+from medcf.data.phantoms.identities import HEAD, RECOVERABLE, subject_parameters
 from medcf.engines.checkpoints import load_weights
 from medcf.metrics.subject_parameters import SubjectParameters
 from medcf.networks.identity import IdentityNetwork
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffice"
-KEPT = ("bpd_mm", "ofd_mm", "rotation_deg", "center_row_mm", "center_col_mm")
 
 
 def test_outputs_are_a_unit_vector_and_values_in_physical_units():
@@ -67,6 +66,7 @@ def test_statistics_that_do_not_fit_are_refused():
 @pytest.fixture(scope="module")
 def names():
     config = ConfigParser(ConfigParser.load_config_file(str(BUNDLE / "configs" / "train_identity.json")))
+    assert tuple(config["parameters"]) == RECOVERABLE
     return config["parameters"]
 
 
@@ -85,9 +85,9 @@ def heads(names):
 
 
 def identity_lost(network, names, counterfactual, heads):
-    columns = [names.index(name) for name in KEPT]
+    columns = [names.index(name) for name in HEAD]
     _, paired, truth = heads
-    metric = SubjectParameters(KEPT, network.std[columns])
+    metric = SubjectParameters(HEAD, network.std[columns])
     found, reference = (network(picture)["parameters"][:, columns] for picture in (counterfactual, paired))
     metric(found, truth[:, columns], reference=reference)
     return metric

@@ -21,7 +21,7 @@ from medcf.data.phantoms.datasets import native_size, on_grid, subject_seed, to_
 from medcf.data.phantoms.fetal_head import FetalHead
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
-__all__ = ["CANDIDATES", "IdentityDataset", "subject_parameters"]
+__all__ = ["CANDIDATES", "HEAD", "RECOVERABLE", "SCANNER", "IdentityDataset", "subject_parameters"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,18 @@ CANDIDATES: dict[str, Callable[[FetalHead], float]] = {
     **{f"variation_{k}": partial(_element, "variation", k) for k in range(10)},
 }
 
+#: What a small network can tell from any plane (R² of at least 0.5 on heads it has not seen): the head itself and its
+#: place in the image; the outline's harmonics, the skull and the sizes of the brain's parts are not among it.
+HEAD = ("bpd_mm", "ofd_mm", "cephalic_index", "facing", "rotation_deg", "center_row_mm", "center_col_mm")
 
-def subject_parameters(subject: FetalHead, names: Sequence[str] = tuple(CANDIDATES)) -> NDArray[np.float32]:
+#: The same of the machine: where the probe is and how wide its sector; gain and gray map cannot be told.
+SCANNER = ("apex_row_mm", "apex_col_mm", "half_angle_deg")
+
+#: What the bundle's identity network recovers, in the order of its output.
+RECOVERABLE = HEAD + SCANNER
+
+
+def subject_parameters(subject: FetalHead, names: Sequence[str] = RECOVERABLE) -> NDArray[np.float32]:
     """Read the true parameters of a subject.
 
     Args:
@@ -105,7 +115,7 @@ class IdentityDataset(Dataset[dict[str, Any]]):
         self,
         split: str = "oracle",
         count: int = 1000,
-        parameters: Sequence[str] = tuple(CANDIDATES),
+        parameters: Sequence[str] = RECOVERABLE,
         *,
         views: int = 3,
         name: str = "fetal_head",
