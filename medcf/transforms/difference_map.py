@@ -10,6 +10,7 @@ reconstruction noise of an image without a finding as bright as a finding.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -225,7 +226,12 @@ def explain_with_floor(
     if floor not in get_args(Floor):
         raise ValueError(f"floor={floor!r} is unknown: use one of {', '.join(map(repr, get_args(Floor)))}.")
     if floor == "unguided" and not hasattr(inferer, "classifier_scales"):
-        raise ValueError(f"{type(inferer).__name__} has no guidance to switch off: use floor='source'.")
+        raise ValueError(f"{type(inferer).__name__} has no guidance by a classifier to switch off: use floor='source'.")
+    if floor == "source" and "run_unchanged" not in inspect.signature(inferer.explain).parameters:
+        raise ValueError(
+            f"{type(inferer).__name__} returns images of the target class without running, so it has no floor of its "
+            "own class: use floor='unguided', or a method whose explain takes run_unchanged."
+        )
     if floor == "source" and source is None:
         with torch.no_grad():
             source = inferer.classifier(image).argmax(1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,10 +183,30 @@ def test_a_method_without_guidance_needs_the_source_floor_and_seeds_are_needed(g
     inferer = SDEditInferer(scheduler, Brightness(), 1, null_class_labels=2, num_inference_steps=20, progress=False)
     with pytest.raises(ValueError, match="floor='source'"):
         explain_with_floor(inferer, dark_images(), gaussian_network(0.0, 1.0))
+    with pytest.raises(ValueError, match="takes run_unchanged"):
+        explain_with_floor(SimpleNamespace(explain=lambda image, network: image), dark_images(), len, floor="source")
     with pytest.raises(ValueError, match="seeds is empty"):
         explain_with_floor(make(), dark_images(), gaussian_network(0.0, 1.0), seeds=())
     with pytest.raises(ValueError, match="floor='none'"):
         explain_with_floor(make(), dark_images(), gaussian_network(0.0, 1.0), floor="none")  # type: ignore[arg-type]
+
+
+def test_the_source_floor_runs_the_method_towards_the_class_that_the_image_has(gaussian_network: Any) -> None:
+    calls = []
+
+    class Runs(DiffICEInferer):
+        def explain(self, *args: Any, run_unchanged: bool = False) -> Any:
+            calls.append((self.seed, self.num_iterations, args[3], run_unchanged))
+            return super().explain(*args)
+
+    inferer = make()
+    inferer.__class__ = Runs
+    images = dark_images()
+    found = explain_with_floor(inferer, images, gaussian_network(0.0, 1.0), ["a", "b", "c"], seeds=(4,), floor="source")
+    (_, _, target, ran), (seed, passes, source, again) = calls
+    assert (target, ran, seed, again) == (None, False, 4, True)
+    assert source.tolist() == [0, 0, 1]
+    assert passes == int(found.results[0].iterations.max())
 
 
 def test_maps_of_one_case_collate_back_from_a_batch() -> None:
