@@ -1,18 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of counterfactuals, on MONAI's ``CumulativeIterationMetric``."""
+"""Metrics of counterfactuals, on MONAI's ``CumulativeIterationMetric``; importing them registers them by name."""
 
 from __future__ import annotations
 
+from medcf.metrics.agreement import OracleAgreement
+from medcf.metrics.base import CaseMetric, Counts
+from medcf.metrics.biometry import BiometryShift, head_biometry
+from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.confidence import BoundedKL, MeanAbsoluteDifference
+from medcf.metrics.cout import COUT, transition_curves
+from medcf.metrics.frechet import FrechetDistance, frechet_distance
 from medcf.metrics.identity import ReIdentification, pooled_pixels
-from medcf.metrics.structures import StructureDice
-from medcf.metrics.validity import FlipRatio, MeanQualityDifference, flip_survival, perturbations
+from medcf.metrics.kernel_distance import KernelDistance, kernel_distance
+from medcf.metrics.localization import ChangeAUPRC, ChangeIoU, PointingGame
+from medcf.metrics.perceptual_distance import PerceptualDistance
+from medcf.metrics.quality import MeanQualityDifference, StructureQualityDifference, quality_by_input
+from medcf.metrics.robustness import FlipSurvival, SeedAgreement, flip_survival, perturbations
+from medcf.metrics.similarity import MSE, PSNR, SSIM, FeatureCosine, MultiScaleSSIM
+from medcf.metrics.structures import StructureChanges, StructureDice
+from medcf.metrics.subject_parameters import SubjectParameters
+from medcf.metrics.truth import RelativeTruthError, TruthError, TruthSimilarity, TruthSimilarityGain
+from medcf.metrics.validity import FlipRatio
 
 __all__ = [
+    "COUT",
+    "MSE",
+    "PSNR",
+    "SSIM",
+    "BiometryShift",
+    "BoundedKL",
+    "CaseMetric",
+    "ChangeAUPRC",
+    "ChangeIoU",
+    "Counts",
+    "FeatureCosine",
     "FlipRatio",
+    "FlipSurvival",
+    "FrechetDistance",
+    "KernelDistance",
+    "MeanAbsoluteDifference",
     "MeanQualityDifference",
+    "MultiScaleSSIM",
+    "OracleAgreement",
+    "PerceptualDistance",
+    "PointingGame",
     "ReIdentification",
+    "RelativeTruthError",
+    "SeedAgreement",
+    "StructureChanges",
     "StructureDice",
+    "StructureQualityDifference",
+    "SubjectParameters",
+    "TruthError",
+    "TruthSimilarity",
+    "TruthSimilarityGain",
+    "bootstrap_interval",
     "flip_survival",
+    "frechet_distance",
+    "head_biometry",
+    "kernel_distance",
     "perturbations",
     "pooled_pixels",
+    "quality_by_input",
+    "transition_curves",
 ]
