@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.counterfactual.measure import MEASURES, measure
+from benchmarks.counterfactual.phantoms import phantom_task
+from benchmarks.counterfactual.rows import Row
+from benchmarks.counterfactual.run import Result, Setup, obtain
+
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def task():
+    return phantom_task(split="val", count=COUNT, references=40, progress=False)
+
+
+def result_of(task, image, flipped):
+    return Result(
+        image=image,
+        trajectory=torch.stack([task.cases.image, image], dim=1),
+        confidences=torch.zeros(COUNT, 2),
+        flipped=torch.full((COUNT,), flipped),
+        unchanged=torch.zeros(COUNT, dtype=torch.bool),
+        evaluations=torch.zeros(COUNT, dtype=torch.long),
+        seconds=1.0,
+        peak_mib=0.0,
+    )
+
+
+def test_doing_nothing_comes_out_as_doing_nothing(task):
+    figures = measure(task, result_of(task, task.cases.image, False))
+    assert figures["flips"].value == 0
+    assert figures["fd_inputs"].value == pytest.approx(0, abs=1e-6)
+    assert figures["ssim"].value == pytest.approx(1)
+    assert figures["truth_ratio"].value == pytest.approx(1)
+    assert figures["quality"].value == pytest.approx(0, abs=1e-6)
+    assert figures["fd_main"].value > 10
+    assert set(figures) <= {entry.key for entry in MEASURES}
+
+
+def test_the_paired_truth_is_the_best_there_is_and_another_subjects_truth_loses_the_identity(task):
+    truth = task.cases.truth["image"]
+    own = measure(task, result_of(task, truth, True))
+    others = measure(task, result_of(task, truth.roll(1, dims=0), True))
+    assert own["flips"].value == others["flips"].value == 1
+    assert own["confirmed"].value == others["confirmed"].value == 1
+    assert own["truth_ratio"].value == 0
+    assert own["fd_main"].value < 5
+    assert own["rank_main"].value == 1
+    assert own["invented"].value == own["lost"].value == 0
+    assert abs(own["lost_identity"].value) < 0.01
+    assert others["lost_identity"].value > 0.4
+    assert others["truth_ratio"].value > 0.8
+    assert others["hc_error"].value > own["hc_error"].value + 3
+
+
+def test_a_result_is_stored_and_used_again_until_the_question_changes(task, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    cases = task.cases.where(torch.arange(COUNT) < 2)
+    row = Row("unchanged", "unchanged", {"method": "unchanged"}, control=True)
+    first = obtain(row, task.recipe, cases, Setup(), tmp_path)
+    assert torch.equal(first.image, cases.image)
+    assert first.evaluations.sum() == 0
+    stored = list(tmp_path.glob("unchanged-*.pt"))
+    assert len(stored) == 1
+    written = stored[0].stat().st_mtime_ns
+    obtain(row, task.recipe, cases, Setup(), tmp_path)
+    assert stored[0].stat().st_mtime_ns == written
+    with pytest.raises(RuntimeError, match="no method failed"):
+        obtain(
+            replace(row, name="x", label="no method", overrides={"method": "nothing"}),
+            task.recipe,
+            cases,
+            Setup(),
+            tmp_path,
+        )
