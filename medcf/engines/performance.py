@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -51,7 +51,8 @@ def accelerate(network: Module, *, channels_last: bool = False, compile: bool | 
         channels_last: store the weights of its convolutions channels last, which its activations then follow.
         compile: compile its forward at the first call: True, or a mode of ``torch.compile`` such as
             ``"reduce-overhead"`` (CUDA graphs) or ``"max-autotune"``. The first call takes a minute or so; a second
-            batch size compiles it once more, for all sizes. Without a C++ compiler it warns and does nothing.
+            batch size compiles it once more, for all sizes. Where there is no C++ compiler, or compiling fails, it
+            warns and the network runs as it is.
 
     Returns:
         The same network; its state dict keeps its names.
@@ -69,8 +70,27 @@ def accelerate(network: Module, *, channels_last: bool = False, compile: bool | 
                 type(network).__name__,
             )
             return network
-        network.compile(mode=None if compile is True else compile)
+        _compile_forward(network, None if compile is True else compile)
     return network
+
+
+def _compile_forward(network: nn.Module, mode: str | None) -> None:
+    """Replace a network's forward by a compiled one, which steps back for good when it cannot be compiled."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    plain = network.forward
+    compiled = torch.compile(plain, mode=mode)
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        try:
+            return compiled(*inputs, **options)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("compile: %s runs as it is, because compiling failed (%s).", type(network).__name__, reason)
+            network.forward = plain  # type: ignore[method-assign]
+            return plain(*inputs, **options)
+
+    network.forward = forward  # type: ignore[method-assign]
 
 
 def _has_compiler() -> bool:

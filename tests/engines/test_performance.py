@@ -22,10 +22,9 @@ def make_net(spatial_dims: int = 2) -> nn.Module:
 def test_the_defaults_change_nothing():
     network = make_net()
     strides = [parameter.stride() for parameter in network.parameters()]
-    forward = network._compiled_call_impl
     assert accelerate(network) is network
     assert [parameter.stride() for parameter in network.parameters()] == strides
-    assert network._compiled_call_impl is forward is None
+    assert "forward" not in vars(network)
 
 
 @pytest.mark.parametrize(("spatial_dims", "memory_format"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
@@ -46,15 +45,34 @@ def test_activations_follow_the_weights():
     assert not result.is_contiguous()
 
 
-def test_compile_keeps_the_state_dict_and_takes_a_mode(monkeypatch):
-    network = make_net()
-    names = list(network.state_dict())
+def test_compile_keeps_names_and_results_and_takes_a_mode(monkeypatch):
     asked = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append(options))
+
+    def compiler(function, mode):
+        asked.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    network, image = make_net(), torch.randn(1, 1, 8, 8)
+    expected, names = network(image), list(network.state_dict())
     assert accelerate(network, compile=True) is network
-    accelerate(network, compile="max-autotune")
-    assert asked == [{"mode": None}, {"mode": "max-autotune"}]
+    assert torch.equal(accelerate(make_net(), compile="max-autotune")(image), expected)
+    assert asked == [None, "max-autotune"]
     assert list(network.state_dict()) == names
+
+
+def test_a_failing_compiler_is_left_alone_after_one_warning(monkeypatch, caplog):
+    def broken(graph, inputs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode, real=torch.compile: real(function, backend=broken))
+    network, image = make_net(), torch.randn(1, 1, 8, 8)
+    expected = network(image)
+    accelerate(network, compile=True)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(network(image), expected)
+        assert torch.equal(network(image), expected)
+    assert caplog.text.count("no space left on device") == 1
 
 
 def test_without_a_compiler_it_warns_and_runs_as_before(monkeypatch, caplog):
@@ -64,7 +82,7 @@ def test_without_a_compiler_it_warns_and_runs_as_before(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         accelerate(network, compile=True)
     assert "no C++ compiler" in caplog.text
-    assert network._compiled_call_impl is None
+    assert "forward" not in vars(network)
     assert torch.equal(network(image), expected)
 
 
