@@ -52,7 +52,7 @@ def load(device: str, steps: int, strength: float, batch: int) -> tuple[Any, nn.
     parser.update({f"inferer#{name}": value for name, value in settings.items()})
     parser.update({"inferer#confidence_threshold": None, "progress": False, "device": device})
     phantoms = PhantomDataset(split="demo", count=4 * batch + 16, progress=False)
-    images = torch.stack([item["image"] for item in phantoms]).to(device)
+    images = torch.stack([phantoms[index]["image"] for index in range(len(phantoms))]).to(device)
     inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network")
     with torch.no_grad():
         others = images[inferer.classifier(images).argmax(1) != inferer.target][:batch]

@@ -64,9 +64,15 @@ def build(device: torch.device | str, changes: dict[str, Any]) -> Networks:
     classifier = SegmentationGuidedClassifier(
         parser.get_parsed_content("segmenter_def"), parser.get_parsed_content("predictor_def")
     )
-    modules = (parser.get_parsed_content("network_def"), classifier, parser.get_parsed_content("perceptual"))
-    height, width = parser.get_parsed_content("spatial_size")
-    return Networks(*(module.eval().requires_grad_(False).to(device) for module in modules), (height, width))
+    networks = Networks(
+        parser.get_parsed_content("network_def"),
+        classifier,
+        parser.get_parsed_content("perceptual"),
+        tuple(parser.get_parsed_content("spatial_size")),
+    )
+    for module in (networks.denoiser, classifier, networks.perceptual):
+        module.eval().requires_grad_(False).to(device)
+    return networks
 
 
 def images_and_target(networks: Networks, count: int, device: torch.device | str) -> tuple[Tensor, int]:
@@ -76,5 +82,7 @@ def images_and_target(networks: Networks, count: int, device: torch.device | str
         logits = networks.classifier(images)
         gap = logits[:, 0] - logits[:, 1]
         head = networks.classifier.get_submodule("predictor.head")
-        head.bias[0] -= gap.min() - 1  # random weights may take the images for either class: now all are class 0
+        head.get_parameter("bias")[0] -= (
+            gap.min() - 1
+        )  # random weights may take the images for either class: now all are class 0
     return images, 1

@@ -87,10 +87,10 @@ def _compile_forward(network: nn.Module, mode: str | None) -> None:
         except TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
             logger.warning("compile: %s runs as it is, because compiling failed (%s).", type(network).__name__, reason)
-            network.forward = plain  # type: ignore[method-assign]
+            network.forward = plain
             return plain(*inputs, **options)
 
-    network.forward = forward  # type: ignore[method-assign]
+    network.forward = forward
 
 
 def _has_compiler() -> bool:
