@@ -82,7 +82,7 @@ def load_cases(split: str, count: int, classifier: nn.Module, target: int, devic
     """Render the pairs and their true change, and keep the inputs that the classifier does not call the target."""
     pairs = PairedPhantomDataset(split=split, count=count)
     changes = TrueChangeDataset(split=split, count=count)
-    image = torch.stack([pair["image"] for pair in pairs]).to(device)
+    image = torch.stack([pairs[index]["image"] for index in range(count)]).to(device)
     with torch.no_grad():
         logits = torch.cat([classifier(part) for part in image.split(32)])
     kept = (logits.argmax(1) != target).nonzero()[:, 0].tolist()
@@ -166,7 +166,7 @@ def saliency_maps(cases: Cases, classifier: nn.Module) -> Iterator[tuple[str, Te
 
 def reference_maps(cases: Cases) -> Iterator[tuple[str, Tensor]]:
     """Yield what knows everything and what knows nothing, (N, 1, H, W)."""
-    yield "paired true image minus input (ceiling)", (cases.truth - cases.image).abs()
+    yield "paired true image minus input (perfect counterfactual)", (cases.truth - cases.image).abs()
     edges = np.stack([sobel(image[0].cpu().numpy()) for image in cases.image])[:, None]
     yield "edges of the input (Sobel)", torch.from_numpy(edges).to(cases.image)
     yield "brightness of the input", (cases.image + 1).clamp(min=0)
@@ -231,6 +231,10 @@ def markdown(rows: list[dict[str, Any]], cases: Cases, seconds: dict[str, float]
         "- *Structure*: thalami, cavum or posterior fossa are in one of the two planes and not in the other.",
         "- AUPRC is average precision; IoU is at each case's best threshold, chosen with the truth in hand; the "
         "pointing game asks whether the map's maximum lies within one pixel of the change.",
+        "- Saliency maps show what in the input made the classifier say its class (it sees the probabilities of its "
+        "segmenter, too); they cannot show what is missing. They are smooth by construction, so one difference map is "
+        f"smoothed, with a Gaussian of {SMOOTHING:g} pixels.",
+        "- The perfect counterfactual has other speckle than the input, which its unsmoothed difference shows everywhere.",
         "- Floor: the same passes with the same noise, without the class's guidance. Signed maps are prediction minus "
         "input; their magnitude is scored.",
         "",

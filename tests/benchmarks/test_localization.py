@@ -41,8 +41,8 @@ def test_maps_are_not_negative_and_the_floor_and_seeds_bring_them_nearer_to_the_
         name: {row["change"]: row["value"] for row in localization.score("", name, each, cases, False)[::3]}
         for name, each in maps.items()
     }
-    ceiling = dict(reference_maps(cases))["paired true image minus input (ceiling)"]
-    best = {row["change"]: row["value"] for row in localization.score("", "", ceiling, cases, False)[::3]}
+    perfect = dict(reference_maps(cases))["paired true image minus input (perfect counterfactual)"]
+    best = {row["change"]: row["value"] for row in localization.score("", "", perfect, cases, False)[::3]}
     for kind in localization.KINDS:
         assert values["difference, 1 seed"][kind] < values["signed, 3 seeds"][kind]
         assert values["signed minus floor, 3 seeds"][kind] == pytest.approx(best[kind], abs=0.02)
@@ -69,8 +69,8 @@ def test_maps_without_information_are_at_chance(cases: Cases) -> None:
     for row in localization.score("reference", "random", maps["random"], cases, False):
         if row["metric"] == "AUPRC":
             assert row["value"] == pytest.approx(row["chance"], abs=0.05)
-    ceiling = localization.score("", "", maps["paired true image minus input (ceiling)"], cases, False)
-    assert all(row["value"] > 1.5 * row["chance"] for row in ceiling)
+    perfect = localization.score("", "", maps["paired true image minus input (perfect counterfactual)"], cases, False)
+    assert all(row["value"] > 1.5 * row["chance"] for row in perfect)
 
 
 def test_the_command_writes_both_files_and_says_how_they_were_made(
