@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 PATIENCE = 120.0
 """Seconds without a beat after which a process counts as dead."""
 
+_START = 1200.0  # seconds that a process may take to its first beat: it loads weights from a slow disk, say
 _BEAT = 5.0
 _POLL = 0.05
 
@@ -73,6 +74,7 @@ def from_main(name: str, function: Callable[[], Result]) -> Result:
             result = function()
         except BaseException as error:
             channel.send(key, {"error": f"{type(error).__name__}: {error}"})
+            time.sleep(10 * _POLL)  # without torchrun the store dies with this process, and the others are to read it
             raise
         channel.send(key, {"value": result})
         return result
@@ -131,7 +133,7 @@ class _Channel:
 
         self.rank = rank()
         try:
-            self.store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=PATIENCE)))
+            self.store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=_START)))
         except (RuntimeError, ValueError) as error:
             raise RuntimeError(
                 f"Process {self.rank} of {world_size()} cannot reach the others ({error}). "
@@ -159,14 +161,14 @@ class _Channel:
 
     def receive(self, key: str, sender: int) -> Any:
         """Wait for a message, and give up only when its sender is dead."""
-        beats, heard = -1, time.monotonic()
+        beats, heard = 0, time.monotonic()
         try:
             while not self.store.check([key]):
                 now = self.store.add(f"medcf/beat/{sender}", 0)
                 if now != beats:
                     beats, heard = now, time.monotonic()
-                elif time.monotonic() - heard > PATIENCE:
-                    raise TimeoutError(f"it gave no sign of life for {PATIENCE:.0f} s")
+                elif time.monotonic() - heard > (patience := PATIENCE if beats else _START):
+                    raise TimeoutError(f"it gave no sign of life for {patience:.0f} s")
                 time.sleep(_POLL)
             return json.loads(self.store.get(key))
         except (RuntimeError, TimeoutError) as error:

@@ -253,8 +253,9 @@ def test_a_table_names_the_images_and_what_they_lack(options, studies, tmp_path)
     assert [float(row["spacing_row_mm"]) for row in scores(out)] == [0.5, 0.5]
 
 
-def test_autocast_gives_a_similar_counterfactual(options, studies, finished, tmp_path):
-    out = run(options, dataset_dir=str(studies), output_dir=str(tmp_path / "out"), batch_size=2, amp=True)
+def test_options_of_speed_give_a_similar_counterfactual(options, studies, finished, tmp_path):
+    faster = {"amp": True, "channels_last": True}
+    out = run(options, dataset_dir=str(studies), output_dir=str(tmp_path / "out"), batch_size=2, **faster)
     for half, full in zip(scores(out), scores(finished), strict=True):
         assert half["confidence_0"] != ""
         images = [nib.load(f / full["case"] / "counterfactual.nii.gz").get_fdata() for f in (out, finished)]
