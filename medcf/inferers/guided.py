@@ -103,7 +103,10 @@ class GuidedInferer(ChainInferer):
         super()._iterate(state, denoiser, bar)
 
     def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
-        """Advance the given images by one pass, each with the smallest scale that brings it to the target class."""
+        """Advance the given images by one pass, each with the smallest scale that brings it to the target class.
+
+        ``network`` is the denoiser that ``_iterate`` made.
+        """
         start = state.current.clone()
         kept = torch.full_like(state.confidence, -1.0)
         scales = self.classifier_scales

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class SDEditInferer(ChainInferer):
         classifier: Callable[[torch.Tensor], torch.Tensor],
         target: Target,
         *,
-        strength: Any = 0.5,
+        strength: float | Sequence[float] = 0.5,
         guidance_scale: float = 3.0,
         null_class_labels: int | None = None,
         region: torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None = None,

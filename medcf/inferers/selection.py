@@ -71,7 +71,7 @@ def select_method(name: str, *, options: Mapping[str, Mapping[str, Any]] | None 
     for argument in shared:
         if argument not in everywhere and not takes_any:
             raise ValueError(_unknown(argument, known | everywhere, "No registered method takes the argument"))
-        if argument in own and shared[argument] is not own[argument] and shared[argument] != own[argument]:
+        if argument in own and repr(shared[argument]) != repr(own[argument]):
             logger.info(
                 "%s: %s=%r from its own options goes before %r", name, argument, own[argument], shared[argument]
             )

@@ -146,3 +146,17 @@ def test_networks_are_left_as_they_were(make_method, network, images, name):
     assert network.training
     assert method.classifier.training
     assert all(p.requires_grad and p.grad is None for p in method.classifier.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_device_changes_the_noise_and_not_the_method(make_method, network, images, name):
+    options = {"num_iterations": 2} if name not in ("diffice_single",) else {}
+    if name in ("diffice", "dime", "fastdime", "universal"):
+        options |= {"classifier_scales": (6, 60), "batched_scales": True}
+    result = make_method(name, **options).explain(images.cuda(), network.cuda(), IDS)
+    assert result.image.is_cuda
+    if name == "unchanged":
+        assert not result.flipped.any()
+    else:
+        assert result.flipped[:2].all()
