@@ -60,10 +60,11 @@ CANDIDATES: dict[str, Callable[[FetalHead], float]] = {
 }
 
 #: What a small network can tell from any plane (R² of at least 0.5 on heads it has not seen): the head itself and its
-#: place in the image; the outline's harmonics, the skull and the sizes of the brain's parts are not among it.
+#: place in the image. A second network for the other candidates got R² of 0.8 for the height, which follows from the
+#: BPD, and at most 0.1 for skull, outline and the brain's parts.
 HEAD = ("bpd_mm", "ofd_mm", "cephalic_index", "facing", "rotation_deg", "center_row_mm", "center_col_mm")
 
-#: The same of the machine: where the probe is and how wide its sector; gain and gray map cannot be told.
+#: The same of the machine: where the probe is and how wide its sector; at most 0.4 for the rest.
 SCANNER = ("apex_row_mm", "apex_col_mm", "half_angle_deg")
 
 #: What the bundle's identity network recovers, in the order of its output.
