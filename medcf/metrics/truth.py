@@ -198,7 +198,8 @@ def _mse(first: Tensor, second: Tensor) -> Tensor:
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
     """SSIM per image, (B,)."""
     metric = SSIMMetric(spatial_dims=first.ndim - 2, data_range=_DATA_RANGE)
-    return metric(first, second).reshape(len(first), -1).mean(1)  # type: ignore[union-attr]
+    # SSIM compares means relative to 0: images in [-1, 1] are shifted to start there
+    return metric(first + 1, second + 1).reshape(len(first), -1).mean(1)  # type: ignore[union-attr]
 
 
 def _ratio(errors: Any, unchanged: Any) -> float:
