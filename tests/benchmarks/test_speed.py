@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import gradients, loop, paper_size, timing
+from benchmarks import options as options_of_speed
 from benchmarks.paper import SMALL, build
 
 
@@ -106,3 +107,13 @@ def test_functions_take_turns_and_are_warmed_up():
     assert order == ["a", "b"] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
     assert timing.median_ratio([2.0, 9.0, 4.0], [1.0, 1.0, 2.0]) == 2.0
+
+
+def test_every_combination_of_options_is_compared(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["options", "--device", "cpu", "--batch", "1", "--repeats", "1"])
+    options_of_speed.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == ["none", "channels_last", "amp", "amp, channels_last"]
+    changes = [float(row[3].strip(" |")) for row in rows]
+    assert changes[0] == 0
+    assert 0 < changes[1] < 1e-5 < changes[2] < 0.02
