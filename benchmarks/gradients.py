@@ -138,6 +138,7 @@ def measure(estimator: Literal["x0", "xt", "dime"], options: argparse.Namespace)
         gradient=estimator,
         progress=False,
     )
+    memory = Memory(options.device)  # before the warm-up, whose memory a CPU's allocator may keep
     steps = len(inferer.timesteps)
     timed = min(options.steps_timed or steps, steps)
     if not options.cold:
@@ -146,7 +147,7 @@ def measure(estimator: Literal["x0", "xt", "dime"], options: argparse.Namespace)
     inferer.limit = timed
     clock = stopwatch(options.device)
     aside = _outside_of_steps(networks, images, options.device)
-    memory, meter, start = Memory(options.device), Meter(networks.denoiser, options.device), clock()
+    meter, start = Meter(networks.denoiser, options.device), clock()
     inferer.explain(images, networks.denoiser)
     measured = clock() - start
     forward = meter.seconds / meter.calls
