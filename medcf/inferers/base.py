@@ -95,6 +95,7 @@ class CounterfactualInferer(Inferer):
         network: Callable[..., torch.Tensor],
         sample_ids: Sequence[Hashable] | None = None,
         target: Target | None = None,
+        run_unchanged: bool = False,
     ) -> Counterfactual:
         """Compute counterfactuals, the path to them and their confidences.
 
@@ -103,9 +104,12 @@ class CounterfactualInferer(Inferer):
             network: denoising network, called as ``Denoiser`` says; a method without diffusion ignores it.
             sample_ids: one identity per image to seed its noise; None takes a hash of its pixels.
             target: wanted class for this call, overriding the constructor's.
+            run_unchanged: run images that already are of the target class, too: towards the class of the input, the
+                result is the method's reconstruction, the floor of its differences. They count as neither flipped nor
+                unchanged.
 
         Returns:
-            The counterfactuals. An input the classifier already assigns to the target comes back unchanged and marked.
+            The counterfactuals. Otherwise an input the classifier already assigns to the target comes back unchanged and marked.
 
         Raises:
             ValueError: inputs, network, classifier, target or ids that do not fit each other.
@@ -128,8 +132,9 @@ class CounterfactualInferer(Inferer):
         bar = tqdm(total=self._num_steps(), desc=self.title, disable=not self.progress)
         with torch.no_grad(), frozen(network, *self._networks()), bar:
             confidence, hit = self._judge(image, wanted)
-            state = Iterates(image, wanted, ids, confidence, unchanged=hit)
+            state = Iterates(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
             self._iterate(state, network, bar)
+            state.flipped &= ~hit
             bar.total = bar.n
         result = state.result()
         return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])

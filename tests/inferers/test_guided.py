@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from medcf.guidance import PerceptualFeatures
+from medcf.inferers import DiffICEInferer
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 IDS = ["a", "b", "c", "d"]
@@ -243,3 +244,30 @@ def test_wrong_targets_ids_and_classifiers_are_refused(make, brightness, network
         make(nn.Identity())(images, network)
     with pytest.raises(ValueError, match="NaN"):
         make(brightness(middle=float("nan")))(images, network)
+
+
+def test_towards_its_own_class_an_image_is_run_only_when_asked_and_is_then_no_flip():
+    classifier, network, images = _constant_classifier(), _zero_network(), torch.rand(2, 1, 8, 8) - 0.5
+    inferer = DiffICEInferer(
+        RespacedDDPMScheduler(num_train_timesteps=100), classifier, 1, num_inference_steps=10, progress=False
+    )
+    left = inferer.explain(images, network)
+    assert torch.equal(left.image, images)
+    assert left.unchanged.all()
+    run = inferer.explain(images, network, run_unchanged=True)
+    assert not torch.equal(run.image, images)
+    assert not run.unchanged.any()
+    assert not run.flipped.any()
+    assert (run.num_function_evaluations > 0).all()
+
+
+def _constant_classifier():
+    def classifier(image):
+        score = 5 + 0 * image.flatten(1).mean(1)
+        return torch.stack([-score, score], dim=1)
+
+    return classifier
+
+
+def _zero_network():
+    return lambda sample, timesteps=None, **conditions: torch.zeros_like(sample)
