@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from medcf.inferers import DiffICEInferer
+from medcf.inferers import CounterfactualInferer
 from medcf.metrics import FlipRatio, MeanQualityDifference, ReIdentification, StructureDice, flip_survival
 
 __all__ = ["GroundTruthEvaluation", "balanced_accuracies", "evaluate"]
@@ -37,7 +37,7 @@ class GroundTruthEvaluation:
         target: the target class.
     """
 
-    inferer: DiffICEInferer
+    inferer: CounterfactualInferer
     network: nn.Module
     classifier: nn.Module
     oracle: nn.Module
