@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.task import Cases, Recipe
+from medcf.engines.performance import autocast
 from medcf.engines.training_state import save_atomically
 
 __all__ = ["Result", "Setup", "obtain"]
@@ -116,8 +117,7 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
     batch_size, amp = parser.get_parsed_content("batch_size"), parser.get_parsed_content("amp")
     image, case = inputs["image"], list(inputs["case"])
-    half = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
-    with torch.autocast(device.type, dtype=half, enabled=bool(amp)):
+    with autocast(device, enabled=bool(amp)):
 
         def explain(first: int) -> Any:
             part = slice(first, first + batch_size)

@@ -167,7 +167,11 @@ class CounterfactualInferer(Inferer):
                 active = active & (state.confidence < self.confidence_threshold)
 
     def _judge(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the probability of the target (B,) and whether it is the predicted class (B,)."""
-        logits = self.classifier(image).float()
+        """Return the probability of the target (B,) and whether it is the predicted class (B,).
+
+        In full precision also under autocast: a decision near one half must be the one that everybody else sees.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            logits = self.classifier(image.float()).float()
         check_logits(logits, target)
         return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target

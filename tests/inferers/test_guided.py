@@ -271,3 +271,26 @@ def _constant_classifier():
 
 def _zero_network():
     return lambda sample, timesteps=None, **conditions: torch.zeros_like(sample)
+
+
+def test_under_autocast_the_decision_is_still_taken_in_full_precision():
+    seen = []
+
+    def classifier(image):
+        seen.append((image.dtype, torch.is_autocast_enabled("cpu")))
+        return torch.stack([image.flatten(1).sum(1), -image.flatten(1).sum(1)], dim=1)
+
+    inferer = DiffICEInferer(
+        RespacedDDPMScheduler(num_train_timesteps=100),
+        classifier,
+        1,
+        num_inference_steps=10,
+        strength=0.1,
+        num_iterations=1,
+        classifier_scales=1,
+        progress=False,
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inferer.explain(torch.full((1, 1, 8, 8), 0.5), _zero_network())
+    assert seen[0] == seen[-1] == (torch.float32, False)
+    assert (torch.float32, True) in seen
