@@ -109,7 +109,8 @@ class CounterfactualInferer(Inferer):
                 unchanged.
 
         Returns:
-            The counterfactuals. Otherwise an input the classifier already assigns to the target comes back unchanged and marked.
+            The counterfactuals. Otherwise an input the classifier already assigns to the target comes back unchanged
+            and marked.
 
         Raises:
             ValueError: inputs, network, classifier, target or ids that do not fit each other.
