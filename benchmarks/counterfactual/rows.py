@@ -19,16 +19,18 @@ class Row:
         label: how it reads.
         overrides: ids of the bundle's inference config that it changes.
         control: a row that must come out as what it is.
+        repeat: run it with a second seed as well, where seeds are compared.
     """
 
     name: str
     label: str
     overrides: dict[str, Any] = field(default_factory=dict)
     control: bool = False
+    repeat: bool = True
 
 
-def _method(name: str, label: str, control: bool = False) -> Row:
-    return Row(name, label, {"method": name}, control)
+def _method(name: str, label: str, control: bool = False, repeat: bool = True) -> Row:
+    return Row(name, label, {"method": name}, control, repeat and not control)
 
 
 #: The table of methods: six of them and two controls, with the bundle's own options.
@@ -36,7 +38,7 @@ METHODS = (
     _method("diffice", "Diff-ICE"),
     _method("diffice_single", "Diff-ICE, single pass"),
     _method("universal", "x_t gradient"),
-    _method("dime", "DiME"),
+    _method("dime", "DiME", repeat=False),  # costs as much as all other rows together
     _method("fastdime", "FastDiME"),
     _method("sdedit", "SDEdit with CFG"),
     _method("unchanged", "control: unchanged input", control=True),
@@ -73,20 +75,30 @@ def _option(name: str, label: str, **overrides: Any) -> Row:
     return Row(name, label, {**REFERENCE, **ids})
 
 
-#: The options of speed, each alone against the reference, then the bundle's defaults.
+DDIM = {
+    "_target_": "medcf.schedulers.RespacedDDIMScheduler",
+    "num_train_timesteps": 1000,
+    "schedule": "linear_beta",
+    "prediction_type": "epsilon",
+}
+
+#: The options of speed, each alone against the reference, then together, then the bundle's defaults.
 SPEED = (
     Row("paper_schedule", "the paper's schedule: 120 of 400 steps, 5 passes, no exit", PAPER_SCHEDULE),
     Row("reference", "reference: 30 of 100 steps, 3 passes, exit at 0.95", REFERENCE),
     _option("no_exit", "without early exit", confidence_threshold=None),
     _option("one_pass", "one pass", num_iterations=1),
+    _option("one_scale", "λ_c = 60 alone", classifier_scales=[60]),
     _option("batched_scales", "scales in one batch", batched_scales=True),
     _option("guide_every_2", "gradient every second step", guide_every=2),
+    _option("steps_75", "22 of 75 steps", num_inference_steps=75),
     _option("steps_50", "15 of 50 steps", num_inference_steps=50),
     _option("steps_30", "9 of 30 steps", num_inference_steps=30),
-    _option("steps_20", "6 of 20 steps", num_inference_steps=20),
-    _option("amp", "bfloat16", amp=True),
+    _option("ddim_25", "DDIM, 8 of 25 steps", scheduler=DDIM, num_inference_steps=25, classifier_scales=[30, 60, 120]),
+    _option("strength_20", "τ/n = 0.2, λ_c = 60, 120", strength=0.2, classifier_scales=[60, 120]),
     _option("channels_last", "channels-last", channels_last=True),
-    _option("compile", "torch.compile", compile=True),
+    _option("amp", "bfloat16", amp=True),
+    _option("amp_channels_last", "bfloat16, channels-last", amp=True, channels_last=True),
     Row("defaults", "the bundle's defaults", {}),
 )
 

@@ -57,7 +57,7 @@ def run_rows(
     for row in select(rows, names):
         result = obtain(row, task.recipe, task.cases, setup, work)
         again = None
-        if seeds and not row.control:
+        if seeds and row.repeat:
             again = obtain(row, task.recipe, task.cases, replace(setup, seed=setup.seed + 1), work)
         table.add(row.label, measure(task, result, again), result)
         logger.info("%s: measured", row.label)
