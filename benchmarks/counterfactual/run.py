@@ -117,7 +117,7 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
     batch_size, amp = parser.get_parsed_content("batch_size"), parser.get_parsed_content("amp")
     image, case = inputs["image"], list(inputs["case"])
-    with autocast(device, enabled=bool(amp)):
+    with autocast(device, enabled=amp):
 
         def explain(first: int) -> Any:
             part = slice(first, first + batch_size)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from benchmarks.fetal_us.statistics import balanced_accuracy, bootstrap, chance_
 from medcf.bundle import find_bundle_root
 from medcf.data.image_dataset import ImageDataset
 from medcf.engines.checkpoints import load_weights
+from medcf.engines.performance import autocast
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.metrics import ReIdentification, flip_survival
 from medcf.networks import SonoNet
@@ -109,12 +110,15 @@ def logits_of(network: Any, images: Tensor, batch_size: int = 32) -> Tensor:
     return torch.cat([network(batch) for batch in images.split(batch_size)])
 
 
-def explain(inferer: Any, network: nn.Module, images: Images, batch_size: int = 8) -> list[Counterfactual]:
-    """Compute the counterfactuals batch by batch."""
+def explain(
+    inferer: Any, network: nn.Module, images: Images, batch_size: int = 8, amp: bool | Literal["auto"] = "auto"
+) -> list[Counterfactual]:
+    """Compute the counterfactuals batch by batch, under autocast as the bundle's own inference."""
     results = []
     for start in range(0, len(images.case), batch_size):
         part = slice(start, start + batch_size)
-        results.append(inferer.explain(images.image[part], network, sample_ids=images.case[part]))
+        with autocast("cpu", enabled=amp):
+            results.append(inferer.explain(images.image[part], network, sample_ids=images.case[part]))
         logger.info("%d of %d explained", min(start + batch_size, len(images.case)), len(images.case))
     return results
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
+from medcf.engines.performance import autocast
 from medcf.inferers import CounterfactualInferer
 from medcf.metrics import FlipRatio, MeanQualityDifference, ReIdentification, StructureDice, flip_survival
 
@@ -35,6 +36,8 @@ class GroundTruthEvaluation:
         structures: label of each structure, by name.
         rank: k of the rank-k re-identification.
         target: the target class.
+        amp: explain under autocast, as `medcf.engines.performance.autocast` says; everything is measured in full
+            precision.
     """
 
     inferer: CounterfactualInferer
@@ -46,6 +49,7 @@ class GroundTruthEvaluation:
     structures: Mapping[str, int]
     rank: int = 3
     target: int = 1
+    amp: bool | Literal["auto"] = False
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, loader: Iterable[Mapping[str, Any]], device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -69,7 +73,8 @@ class GroundTruthEvaluation:
         self.rows = []
         for batch in loader:
             image, truth = batch["image"].to(device), batch["image_true"].to(device)
-            result = self.inferer.explain(image, self.network, sample_ids=list(batch["case"]))
+            with autocast(device, enabled=self.amp):
+                result = self.inferer.explain(image, self.network, sample_ids=list(batch["case"]))
             pred = result.image
             passes.append(result.confidences.cpu())
             evaluations += int(result.num_function_evaluations.sum())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.engines import SupervisedEvaluator
@@ -45,7 +45,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         novelty: images to a dictionary of tensors (B,); `medcf.metrics.NoveltyDetector`.
         postprocessing: applied to each case's dictionary.
         val_handlers: Ignite handlers.
-        amp: compute in 16 bits, see `medcf.engines.performance.autocast`.
+        amp: compute in 16 bits, always or where the device has them ("auto"), see `medcf.engines.performance.autocast`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         novelty: Callable[[Tensor], dict[str, Tensor]] | None = None,
         postprocessing: Callable[[Any], Any] | None = None,
         val_handlers: Sequence[Any] | None = None,
-        amp: bool = False,
+        amp: bool | Literal["auto"] = False,
     ) -> None:
         self.method = inferer
         self.classifier = classifier

@@ -7,12 +7,12 @@ import logging
 import os
 import shutil
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-__all__ = ["accelerate", "autocast", "half_precision"]
+__all__ = ["accelerate", "autocast", "half_precision", "has_half_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,30 @@ def half_precision(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16
 
 
-def autocast(device: torch.device | str, *, enabled: bool = True) -> AbstractContextManager[None]:
+def has_half_precision(device: torch.device | str) -> bool:
+    """Tell whether a device multiplies 16-bit numbers itself: any GPU, and CPUs with AVX512-BF16 or AMX.
+
+    Other CPUs emulate bfloat16 and get slower.
+    """
+    if torch.device(device).type != "cpu":
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device | str, *, enabled: bool | Literal["auto"] = True) -> AbstractContextManager[None]:
     """Return the context in which networks compute in 16 bits; schedule and loss stay in 32.
 
     Args:
         device: where to compute.
-        enabled: False leaves everything in 32 bits.
+        enabled: False leaves everything in 32 bits; "auto" does so where 16 bits would be emulated.
+
+    Raises:
+        ValueError: ``enabled`` is neither of these.
     """
+    if enabled == "auto":
+        enabled = has_half_precision(device)
+    elif not isinstance(enabled, bool):
+        raise ValueError(f"amp={enabled!r} is unknown: use true, false or 'auto'.")
     return torch.autocast(torch.device(device).type, dtype=half_precision(device), enabled=enabled)
 
 

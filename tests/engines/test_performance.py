@@ -99,3 +99,14 @@ def test_gpus_without_bfloat16_get_float16(monkeypatch):
     for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, value=supported: value)
         assert half_precision("cuda") == expected
+
+
+def test_auto_takes_16_bits_only_where_the_processor_has_them(monkeypatch):
+    layer, image = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    for supported, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        with autocast("cpu", enabled="auto"):
+            assert layer(image).dtype == expected
+    with pytest.raises(ValueError, match="amp='yes'"):
+        autocast("cpu", enabled="yes")
