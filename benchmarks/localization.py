@@ -28,6 +28,7 @@ from benchmarks.localization_maps import SMOOTHING, Cases, difference_maps, refe
 from medcf.bundle import find_bundle_root
 from medcf.data.phantoms import PairedPhantomDataset
 from medcf.data.phantoms.change import TrueChangeDataset
+from medcf.engines.performance import autocast
 from medcf.guidance import frozen
 from medcf.metrics.localization import ChangeAUPRC, ChangeIoU, ChangeLocalization, PointingGame
 from medcf.transforms import SeededExplanation, explain_with_floor
@@ -37,6 +38,12 @@ METRICS: dict[str, Callable[[], ChangeLocalization]] = {
     "AUPRC": ChangeAUPRC,
     "best IoU": ChangeIoU,
     "pointing game": lambda: PointingGame(tolerance=1),
+}
+
+#: What the floors are.
+FLOORS = {
+    "source": "the same method with the same noise, run towards the class that the input has",
+    "unguided": "the same passes with the same noise, without the class's guidance",
 }
 
 
@@ -71,12 +78,20 @@ def load_cases(split: str, count: int, classifier: nn.Module, target: int, devic
     )
 
 
-def explain(inferer: Any, network: nn.Module, cases: Cases, seeds: Sequence[int], batch: int) -> SeededExplanation:
-    """Compute counterfactuals and floors of all cases and seeds."""
+def explain(parser: ConfigParser, cases: Cases, seeds: Sequence[int], options: argparse.Namespace) -> SeededExplanation:
+    """Compute counterfactuals and floors of all cases and seeds, under autocast as the bundle's own inference."""
+    network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
+    device, amp = parser.get_parsed_content("device"), parser.get_parsed_content("amp")
     parts = []
+    batch = options.batch_size
     for start in range(0, len(cases.case), batch):
         window = slice(start, start + batch)
-        parts.append(explain_with_floor(inferer, cases.image[window], network, cases.case[window], seeds=seeds))
+        with autocast(device, enabled=amp):
+            parts.append(
+                explain_with_floor(
+                    inferer, cases.image[window], network, cases.case[window], seeds=seeds, floor=options.floor
+                )
+            )
         sys.stderr.write(f"{min(start + batch, len(cases.case))} of {len(cases.case)} explained\n")
     return SeededExplanation(
         torch.cat([part.pred for part in parts], dim=1),
@@ -114,7 +129,7 @@ def evaluate(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Cases, 
     rows: list[dict[str, Any]] = []
     seconds = {}
     groups: tuple[tuple[str, Callable[[], Iterator[tuple[str, Tensor]]]], ...] = (
-        (method, lambda: difference_maps(cases, explain(inferer, network, cases, seeds, options.batch_size))),
+        (method, lambda: difference_maps(cases, explain(parser, cases, seeds, options))),
         ("saliency", lambda: saliency_maps(cases, classifier)),
         ("reference", lambda: reference_maps(cases)),
     )
@@ -146,8 +161,7 @@ def markdown(rows: list[dict[str, Any]], cases: Cases, seconds: dict[str, float]
         "segmenter, too); they cannot show what is missing. They are smooth by construction, so one difference map is "
         f"smoothed, with a Gaussian of {SMOOTHING:g} pixels.",
         "- The perfect counterfactual has other speckle than the input, which its difference shows everywhere.",
-        "- Floor: the same passes with the same noise, without the class's guidance. Signed maps are prediction minus "
-        "input; their magnitude is scored.",
+        f"- Floor: {FLOORS[options.floor]}. Signed maps are prediction minus input; their magnitude is scored.",
         "",
     ]
     for kind in KINDS:
@@ -179,6 +193,7 @@ def command(options: argparse.Namespace) -> str:
     words = ["python", "-m", "benchmarks.localization", "--count", str(options.count), "--split", options.split]
     words += ["--seeds", str(options.seeds), "--seed", str(options.seed)]
     words += ["--method", options.method] if options.method else []
+    words += ["--floor", options.floor] if options.floor != "source" else []
     words += ["--inside-head"] if options.inside_head else []
     return shlex.join(words)
 
@@ -198,6 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the counterfactuals (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="first of them (default 0)")
     parser.add_argument("--method", help="counterfactual method; default is the bundle's")
+    parser.add_argument(
+        "--floor", choices=tuple(FLOORS), default="source", help="what is subtracted as reconstruction (default source)"
+    )
     parser.add_argument("--inside-head", action="store_true", help="score pixels of the head alone")
     parser.add_argument("--batch-size", type=int, default=8, help="images explained at once (default 8)")
     parser.add_argument("--device", help="default is the bundle's")

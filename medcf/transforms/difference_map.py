@@ -197,7 +197,7 @@ def explain_with_floor(
     target: Any = None,
     source: Any = None,
     seeds: Sequence[int] = (0, 1, 2),
-    floor: Floor = "unguided",
+    floor: Floor = "source",
 ) -> SeededExplanation:
     """Run a method with several seeds, and once more per seed for its reconstruction floor.
 
@@ -212,8 +212,8 @@ def explain_with_floor(
         target: wanted class; None is the inferer's.
         source: class of the images, for ``floor="source"``; None takes what the classifier says.
         seeds: seeds of the noise, at least one.
-        floor: "unguided" switches the class's guidance off and leaves all else as it was (guided methods only);
-            "source" runs the method towards the class that the images already have.
+        floor: "source" runs the method towards the class that the images already have; "unguided" switches the
+            class's guidance off and leaves all else as it was (guided methods only).
 
     Returns:
         Counterfactuals and floors of all seeds, for `DifferenceMap`.

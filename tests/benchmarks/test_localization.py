@@ -80,8 +80,8 @@ def test_the_command_writes_both_files_and_says_how_they_were_made(
     def saliency(cases: Cases, classifier: Any) -> Iterator[tuple[str, Tensor]]:
         yield "GradCAM", cases.image.abs()
 
-    def explain(inferer: Any, network: Any, found: Cases, seeds: Any, batch: int) -> SeededExplanation:
-        assert (list(seeds), batch, inferer.title) == ([5, 6], 8, "Diff-ICE")
+    def explain(parser: Any, found: Cases, seeds: Any, options: Any) -> SeededExplanation:
+        assert (list(seeds), options.batch_size, options.floor) == ([5, 6], 8, "source")
         return faked(cases, 2)
 
     monkeypatch.setattr(localization, "load_cases", lambda *args: cases)

@@ -149,7 +149,7 @@ def dark_images() -> Tensor:
 
 def test_the_unguided_floor_is_the_same_passes_with_the_same_noise(gaussian_network: Any) -> None:
     network, images, inferer = gaussian_network(0.0, 1.0), dark_images(), make()
-    found = explain_with_floor(inferer, images, network, ["a", "b", "c"], seeds=(0, 7))
+    found = explain_with_floor(inferer, images, network, ["a", "b", "c"], seeds=(0, 7), floor="unguided")
     assert found.pred.shape == found.reconstruction.shape == (2, 3, 1, 8, 8)
     for number, seed in enumerate((0, 7)):
         result = make(seed=seed).explain(images, network, ["a", "b", "c"])
@@ -166,7 +166,7 @@ def test_the_unguided_floor_is_the_same_passes_with_the_same_noise(gaussian_netw
 
 def test_the_class_explains_what_exceeds_the_floor(gaussian_network: Any) -> None:
     images = dark_images()
-    found = explain_with_floor(make(), images, gaussian_network(0.0, 1.0), ["a", "b", "c"])
+    found = explain_with_floor(make(), images, gaussian_network(0.0, 1.0), ["a", "b", "c"], floor="unguided")
     plain, honest = (
         [DifferenceMap()(image, found.pred[:, case], floor[:, case]) for case, image in enumerate(images)]
         for floor in (images.expand(3, *images.shape), found.reconstruction)
@@ -182,7 +182,7 @@ def test_a_method_without_guidance_needs_the_source_floor_and_seeds_are_needed(g
     scheduler = RespacedDDPMScheduler(1000)
     inferer = SDEditInferer(scheduler, Brightness(), 1, null_class_labels=2, num_inference_steps=20, progress=False)
     with pytest.raises(ValueError, match="floor='source'"):
-        explain_with_floor(inferer, dark_images(), gaussian_network(0.0, 1.0))
+        explain_with_floor(inferer, dark_images(), gaussian_network(0.0, 1.0), floor="unguided")
     with pytest.raises(ValueError, match="takes run_unchanged"):
         explain_with_floor(SimpleNamespace(explain=lambda image, network: image), dark_images(), len, floor="source")
     with pytest.raises(ValueError, match="seeds is empty"):
