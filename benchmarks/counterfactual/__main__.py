@@ -7,18 +7,23 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.counterfactual.environment import describe_command, describe_machine
 from benchmarks.counterfactual.figure import draw_quality, draw_sheet, draw_tradeoff
 from benchmarks.counterfactual.measure import MEASURES
-from benchmarks.counterfactual.phantoms import CONCEPT_COLUMNS, phantom_task
+from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.real import REAL_TASKS, real_task
 from benchmarks.counterfactual.run import Setup
-from benchmarks.counterfactual.studies import STUDIES, Table, ceiling, iterations, run_rows
+from benchmarks.counterfactual.studies import STUDIES, Table, ceiling, iterations, quality_against_input, run_rows
 from benchmarks.counterfactual.tables import insert, markdown, write_csv
-from benchmarks.counterfactual.task import Task, apply
+from benchmarks.counterfactual.task import Task
+from benchmarks.paper_size import measure as measure_paper_size
+from benchmarks.paper_size import parse, report
 
 __all__ = ["main"]
 
@@ -44,26 +49,42 @@ def main(arguments: list[str] | None = None) -> None:
             table = run_rows(task, STUDIES[study], setup, work, options.rows, seeds=study == "methods")
             if study == "methods" and "image" in task.cases.truth:
                 table.add("ceiling: true standard plane", *ceiling(task))
-        stem = f"{task.name}_{study}"
-        write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
-        tables = markdown(table.labels, table.rows, MEASURES)
-        command = describe_command("benchmarks.counterfactual", arguments)
-        note = (
-            f"{len(task.cases)} cases; {describe_machine(options.device, options.threads)} Intervals: 95 %, bootstrap"
-        )
-        text = f"{tables}\n{note} over subjects. Command: `{command}`; figures: `{stem}.csv`."
-        page = options.out / f"{task.name}.md"
-        if page.is_file() and f"<!-- {study}: begin -->" in page.read_text(encoding="utf-8"):
-            insert(page, study, text)
-        else:
-            (options.out / f"{stem}.md").write_text(f"# {task.name}: {study}\n\n{text}\n", encoding="utf-8")
-        if task.name == "phantoms":
-            _draw(options.out, stem, study, task, table)
-        sys.stdout.write(tables + "\n")
+        _write(options, arguments, task, study, table)
+    if torch.device(options.device).type == "cuda":
+        paper = parse(["--device", options.device, "--amp", "--channels-last"])
+        (options.out / "paper_size.md").write_text(report(measure_paper_size(paper), paper), encoding="utf-8")
+
+
+def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, study: str, table: Table) -> None:
+    """Write a study's figures, its tables into the page if there is one, and on phantoms its pictures."""
+    stem = f"{task.name}_{study}"
+    write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
+    tables = markdown(table.labels, table.rows, MEASURES)
+    if task.name == "phantoms":
+        draw_sheet(options.out / f"{stem}.png", task.cases, table.labels, table.results)
+        if study == "methods":
+            draw_tradeoff(options.out / f"{stem}_tradeoff.png", table.labels, table.rows, PANELS)
+        if study == "iterations":
+            gained, scores = quality_against_input(task, table.results[-1])
+            draw_quality(options.out / f"{stem}_quality.png", scores)
+            tables += f"\n{gained}\n"
+    machine = describe_machine(options.device, options.threads)
+    text = (
+        f"{tables}\n{len(task.cases)} cases; {machine} Intervals: 95 %, over subjects. "
+        f"Command: `{describe_command('benchmarks.counterfactual', arguments)}`; figures: `{stem}.csv`."
+    )
+    page = options.out / f"{task.name}.md"
+    if page.is_file() and f"<!-- {study}: begin -->" in page.read_text(encoding="utf-8"):
+        insert(page, study, text)
+    else:
+        (options.out / f"{stem}.md").write_text(f"# {task.name}: {study}\n\n{text}\n", encoding="utf-8")
+    sys.stdout.write(tables + "\n")
 
 
 def _task(options: argparse.Namespace) -> Task:
     overrides = dict(options.set)
+    if options.size:
+        overrides["spatial_size"] = options.size
     if options.task == "phantoms":
         return phantom_task(options.bundle, split=options.split or "test", count=options.count, overrides=overrides)
     missing = [f"--{name}" for name in ("tables", "models") if getattr(options, name) is None]
@@ -79,21 +100,6 @@ def _task(options: argparse.Namespace) -> Task:
     )
 
 
-def _draw(out: Path, stem: str, study: str, task: Task, table: Table) -> None:
-    """Draw what a study of phantoms has to show; never called for real images."""
-    draw_sheet(out / f"{stem}.png", task.cases, table.labels, table.results)
-    if study == "methods":
-        draw_tradeoff(out / f"{stem}_tradeoff.png", table.labels, table.rows, PANELS)
-    if study == "iterations":
-        names = list(CONCEPT_COLUMNS)
-        columns = list(CONCEPT_COLUMNS.values())
-        before, after = (
-            apply(lambda images: task.oracle(images)["concepts"], images)[:, columns]
-            for images in (task.cases.image, table.results[-1].image)
-        )
-        draw_quality(out / f"{stem}_quality.png", names, before, after)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counterfactual", description=__doc__)
     studies = (*STUDIES, "iterations")
@@ -101,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", nargs="+", choices=studies, default=["methods"], help="default: methods")
     parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="what is explained")
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="grid instead of the bundle's own")
     parser.add_argument("--split", help="split of the cases (default: test of the phantoms, val of real images)")
     parser.add_argument("--rows", nargs="+", help="only these rows of the study")
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")

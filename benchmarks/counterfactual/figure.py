@@ -78,18 +78,16 @@ def draw_tradeoff(
     _save(figure, path)
 
 
-def draw_quality(path: Path, names: Sequence[str], before: torch.Tensor, after: torch.Tensor) -> None:
+def draw_quality(path: Path, scores: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Plot the gain of each of the oracle's scores against the input's score (Diff-ICE, Fig. 4).
 
     Args:
         path: PNG to write.
-        names: names of the K scores.
-        before: scores of the inputs (N, K) in [0, 1].
-        after: scores of the counterfactuals (N, K).
+        scores: by name, the scores in [0, 1] of inputs and counterfactuals, both (N,).
     """
-    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.0), squeeze=False, sharey=True)
-    for index, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
-        axis.scatter(before[:, index], (after - before)[:, index], s=14, alpha=0.7)
+    figure, axes = plt.subplots(1, len(scores), figsize=(3.1 * len(scores), 3.0), squeeze=False, sharey=True)
+    for axis, (name, (before, after)) in zip(axes[0], scores.items(), strict=True):
+        axis.scatter(before, after - before, s=14, alpha=0.7)
         axis.plot([0, 1], [1, 0], color="gray", linewidth=0.8, linestyle="--")
         axis.axhline(0, color="gray", linewidth=0.8)
         axis.set_title(name, fontsize=9)

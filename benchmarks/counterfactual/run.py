@@ -82,7 +82,13 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
     Raises:
         RuntimeError: the method failed; the message ends with its own.
     """
-    question = {"recipe": asdict(recipe), "overrides": row.overrides, "setup": asdict(setup), "cases": _digest(cases)}
+    question = {
+        "recipe": asdict(recipe),
+        "content": recipe.digest(),
+        "overrides": row.overrides,
+        "setup": asdict(setup),
+        "cases": _digest(cases),
+    }
     path = work / f"{row.name}-{_hash(json.dumps(question, sort_keys=True, default=str))}.pt"
     if not path.is_file():
         work.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.counterfactual.measure import measure
+from benchmarks.counterfactual.phantoms import CONCEPT_COLUMNS
 from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, Row, select
 from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.tables import Figure
 from benchmarks.counterfactual.task import Task, apply
+from medcf.metrics.quality import QualityBin, quality_by_input
 
-__all__ = ["STUDIES", "Table", "iterations", "run_rows"]
+__all__ = ["STUDIES", "Table", "ceiling", "iterations", "quality_against_input", "run_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,3 +106,38 @@ def iterations(task: Task, setup: Setup, work: Path) -> Table:
             figures.pop(cost, None)
         table.add(f"pass {number}", figures, iterate)
     return table
+
+
+def quality_against_input(task: Task, result: Result, bins: int = 4) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Compare what the oracle's scores gain with what the input had (the paper's Fig. 4).
+
+    Args:
+        task: a task with an oracle.
+        result: counterfactuals.
+        bins: number of bins of the input's score in [0, 1].
+
+    Returns:
+        A Markdown table of the mean gains by bin, and by name the scores (N,) of inputs and counterfactuals.
+    """
+    inputs, after = (apply(task.oracle_scores, images) for images in (task.cases.image, result.image))
+    columns = {"quality": -1, **CONCEPT_COLUMNS}
+    scores = {name: (inputs[:, column], after[:, column]) for name, column in columns.items()}
+    lines = []
+    for name, (before, reached) in scores.items():
+        binned = quality_by_input(before, reached - before, bins, groups=task.cases.subject)
+        if not lines:
+            lines = [f"| score gained, by the score of the input | {' | '.join(_edges(row) for row in binned)} |"]
+            lines.append("| --- |" + " --- |" * len(binned))
+        lines.append(f"| {name} | {' | '.join(_gain(row) for row in binned)} |")
+    return "\n".join(lines), scores
+
+
+def _edges(row: QualityBin) -> str:
+    return f"{row.low:.2f} to {row.high:.2f}"
+
+
+def _gain(row: QualityBin) -> str:
+    if not row.count:
+        return "-"
+    low, high = row.interval
+    return f"{row.mean:+.2f} [{low:+.2f}, {high:+.2f}] ({row.count})"

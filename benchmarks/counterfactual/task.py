@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,16 @@ class Recipe:
         parser.update(ConfigParser.load_config_files([str(root / "configs" / name) for name in self.configs]))
         parser.update({"bundle_root": str(root), "progress": False, **self.overrides, **(overrides or {})})
         return parser
+
+    def digest(self) -> str:
+        """Name the content of the configs and of the weights, so that a changed default or network is noticed."""
+        root = Path(find_bundle_root(self.bundle))
+        weights = sorted(self.open().get_parsed_content("weights").values())
+        files = [*(root / "configs" / name for name in self.configs), *(Path(path) for path in weights)]
+        state = hashlib.sha256()
+        for file in files:
+            state.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+        return state.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,11 @@ class Task:
     parameter_names: Sequence[str] = ()
     parameter_std: Sequence[float] = ()
     spacing: float = 1.0
+
+    def oracle_scores(self, images: Tensor) -> Tensor:
+        """Return the oracle's concept scores with the quality as the last column, (B, K + 1)."""
+        found = self.oracle(images)
+        return torch.cat([found["concepts"], found["quality"][:, None]], dim=1)
 
 
 def truncate(values: Sequence[Any], count: int | None) -> list[Any]:
