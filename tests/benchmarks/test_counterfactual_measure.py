@@ -11,6 +11,7 @@ from benchmarks.counterfactual.measure import MEASURES, measure
 from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Result, Setup, obtain
+from benchmarks.counterfactual.studies import quality_against_input
 
 COUNT = 5
 
@@ -58,6 +59,24 @@ def test_the_paired_truth_is_the_best_there_is_and_another_subjects_truth_loses_
     assert others["lost_identity"].value > 0.4
     assert others["truth_ratio"].value > 0.8
     assert others["hc_error"].value > own["hc_error"].value + 3
+
+
+def test_the_gain_of_quality_is_averaged_over_inputs_of_like_quality(task):
+    text, scores = quality_against_input(task, result_of(task, task.cases.truth["image"], True), bins=2)
+    before, after = scores["quality"]
+    assert (after > 0.75).all()
+    low = before < 0.5
+    assert f"{(after - before)[low].mean():+.2f} [" in text
+    assert f"({int(low.sum())})" in text
+    assert len(text.splitlines()) == 6
+
+
+def test_a_changed_network_is_another_question(task, tmp_path):
+    other = tmp_path / "model.pt"
+    other.write_bytes(b"other weights")
+    changed = replace(task.recipe, overrides={"weights#model": str(other)})
+    assert changed.digest() != task.recipe.digest()
+    assert replace(task.recipe).digest() == task.recipe.digest()
 
 
 def test_a_result_is_stored_and_used_again_until_the_question_changes(task, tmp_path, monkeypatch):
