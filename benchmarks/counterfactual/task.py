@@ -44,8 +44,8 @@ class Recipe:
     def digest(self) -> str:
         """Name the content of the configs and of the weights, so that a changed default or network is noticed."""
         root = Path(find_bundle_root(self.bundle))
-        weights = sorted(self.open().get_parsed_content("weights").values())
-        files = [*(root / "configs" / name for name in self.configs), *(Path(path) for path in weights)]
+        weights = self.open().get_parsed_content("weights")
+        files = [*(root / "configs" / name for name in self.configs), *(Path(weights[key]) for key in sorted(weights))]
         state = hashlib.sha256()
         for file in files:
             state.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())

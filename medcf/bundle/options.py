@@ -27,8 +27,8 @@ def check_options(argv: list[str] | None = None) -> None:
         argv: the command line; defaults to ``sys.argv``.
 
     Raises:
-        ValueError: an option is no id of the configs (the message names it and the nearest that exist), or its value is
-            None, which MONAI drops.
+        ValueError: an option is no id of the configs (the message names it and the nearest that exist), its value is
+            None, which MONAI drops, or "false", which is text and would count as true.
     """
     options = arguments(argv)
     files = config_files(argv)
@@ -44,6 +44,11 @@ def check_options(argv: list[str] | None = None) -> None:
         "in --config_file."
         for key, value in options.items()
         if value is None
+    ]
+    problems += [
+        f"--{key} {value} is read as text, which counts as true: write --{key} False."
+        for key, value in options.items()
+        if isinstance(value, str) and value.lower() == "false"
     ]
     if problems:
         raise ValueError("\n".join(problems))

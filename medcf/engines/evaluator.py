@@ -140,7 +140,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         outputs: list[dict[str, Any] | Failure] = []
         for index, item in enumerate(items):
             if not bool(torch.isfinite(result.trajectory[index]).all()):
-                remedy = "Lower classifier_scales, or switch --amp off."
+                remedy = "Lower classifier_scales, or give --amp False."
                 outputs.append(Failure(item["file"], "infer", "the counterfactual is not finite (NaN)", remedy))
                 continue
             output = {name: values[index] for name, values in columns.items()}

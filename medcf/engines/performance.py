@@ -53,6 +53,7 @@ def autocast(device: torch.device | str, *, enabled: bool | Literal["auto"] = Tr
     Raises:
         ValueError: ``enabled`` is neither of these.
     """
+    enabled = {"true": True}.get(str(enabled), enabled)  # as a command line spells it
     if enabled == "auto":
         enabled = has_half_precision(device)
     elif not isinstance(enabled, bool):

@@ -81,7 +81,7 @@ class ResumableCheckpoint:
         content = torch.load(self.path, map_location="cpu", weights_only=True)
         max_epochs, epoch_length = engine.state.max_epochs or 0, engine.state.epoch_length or 0
         trainer = content.pop("trainer")
-        remedy = "Pass --resume false to begin anew, or another --output_dir."
+        remedy = "Pass --resume False to begin anew, or another --output_dir."
         if content.keys() != self.save_dict.keys() or trainer["epoch_length"] != epoch_length:
             raise ValueError(f"{self.path} is the checkpoint of another training. {remedy}")
         if trainer["iteration"] > max_epochs * epoch_length:

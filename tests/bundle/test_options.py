@@ -85,6 +85,15 @@ def test_an_option_that_monai_drops_because_it_is_none_is_refused(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_false_in_lower_case_is_refused_because_text_counts_as_true(tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"progress": True}), encoding="utf-8")
+    words = [PROGRAM, "run", "--config_file", str(config), "--progress"]
+    with pytest.raises(ValueError, match="write --progress False"):
+        check_options([*words, "false"])
+    check_options([*words, "False"])
+
+
 def test_a_real_command_with_a_typo_fails_and_says_what_was_meant(tmp_path: Path) -> None:
     config = {
         "imports": ["$from medcf.bundle import check_options"],

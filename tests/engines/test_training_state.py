@@ -72,7 +72,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, network, length, ep
     training(tmp_path, nn.Linear(1, 1))[0].run([0] * 3, max_epochs=2)
     with pytest.raises(ValueError, match=message) as error:
         training(tmp_path, network)[0].run([0] * length, max_epochs=epochs)
-    assert "--resume false" in str(error.value)
+    assert "--resume False" in str(error.value)
 
 
 def test_random_transforms_are_seeded_by_the_epoch():
