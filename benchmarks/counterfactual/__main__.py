@@ -61,7 +61,8 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
     write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
     tables = markdown(table.labels, table.rows, MEASURES)
     if task.name == "phantoms":
-        draw_sheet(options.out / f"{stem}.png", task.cases, table.labels, table.results)
+        if study != "speed":  # whose rows look alike
+            draw_sheet(options.out / f"{stem}.png", task.cases, table.labels, table.results)
         if study == "methods":
             draw_tradeoff(options.out / f"{stem}_tradeoff.png", table.labels, table.rows, PANELS)
         if study == "iterations":
