@@ -35,9 +35,12 @@ def draw_sheet(path: Path, cases: Cases, labels: Sequence[str], results: Sequenc
     """
     count = min(count, len(cases))
     rows = [("input", cases.image), *zip(labels, (result.image for result in results), strict=True)]
-    if "image" in cases.truth:
-        rows.append(("true standard plane", cases.truth["image"]))
-    figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count + 1.6, 1.55 * len(rows)), squeeze=False)
+    truth = cases.truth.get("image")
+    if truth is not None and not any(torch.equal(image, truth) for _, image in rows):
+        rows.append(("true standard plane", truth))
+    figure, axes = plt.subplots(
+        len(rows), count, figsize=(1.9 * count + 1.6, 1.55 * len(rows)), squeeze=False, layout="constrained"
+    )
     for (label, images), line in zip(rows, axes, strict=True):
         for index, axis in enumerate(line):
             axis.imshow(images[index, 0], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
@@ -61,7 +64,7 @@ def draw_tradeoff(
         rows: figures by key.
         panels: (key across, its title, key upwards, its title) of each panel.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4), squeeze=False, layout="constrained")
     colors = plt.get_cmap("tab10")(np.arange(len(labels)) % 10)
     for axis, (across, across_title, up, up_title) in zip(axes[0], panels, strict=True):
         for label, row, color in zip(labels, rows, colors, strict=True):
@@ -85,7 +88,9 @@ def draw_quality(path: Path, scores: Mapping[str, tuple[torch.Tensor, torch.Tens
         path: PNG to write.
         scores: by name, the scores in [0, 1] of inputs and counterfactuals, both (N,).
     """
-    figure, axes = plt.subplots(1, len(scores), figsize=(3.1 * len(scores), 3.0), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(scores), figsize=(3.1 * len(scores), 3.0), squeeze=False, sharey=True, layout="constrained"
+    )
     for axis, (name, (before, after)) in zip(axes[0], scores.items(), strict=True):
         axis.scatter(before, after - before, s=14, alpha=0.7)
         axis.plot([0, 1], [1, 0], color="gray", linewidth=0.8, linestyle="--")
@@ -104,7 +109,7 @@ def _bars(figure: Figure) -> list[list[float]] | None:
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    figure.text(0.5, 0.0, NOTICE, ha="center", va="top", fontsize=7, color="gray")
+    figure.supxlabel(NOTICE, fontsize=7, color="gray")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
