@@ -62,7 +62,8 @@ def run_rows(
         again = None
         if seeds and row.repeat:
             again = obtain(row, task.recipe, task.cases, replace(setup, seed=setup.seed + 1), work)
-        table.add(row.label, measure(task, result, again), result)
+        figures = measure(task, result, again)
+        table.add(row.label, without_cost(figures) if row in ABLATION else figures, result)
         logger.info("%s: measured", row.label)
     return table
 
@@ -81,8 +82,12 @@ def ceiling(task: Task) -> tuple[dict[str, Figure], Result]:
         seconds=float("nan"),
         peak_mib=float("nan"),
     )
-    figures = measure(task, result)
-    return {key: value for key, value in figures.items() if key not in ("seconds", "evaluations", "peak_mib")}, result
+    return without_cost(measure(task, result)), result
+
+
+def without_cost(figures: dict[str, Figure]) -> dict[str, Figure]:
+    """Leave out time, forwards and memory, where a row is not about them."""
+    return {key: value for key, value in figures.items() if key not in ("seconds", "evaluations", "peak_mib")}
 
 
 def iterations(task: Task, setup: Setup, work: Path) -> Table:
@@ -101,10 +106,7 @@ def iterations(task: Task, setup: Setup, work: Path) -> Table:
             flipped=apply(task.classifier, result.trajectory[:, number]).argmax(1) == task.target,
             seconds=float("nan"),
         )
-        figures = measure(task, iterate)
-        for cost in ("seconds", "evaluations", "peak_mib"):
-            figures.pop(cost, None)
-        table.add(f"pass {number}", figures, iterate)
+        table.add(f"pass {number}", without_cost(measure(task, iterate)), iterate)
     return table
 
 
