@@ -24,8 +24,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 import medcf
+from benchmarks.counterfactual.task import Recipe
 from benchmarks.localization_maps import SMOOTHING, Cases, difference_maps, reference_maps, saliency_maps
-from medcf.bundle import find_bundle_root
 from medcf.data.phantoms import PairedPhantomDataset
 from medcf.data.phantoms.change import TrueChangeDataset
 from medcf.engines.performance import autocast
@@ -49,10 +49,7 @@ FLOORS = {
 
 def open_bundle(device: str | None, overrides: dict[str, Any] | None = None) -> ConfigParser:
     """Open the diffice bundle's ``inference.json``."""
-    root = find_bundle_root("diffice")
-    parser = ConfigParser()
-    parser.read_config(str(Path(root) / "configs" / "inference.json"))
-    parser.update({"bundle_root": str(root), "progress": False, **(overrides or {})})
+    parser = Recipe("diffice", ("inference.json",)).open(overrides)
     if device is not None:
         parser["device"] = torch.device(device)
     return parser

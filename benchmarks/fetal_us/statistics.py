@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medcf.metrics.bootstrap import bootstrap_interval
+
 __all__ = ["balanced_accuracy", "bootstrap", "chance_of_reidentification", "share"]
 
 
@@ -42,16 +44,9 @@ def bootstrap(
     Returns:
         Lower and upper end.
     """
-    columns = [np.asarray(array) for array in arrays]
-    names = np.asarray(subjects)
-    members = [np.flatnonzero(names == name) for name in np.unique(names)]
-    random = np.random.default_rng(seed)
-    values = []
-    for _ in range(draws):
-        chosen = np.concatenate([members[i] for i in random.integers(0, len(members), len(members))])
-        values.append(statistic(*(column[chosen] for column in columns)))
-    finite = np.asarray(values)[np.isfinite(values)]
-    return [float(value) for value in np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])]
+    return list(
+        bootstrap_interval(statistic, *arrays, groups=subjects, confidence=level, num_resamples=draws, seed=seed)
+    )
 
 
 def chance_of_reidentification(subjects: Sequence[str], k: int) -> float:
