@@ -16,8 +16,8 @@ from monai.bundle import ConfigParser
 from monai.metrics import compute_dice
 from torch import Tensor, nn
 
+from benchmarks.counterfactual.task import Recipe, apply
 from benchmarks.fetal_us.statistics import balanced_accuracy, bootstrap, chance_of_reidentification, share
-from medcf.bundle import find_bundle_root
 from medcf.data.image_dataset import ImageDataset
 from medcf.engines.checkpoints import load_weights
 from medcf.engines.performance import autocast
@@ -79,20 +79,16 @@ def open_bundle(models: Path, overrides: Mapping[str, Any] | None = None) -> Con
     Returns:
         The parser; ``get_parsed_content`` gives ``inferer``, ``network``, ``classifier``, ``segmenter``, ``novelty``.
     """
-    root = find_bundle_root("diffice")
-    parser = ConfigParser()
-    parser.read_config(str(Path(root) / "configs" / "inference.json"))
     weights = {
         f"weights#{name}": str(models / f"{name}.pt") for name in ("model", "segmenter", "classifier", "novelty")
     }
     sizes = {"segmenter_def#out_channels": 2, "predictor_def#in_channels": 3}
-    parser.update({"bundle_root": str(root), "progress": False, **weights, **sizes, **(overrides or {})})
-    return parser
+    return Recipe("diffice", ("inference.json",), {**weights, **sizes}).open(overrides)
 
 
 def judge_accuracy(classifier: nn.Module, images: Images) -> dict[str, Any]:
     """Balanced accuracy of a classifier with its interval over subjects, and the counts behind it."""
-    predicted = logits_of(classifier, images.image).argmax(1).numpy()
+    predicted = apply(classifier, images.image).argmax(1).numpy()
     truth = images.label.numpy()
     return {
         "balanced_accuracy": balanced_accuracy(truth, predicted),
@@ -102,12 +98,6 @@ def judge_accuracy(classifier: nn.Module, images: Images) -> dict[str, Any]:
         "recalled": {str(label): [int((predicted[truth == label] == label).sum()), int((truth == label).sum())]
                      for label in np.unique(truth)},
     }  # fmt: skip
-
-
-@torch.no_grad()
-def logits_of(network: Any, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Apply a network in batches."""
-    return torch.cat([network(batch) for batch in images.split(batch_size)])
 
 
 def explain(
@@ -156,8 +146,8 @@ def measure(
     valid = entered.where(flipped)
     kept = flip_survival(classifier, pred[flipped], TARGET) if valid.case else {}
     figures["survival"] = {name: share(hits.tolist(), valid.subject) for name, hits in kept.items()}
-    before = logits_of(judge, entered.image).softmax(1)[:, TARGET]
-    after = logits_of(judge, pred).softmax(1)[:, TARGET]
+    before = apply(judge, entered.image).softmax(1)[:, TARGET]
+    after = apply(judge, pred).softmax(1)[:, TARGET]
     figures["judge"] = {
         "inputs_called_target": share((before > 0.5).tolist(), entered.subject),
         "flips_called_target": share((after[flipped] > 0.5).tolist(), valid.subject),
@@ -167,7 +157,7 @@ def measure(
     figures["identity"] = {
         name: _identity(network, entered, pred) for name, network in (("classifier", classifier), ("judge", judge))
     }
-    heads = [logits_of(segmenter, batch).argmax(1, keepdim=True) == 1 for batch in (entered.image, pred)]
+    heads = [apply(segmenter, batch).argmax(1, keepdim=True) == 1 for batch in (entered.image, pred)]
     dice = compute_dice(heads[1].float(), heads[0].float(), ignore_empty=False)[:, 0]
     figures["head_dice"] = {"mean": float(dice.mean()), "lowest": float(dice.min())}
     figures["mean_absolute_difference"] = float((pred - entered.image).abs().mean())
@@ -182,8 +172,8 @@ def _identity(network: nn.Module, images: Images, pred: Tensor) -> dict[str, flo
     subjects = sorted(set(images.subject))
     index = torch.tensor([subjects.index(name) for name in images.subject])
     metric = ReIdentification(RANK)
-    features = logits_of(network.features, images.image)
-    metric(logits_of(network.features, pred), features, subject=index)
+    features = apply(network.features, images.image)
+    metric(apply(network.features, pred), features, subject=index)
     hit = metric.aggregate()
     unit = nn.functional.normalize(features, dim=1)
     strangers = (unit @ unit.T)[index[:, None] != index[None]]
@@ -231,7 +221,7 @@ def evaluate(
     standard = images.where(images.label == TARGET)
     for name, model in (("classifier", classifier), ("judge", judge)):
         figures[name]["mean_probability_of_real_targets"] = float(
-            logits_of(model, standard.image).softmax(1)[:, TARGET].mean()
+            apply(model, standard.image).softmax(1)[:, TARGET].mean()
         )
     inputs = images.where(images.label != TARGET)
     if limit is not None:
