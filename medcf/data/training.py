@@ -40,12 +40,12 @@ def training_dataset(
         split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
         datalist: CSV of the user's own images, see `medcf.data.image_dataset.ImageDataset`; None renders phantoms.
         dataset_dir: folder that the paths of ``datalist`` are relative to; by default the folder of ``datalist``.
-        phantom: name of the phantom.
+        phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
-        size: size (H, W) of the network's grid.
-        spacing: pixel spacing of the grid in mm.
+        size: size (H, W) or (X, Y, Z) of the network's grid.
+        spacing: spacing of the grid in mm.
         seed: seed of poses and speckle.
-        sp_fraction: share of standard planes among the phantoms.
+        sp_fraction: share of class 1 (standard planes, AD) among the phantoms.
         cache_dir: folder where the rendered phantoms are kept; None renders them anew in every run. Under torchrun the
             main process renders, the others wait.
         targets: what the training needs beside the image; the user's images that lack one of them are left out.
@@ -55,7 +55,7 @@ def training_dataset(
         transform: applied to every sample, usually augmentation.
 
     Returns:
-        Dataset of dictionaries with ``image`` (1, H, W) in [-1, 1], ``label``, ``case``, and what else the source
+        Dataset of dictionaries with ``image`` (1, *size) in [-1, 1], ``label``, ``case``, and what else the source
         knows: ``segmentation``, ``concepts``, ``quality``.
 
     Raises:
@@ -77,28 +77,33 @@ def training_dataset(
         )
     if dataset_dir is not None:
         raise ValueError("A training needs labels: name them with --datalist FILE.csv, beside --dataset_dir.")
-    from medcf.data.phantoms import PhantomDataset
-
     cache_file = None
     if cache_dir is not None:
-        height, width = size
-        name = f"{phantom}_{split}_{count}_{height}x{width}_{spacing:g}mm_{sp_fraction:g}_seed{seed}.npz"
+        grid = "x".join(str(n) for n in size)
+        name = f"{phantom}_{split}_{count}_{grid}_{spacing:g}mm_{sp_fraction:g}_seed{seed}.npz"
         cache_file = Path(cache_dir) / name
         cache_file.parent.mkdir(parents=True, exist_ok=True)
     waiting = dist.is_available() and dist.is_initialized() and cache_file is not None
     if waiting and dist.get_rank() > 0:
         dist.barrier()
-    dataset = PhantomDataset(
-        phantom,
-        split,
-        count,
-        seed=seed,
-        size=(int(size[0]), int(size[1])),
-        spacing=spacing,
-        sp_fraction=sp_fraction,
-        cache_file=cache_file,
-        transform=transform,
-    )
+    options: dict[str, Any] = {
+        "seed": seed,
+        "size": tuple(int(n) for n in size),
+        "spacing": spacing,
+        "cache_file": cache_file,
+        "transform": transform,
+    }
+    dataset = _phantoms(phantom, split, count, sp_fraction, options)
     if waiting and dist.get_rank() == 0:
         dist.barrier()
     return dataset
+
+
+def _phantoms(phantom: str, split: str, count: int, fraction: float, options: dict[str, Any]) -> Dataset:
+    if phantom == "brain_mri":
+        from medcf.data.phantoms import BrainDataset
+
+        return BrainDataset(split, count, ad_fraction=fraction, **options)
+    from medcf.data.phantoms import PhantomDataset
+
+    return PhantomDataset(phantom, split, count, sp_fraction=fraction, **options)

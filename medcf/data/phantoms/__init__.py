@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from medcf.data.phantoms.base import PhantomSample, PhantomSubject
+from medcf.data.phantoms.brain_dataset import BrainDataset, PairedBrainDataset, draw_brain
+from medcf.data.phantoms.brain_mri import TISSUES, BrainMRI, BrainSample, BrainState
 from medcf.data.phantoms.concepts import CONCEPTS, QUALITY_THRESHOLD
 from medcf.data.phantoms.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
 from medcf.data.phantoms.fetal_head import FetalHead
@@ -19,13 +21,20 @@ __all__ = [
     "CONCEPTS",
     "QUALITY_THRESHOLD",
     "SPLITS",
+    "TISSUES",
+    "BrainDataset",
+    "BrainMRI",
+    "BrainSample",
+    "BrainState",
     "FetalHead",
     "HeadPose",
+    "PairedBrainDataset",
     "PairedPhantomDataset",
     "PhantomDataset",
     "PhantomSample",
     "PhantomSubject",
     "burn_in",
+    "draw_brain",
     "draw_case",
     "subject_seed",
     "write_demo",
