@@ -38,7 +38,8 @@ class CounterfactualInferer(Inferer):
 
     Args:
         classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
+        target: wanted class y, for all images or one per image; "opposite" wants of two classes the one that the
+            classifier does not predict for an image.
         num_iterations: passes L.
         confidence_threshold: images that reach this probability of the target leave the batch; None runs all passes.
         seed: seed of all noise.
@@ -129,7 +130,9 @@ class CounterfactualInferer(Inferer):
             raise ValueError(
                 f"sample_ids holds {len(ids)} identities for a batch of {batch} images: give one per image."
             )
-        wanted = resolve_target(self.target if target is None else target, batch, image.device)
+        requested = self.target if target is None else target
+        with torch.no_grad():
+            wanted = resolve_target(requested, batch, image.device, lambda: self._logits(image))
         bar = tqdm(total=self._num_steps(), desc=self.title, disable=not self.progress)
         with torch.no_grad(), frozen(network, *self._networks()), bar:
             confidence, hit = self._judge(image, wanted)
@@ -172,7 +175,11 @@ class CounterfactualInferer(Inferer):
 
         In full precision also under autocast: a decision near one half must be the one that everybody else sees.
         """
-        with torch.autocast(image.device.type, enabled=False):
-            logits = self.classifier(image.float()).float()
+        logits = self._logits(image)
         check_logits(logits, target)
         return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the classifier's logits (B, K), computed in full precision."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.classifier(image.float()).float()

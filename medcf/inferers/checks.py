@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from medcf.networks.denoiser import unwrap
 
 __all__ = ["check_image", "check_logits", "check_network", "default_sample_ids", "resolve_target"]
 
-Target = int | Sequence[int] | torch.Tensor
+Target = int | Sequence[int] | torch.Tensor | Literal["opposite"]
 
 
 def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
@@ -72,18 +72,41 @@ def check_network(network: Any, image: torch.Tensor) -> None:
         )
 
 
-def resolve_target(target: Target, batch: int, device: torch.device) -> torch.Tensor:
+def resolve_target(
+    target: Target,
+    batch: int,
+    device: torch.device,
+    logits: Callable[[], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Return the wanted class per image as a long tensor (B,).
 
+    Args:
+        target: a class, one per image, or "opposite": of two classes the one that the classifier does not predict.
+        batch: number of images.
+        device: where the tensor is to be.
+        logits: gives the classifier's logits (B, K) of the images; called for "opposite" only.
+
     Raises:
-        ValueError: a number of targets that is neither one nor the batch's, or a negative or fractional class.
+        ValueError: a number of targets that is neither one nor the batch's, a negative or fractional class, another
+            word than "opposite", or "opposite" without a classifier of two classes.
     """
+    if isinstance(target, str):
+        return _opposite(target, None if logits is None else logits()).to(device)
     tensor = torch.as_tensor(target, device=device)
     if tensor.is_floating_point() or tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, batch)):
         raise ValueError(f"target must be a class index or one per image of the batch of {batch}, got {target!r}.")
     if int(tensor.min()) < 0:
         raise ValueError(f"target={target!r} holds a negative class index.")
     return tensor.long().reshape(-1).expand(batch).clone()
+
+
+def _opposite(target: str, logits: torch.Tensor | None) -> torch.Tensor:
+    if target != "opposite":
+        raise ValueError(f"target={target!r} is no class: give an index, or 'opposite' for the class not predicted.")
+    if logits is None or logits.ndim != 2 or logits.shape[1] != 2:
+        classes = "without a classifier" if logits is None else f"with logits of shape {tuple(logits.shape)}"
+        raise ValueError(f"target='opposite' needs a classifier of two classes, and was used {classes}: give an index.")
+    return 1 - logits.argmax(1)
 
 
 def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:

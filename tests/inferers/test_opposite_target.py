@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target "opposite" asks each image for the class that the classifier does not see in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+IDS = ["a", "b", "c", "d"]
+
+
+def test_each_image_gets_the_class_it_is_not(make_method, images):
+    images[2] += 0.9
+    result = make_method("attack", target="opposite").explain(images, None, IDS)
+    assert result.target.tolist() == [1, 1, 0, 1]
+    assert not result.unchanged.any()
+    for index, target in enumerate(result.target.tolist()):
+        alone = make_method("attack", target=target).explain(images, None, IDS)
+        torch.testing.assert_close(result.image[index], alone.image[index])
+
+
+def test_an_index_for_one_call_goes_before_it(make_method, images):
+    method = make_method("unchanged", target="opposite")
+    assert method.explain(images, None, IDS, target=0).unchanged.all()
+    assert method.explain(images, None, IDS).target.tolist() == [1] * 4
+
+
+def test_other_words_and_other_numbers_of_classes_are_refused(make_method, images):
+    with pytest.raises(ValueError, match="'contrary' is no class"):
+        make_method("unchanged", target="contrary").explain(images, None, IDS)
+    three = make_method("unchanged", target="opposite", classifier=lambda image: torch.zeros(len(image), 3))
+    with pytest.raises(ValueError, match="two classes"):
+        three.explain(images, None, IDS)
