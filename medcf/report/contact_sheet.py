@@ -17,7 +17,7 @@ from skimage.transform import resize
 
 from medcf.data import read_study
 from medcf.engines.run_folder import MARKER
-from medcf.report.panel import colored_difference
+from medcf.report.drawing import colored_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medcf.engines.case_result import CaseResult
 from medcf.report import PanelWriter, draw_panel
-from medcf.report.panel import LABEL_COLORS, colored_difference, colored_segmentation
+from medcf.report.drawing import LABEL_COLORS, colored_difference, colored_segmentation
 
 
 def make_result(**row):
