@@ -153,7 +153,7 @@ class SampleGrid:
         network: the network to sample from, usually ``ema_model`` of `EMAHandler`.
         scheduler: a scheduler with MONAI's ``step``, for example DDIM.
         directory: folder of the PNG files, ``samples_<iteration>.png``.
-        shape: shape (C, *spatial) of an image; 2D.
+        shape: shape (C, *spatial) of an image; of a volume (X, Y, Z) the middle axial slice is shown, front up.
         class_labels: one row of images for each.
         columns: images a row.
         num_inference_steps: steps of the sampler.
@@ -217,6 +217,8 @@ class SampleGrid:
         pixels = (
             ((torch.as_tensor(images).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[:, 0]
         )
+        if pixels.ndim == 4:
+            pixels = np.flip(pixels[..., pixels.shape[-1] // 2].swapaxes(1, 2), axis=1)
         rows = pixels.reshape(len(self.class_labels), self.columns, *pixels.shape[1:])
         return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 

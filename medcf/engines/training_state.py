@@ -139,11 +139,14 @@ class ExportWeights:
     Args:
         network: the network, for example ``ema_model`` of `EMAHandler`.
         path: file to write.
+        dtype: floating type of the file, for example ``"float16"`` for half the size; None keeps the network's. It is
+            turned back wherever the weights are loaded.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path) -> None:
+    def __init__(self, network: nn.Module, path: str | Path, dtype: str | None = None) -> None:
         self.network = network
         self.path = Path(path)
+        self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -153,8 +156,12 @@ class ExportWeights:
         """Write the file, on the main process."""
         if idist.get_rank() == 0:
             state = _unwrap(self.network).state_dict()
-            save_atomically({key: value.cpu().contiguous().clone() for key, value in state.items()}, self.path)
+            save_atomically({key: self._stored(value) for key, value in state.items()}, self.path)
             logger.info("Wrote the weights of iteration %d to %s.", engine.state.iteration, self.path)
+
+    def _stored(self, value: torch.Tensor) -> torch.Tensor:
+        dtype = self.dtype if value.is_floating_point() else None
+        return value.detach().to("cpu", dtype or value.dtype).contiguous().clone()
 
 
 def _unwrap(value: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
 from medcf.networks.dtunet import DTUNet
@@ -10,4 +11,4 @@ from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
 from medcf.networks.sononet import SonoNet
 from medcf.networks.wrapper import BundleUNet
 
-__all__ = ["BundleUNet", "ConceptBottleneck", "DTUNet", "Denoiser", "SegmentationGuidedClassifier", "SonoNet"]
+__all__ = ["BundleUNet", "ClassTokenUNet", "ConceptBottleneck", "DTUNet", "Denoiser", "SegmentationGuidedClassifier", "SonoNet"]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diffusion U-Net whose class is a context token, with a learned null token (ControlCG, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import SpatialTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["ClassTokenUNet"]
+
+
+class ClassTokenUNet(nn.Module):
+    """MONAI's `DiffusionModelUNet`, unmodified, with one learned context token for each class and one for none.
+
+    The null token is trained wherever a class is dropped (p_uncond), and is what classifier-free guidance compares
+    with. The network counts it as its last class, so that `medcf.networks.Denoiser` takes it as ``null_class_labels``.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the prediction.
+        num_classes: classes without the null class, whose index is ``num_classes``.
+        cross_attention_dim: features of a token.
+        patch_size: side of the blocks of pixels that become channels before the U-Net and pixels again after it. Above
+            1 the U-Net runs on a coarser grid: at 2, a volume costs about an eighth.
+        attention_init: standard deviation of the initial weights by which the attention blocks add to their input. MONAI
+            starts them at 0, and a short training then leaves attention, and with it injection, without effect.
+        gradient_checkpointing: recompute the U-Net's blocks in the backward pass instead of keeping their activations.
+        **unet: further arguments of `DiffusionModelUNet`: ``channels``, ``attention_levels``, ``num_res_blocks``, ...
+
+    Raises:
+        ValueError: sizes that make no sense.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_classes: int = 2,
+        cross_attention_dim: int = 64,
+        patch_size: int = 1,
+        attention_init: float = 0.0,
+        gradient_checkpointing: bool = False,
+        **unet: Any,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1 or patch_size < 1:
+            raise ValueError(f"num_classes={num_classes} and patch_size={patch_size} must be at least 1.")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.num_class_embeds = num_classes + 1
+        self.patch_size = patch_size
+        block = patch_size**spatial_dims
+        self.unet = DiffusionModelUNet(
+            spatial_dims=spatial_dims,
+            in_channels=in_channels * block,
+            out_channels=out_channels * block,
+            with_conditioning=True,
+            cross_attention_dim=cross_attention_dim,
+            use_flash_attention=True,
+            **unet,
+        )
+        self.embedding = nn.Embedding(self.num_class_embeds, cross_attention_dim)
+        if attention_init > 0:
+            for module in self.unet.modules():
+                if isinstance(module, SpatialTransformer):
+                    nn.init.normal_(module.proj_out.conv.weight, std=attention_init)
+        if gradient_checkpointing:
+            self._checkpoint_blocks()
+
+    def forward(
+        self,
+        image: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Predict what the scheduler's ``prediction_type`` says.
+
+        Args:
+            image: (B, C, *spatial), each side divisible by ``patch_size`` times 2 ** (levels - 1).
+            timesteps: (B,); None stands for 0.
+            context: (B, tokens, features), instead of the class's token.
+            class_labels: (B,) class indices; None stands for the null class.
+
+        Returns:
+            Prediction (B, out_channels, *spatial).
+        """
+        if timesteps is None:
+            timesteps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
+        if context is None:
+            if class_labels is None:
+                class_labels = torch.full_like(timesteps, self.num_class_embeds - 1, dtype=torch.long)
+            context = self.embedding(class_labels)[:, None]
+        return self._unfold(self.unet(self._fold(image), timesteps, context))
+
+    def _fold(self, image: Tensor) -> Tensor:
+        """Move the pixels of each block to channels: (B, C p^d, *spatial / p)."""
+        p = self.patch_size
+        if p == 1:
+            return image
+        if any(n % p for n in image.shape[2:]):
+            raise ValueError(f"image is {tuple(image.shape[2:])}: each side must be divisible by patch_size={p}.")
+        d = self.spatial_dims
+        grid = [n // p for n in image.shape[2:]]
+        blocks = image.reshape(*image.shape[:2], *(k for n in grid for k in (n, p)))
+        order = [0, 1, *range(3, 3 + 2 * d, 2), *range(2, 2 + 2 * d, 2)]
+        folded = blocks.permute(order).reshape(image.shape[0], -1, *grid)
+        return folded.contiguous(memory_format=_layout(image))
+
+    def _unfold(self, folded: Tensor) -> Tensor:
+        """Undo ``_fold``."""
+        p, d = self.patch_size, self.spatial_dims
+        if p == 1:
+            return folded
+        grid = folded.shape[2:]
+        blocks = folded.reshape(folded.shape[0], self.out_channels, *(p,) * d, *grid)
+        order = [0, 1, *(k for axis in range(d) for k in (2 + d + axis, 2 + axis))]
+        return blocks.permute(order).reshape(folded.shape[0], self.out_channels, *(n * p for n in grid))
+
+    def _checkpoint_blocks(self) -> None:
+        """Recompute each block in the backward pass of a training."""
+        unet = self.unet
+        for block in (*unet.down_blocks, unet.middle_block, *unet.up_blocks):
+            block.forward = _Checkpointed(block.forward)  # type: ignore[method-assign]
+
+
+class _Checkpointed:
+    """A forward that keeps its inputs instead of its activations while gradients are recorded."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+
+
+def _layout(image: Tensor) -> torch.memory_format:
+    """The image's own memory layout; one of a single channel counts as channels-last if it is so in any way."""
+    last = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+    return last if image.is_contiguous(memory_format=last) else torch.contiguous_format
