@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from medcf.data.phantoms.base import PhantomSample, PhantomSubject
 from medcf.data.phantoms.brain_dataset import BrainDataset, PairedBrainDataset, draw_brain
+from medcf.data.phantoms.brain_files import write_brain_demo
 from medcf.data.phantoms.brain_mri import TISSUES, BrainMRI, BrainSample, BrainState
 from medcf.data.phantoms.concepts import CONCEPTS, QUALITY_THRESHOLD
 from medcf.data.phantoms.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
@@ -37,5 +38,6 @@ __all__ = [
     "draw_brain",
     "draw_case",
     "subject_seed",
+    "write_brain_demo",
     "write_demo",
 ]
