@@ -94,7 +94,8 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
         work.mkdir(parents=True, exist_ok=True)
         inputs = work / f"cases-{question['cases']}.pt"
         if not inputs.is_file():
-            save_atomically({"image": cases.image, "case": cases.case}, inputs)
+            wanted = {} if cases.target is None else {"target": cases.target}
+            save_atomically({"image": cases.image, "case": cases.case, **wanted}, inputs)
         spec = path.with_suffix(".json")
         spec.write_text(json.dumps(question, indent=2, default=str) + "\n", encoding="utf-8")
         logger.info("%s: running on %d cases", row.label, len(cases))
@@ -106,7 +107,8 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
 
 
 def _digest(cases: Cases) -> str:
-    return _hash(cases.image.numpy().tobytes() + "\n".join(cases.case).encode())
+    wanted = b"" if cases.target is None else cases.target.numpy().tobytes()
+    return _hash(cases.image.numpy().tobytes() + "\n".join(cases.case).encode() + wanted)
 
 
 def _hash(data: bytes | str) -> str:
@@ -122,12 +124,13 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     parser = recipe.open({**question["overrides"], "device": f"$torch.device({setup.device!r})", "seed": setup.seed})
     network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
     batch_size, amp = parser.get_parsed_content("batch_size"), parser.get_parsed_content("amp")
-    image, case = inputs["image"], list(inputs["case"])
+    image, case, target = inputs["image"], list(inputs["case"]), inputs.get("target")
     with autocast(device, enabled=amp):
 
         def explain(first: int) -> Any:
             part = slice(first, first + batch_size)
-            return inferer.explain(image[part].to(device), network, sample_ids=case[part])
+            wanted = None if target is None else target[part].to(device)
+            return inferer.explain(image[part].to(device), network, sample_ids=case[part], target=wanted)
 
         if parser.get("compile") or device.type == "cuda":
             explain(0)  # compilation and the choice of kernels are paid once a process, not once a case

@@ -62,12 +62,14 @@ class Cases:
         subject: whose image it is.
         truth: what else is known of each case by name, tensors (N, ...): on phantoms the paired true ``image`` with its
             ``segmentation``, the subject's ``parameters``, and ``appearance``, ``structure``, ``organ`` of the change.
+        target: wanted class of each case (N,); None takes the config's.
     """
 
     image: Tensor
     case: list[str]
     subject: list[str]
     truth: dict[str, Tensor] = field(default_factory=dict)
+    target: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -77,7 +79,8 @@ class Cases:
         """Keep the cases (N,) that are true."""
         kept = mask.nonzero()[:, 0].tolist()
         truth = {name: values[mask] for name, values in self.truth.items()}
-        return Cases(self.image[mask], [self.case[i] for i in kept], [self.subject[i] for i in kept], truth)
+        target = None if self.target is None else self.target[mask]
+        return Cases(self.image[mask], [self.case[i] for i in kept], [self.subject[i] for i in kept], truth, target)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, normalize
 
 from medcf.metrics.base import CaseMetric
 from medcf.registry import METRICS
@@ -110,19 +110,20 @@ class ReIdentification(CaseMetric):
         return super().interval(groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed)
 
 
-def pooled_pixels(images: Tensor, size: tuple[int, int] = (16, 20)) -> Tensor:
+def pooled_pixels(images: Tensor, size: Sequence[int] = (16, 20)) -> Tensor:
     """Describe images by their coarse appearance: the correlation of two such descriptors is their cosine.
 
     A descriptor that no network was trained for: outline, position and surroundings of the organ, without speckle.
 
     Args:
-        images: (B, 1, H, W).
-        size: rows and columns to average to.
+        images: (B, 1, *spatial) in 2D or 3D.
+        size: rows and columns to average to, or the three sizes of a volume.
 
     Returns:
-        (B, size[0] * size[1]), each of mean 0.
+        One descriptor per image, (B, product of ``size``), of mean 0.
     """
-    pooled = adaptive_avg_pool2d(images, size).flatten(1)
+    pool = adaptive_avg_pool3d if len(size) == 3 else adaptive_avg_pool2d
+    pooled = pool(images, tuple(size)).flatten(1)
     return pooled - pooled.mean(1, keepdim=True)
 
 
