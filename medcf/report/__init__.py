@@ -5,5 +5,14 @@ from __future__ import annotations
 
 from medcf.report.contact_sheet import SheetColumn, read_run, summary_figure
 from medcf.report.panel import PanelWriter, draw_panel
+from medcf.report.volume_panel import VolumePanelWriter, draw_volume_panel
 
-__all__ = ["PanelWriter", "SheetColumn", "draw_panel", "read_run", "summary_figure"]
+__all__ = [
+    "PanelWriter",
+    "SheetColumn",
+    "VolumePanelWriter",
+    "draw_panel",
+    "draw_volume_panel",
+    "read_run",
+    "summary_figure",
+]
