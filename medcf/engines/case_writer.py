@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from nibabel.orientations import aff2axcodes
 
 from medcf.data import get_spacing, grid_record
 from medcf.engines.case_result import CaseResult
@@ -69,17 +70,12 @@ def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, A
         Column name to value; unknown numbers are None.
     """
     confidences = [_number(value) for value in output["confidences"]]
-    meta = getattr(item["original"], "meta", {})
-    spacing = get_spacing(item["original"])
+    geometry = _volume_columns if item["original"].ndim == 4 else _image_columns
     row: dict[str, Any] = {
         "case": item["case"],
         "file": item["file"],
-        "format": str(meta.get("source_format", "")),
-        "frame": int(meta.get("frame", 0)),
-        "rows": int(item["original"].shape[-2]),
-        "columns": int(item["original"].shape[-1]),
-        "spacing_row_mm": _number(spacing[0]) if spacing else None,
-        "spacing_column_mm": _number(spacing[1]) if spacing else None,
+        "format": str(getattr(item["original"], "meta", {}).get("source_format", "")),
+        **geometry(item["original"], output["native"]),
         "target": int(output["target"]),
         "label_before": int(output["label_before"]),
         "label_after": int(output["label_after"]),
@@ -90,9 +86,10 @@ def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, A
         "scale": _number(output["scale"]),
         "iterations": int(output["iterations"]),
         "num_function_evaluations": int(output["num_function_evaluations"]),
-        "mean_absolute_difference": _number(output["native"]["difference"].abs().mean().item()),
-        "overlay_fraction": _number(float(getattr(item["image"], "meta", {}).get("overlay_fraction", 0.0))),
+        "mean_absolute_difference": _number(_mean_absolute(output["native"])),
     }
+    if item["original"].ndim < 4:
+        row["overlay_fraction"] = _number(float(getattr(item["image"], "meta", {}).get("overlay_fraction", 0.0)))
     row |= {name: _number(value) for name, value in output.get("novelty", {}).items()}
     if "out_of_distribution" in row:
         row["out_of_distribution"] = bool(row["out_of_distribution"])
@@ -100,9 +97,61 @@ def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, A
     return row | {"confidences": confidences}
 
 
+def _image_columns(original: torch.Tensor, native: Mapping[str, Any]) -> dict[str, Any]:
+    """Frame, size and spacing of an image (C, H, W)."""
+    spacing = get_spacing(original)
+    return {
+        "frame": int(getattr(original, "meta", {}).get("frame", 0)),
+        "rows": int(original.shape[-2]),
+        "columns": int(original.shape[-1]),
+        "spacing_row_mm": _number(spacing[0]) if spacing else None,
+        "spacing_column_mm": _number(spacing[1]) if spacing else None,
+    }
+
+
+def _volume_columns(original: torch.Tensor, native: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, spacing, orientation and intensity range of a volume (1, X, Y, Z)."""
+    spacing = _voxel_sizes(original)
+    columns: dict[str, Any] = {f"size_{axis}": int(n) for axis, n in zip("ijk", original.shape[1:], strict=True)}
+    columns |= {f"spacing_{axis}_mm": _number(mm) for axis, mm in zip("ijk", spacing, strict=True)}
+    columns["orientation"] = "".join(str(code) for code in aff2axcodes(np.asarray(original.affine)))
+    low, high = native["window"]
+    return columns | {"black": _number(low), "white": _number(high)}
+
+
+def _voxel_sizes(volume: torch.Tensor) -> tuple[float, ...]:
+    affine = np.asarray(volume.affine, dtype=np.float64)  # type: ignore[attr-defined]  # a MetaTensor
+    return tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def _mean_absolute(native: Mapping[str, Any]) -> float:
+    """Mean magnitude of the difference, of a volume within the brain."""
+    difference = native["difference"].abs()
+    mask = native.get("mask")
+    return float(difference.mean() if mask is None or not mask.any() else difference[mask].mean())
+
+
+def _volume_result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
+    native = output["native"]
+    original = item["original"]
+    names = ("original", "counterfactual", "difference", "trajectory", "mask")
+    return CaseResult(
+        case=item["case"],
+        path=Path(item["file"]),
+        **{name: native[name].numpy() for name in names if native.get(name) is not None},
+        affine=np.asarray(original.affine, dtype=np.float64),
+        source_format=str(original.meta.get("source_format", "")),
+        spacing=_voxel_sizes(original),
+        window=tuple(native["window"]),
+        row=score_row(item, output),
+    )
+
+
 def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
     native: dict[str, torch.Tensor] = output["native"]
     original = item["original"]
+    if original.ndim == 4:
+        return _volume_result(item, output)
     segmentation = None
     if "segmentation" in output:
         segmentation = _labels_on_matrix(output["segmentation"].cpu().numpy(), grid_record(item["image"]))
