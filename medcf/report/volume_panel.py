@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,9 +198,7 @@ def slices_through(result: CaseResult, voxel: Sequence[int]) -> list[Slice]:
                 difference=picture["difference"],
                 mask=None if mask is None else _hang(mask[window]),
                 letters=tuple(letters.split()),
-                size_mm=tuple(
-                    n * s for n, s in zip(picture["difference"].shape, np.delete(sizes, axis)[::-1], strict=True)
-                ),  # type: ignore[arg-type]  # two of them
+                size_mm=_extent(picture["difference"], np.delete(sizes, axis)[::-1]),
             )
         )
     return cuts
@@ -209,6 +207,10 @@ def slices_through(result: CaseResult, voxel: Sequence[int]) -> list[Slice]:
 def _hang(cut: NDArray) -> NDArray:
     """Turn a slice of a RAS volume as it hangs: its second axis upward, its first to the left."""
     return np.ascontiguousarray(cut[::-1, ::-1].T)
+
+
+def _extent(picture: NDArray, sizes: NDArray) -> tuple[float, float]:
+    return float(picture.shape[0] * sizes[0]), float(picture.shape[1] * sizes[1])
 
 
 def _box(mask: NDArray[np.bool_] | None, shape: Sequence[int], sizes: NDArray) -> list[tuple[int, int]]:
@@ -244,7 +246,7 @@ def _notes(axes: Axes, result: CaseResult, voxel: Sequence[int], y: float) -> No
     world = np.asarray(result.affine) @ [*voxel, 1.0]
     where = f"slices through x {world[0]:.0f}, y {world[1]:.0f}, z {world[2]:.0f} mm (RAS)"
     what = "where the difference is largest" if np.any(result.difference) else "(no difference)"
-    style = {"color": "#bbbbbb", "fontsize": 8, "va": "center"}
+    style: dict[str, Any] = {"color": "#bbbbbb", "fontsize": 8, "va": "center"}
     axes.text(GAP, y, f"{where}, {what}", **style)
     axes.text(GAP, y + LINE - 4, "radiological convention: the patient's right (R) is on the left", **style)
     if result.mask is not None:
