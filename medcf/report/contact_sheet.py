@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import nibabel as nib
 import numpy as np
+import torch
+from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 from skimage.transform import resize
 
 from medcf.data import read_study
+from medcf.engines.case_result import CaseResult
 from medcf.engines.run_folder import MARKER
 from medcf.report.drawing import colored_difference
+from medcf.report.volume_panel import focus, slices_through
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SheetColumn", "read_run", "summary_figure"]
 
 _DPI = 100
+_FIELD_MM = 200  # side of what is shown of a brain
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class SheetColumn:
         counterfactual: what the method made of it.
         difference: counterfactual minus input, in fractions of the intensity range.
         truth: the paired image of the target class, None where nobody knows it.
+        truth_name: what the truth shows.
     """
 
     title: str
@@ -44,10 +50,11 @@ class SheetColumn:
     counterfactual: NDArray[np.floating]
     difference: NDArray[np.floating]
     truth: NDArray[np.floating] | None = None
+    truth_name: str = "truth: standard plane\nof the same head"
 
 
 def read_run(output_dir: str | Path, cases: Sequence[str] | None = None, count: int = 6) -> list[SheetColumn]:
-    """Read cases of a finished run from its files.
+    """Read cases of a finished run from its files; of a volume, the axial slice through its largest difference.
 
     Args:
         output_dir: folder of the run.
@@ -91,8 +98,7 @@ def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: 
     if not columns:
         raise ValueError("columns is empty: a contact sheet needs at least one case.")
     names = ["input", "counterfactual\n(SYNTHETIC)", f"difference\n(blue -{limit:g}, red +{limit:g})"]
-    if any(column.truth is not None for column in columns):
-        names.append("truth: standard plane\nof the same head")
+    names += [column.truth_name for column in columns if column.truth is not None][:1]
     height, width = columns[0].image.shape
     tile_height = round(tile * height / width)
     left, head, gap = 175, 24, 4
@@ -124,6 +130,8 @@ def _tiles(column: SheetColumn, limit: float) -> list[NDArray | None]:
 
 def _column(folder: Path, case: str) -> SheetColumn:
     row = json.loads((folder / case / MARKER).read_text(encoding="utf-8"))
+    if "size_k" in row:
+        return _volume_column(folder, case, row)
     original = read_study(row["file"], row["frame"])
     images = {}
     for name in ("counterfactual", "difference"):
@@ -133,9 +141,51 @@ def _column(folder: Path, case: str) -> SheetColumn:
     return SheetColumn(
         title=f"{row['confidence_before']:.2f} → {row['confidence_after']:.2f}",
         image=original[0].numpy(),
+        counterfactual=images["counterfactual"],
+        difference=images["difference"],
         truth=read_study(truth)[0].numpy() if truth.is_file() else None,
-        **images,
     )
+
+
+def _volume_column(folder: Path, case: str, row: Mapping[str, Any]) -> SheetColumn:
+    paths = {name: folder / case / f"{name}.nii.gz" for name in ("counterfactual", "difference", "mask")}
+    paths["truth"] = folder / "demo_truth" / f"{case}_other.nii.gz"
+    shape = tuple(row[f"size_{axis}"] for axis in "ijk")
+    stored = {name: cast(nib.Nifti1Image, nib.load(path)) for name, path in paths.items() if path.is_file()}
+    images = {name: image.get_fdata(dtype=np.float32).reshape(shape) for name, image in stored.items()}
+    window = row["black"], row["white"]
+    original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
+    result = CaseResult(
+        case=case,
+        path=Path(row["file"]),
+        original=original,
+        counterfactual=images["counterfactual"],
+        difference=images["difference"],
+        trajectory=original[None],
+        affine=stored["difference"].affine,
+        source_format="nifti",
+        window=window,
+        mask=images["mask"] > 0.5 if "mask" in images else None,
+    )
+    axial = slices_through(result, focus(result))[0]
+    truth = None
+    if "truth" in images:
+        shown = replace(result, counterfactual=images["truth"])
+        truth = _field_of_view(slices_through(shown, focus(result))[0].counterfactual, axial.size_mm)
+    return SheetColumn(
+        title=f"{row['confidence_before']:.2f} → {row['confidence_after']:.2f}",
+        image=_field_of_view(axial.image, axial.size_mm),
+        counterfactual=_field_of_view(axial.counterfactual, axial.size_mm),
+        difference=_field_of_view(axial.difference, axial.size_mm),
+        truth=truth,
+        truth_name="truth: the same brain\nin the other class",
+    )
+
+
+def _field_of_view(picture: NDArray, size_mm: tuple[float, float]) -> NDArray:
+    """Put a slice into the middle of a square, at a pixel a mm."""
+    picture = resize(picture, tuple(max(round(mm), 1) for mm in size_mm), order=1)
+    return np.asarray(ResizeWithPadOrCrop(_FIELD_MM, value=0)(torch.from_numpy(picture)[None]))[0]
 
 
 def _as_picture(image: nib.Nifti1Image, affine: NDArray, shape: tuple[int, ...]) -> NDArray:

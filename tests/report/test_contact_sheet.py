@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 
 from medcf.data import read_study
-from medcf.data.phantoms import write_demo
+from medcf.data.phantoms import write_brain_demo, write_demo
+from medcf.data.phantoms.brain_files import GEOMETRIES
 from medcf.engines.case_result import CaseResult
 from medcf.engines.nifti_writer import NiftiWriter
 from medcf.engines.run_folder import RunFolder
@@ -65,3 +69,38 @@ def test_unfinished_cases_are_refused(finished):
         read_run(finished, ["nobody"])
     with pytest.raises(ValueError, match="empty"):
         summary_figure([])
+
+
+def test_a_volume_gives_its_axial_slice_through_the_change_with_the_truth_beside_it(tmp_path):
+    (record,) = write_brain_demo(
+        tmp_path / "demo_inputs", count=1, spacing=8.0, geometries=(GEOMETRIES[1],), truth_dir=tmp_path / "demo_truth"
+    )
+    folder = RunFolder(tmp_path)
+    folder.open([{"case": record["case"], "image": record["path"]}])
+    source = nib.load(record["path"])
+    image = source.get_fdata(dtype=np.float32)
+    difference = np.zeros_like(image)
+    middle = tuple(n // 2 for n in image.shape)
+    difference[tuple(slice(n - 2, n + 2) for n in middle)] = -0.5
+    result = CaseResult(
+        record["case"], Path(record["path"]), image, image + 1000 * difference, difference, np.stack([image, image]),
+        source.affine, "nifti", window=(0, 1000), mask=image > 0,
+    )  # fmt: skip
+    folder.case_dir(record["case"]).mkdir()
+    NiftiWriter()(result, folder.case_dir(record["case"]))
+    numbers = {"confidence_before": 0.2, "confidence_after": 0.8, "black": 0.0, "white": 1000.0}
+    sizes = {f"size_{axis}": n for axis, n in zip("ijk", image.shape, strict=True)}
+    folder.complete(
+        record["case"], {"case": record["case"], "file": record["path"], "flipped": True, **sizes, **numbers}
+    )
+    (column,) = read_run(tmp_path, [record["case"]])
+    assert column.image.shape == column.truth.shape == (200, 200)
+    changed = np.argwhere(column.difference < -0.25)
+    brain = np.argwhere(column.image > 0.2)
+    assert brain[:, 0].min() < changed[:, 0].min() < changed[:, 0].max() < brain[:, 0].max()
+    inside = tuple(changed.T)
+    assert (column.image - column.counterfactual)[inside].mean() == pytest.approx(
+        -column.difference[inside].mean(), abs=0.1
+    )
+    texts = [text.get_text() for text in summary_figure([column]).axes[0].texts]
+    assert any("in the other class" in text for text in texts)
