@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from medcf.data import build_datalist
 from medcf.engines.ranks import first_on_main
 
-__all__ = ["CaseList", "list_cases"]
+__all__ = ["DEMO_FOLDER", "DEMO_TRUTH", "CaseList", "list_cases", "write_once"]
 
 logger = logging.getLogger(__name__)
 
 DEMO_FOLDER = "demo_inputs"
+DEMO_TRUTH = "demo_truth"
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,32 @@ def list_cases(
 
 
 def _write_demo(output_dir: Path, count: int, overlays: bool) -> Path:
-    """Write the phantoms once; a folder of that name is complete, because it gets its name last."""
     from medcf.data.phantoms import write_demo
 
-    folder = output_dir / DEMO_FOLDER
+    truth = output_dir / DEMO_TRUTH
+
+    def write(folder: Path) -> None:
+        write_demo(folder, "demo", count, 0, overlays=(False, overlays), truth_dir=truth)
+
+    return write_once(output_dir / DEMO_FOLDER, count, write)
+
+
+def write_once(folder: Path, count: int, write: Callable[[Path], object]) -> Path:
+    """Fill a folder unless it is complete; an interrupted run leaves none, because it gets its name last.
+
+    Args:
+        folder: the folder.
+        count: number of files in it.
+        write: writes them into the folder that it is given.
+
+    Returns:
+        The folder.
+    """
     if not folder.is_dir() or len(list(folder.iterdir())) != count:
         logger.info("No --dataset_dir: writing %d phantoms to %s", count, folder)
-        partial = output_dir / f".{DEMO_FOLDER}.partial"
+        partial = folder.with_name(f".{folder.name}.partial")
         for leftover in (partial, folder):
             shutil.rmtree(leftover, ignore_errors=True)
-        truth = output_dir / "demo_truth"
-        write_demo(partial, "demo", count, 0, overlays=(False, overlays), truth_dir=truth)
+        write(partial)
         os.replace(partial, folder)
     return folder
