@@ -7,8 +7,18 @@ from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
 from medcf.networks.dtunet import DTUNet
+from medcf.networks.pooled_features import pooled_features
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
 from medcf.networks.sononet import SonoNet
 from medcf.networks.wrapper import BundleUNet
 
-__all__ = ["BundleUNet", "ClassTokenUNet", "ConceptBottleneck", "DTUNet", "Denoiser", "SegmentationGuidedClassifier", "SonoNet"]
+__all__ = [
+    "BundleUNet",
+    "ClassTokenUNet",
+    "ConceptBottleneck",
+    "DTUNet",
+    "Denoiser",
+    "SegmentationGuidedClassifier",
+    "SonoNet",
+    "pooled_features",
+]

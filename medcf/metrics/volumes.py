@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes of structures by a segmentation network, and how well their change follows the true change.
+
+A counterfactual that flips a classifier may do so by a pattern that no anatomy shows. Where the same subject's true
+volume in the other class is known, the question has a number: how much of the true change did it make, and is it more
+where more was due?
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from monai.utils import ensure_tuple_rep
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medcf.metrics.base import CaseMetric
+from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.registry import METRICS
+
+__all__ = ["SegmentedVolumes", "Statistic", "VolumeChange"]
+
+Statistic = Literal["slope", "gain", "correlation", "bias", "error"]
+
+
+class SegmentedVolumes(nn.Module):
+    """Measure structures in images: the sum of each label's probability over the voxels, times a voxel's volume.
+
+    Probabilities, not decisions: a structure of few voxels then changes in smaller steps than a voxel, and a voxel that
+    it fills by half counts by half.
+
+    Args:
+        segmenter: images (B, C, *spatial) to class scores (B, K, *spatial); it is set to evaluation mode.
+        spacing: voxel spacing in mm, one number or one per axis.
+        labels: labels to measure, in the order of the result; names to labels are also taken. None: all but the
+            background 0.
+        scale: factor of each label that makes the volume unbiased, found on true volumes of another split; None for 1.
+
+    Example:
+        >>> segmenter = torch.nn.Conv3d(1, 2, 1)  # label 1 is where the image is above 0
+        >>> _ = torch.nn.init.zeros_(segmenter.bias)
+        >>> _ = segmenter.weight.data.copy_(torch.tensor([0.0, 100.0]).reshape(2, 1, 1, 1, 1))
+        >>> image = torch.full((1, 1, 4, 4, 4), -1.0)
+        >>> image[..., 0] = 1.0
+        >>> SegmentedVolumes(segmenter, spacing=(1.0, 1.0, 4.0))(image)  # 16 voxels of 4 mm³
+        tensor([[64.]], dtype=torch.float64)
+    """
+
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        segmenter: nn.Module,
+        spacing: float | Sequence[float],
+        labels: Mapping[str, int] | Sequence[int] | None = None,
+        scale: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.segmenter = segmenter.eval()
+        self.spacing = spacing
+        self.names = tuple(labels) if isinstance(labels, Mapping) else None
+        chosen = labels.values() if isinstance(labels, Mapping) else labels
+        self.labels = None if chosen is None else tuple(int(label) for label in chosen)
+        if self.labels is not None and scale is not None and len(scale) != len(self.labels):
+            raise ValueError(f"scale has {len(scale)} factors; there are {len(self.labels)} labels.")
+        self.register_buffer("scale", None if scale is None else torch.tensor([float(each) for each in scale]).double())
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Measure.
+
+        Args:
+            image: (B, C, *spatial), in the range the segmenter expects.
+
+        Returns:
+            Volumes (B, number of labels) in mm³ (mm² in 2D), float64.
+
+        Raises:
+            ValueError: a label that the segmenter does not have, or a spacing that is not positive.
+        """
+        steps = [float(step) for step in ensure_tuple_rep(self.spacing, image.ndim - 2)]
+        if not min(steps) > 0:
+            raise ValueError(f"spacing={self.spacing} must be positive: give the voxels' size in mm.")
+        scores = self.segmenter(image)
+        labels = range(1, scores.shape[1]) if self.labels is None else self.labels
+        if not all(0 <= label < scores.shape[1] for label in labels):
+            raise ValueError(f"labels={tuple(labels)}: the segmenter has the labels 0 to {scores.shape[1] - 1}.")
+        shares = scores.float().softmax(1)[:, list(labels)].flatten(2).double().sum(2)
+        volumes = math.prod(steps) * shares
+        return volumes if self.scale is None else volumes * self.scale
+
+
+class VolumeChange(CaseMetric):
+    """Measured change of a volume (counterfactual minus input) against the true change of the same subject.
+
+    ``aggregate`` is the mean absolute error of the change, ``of`` gives one of:
+
+    - ``"slope"``: least squares of the measured on the true change, WITH intercept (``scipy.stats.linregress(true,
+      measured)``). 1: twice the true change makes twice the measured one; 0: unrelated, as for unchanged inputs. Over
+      both directions together it is mostly the difference of their means; within one direction the true changes differ
+      little, and the slope says only whether subjects get their own share.
+    - ``"gain"``: the same through the origin, sum of measured x true over sum of true²: which share of the true change
+      was made, 1 at best. The figure to read within one direction.
+    - ``"correlation"``: Pearson's r; NaN where either is constant.
+    - ``"bias"``: mean of measured minus true; ``"error"``: mean absolute difference.
+
+    Cases whose change is not finite are left out. ``target``, the class each counterfactual is to have, splits all
+    statistics by direction.
+
+    Example:
+        >>> metric = VolumeChange()
+        >>> true = torch.tensor([10.0, 14.0, -9.0, -13.0])
+        >>> _ = metric(0.5 * true, true, target=torch.tensor([1, 1, 0, 0]))
+        >>> metric.of("slope"), metric.of("gain", target=1), metric.of("bias", target=0), metric.aggregate()
+        (0.5, 0.5, 5.5, 5.75)
+    """
+
+    higher_is_better = False
+    left_out_reason = "measured or true change is not finite"
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Collect changes.
+
+        Args:
+            y_pred: measured change of each case (B,), in any unit of volume.
+            y: true change (B,), in the same unit.
+            kwargs: ``target`` (B,): the class that the counterfactual is to have; optional.
+
+        Returns:
+            The three side by side, (B, 3); a missing target is NaN.
+        """
+        target = kwargs.get("target")
+        if y is None or y_pred.ndim != 1 or y.shape != y_pred.shape:
+            raise ValueError("VolumeChange needs the measured changes (B,), and the true ones as y, of the same shape.")
+        target = torch.full_like(y_pred, torch.nan) if target is None else torch.as_tensor(target)
+        if target.shape != y_pred.shape:
+            raise ValueError(f"target has shape {tuple(target.shape)}, the changes have {tuple(y_pred.shape)}.")
+        return torch.stack([value.double().cpu() for value in (y_pred, y, target)], dim=1)
+
+    def _columns(self) -> NDArray[np.float64]:
+        buffer: Any = self.get_buffer()
+        if not isinstance(buffer, Tensor):
+            raise ValueError("VolumeChange was aggregated before it saw a case.")
+        return buffer.double().numpy()
+
+    def per_case(self) -> Tensor:
+        """Return the absolute error of each case's change (N,), NaN where it is left out."""
+        found, true, _ = torch.from_numpy(self._columns()).unbind(1)
+        error = (found - true).abs()
+        return error.masked_fill(~error.isfinite(), torch.nan)
+
+    def targets(self) -> list[int]:
+        """Return the classes that counterfactuals were to have, sorted; empty where none were given."""
+        column = self._columns()[:, 2]
+        return sorted({int(value) for value in column[np.isfinite(column)]})
+
+    def of(self, statistic: Statistic, *, target: int | None = None) -> float:
+        """Return a statistic of all cases, or of one direction.
+
+        Args:
+            statistic: "slope", "gain", "correlation", "bias" or "error".
+            target: only cases with this target.
+
+        Returns:
+            Its value; NaN where it is not defined.
+
+        Raises:
+            ValueError: an unknown statistic or target.
+        """
+        function = _statistic(statistic)
+        found, true, _ = self._kept(target)
+        return function(found, true)
+
+    def interval_of(
+        self,
+        statistic: Statistic,
+        *,
+        target: int | None = None,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the bootstrap interval of a statistic.
+
+        Args:
+            statistic: see `of`.
+            target: only cases with this target.
+            groups: subject of each case, those left out or of another target included; whole subjects are resampled.
+            confidence: share of the resamples inside the interval.
+            num_resamples: number of resamples.
+            seed: seed of the resampling.
+
+        Returns:
+            Lower and upper end; NaN where no resample has a value.
+        """
+        function = _statistic(statistic)
+        found, true, rows = self._kept(target)
+        if groups is not None and len(groups) != len(self._columns()):
+            raise ValueError(f"groups names {len(groups)} cases, the metric has {len(self._columns())}.")
+        if not len(found):
+            return math.nan, math.nan
+        kept = None if groups is None else [groups[row] for row in rows]
+        return bootstrap_interval(
+            function, found, true, groups=kept, confidence=confidence, num_resamples=num_resamples, seed=seed
+        )
+
+    def _kept(self, target: int | None) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
+        """Measured and true changes of the cases that enter, and their rows."""
+        columns = self._columns()
+        kept = np.isfinite(columns[:, :2]).all(1)
+        if target is not None:
+            if target not in self.targets():
+                raise ValueError(f"target={target} is unknown; cases were given with the targets {self.targets()}.")
+            kept &= columns[:, 2] == target
+        return columns[kept, 0], columns[kept, 1], np.flatnonzero(kept).tolist()
+
+
+def _statistic(name: str) -> Callable[[NDArray[np.float64], NDArray[np.float64]], float]:
+    if name not in _STATISTICS:
+        known = ", ".join(map(repr, get_args(Statistic)))
+        raise ValueError(f"statistic={name!r} is unknown: use one of {known}.")
+    return _STATISTICS[name]
+
+
+def _slope(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    centered = true - true.mean() if len(true) else true
+    return _ratio(float(centered @ found), float(centered @ centered))
+
+
+def _gain(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    return _ratio(float(true @ found), float(true @ true))
+
+
+def _correlation(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    if len(found) < 2:
+        return math.nan
+    first, second = found - found.mean(), true - true.mean()
+    return _ratio(float(first @ second), math.sqrt(float(first @ first) * float(second @ second)))
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.nan
+
+
+_STATISTICS: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]] = {
+    "slope": _slope,
+    "gain": _gain,
+    "correlation": _correlation,
+    "bias": lambda found, true: float((found - true).mean()) if len(found) else math.nan,
+    "error": lambda found, true: float(np.abs(found - true).mean()) if len(found) else math.nan,
+}
+
+METRICS.add("volume_change", "Change of a structure's volume against the true change", VolumeChange)
