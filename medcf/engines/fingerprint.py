@@ -7,13 +7,13 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-__all__ = ["INDIFFERENT_KEYS", "config_fingerprint", "describe_changes", "running_config", "sha256"]
+__all__ = ["INDIFFERENT_KEYS", "config_fingerprint", "describe_changes", "hash_inputs", "running_config", "sha256"]
 
 INDIFFERENT_KEYS = frozenset(
     {
@@ -27,23 +27,52 @@ INDIFFERENT_KEYS = frozenset(
 _SHOWN = 3  # how many changed inputs or weights an error names before it counts the rest
 
 
-def sha256(path: str | Path) -> str:
-    """Hash a file, or a folder (a DICOM series) by the names and contents of its files.
+def sha256(path: str | Path | Sequence[str | Path]) -> str:
+    """Hash a file, or a folder or a list of files (a DICOM series) by the names and contents of its files.
 
     Args:
-        path: an existing file or folder.
+        path: an existing file or folder, or files.
 
     Returns:
         64 hexadecimal digits.
     """
+    if not isinstance(path, str | Path):
+        return _sha256_of({Path(member).name: Path(member) for member in path})
     path = Path(path)
     if path.is_dir():
-        digest = hashlib.sha256()
-        for member in sorted(member for member in path.rglob("*") if member.is_file()):
-            digest.update(f"{member.relative_to(path).as_posix()}\0{sha256(member)}\n".encode())
-        return digest.hexdigest()
+        return _sha256_of({file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()})
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of(files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{sha256(files[name])}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_inputs(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Hash what each case is read from: its file, or the files of its series, and its mask.
+
+    Args:
+        cases: dictionaries with ``case`` (id) and ``image`` (path), some with ``files`` (a series) and ``mask`` (path).
+
+    Returns:
+        Case id to SHA-256.
+    """
+    hashes: dict[Path, str] = {}  # several cases may be frames of one file
+    digests = {}
+    for case in cases:
+        path = Path(case["image"])
+        if case.get("files") or case.get("mask"):
+            mask = [case["mask"]] if case.get("mask") else []
+            digests[str(case["case"])] = sha256([*(case.get("files") or [path]), *mask])
+            continue
+        if path not in hashes:
+            hashes[path] = sha256(path)
+        digests[str(case["case"])] = hashes[path]
+    return digests
 
 
 def running_config() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from medcf import __version__
 from medcf.engines.atomic import write_csv, write_json
-from medcf.engines.fingerprint import config_fingerprint, describe_changes, sha256
+from medcf.engines.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
 from medcf.engines.ranks import from_main, rank
 from medcf.engines.session import describe_session, now
 
@@ -98,7 +98,8 @@ class RunFolder:
         """Start or continue a run.
 
         Args:
-            cases: dictionaries with ``case`` (id) and ``image`` (path), in the order of the run.
+            cases: dictionaries with ``case`` (id), ``image`` (path) and, of a series, ``files``, in the order of the
+                run.
             failures: files that are known to be unusable: dictionaries with ``file``, ``reason`` and ``remedy``.
 
         Returns:
@@ -109,7 +110,7 @@ class RunFolder:
             RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
         self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
-        found = from_main("open the run folder", lambda: self._open(failures))
+        found = from_main("open the run folder", lambda: self._open(cases, failures))
         names = _digest(self.inputs)
         if found["inputs"] != names:
             raise RuntimeError(
@@ -118,19 +119,16 @@ class RunFolder:
         self.finished_before = [case for case, done in zip(self.inputs, found["done"], strict=True) if done == "1"]
         return self.finished_before
 
-    def _open(self, failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    def _open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
         """Open the folder on the main process; returns which cases are done, a digit each, to be sent to the others."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        hashes: dict[Path, str] = {}
-        for path in self.inputs.values():  # several cases may be frames of one file
-            if path not in hashes:
-                hashes[path] = sha256(path)
+        hashes = hash_inputs(cases)
         weights = {name: sha256(path) for name, path in self.weights.items()}
         fingerprint = {
             "config": config_fingerprint(self.config) | {"medcf version": __version__},
             "weights": {f"{name} ({path.name})": weights[name] for name, path in self.weights.items()},
-            "inputs": {case: hashes[path] for case, path in self.inputs.items()},
+            "inputs": hashes,
         }
         previous = self._read_manifest()
         if previous is not None and self.overwrite:
@@ -151,7 +149,7 @@ class RunFolder:
             "seed": self.seed,
             "config": self.config,
             "weights": {name: {"path": str(path), "sha256": weights[name]} for name, path in self.weights.items()},
-            "inputs": {case: {"path": str(path), "sha256": hashes[path]} for case, path in self.inputs.items()},
+            "inputs": {case: {"path": str(path), "sha256": hashes[case]} for case, path in self.inputs.items()},
             "fingerprint": fingerprint,
             "sessions": [],
         }

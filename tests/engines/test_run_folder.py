@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from medcf.engines.fingerprint import config_fingerprint, describe_changes, running_config, sha256
+from medcf.engines.fingerprint import config_fingerprint, describe_changes, hash_inputs, running_config, sha256
 from medcf.engines.run_folder import MARKER, Failure, RunFolder
 from medcf.engines.summary import finish_run, summarize
 
@@ -212,3 +212,16 @@ def test_running_config_sees_overrides():
     with pytest.raises(RuntimeError, match="expression"):
         running_config()
     assert set(config_fingerprint(CONFIG)) == {"target", "seed", "inferer"}
+
+
+def test_a_series_is_hashed_by_its_own_files_and_its_mask(tmp_path):
+    for name in ("1.dcm", "2.dcm", "other.dcm", "mask.nii"):
+        (tmp_path / name).write_text(name)
+    files = [tmp_path / "1.dcm", tmp_path / "2.dcm"]
+    case = {"case": "a", "image": files[0], "files": files}
+    before = hash_inputs([case])["a"]
+    (tmp_path / "other.dcm").write_text("changed")
+    assert hash_inputs([case])["a"] == before
+    assert hash_inputs([case | {"mask": tmp_path / "mask.nii"}])["a"] != before
+    files[1].write_text("changed")
+    assert hash_inputs([case])["a"] != before
