@@ -84,11 +84,11 @@ def build_datalist(
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
     if datalist is None:
-        rows: list[Case] = [{"image": str(path)} for path in _walk(root, exclude)]
+        rows: list[Case] = [{"image": str(path)} for path in walk_files(root, exclude)]
         if not rows:
             raise ValueError(f"dataset_dir {str(root)!r} holds no image: give one of DICOM, NIfTI, PNG or JPEG files")
     else:
-        rows = _read_table(Path(datalist), root, label_column)
+        rows = read_table(Path(datalist), root, label_column)
         if split is not None:
             known = sorted({str(row.get("split", "")) for row in rows})
             rows = [row for row in rows if str(row.get("split", "")) == split]
@@ -115,7 +115,7 @@ def read_case(case: Mapping[str, Any], *, color: bool = False) -> MetaTensor:
     return image
 
 
-def _walk(root: Path, exclude: Sequence[str | PathLike[str]]) -> Iterator[Path]:
+def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Iterator[Path]:
     """Yield the files that could be images, in a fixed order."""
     unwanted = {Path(path).resolve() for path in exclude}
     for folder, names, files in os.walk(root):
@@ -136,7 +136,7 @@ def _inspect(rows: list[Case], root: Path, frame: int | str) -> tuple[list[Case]
         try:
             found.append((row, inspect_study(row["image"])))
         except UnreadableImage as error:
-            failures.append(_failure(error))
+            failures.append(describe_failure(error))
     slices = Counter(study.series for _, study in found if study.series and study.modality in _SLICED)
     cases: list[Case] = []
     for row, study in found:
@@ -147,22 +147,23 @@ def _inspect(rows: list[Case], root: Path, frame: int | str) -> tuple[list[Case]
                 raise UnreadableImage(study.path, reason, "Put the plane of interest alone into the folder.")
             frames = list(range(study.num_frames)) if frame == "all" else [choose_frame(study, frame)]
         except UnreadableImage as error:
-            failures.append(_failure(error))
+            failures.append(describe_failure(error))
             continue
         several = frame == "all" and study.num_frames > 1
         cases += [{**row, "frame": i, "_suffix": f"_f{i:04d}" if several else ""} for i in frames]
-    for case, name in zip(cases, _case_ids(cases, root), strict=True):
+    for case, name in zip(cases, case_ids(cases, root), strict=True):
         case.pop("_suffix")
         case["case"] = name
     logger.info("%d images to read, %d files that cannot be used", len(cases), len(failures))
     return cases, failures
 
 
-def _failure(error: UnreadableImage) -> Failure:
+def describe_failure(error: UnreadableImage) -> Failure:
+    """Name the file, the reason and the remedy."""
     return {"file": error.path, "reason": error.reason, "remedy": error.remedy}
 
 
-def _case_ids(cases: list[Case], root: Path) -> list[str]:
+def case_ids(cases: list[Case], root: Path) -> list[str]:
     """Name every case after its path; add the suffix, then a number, to those that would be called the same."""
     stems, full = [], []
     for case in cases:
@@ -189,7 +190,19 @@ def _case_ids(cases: list[Case], root: Path) -> list[str]:
     return unique
 
 
-def _read_table(table: Path, root: Path, label_column: str) -> list[Case]:
+def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[Case]:
+    """Read a table of cases, see :func:`build_datalist`.
+
+    Args:
+        table: CSV or JSON file.
+        root: folder that its paths are relative to.
+        label_column: column that holds the class index.
+        series: whether a path may be a folder, which holds a series.
+
+    Raises:
+        FileNotFoundError: if the table or files named in it do not exist.
+        ValueError: if it cannot be parsed, is empty or lacks ``file``.
+    """
     if not table.is_file():
         raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
     try:
@@ -199,9 +212,14 @@ def _read_table(table: Path, root: Path, label_column: str) -> list[Case]:
     if not records:
         raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
     rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
-    missing = [path for row in rows for path in (row["image"], row.get("mask")) if path and not Path(path).is_file()]
+    if not series:
+        for number, row in enumerate(rows, start=1):
+            if "spacing_mm" in row:
+                row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
+    named = [Path(path) for row in rows for path in (row["image"], row.get("mask")) if path]
+    missing = [path for path in named if not path.is_file() and not (series and path.is_dir())]
     if missing:
-        shown = ", ".join(Path(path).name for path in missing[:3])
+        shown = ", ".join(path.name for path in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(
             f"datalist {table.name!r} names files that do not exist: {shown}{more}; paths are relative to {str(root)!r}"
@@ -245,8 +263,6 @@ def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_col
         row["label"] = _integer(label, f"{label_column!r} in row {number} of datalist {table.name!r}")
     if "mask" in filled:
         row["mask"] = str(root / str(filled.pop("mask")))
-    if "spacing_mm" in filled:
-        row["spacing_mm"] = _spacing(filled.pop("spacing_mm"), f"row {number} of datalist {table.name!r}")
     return {**filled, **row}
 
 

@@ -24,7 +24,7 @@ from medcf.data.pixels import Pixels
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["count_dicom_frames", "looks_like_dicom", "open_dicom", "read_dicom"]
+__all__ = ["count_dicom_frames", "decode_frame", "looks_like_dicom", "open_dicom", "read_dicom"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,12 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) >= 16
 
 
-def open_dicom(path: Path) -> Dataset:
+def open_dicom(path: Path, *, volume: bool = False) -> Dataset:
     """Parse the header (pixel data are left in the file) and check that it describes a single 2D image or a cine loop.
+
+    Args:
+        path: the file, with or without preamble.
+        volume: accept a file whose frames are the slices of a volume as well.
 
     Raises:
         UnreadableImage: if the file is damaged, no image, or a volume.
@@ -76,7 +80,7 @@ def open_dicom(path: Path) -> Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote values of the header
             dataset = pydicom.dcmread(path, force=True, defer_size=1024)
-            _check(path, dataset)
+            _check(path, dataset, volume)
     except UnreadableImage:
         raise
     except Exception as error:
@@ -117,7 +121,7 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
         logger.warning("%s is not an ultrasound image (modality %s); it is read all the same", path.name, modality)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        stored = _decode(path, dataset, frame)
+        stored = decode_frame(path, dataset, frame)
         try:
             array, value_range = _to_display(stored, dataset)
             spacing, region, note = calibration(dataset)
@@ -138,7 +142,7 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
     )
 
 
-def _check(path: Path, dataset: Dataset) -> None:
+def _check(path: Path, dataset: Dataset, volume: bool) -> None:
     if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
         raise UnreadableImage(path, "is a DICOMDIR, an index of other files", "Give the folder that it indexes.")
     modality = str(dataset.get("Modality", "") or "")
@@ -153,13 +157,19 @@ def _check(path: Path, dataset: Dataset) -> None:
     if min(int(dataset.Rows), int(dataset.Columns)) < 2:
         raise UnreadableImage(path, f"has the wrong dimension: {dataset.Rows} x {dataset.Columns}", "Give a 2D image.")
     frames = count_dicom_frames(path, dataset)
+    if volume:
+        return
     if dataset.get("SOPClassUID") == _ENHANCED_US_VOLUME or (frames > 1 and modality in _VOLUME_MODALITIES):
         reason = f"has the wrong dimension: a volume of {frames} slices where a 2D image is expected"
         raise UnreadableImage(path, reason, "Cut the plane of interest out of it and save that.")
 
 
-def _decode(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic]:
-    """Decode one frame to (H, W) or (H, W, 3); YBR becomes RGB here."""
+def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic]:
+    """Decode one frame to the stored values (H, W) or (H, W, 3); YBR becomes RGB here.
+
+    Raises:
+        UnreadableImage: if the pixel data are damaged, or need a decoder that is not installed.
+    """
     from pydicom.pixels import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the DICOM files of a CT, MR or PET series, single slices or enhanced multi-frame objects.
+
+pydicom decodes; the geometry is worked out in :mod:`medcf.data.volumes.series_geometry`. ITK's series readers make any
+set of slices a volume, and a tilted one a straight one; highdicom's refuses a tilted one and is an optional
+package. The tests compare with both.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcf.data.datalist import walk_files
+from medcf.data.dicom_reader import count_dicom_frames, decode_frame, open_dicom
+from medcf.data.errors import UnreadableImage
+from medcf.data.readers import sniff
+from medcf.data.volumes.series_geometry import Slice, arrange
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["list_dicom_files", "open_slices", "read_dicom_volume"]
+
+logger = logging.getLogger(__name__)
+
+_MODALITIES = ("CT", "MR", "PT")
+
+
+def list_dicom_files(folder: Path) -> list[Path]:
+    """List what a folder holds for :func:`medcf.data.volumes.read_volume`: its DICOM images, or its only NIfTI file.
+
+    Side-cars, DICOMDIR, reports and other objects without pixels are left out, with a line in the log.
+
+    Raises:
+        UnreadableImage: if there is no DICOM image, or a damaged one.
+    """
+    files: list[Path] = []
+    others: list[Path] = []
+    for path in walk_files(folder):
+        kind = sniff(path)
+        if kind != "dicom":
+            others += [path] if kind == "nifti" else []
+            continue
+        try:
+            open_dicom(path, volume=True)
+        except UnreadableImage as error:
+            if "no image" not in error.reason and "DICOMDIR" not in error.reason:
+                raise
+            logger.info("%s %s and is left out", path.name, error.reason)
+        else:
+            files.append(path)
+    if not files and len(others) == 1:
+        return others
+    if not files:
+        raise UnreadableImage(folder, "holds no DICOM slices", "Give a folder with one series, or a NIfTI file.")
+    return files
+
+
+def read_dicom_volume(
+    files: Sequence[Path],
+) -> tuple[NDArray[np.float32], NDArray[np.float64], Path, str]:
+    """Read the files of one series, in any order.
+
+    Returns:
+        (columns, rows, slices) in rescaled units; the affine from these indices to RAS+ mm; the file of the first
+        slice; the modality.
+
+    Raises:
+        UnreadableImage: if a file is damaged or of another series, or if the slices make up no volume.
+    """
+    headers = {path: open_dicom(path, volume=True) for path in files}
+    series = {str(header.get("SeriesInstanceUID", "")) for header in headers.values()}
+    if len(series) > 1:
+        reason = f"is one of {len(files)} files of {len(series)} series"
+        raise UnreadableImage(files[-1], reason, "Give one series alone, or its folder as dataset_dir.")
+    slices, affine = arrange([one for path, header in headers.items() for one in open_slices(path, header)])
+    first = slices[0]
+    values = np.empty((first.size[1], first.size[0], len(slices)), np.float32)
+    for index, one in enumerate(slices):
+        values[:, :, index] = _pixels(one, headers[one.path]).T
+    if not np.isfinite(values).all():
+        raise UnreadableImage(first.path, "holds values that are not finite", "Export it again.")
+    return values, affine, first.path, str(headers[first.path].get("Modality", ""))
+
+
+def open_slices(path: Path, header: Dataset) -> list[Slice]:
+    """Find out where the slices of a file lie.
+
+    Raises:
+        UnreadableImage: if it is no CT, MR or PET image in gray values, or does not say where it lies.
+    """
+    modality = str(header.get("Modality", "") or "")
+    if modality not in _MODALITIES:
+        reason = f"is an image of modality {modality or 'unknown'}, no slice of a volume"
+        raise UnreadableImage(path, reason, f"Give {', '.join(_MODALITIES)} series or NIfTI files.")
+    if header.get("PhotometricInterpretation") != "MONOCHROME2":
+        raise UnreadableImage(path, "holds colors or inverted gray values", "Give the original slices.")
+    frames = count_dicom_frames(path, header)
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if frames > 1 and (groups is None or len(groups) != frames):
+        raise UnreadableImage(path, f"does not say where its {frames} frames lie", "Export it as single slices.")
+    try:
+        return [_slice(path, header, index) for index in range(frames)]
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        reason = f"does not say where it lies in the patient ({type(error).__name__})"
+        raise UnreadableImage(path, reason, "Give the original slices, with position and orientation.") from error
+
+
+def _slice(path: Path, header: Dataset, frame: int) -> Slice:
+    plane = _group(header, frame, "PlanePositionSequence")
+    turn = _group(header, frame, "PlaneOrientationSequence")
+    measures = _group(header, frame, "PixelMeasuresSequence")
+    cosines = np.array([float(value) for value in turn.ImageOrientationPatient])
+    rows, columns = cosines[:3], cosines[3:]
+    lengths = np.linalg.norm(rows), np.linalg.norm(columns)
+    position = np.array([float(value) for value in plane.ImagePositionPatient])
+    spacing = tuple(float(value) for value in measures.PixelSpacing)
+    right = abs(rows @ columns) < 1e-2 and np.allclose(lengths, 1, atol=1e-2)
+    if not right or len(position) != 3 or len(spacing) != 2 or min(spacing) <= 0 or not np.isfinite(position).all():
+        raise UnreadableImage(path, "says nothing usable about where it lies in the patient", "Export it again.")
+    return Slice(
+        path=path,
+        frame=frame,
+        uid=str(header.get("SOPInstanceUID", "")),
+        size=(int(header.Rows), int(header.Columns)),
+        position=position,
+        rows=rows / lengths[0],
+        columns=columns / lengths[1],
+        spacing=(spacing[0], spacing[1]),
+    )
+
+
+def _group(header: Dataset, frame: int, name: str) -> Any:
+    """A functional group of a frame of an enhanced object, its own or shared; of other objects the header itself."""
+    for sequence, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        groups = header.get(sequence)
+        if groups and groups[index].get(name):
+            return groups[index][name][0]
+    return header
+
+
+def _pixels(one: Slice, header: Dataset) -> NDArray[np.float32]:
+    """Decode a slice to (rows, columns) in rescaled units."""
+    from pydicom.pixels import apply_modality_lut
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's warnings quote values of the header
+        stored = decode_frame(one.path, header, one.frame)
+        rescale = _group(header, one.frame, "PixelValueTransformationSequence")
+        try:
+            values = np.asarray(apply_modality_lut(stored, rescale), dtype=np.float32)
+        except Exception as error:
+            reason = f"is damaged DICOM (its rescaling, {type(error).__name__})"
+            raise UnreadableImage(one.path, reason, "Export it again.") from error
+    if values.shape != one.size:
+        raise UnreadableImage(one.path, "holds pixels of another size than it says", "Export it again.")
+    return values
