@@ -18,7 +18,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt  # after the backend is chosen
 
-__all__ = ["draw_quality", "draw_sheet", "draw_tradeoff"]
+__all__ = ["draw_quality", "draw_sheet", "draw_tradeoff", "plt", "save"]
 
 NOTICE = "SYNTHETIC phantoms and counterfactuals, not for diagnosis"
 
@@ -47,7 +47,7 @@ def draw_sheet(path: Path, cases: Cases, labels: Sequence[str], results: Sequenc
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_tradeoff(
@@ -78,7 +78,7 @@ def draw_tradeoff(
         if across == "seconds":
             axis.set_xscale("log")
     axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_quality(path: Path, scores: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -99,7 +99,7 @@ def draw_quality(path: Path, scores: Mapping[str, tuple[torch.Tensor, torch.Tens
         axis.set_xlabel("score of the input")
         axis.set_xlim(0, 1)
     axes[0, 0].set_ylabel("score gained")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bars(figure: Figure) -> list[list[float]] | None:
@@ -108,7 +108,8 @@ def _bars(figure: Figure) -> list[list[float]] | None:
     return [[max(figure.value - figure.low, 0)], [max(figure.high - figure.value, 0)]]
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure with the notice that nothing on it is of a patient."""
     figure.supxlabel(NOTICE, fontsize=7, color="gray")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")

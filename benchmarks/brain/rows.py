@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which methods and settings are compared on brains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.counterfactual.rows import Row
+
+__all__ = ["GUIDANCE", "METHODS", "STUDIES", "guidance"]
+
+
+def _controlcg(name: str, label: str, **options: Any) -> Row:
+    """A row of ControlCG with some of its options changed."""
+    ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
+    return Row(name, label, {"method": "controlcg", **ids})
+
+
+def _ilvr(factor: int, stop: int) -> Row:
+    options = {"method_options#ilvr#downsample_factor": factor, "method_options#ilvr#stop_timestep": stop}
+    return Row(f"ilvr_{factor}_{stop}", f"ILVR, n = {factor}, T = {stop}", {"method": "ilvr", **options})
+
+
+def _inversion(depth: float) -> Row:
+    options = {"method_options#ddim_inversion#depth": depth}
+    label = f"DDIM inversion, {1000 * depth:g} of 1000"
+    return Row(f"ddim_inversion_{1000 * depth:g}", label, {"method": "ddim_inversion", **options})
+
+
+#: The default, the paper's setting, each with injection on and off, in-between strengths, and the paper's baselines.
+METHODS = (
+    Row("controlcg", "ControlCG, the bundle's default", {"method": "controlcg"}),
+    _controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
+    _controlcg("paper", "ControlCG, strength 1.0 (paper)", strength=1.0),
+    _controlcg("paper_off", "strength 1.0, injection off", strength=1.0, injection_scale=0.0),
+    _controlcg("strength_80", "strength 0.8", strength=0.8),
+    _controlcg("strength_40", "strength 0.4", strength=0.4),
+    _controlcg("null_reference", "default, reference without class", reference_condition="null"),
+    _ilvr(2, 250),
+    _ilvr(2, 500),
+    _ilvr(4, 250),
+    _inversion(0.25),
+    _inversion(0.5),
+    Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
+)
+
+
+def guidance(scales: Sequence[float] = (0, 1, 2, 3, 4, 6)) -> tuple[Row, ...]:
+    """Rows of more and more guidance, at the default's strength and at the paper's."""
+    rows = []
+    for strength in (None, 1.0):
+        for scale in scales:
+            options: dict[str, Any] = {"guidance_scale": scale}
+            name, label = f"w_{scale:g}", f"w = {scale:g}"
+            if strength is not None:
+                options["strength"] = strength
+                name, label = f"{name}_strength_{strength:g}", f"{label}, strength {strength:g}"
+            rows.append(_controlcg(name, label, **options))
+    return tuple(rows)
+
+
+GUIDANCE = guidance()
+
+#: Rows of each study.
+STUDIES: dict[str, Sequence[Row]] = {"methods": METHODS, "guidance": GUIDANCE}

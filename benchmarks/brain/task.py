@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark on brain phantoms: inputs of both classes whose other state is known, and networks that judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.counterfactual.task import Cases, Recipe
+from medcf.data.phantoms import TISSUES, BrainDataset, PairedBrainDataset
+from medcf.metrics import pooled_pixels
+
+__all__ = ["CHANGED", "BrainTask", "brain_task"]
+
+#: Labels whose change is the disease's "structure": sulcal CSF, ventricles and hippocampi.
+CHANGED = (1, 4, 5)
+APPEARANCE = 0.2  # of the range [-1, 1]: gray values that truly change by more, about ten times the noise
+
+
+@dataclass(frozen=True)
+class BrainTask:
+    """What is explained, and who judges it.
+
+    Attributes:
+        recipe: the bundle whose inferer explains.
+        cases: inputs (N, 1, X, Y, Z) with their ``target``, the other class; ``truth`` has the paired ``image``,
+            ``volumes_before`` and ``volumes`` (N, 5) in mm³, ``structure`` and ``appearance`` of the change, ``brain``.
+        label: class of each input (N,).
+        reference: held-out real images of other subjects by class: 0 CN, 1 AD.
+        classifier: f, images to logits.
+        features: f's features, images to (B, D).
+        judge: independent of f, images to logits.
+        volumes: images to the volumes in mm³ of ``TISSUES``, (B, 5), by a segmenter of its own.
+        identity: features by name, images to (B, E).
+        spacing: voxel spacing in mm.
+    """
+
+    recipe: Recipe
+    cases: Cases
+    label: Tensor
+    reference: dict[int, Tensor]
+    classifier: Any
+    features: Callable[[Tensor], Tensor]
+    judge: Any
+    volumes: Callable[[Tensor], Tensor]
+    identity: dict[str, Callable[[Tensor], Tensor]]
+    spacing: float
+
+    def structure(self, name: str) -> int:
+        """Column of a tissue in the volumes."""
+        return TISSUES.index(name)
+
+
+def brain_task(
+    bundle: str = "controlcg",
+    *,
+    split: str = "test",
+    count: int = 64,
+    references: int = 200,
+    overrides: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> BrainTask:
+    """Build the task of the demo bundle.
+
+    Args:
+        bundle: a bundle with ``inference.json`` and ``evaluate.json``.
+        split: whose phantoms are explained; "test" for figures, "val" to choose settings on.
+        count: number of cases, of both classes.
+        references: number of held-out images of both classes; subjects of the same split that are no cases.
+        overrides: ids of the inference config.
+        cache_dir: folder of rendered phantoms.
+        progress: show bars while phantoms are rendered.
+    """
+    changes = dict(overrides or {})
+    get = Recipe(bundle, ("inference.json", "evaluate.json"), changes).open().get_parsed_content
+    grid: dict[str, Any] = {"size": tuple(get("spatial_size")), "spacing": get("spacing"), "progress": progress}
+
+    def cached(name: str) -> dict[str, Any]:
+        return grid | {"cache_file": None if cache_dir is None else cache_dir / f"benchmark_{name}.npz"}
+
+    pairs = list(PairedBrainDataset(split, count, **cached(f"pairs_{split}_{count}")))  # type: ignore[call-overload]
+    others = BrainDataset(split, count + references, **cached(f"{split}_{count + references}"))
+    held_out = [others[index] for index in range(count, len(others))]
+    classifier = get("classifier").eval()
+    return BrainTask(
+        recipe=Recipe(bundle, ("inference.json",), changes),
+        cases=Cases(
+            _stack(pairs, "image"),
+            [str(item["case"]) for item in pairs],
+            [str(int(item["subject"])) for item in pairs],
+            _truth(pairs),
+            _stack(pairs, "target"),
+        ),
+        label=_stack(pairs, "label"),
+        reference={k: _stack([item for item in held_out if int(item["label"]) == k], "image") for k in (0, 1)},
+        classifier=classifier,
+        features=get("classifier_features"),
+        judge=get("oracle").eval(),
+        volumes=get("segmented_volumes"),
+        identity={
+            "identity network": get("identity").features,
+            "pooled voxels": partial(pooled_pixels, size=tuple(n // 4 for n in grid["size"])),
+        },
+        spacing=float(get("spacing")),
+    )
+
+
+def _truth(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    before, after = _stack(pairs, "image"), _stack(pairs, "image_true")
+    labels, labels_true = _stack(pairs, "segmentation"), _stack(pairs, "segmentation_true")
+    structure = torch.zeros_like(labels, dtype=torch.bool)
+    for label in CHANGED:
+        structure |= (labels == label) != (labels_true == label)
+    brain = (labels > 0) | (labels_true > 0)
+    return {
+        "image": after,
+        "volumes_before": _stack(pairs, "volumes"),
+        "volumes": _stack(pairs, "volumes_true"),
+        "structure": structure & brain,
+        "appearance": ((after - before).abs() > APPEARANCE) & brain,
+        "brain": brain,
+    }
+
+
+def _stack(items: list[dict[str, Any]], name: str) -> Tensor:
+    return torch.stack([torch.as_tensor(item[name]) for item in items])
