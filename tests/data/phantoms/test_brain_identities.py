@@ -42,5 +42,5 @@ def test_the_transform_sees_the_whole_item():
 
 
 def test_unknown_parameters_are_named():
-    with pytest.raises(ValueError, match="'weight'.*choose from width"):
+    with pytest.raises(ValueError, match=r"'weight'.*choose from width"):
         brain_parameters(BrainMRI(1), ["weight"])
