@@ -42,6 +42,7 @@ __all__ = ["Slice", "VolumePanelWriter", "draw_volume_panel", "focus", "slices_t
 
 _PIXELS_PER_MM = 1.6
 _TALLEST = 300  # pixels of a tile
+_LOWEST = 80  # pixels of a row, for its name and letters
 _MARGIN = 6.0  # mm around the brain
 _BLUR = 3.0  # mm over which a difference must hold to be the largest
 _PLANES = {"axial": (2, "R L A P"), "coronal": (1, "R L S I"), "sagittal": (0, "A P S I")}
@@ -110,12 +111,14 @@ def draw_volume_panel(result: CaseResult, *, class_names: Sequence[str] = (), li
     banner = LINE + 6 if result.row.get("out_of_distribution") else 0
     left_of = [GAP + 22 + index * (width + GAP) for index in range(3)]
     top = HEAD + banner + LINE
-    canvas = np.full((top + sum(size[0] + GAP for size in sizes) + 3 * LINE, left_of[-1] + width + GAP, 3), 0.08)
+    heights = [max(size[0], _LOWEST) for size in sizes]
+    canvas = np.full((top + sum(heights) + 3 * GAP + 3 * LINE, left_of[-1] + width + GAP, 3), 0.08)
     axes = new_axes(canvas.shape)
     titles = ("input", "counterfactual", "difference (counterfactual - input)")
     for left, title in zip(left_of, titles, strict=True):
         axes.text(left + width / 2, top - 10, title, ha="center", va="center", color="white", fontsize=9)
-    for plane, (height, inner) in zip(planes, sizes, strict=True):
+    for plane, (height, inner), room in zip(planes, sizes, heights, strict=True):
+        upper = top + (room - height) // 2
         tiles = (
             gray(plane.image),
             gray(plane.counterfactual),
@@ -123,14 +126,14 @@ def draw_volume_panel(result: CaseResult, *, class_names: Sequence[str] = (), li
         )
         for index, (left, tile) in enumerate(zip(left_of, tiles, strict=True)):
             inset = left + (width - inner) // 2
-            paste(canvas, tile, top, inset, height, inner)
+            paste(canvas, tile, upper, inset, height, inner)
             if index == 2 and plane.mask is not None:
-                _outline(canvas[top : top + height, inset : inset + inner], plane.mask)
-            _letters(axes, plane.letters, top, inset, height, inner)
+                _outline(canvas[upper : upper + height, inset : inset + inner], plane.mask)
+            _letters(axes, plane.letters, top, inset, room, inner)
         stamp(axes, left_of[1] + width / 2, top + 16, 9)
-        axes.text(GAP + 8, top + height / 2, plane.plane, rotation=90, ha="center", va="center", color="white",
+        axes.text(GAP + 8, top + room / 2, plane.plane, rotation=90, ha="center", va="center", color="white",
                   fontsize=9)  # fmt: skip
-        top += height + GAP
+        top += room + GAP
     color_bar(axes, canvas, top + 4, left_of[2], width, limit)
     _notes(axes, result, voxel, top + 8)
     title_lines(axes, result, class_names, canvas.shape[1])
