@@ -38,7 +38,8 @@ def training_dataset(
 
     Args:
         split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
-        datalist: CSV of the user's own images, see `medcf.data.image_dataset.ImageDataset`; None renders phantoms.
+        datalist: CSV of the user's own images, see `medcf.data.image_dataset.ImageDataset`, or of volumes where
+            ``size`` has three entries, see `medcf.data.volumes.VolumeDataset`; None renders phantoms.
         dataset_dir: folder that the paths of ``datalist`` are relative to; by default the folder of ``datalist``.
         phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
@@ -46,8 +47,8 @@ def training_dataset(
         spacing: spacing of the grid in mm.
         seed: seed of poses and speckle.
         sp_fraction: share of class 1 (standard planes, AD) among the phantoms.
-        cache_dir: folder where the rendered phantoms are kept; None renders them anew in every run. Under torchrun the
-            main process renders, the others wait.
+        cache_dir: folder where the rendered phantoms, or the user's volumes on the grid, are kept; None makes them anew
+            in every run. Under torchrun the main process renders, the others wait.
         targets: what the training needs beside the image; the user's images that lack one of them are left out.
             Phantoms have everything.
         null_label: class index of the user's images without a label; None: they are left out too.
@@ -61,6 +62,21 @@ def training_dataset(
     Raises:
         ValueError: ``dataset_dir`` was given without ``datalist``.
     """
+    if datalist is not None and len(size) == 3:
+        from medcf.data.volumes import VolumeDataset
+
+        return VolumeDataset(
+            datalist,
+            split,
+            dataset_dir=dataset_dir,
+            size=size,
+            spacing=spacing,
+            targets=targets,
+            null_label=null_label,
+            preprocessing=preprocessing,
+            transform=transform,
+            cache_file=_cache_of_volumes(cache_dir, datalist, split, size, spacing),
+        )
     if datalist is not None:
         from medcf.data.image_dataset import ImageDataset
 
@@ -97,6 +113,14 @@ def training_dataset(
     if waiting and dist.get_rank() == 0:
         dist.barrier()
     return dataset
+
+
+def _cache_of_volumes(
+    folder: str | Path | None, datalist: str | Path, split: str, size: Sequence[int], spacing: float
+) -> Path | None:
+    if folder is None:
+        return None
+    return Path(folder) / f"{Path(datalist).stem}_{split}_{'x'.join(str(n) for n in size)}_{spacing:g}mm.npz"
 
 
 def _phantoms(phantom: str, split: str, count: int, fraction: float, options: dict[str, Any]) -> Dataset:

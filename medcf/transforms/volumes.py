@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as a bundle's preprocessing and postprocessing see them: read, onto the grid, and back to their own voxels."""
+"""Volumes in a bundle's preprocessing and postprocessing: read, onto the grid, and back to their own voxels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from monai.utils import TraceKeys
 from medcf.data import grid_record
 from medcf.data.volumes import from_volume_grid, read_mask, read_volume, resolve_mask, to_volume_grid
 
-__all__ = ["LoadVolumed", "NativeVolume", "NativeVolumed", "ToVolumeGrid", "ToVolumeGridD", "ToVolumeGridDict"]
-__all__ += ["ToVolumeGridd"]
+__all__ = [
+    "LoadVolumed",
+    "NativeVolume",
+    "NativeVolumed",
+    "ToVolumeGrid",
+    "ToVolumeGridD",
+    "ToVolumeGridDict",
+    "ToVolumeGridd",
+]
 
 
 class LoadVolumed(Transform):
@@ -57,7 +64,7 @@ class LoadVolumed(Transform):
 
 
 class ToVolumeGrid(InvertibleTransform):
-    """Put a volume onto the network's grid, see :func:`medcf.data.volumes.to_volume_grid`; MONAI's ``Invert`` goes back.
+    """Put a volume onto the grid, see :func:`medcf.data.volumes.to_volume_grid`; MONAI's ``Invert`` goes back.
 
     The record of the way back is in the meta data (``grid_record``) and among the applied operations. The inverse is
     linear and zero outside of the grid, which suits a difference; it does not change the units.

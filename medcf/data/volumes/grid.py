@@ -10,7 +10,7 @@ linear. That is how the phantoms come onto the grid, too.
 from __future__ import annotations
 
 import itertools
-import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,13 +18,21 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
+from torch.nn.functional import grid_sample
 
 from medcf.data.volumes.brain_mask import brain_mask
 
-__all__ = ["VolumeRecord", "apply_volume_difference", "from_volume_grid", "resample_volume", "to_volume_grid"]
+__all__ = [
+    "VolumeRecord",
+    "apply_volume_difference",
+    "from_volume_grid",
+    "middle_of",
+    "resample_volume",
+    "to_volume_grid",
+]
 
-logger = logging.getLogger(__name__)
+_POINTS_AT_ONCE = 2_000_000  # bounds the memory of the positions
+_ROUNDING = 1e-4  # half of a voxel is half of it, also after float32
 
 VolumeRecord = dict[str, Any]
 """``native_size`` and ``grid_size`` (three numbers), ``matrix`` (4 x 4 rows: index on the grid to index in the volume),
@@ -83,7 +91,7 @@ def to_volume_grid(
         if template is not None:
             middle, moved = corrections.register(native, inside, affine, template, registration)
     if template is None:
-        middle = _middle(inside if center == "brain" else np.ones_like(inside), affine)
+        middle = middle_of(inside if center == "brain" else np.ones_like(inside), affine)
         if center not in ("brain", "image"):
             raise ValueError(f"center={center!r} is neither 'brain' nor 'image'.")
     frame = np.diag([*steps, 1.0])
@@ -120,10 +128,8 @@ def from_volume_grid(values: torch.Tensor, record: Mapping[str, Any]) -> torch.T
     plain = values.as_subclass(torch.Tensor).detach().cpu()
     if tuple(plain.shape[-3:]) != grid:
         raise ValueError(f"values must have the shape (..., {', '.join(map(str, grid))}), got {tuple(values.shape)}")
-    parts = np.asarray(plain, dtype=np.float32).reshape(-1, *grid)
-    back = np.linalg.inv(matrix)
-    resampled = np.stack([resample_volume(part, back, native) for part in parts])
-    return torch.from_numpy(resampled.reshape(*plain.shape[:-3], *native))
+    resampled = resample_volume(plain.float().reshape(-1, *grid), np.linalg.inv(matrix), native)
+    return resampled.reshape(*plain.shape[:-3], *native)
 
 
 def apply_volume_difference(
@@ -148,35 +154,42 @@ def apply_volume_difference(
     return torch.where(native.to(original) == 0, original, changed.clamp(min=floor))
 
 
-def resample_volume(
-    values: NDArray[Any], matrix: NDArray[np.float64], size: tuple[int, int, int]
-) -> NDArray[np.float32]:
-    """Resample (X, Y, Z) to ``size``; zero outside, reached within one voxel.
+def resample_volume(values: torch.Tensor, matrix: NDArray[np.floating], size: tuple[int, int, int]) -> torch.Tensor:
+    """Resample (C, X, Y, Z) to (C, *size); zero outside, reached within one voxel.
 
     Args:
-        values: the source.
+        values: float32, the sources.
         matrix: (4, 4), index in the result to index in the source.
         size: of the result.
     """
     points = [max(int(np.ceil(length - 0.1)), 1) for length in np.linalg.norm(matrix[:3, :3], axis=0)]
-    total = np.zeros(size, np.float32)
-    source = values.astype(np.float32, copy=False)
-    for corner in itertools.product(*(range(n) for n in points)):
-        within = (np.array(corner) + 0.5) / points - 0.5
-        offset = matrix[:3, 3] + matrix[:3, :3] @ within
-        total += affine_transform(source, matrix[:3, :3], offset, size, order=1, mode="grid-constant")
-    return total / np.float32(np.prod(points))
+    lengths = np.array(values.shape[1:], dtype=np.float64)
+    result = torch.zeros(values.shape[0], *size)
+    rows = max(_POINTS_AT_ONCE // (size[1] * size[2]), 1)
+    for start in range(0, size[0], rows):
+        axes = (np.arange(start, min(start + rows, size[0])), np.arange(size[1]), np.arange(size[2]))
+        # the index in the source is a sum of one term for each axis of the result
+        terms = [matrix[:3, axis] * numbers[:, None] for axis, numbers in enumerate(axes)]
+        centers = terms[0][:, None, None] + terms[1][None, :, None] + terms[2][None, None] + matrix[:3, 3]
+        part = result[:, start : start + rows]
+        for corner in itertools.product(*(range(n) for n in points)):
+            shift = matrix[:3, :3] @ ((np.array(corner) + 0.5) / points - 0.5)
+            # grid_sample's positions: edges of the volume at -1 and 1, last axis first
+            positions = ((2 * (centers + shift) + 1) / lengths - 1)[..., ::-1].astype(np.float32)
+            part += grid_sample(values[None], torch.from_numpy(positions)[None], align_corners=False)[0]
+    return result / math.prod(points)
 
 
 def _brain_on_grid(
     native: NDArray[np.float32], inside: NDArray[np.bool_], record: Mapping[str, Any]
 ) -> NDArray[np.float32]:
     _, grid, matrix, (low, high) = _fields(record)
-    share = resample_volume(inside, matrix, grid)
     # black is zero while resampling, so what lies outside adds nothing
-    brain = resample_volume(np.where(inside, native - low, 0), matrix, grid) / np.maximum(share, 1e-3)
+    sources = torch.from_numpy(np.stack([inside, np.where(inside, native - low, 0)]).astype(np.float32))
+    share, brain = resample_volume(sources, matrix, grid).numpy()
+    brain = brain / np.maximum(share, 1e-3)
     scaled = np.clip(2 * brain / (high - low) - 1, -1, 1)
-    return np.where(share >= 0.5, scaled, -1).astype(np.float32)
+    return np.where(share >= 0.5 - _ROUNDING, scaled, -1).astype(np.float32)
 
 
 def _check(
@@ -203,7 +216,7 @@ def _mask_of(image: torch.Tensor, mask: torch.Tensor | str | None) -> NDArray[np
     return inside
 
 
-def _middle(inside: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def middle_of(inside: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """World coordinates of the middle of the mask's bounding box along the world's axes."""
     # the extremes along any direction are among the first and last voxels of every line
     lines = np.argwhere(inside.any(axis=2))

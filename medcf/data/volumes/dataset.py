@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's own volumes as a training dataset, named by a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from medcf.data.errors import UnreadableImage
+from medcf.data.image_dataset import split_of_subject
+from medcf.data.volumes.discovery import find_volumes
+from medcf.data.volumes.grid import resample_volume, to_volume_grid
+from medcf.data.volumes.reading import read_mask, read_volume, resolve_mask
+
+__all__ = ["VolumeDataset"]
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of the preprocessing; a cache of another version is not used
+_TARGETS = ("label", "segmentation")
+
+
+class VolumeDataset(Dataset[dict[str, Any]]):
+    """Labelled NIfTI volumes and DICOM series on the network's grid, read once and kept in memory.
+
+    The table is read by `medcf.data.volumes.find_volumes`: the column ``file``, and as far as the training needs them
+    ``label`` (class index), ``segmentation`` (volume of class indices on the same voxels), ``mask`` (brain mask),
+    beside ``subject`` and ``split``. Where ``split`` is missing, the volumes are split by subject (by file where
+    ``subject`` is missing too), see `medcf.data.image_dataset.split_of_subject`.
+
+    An item holds ``image`` float32 (1, *size) in [-1, 1] (-1 outside of the brain; to a precision of 0.0005), ``case``
+    and ``subject``, and the targets: ``label`` int64, ``segmentation`` int64 (1, *size).
+
+    Args:
+        datalist: CSV or JSON table.
+        split: the split to keep.
+        dataset_dir: folder that the table's paths are relative to.
+        size: voxels of the network's grid along x, y and z.
+        spacing: mm between them.
+        targets: what every item carries beside ``image``; volumes that lack one of them are left out, and counted in
+            the log.
+        null_label: label of the volumes without one; None leaves them out where ``label`` is a target.
+        label_column: column that holds the class index.
+        mask: how the brain is found where the table names no mask, see `medcf.data.volumes.brain_mask`.
+        preprocessing: maps a volume as read, (1, X, Y, Z), to one that is ready for the grid.
+        transform: applied to every item whenever it is taken, usually augmentation.
+        cache_file: .npz file that is read if it holds this very set and written otherwise, which reads every volume at
+            once; None reads each when it is first asked for.
+        progress: whether to show a progress bar while a cache is made.
+        **options: further options of `medcf.data.volumes.to_volume_grid`.
+
+    Raises:
+        ValueError: a file cannot be read, or no volume of the split has all targets.
+    """
+
+    def __init__(
+        self,
+        datalist: str | Path,
+        split: str = "train",
+        *,
+        dataset_dir: str | Path | None = None,
+        size: Sequence[int] = (40, 48, 40),
+        spacing: float | Sequence[float] = 4.0,
+        targets: Sequence[str] = ("label",),
+        null_label: int | None = None,
+        label_column: str = "label",
+        mask: str = "auto",
+        preprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        cache_file: str | Path | None = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> None:
+        if unknown := sorted(set(targets) - set(_TARGETS)):
+            raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(_TARGETS)}.")
+        self.root = Path(dataset_dir) if dataset_dir is not None else Path(datalist).parent
+        self.targets = tuple(targets)
+        self.cases = _choose(datalist, dataset_dir, split, self.targets, null_label, label_column)
+        self.mask = mask
+        self.preprocessing = preprocessing
+        self.transform = transform
+        self.options: dict[str, Any] = {"size": tuple(int(n) for n in size), "spacing": spacing, **options}
+        self._samples: list[dict[str, Any] | None] = [None] * len(self.cases)
+        logger.info("%d volumes of the split %r in %s", len(self.cases), split, datalist)
+        if cache_file is not None:
+            self._fill(Path(cache_file), progress)
+
+    def __len__(self) -> int:
+        """Number of volumes."""
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Any:
+        """One volume, after the transform if there is one."""
+        sample = self._sample(index)
+        case = self.cases[index]
+        item: dict[str, Any] = {
+            "image": sample["image"].float(),
+            "case": str(case["case"]),
+            "subject": str(case.get("subject", case["case"])),
+        }
+        if "label" in self.targets:
+            item["label"] = torch.tensor(int(case["label"]))
+        if "segmentation" in self.targets:
+            item["segmentation"] = sample["segmentation"].long()
+        return item if self.transform is None else self.transform(item)
+
+    def _sample(self, index: int) -> dict[str, torch.Tensor]:
+        sample = self._samples[index]
+        if sample is None:
+            sample = self._samples[index] = self._read(self.cases[index])
+        return sample
+
+    def _read(self, case: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        image = read_volume(case.get("files") or case["image"])
+        inside = read_mask(case["mask"], image) if "mask" in case else resolve_mask(image, self.mask)
+        ready = image if self.preprocessing is None else self.preprocessing(image)
+        grid, record = to_volume_grid(ready, mask=inside, **self.options)
+        sample = {"image": grid.as_tensor().half()}
+        if "segmentation" in self.targets:
+            path = self.root / str(case["segmentation"])
+            sample["segmentation"] = _labels_on_grid(path, image, record)
+        return sample
+
+    def _fill(self, path: Path, progress: bool) -> None:
+        """Take the samples from a cache file, or write one."""
+        key = _key(self.root, self.cases, [self.targets, self.mask, self.preprocessing is not None, self.options])
+        arrays = _load(path, key)
+        if arrays is None:
+            bar = tqdm(range(len(self)), "reading volumes", unit="volume", disable=not progress)
+            samples = [self._sample(index) for index in bar]
+            arrays = {name: np.stack([sample[name].numpy() for sample in samples]) for name in samples[0]}
+            _save(path, key, arrays)
+        for index in range(len(self)):
+            self._samples[index] = {name: torch.from_numpy(values[index]) for name, values in arrays.items()}
+
+
+def _choose(
+    datalist: str | Path,
+    dataset_dir: str | Path | None,
+    split: str,
+    targets: tuple[str, ...],
+    null_label: int | None,
+    label_column: str,
+) -> list[dict[str, Any]]:
+    """List the volumes of a split that have all targets."""
+    cases, failures = find_volumes(dataset_dir, datalist, label_column=label_column)
+    if failures:
+        named = "; ".join(f"{failure['file']} {failure['reason']}" for failure in failures[:3])
+        raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
+    if null_label is not None:
+        cases = [{"label": null_label, **case} for case in cases]
+    subjects = {case["case"]: str(case.get("subject", case["case"])) for case in cases}
+    members = [case for case in cases if case.get("split", split_of_subject(subjects[case["case"]])) == split]
+    if not members:
+        raise ValueError(f"{datalist} names no volume of the split {split!r}; fill its column 'split'.")
+    kept = [case for case in members if all(target in case for target in targets)]
+    if not kept:
+        raise ValueError(
+            f"No volume of the split {split!r} in {datalist} has all that this training needs; fill the columns "
+            f"{', '.join(targets)}."
+        )
+    if left_out := len(members) - len(kept):
+        logger.warning("%d volumes of %s lack one of %s and are left out", left_out, datalist, ", ".join(targets))
+    return kept
+
+
+def _labels_on_grid(path: Path, image: MetaTensor, record: Mapping[str, Any]) -> torch.Tensor:
+    """Resample class indices: each voxel of the grid takes the class that fills most of it; uint8 (1, *size)."""
+    stored = read_volume(path)
+    if stored.shape != image.shape or not np.allclose(stored.affine, image.affine, atol=0.05):
+        remedy = "Resample it onto the volume, nearest neighbor."
+        raise UnreadableImage(path, "is a segmentation on other voxels than its volume", remedy)
+    labels = stored.as_tensor()[0].round().long()
+    if int(labels.min()) < 0 or int(labels.max()) > 255:
+        raise UnreadableImage(path, "holds labels outside of 0 to 255", "Number the classes 0, 1, 2, ...")
+    matrix = np.array(record["matrix"])
+    best = torch.zeros(1, *record["grid_size"])
+    result = torch.zeros(1, *record["grid_size"], dtype=torch.uint8)
+    for label in torch.unique(labels).tolist():
+        share = resample_volume((labels == label)[None].float(), matrix, record["grid_size"])
+        result[share > best] = label
+        best = torch.maximum(best, share)
+    return result
+
+
+def _key(root: Path, cases: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> str:
+    """Tell one set from another: its files, their sizes and times, and how they are prepared."""
+    files = []
+    for case in cases:
+        extra = [str(root / str(case[name])) for name in ("mask", "segmentation") if name in case]
+        for file in [*(case.get("files") or [case["image"]]), *extra]:
+            state = os.stat(file)
+            files.append([str(file), state.st_size, state.st_mtime_ns])
+    return hashlib.sha256(json.dumps([_VERSION, files, options], default=str).encode()).hexdigest()
+
+
+def _load(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        logger.warning("%s is damaged and is made again", path)
+        return None
+    if str(arrays.pop("key", "")) != key:
+        logger.warning("%s holds another set of volumes and is replaced", path)
+        return None
+    return arrays
+
+
+def _save(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # each process of a run writes its own
+    with partial.open("wb") as stream:
+        np.savez_compressed(stream, key=np.array(key), **arrays)
+    partial.replace(path)
