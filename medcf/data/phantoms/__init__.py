@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from medcf.data.phantoms.base import PhantomSample, PhantomSubject
 from medcf.data.phantoms.brain_dataset import BrainDataset, PairedBrainDataset, draw_brain
+from medcf.data.phantoms.brain_degradation import DegradeBrain
 from medcf.data.phantoms.brain_files import write_brain_demo
 from medcf.data.phantoms.brain_mri import TISSUES, BrainMRI, BrainSample, BrainState
 from medcf.data.phantoms.concepts import CONCEPTS, QUALITY_THRESHOLD
@@ -27,6 +28,7 @@ __all__ = [
     "BrainMRI",
     "BrainSample",
     "BrainState",
+    "DegradeBrain",
     "FetalHead",
     "HeadPose",
     "PairedBrainDataset",

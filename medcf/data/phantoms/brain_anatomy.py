@@ -8,6 +8,7 @@ Points are RAS+ mm (x right, y anterior, z superior) about the middle of the bra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,9 +175,7 @@ def _tube(
     """Distance to a tube along a polyline whose radius, times ``size``, changes along it."""
     nearest = np.full(x.shape, np.inf, np.float32)
     point = np.stack([x, y, z])
-    for (start, end), (first, last) in zip(
-        zip(line[:-1], line[1:], strict=True), zip(radii[:-1], radii[1:], strict=True), strict=True
-    ):
+    for (start, end), (first, last) in zip(pairwise(line), pairwise(radii), strict=True):
         origin = np.asarray(start, np.float32)[:, None]
         along = np.asarray(end, np.float32)[:, None] - origin
         position = np.clip(((point - origin) * along).sum(0) / (along * along).sum(), 0.0, 1.0)
