@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
@@ -13,6 +14,7 @@ from medcf.networks.sononet import SonoNet
 from medcf.networks.wrapper import BundleUNet
 
 __all__ = [
+    "AttentionInjection",
     "BundleUNet",
     "ClassTokenUNet",
     "ConceptBottleneck",

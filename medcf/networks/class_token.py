@@ -28,8 +28,8 @@ class ClassTokenUNet(nn.Module):
         cross_attention_dim: features of a token.
         patch_size: side of the blocks of pixels that become channels before the U-Net and pixels again after it. Above
             1 the U-Net runs on a coarser grid: at 2, a volume costs about an eighth.
-        attention_init: standard deviation of the initial weights by which the attention blocks add to their input. MONAI
-            starts them at 0, and a short training then leaves attention, and with it injection, without effect.
+        attention_init: standard deviation of the initial weights by which the attention blocks add to their input.
+            MONAI starts them at 0, and a short training then leaves attention, and with it injection, without effect.
         gradient_checkpointing: recompute the U-Net's blocks in the backward pass instead of keeping their activations.
         **unet: further arguments of `DiffusionModelUNet`: ``channels``, ``attention_levels``, ``num_res_blocks``, ...
 

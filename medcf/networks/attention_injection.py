@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention injection: while a network runs, some rows of its batch read the tokens of others (ControlCG, eq. 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from monai.networks.blocks.selfattention import SABlock
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+__all__ = ["AttentionInjection"]
+
+_HEAD_MULTIPLE = 8  # flash kernels take head sizes that are multiples of it
+
+
+class AttentionInjection:
+    """Let self-attention of batch row i see the tokens of row i AND of row ``reference[i]``, inside a ``with`` block.
+
+    The network is any module with MONAI's self-attention (``DiffusionModelUNet`` in 2D or 3D, with or without
+    conditioning, wrapped or not); nothing of it is changed but the blocks' ``forward``, which comes back on exit and
+    after an exception. Queries come from row i; keys and values from the tokens of both rows behind the same norm and
+    the same projections:
+
+        out_i = (sum_self e v + s sum_reference e v) / (sum_self e + s sum_reference e), with s = ``scale``.
+
+    So a reference that equals its row changes nothing, whatever s, and s = 0 is the network itself. Always runs
+    ``scaled_dot_product_attention``; no L x 2L matrix exists. Cross-attention is left alone. Source: Liu et al.,
+    "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9; their "channel concatenation" of keys and values
+    is of tokens: channels would not fit the queries.
+
+    Args:
+        network: the denoising network.
+        scale: weight s of the reference's tokens, at least 0; 1 is the paper.
+
+    Raises:
+        ValueError: a negative scale, or a network without self-attention that can be injected.
+
+    Example:
+        >>> from monai.networks.nets import DiffusionModelUNet
+        >>> net = DiffusionModelUNet(2, 1, 1, channels=(8, 8), attention_levels=(False, True), num_res_blocks=1,
+        ...     norm_num_groups=4, num_head_channels=8).eval()
+        >>> x = torch.zeros(2, 1, 8, 8)
+        >>> with torch.no_grad(), AttentionInjection(net) as injection:
+        ...     injection.reference = [1, 1]  # row 0 reads row 1, which reads itself alone
+        ...     net(x, torch.tensor([5, 5])).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(self, network: nn.Module | Callable[..., Tensor], scale: float = 1.0) -> None:
+        if not scale >= 0:
+            raise ValueError(f"scale={scale}: the weight of the reference's tokens is at least 0.")
+        modules = network.modules() if isinstance(network, nn.Module) else ()
+        self.scale = float(scale)
+        self.blocks = [module for module in modules if isinstance(module, SABlock)]
+        if not self.blocks:
+            raise ValueError(
+                f"{type(network).__name__} has no self-attention of MONAI (SABlock) to inject into: give a "
+                "DiffusionModelUNet whose attention_levels are not all False."
+            )
+        for block in self.blocks:
+            if block.causal or block.rel_positional_embedding is not None or block.save_attn:
+                raise ValueError("Causal attention, relative positions and saved attention matrices take no injection.")
+        self._reference: tuple[int, ...] | None = None
+        self._indices: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+    @property
+    def reference(self) -> tuple[int, ...] | None:
+        """Row that each row of the batch reads; its own number is plain self-attention. None: all are plain."""
+        return self._reference
+
+    @reference.setter
+    def reference(self, rows: Sequence[int] | Tensor | None) -> None:
+        if rows is None:
+            self._reference = None
+            return
+        reference = tuple(int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows))
+        if not reference or min(reference) < 0 or max(reference) >= len(reference):
+            raise ValueError(f"reference={list(reference)}: name one row of the batch, from 0, for every row.")
+        self._reference = reference
+
+    def __enter__(self) -> AttentionInjection:
+        """Take over the blocks' ``forward``."""
+        if any("forward" in vars(block) and _is_ours(block.forward) for block in self.blocks):
+            raise RuntimeError("This network is inside an AttentionInjection already: leave that one first.")
+        self._originals = [vars(block).get("forward") for block in self.blocks]
+        for block in self.blocks:
+            block.forward = partial(self._attend, block)  # type: ignore[method-assign]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the blocks their own ``forward`` back."""
+        for block, original in zip(self.blocks, self._originals, strict=True):
+            if original is None:
+                del block.forward
+            else:
+                block.forward = original  # type: ignore[method-assign]
+
+    def _attend(self, block: SABlock, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Do what ``SABlock.forward`` does, on tokens (N, L, C), with the reference's keys and values beside."""
+        if attn_mask is not None:
+            raise ValueError("Attention injection takes no attn_mask.")
+        query, key, value = _project(block, x)
+        attend = partial(
+            scaled_dot_product_attention, dropout_p=block.dropout_rate if block.training else 0.0, scale=block.scale
+        )
+        reference = self._reference
+        if reference is not None and len(reference) != len(x):
+            raise ValueError(f"reference names rows for a batch of {len(reference)}, and the network got {len(x)}.")
+        if reference is None or self.scale == 0 or all(row == i for i, row in enumerate(reference)):
+            mixed = attend(query, key, value)
+        else:
+            mixed = torch.empty_like(query)
+            readers, read, others = self._rows(reference, x.device)
+            own = query.index_select(0, readers), key.index_select(0, readers), value.index_select(0, readers)
+            given = key.index_select(0, read), value.index_select(0, read)
+            width = own[0].shape[-1]
+            injected = attend(*_weighted(own, given, self.scale, block.scale))[..., :width]
+            mixed = mixed.index_copy(0, readers, injected)
+            if len(others):
+                alone = attend(*(each.index_select(0, others) for each in (query, key, value)))
+                mixed = mixed.index_copy(0, others, alone)
+        tokens = block.out_rearrange(mixed)
+        if block.include_fc:
+            tokens = block.out_proj(tokens)
+        return block.drop_output(tokens)
+
+    def _rows(self, reference: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows that read another one, the rows they read, and the rows that do not; on the device once and for all."""
+        key = reference, device
+        if key not in self._indices:
+            readers = [row for row, source in enumerate(reference) if source != row]
+            lists = readers, [reference[row] for row in readers], [r for r, s in enumerate(reference) if s == r]
+            first, second, third = (torch.tensor(rows, dtype=torch.long, device=device) for rows in lists)
+            self._indices[key] = first, second, third
+        return self._indices[key]
+
+
+def _is_ours(forward: Any) -> bool:
+    return isinstance(forward, partial) and getattr(forward.func, "__func__", None) is AttentionInjection._attend
+
+
+def _project(block: SABlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (N, heads, L, D)."""
+    if block.use_combined_linear:
+        query, key, value = block.input_rearrange(block.qkv(x))
+    else:
+        query, key, value = (block.input_rearrange(to(x)) for to in (block.to_q, block.to_k, block.to_v))
+    if block.attention_dtype is not None:
+        query, key, value = (each.to(block.attention_dtype) for each in (query, key, value))
+    return query, key, value
+
+
+def _weighted(
+    own: tuple[Tensor, Tensor, Tensor], given: tuple[Tensor, Tensor], weight: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Append the reference's keys and values; one more feature adds log(weight) to the logits of the reference."""
+    query, key, value = own
+    keys, values = torch.cat([key, given[0]], dim=2), torch.cat([value, given[1]], dim=2)
+    if weight == 1:
+        return query, keys, values
+    width = query.shape[-1]
+    extra = -(-(width + 1) // _HEAD_MULTIPLE) * _HEAD_MULTIPLE - width
+    query, keys, values = (pad(each, (0, extra)) for each in (query, keys, values))
+    query[..., width] = 1.0
+    keys[:, :, key.shape[2] :, width] = math.log(weight) / scale
+    return query, keys, values
