@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from medcf.inferers.attack import AttackInferer
+from medcf.inferers.attention_injection import AttentionInjectionInferer
 from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.chain import Chain, ChainInferer
+from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.diffice import DiffICEInferer
 from medcf.inferers.diffice_single import DiffICESingleInferer
@@ -20,8 +22,10 @@ from medcf.inferers.universal import UniversalInferer
 
 __all__ = [
     "AttackInferer",
+    "AttentionInjectionInferer",
     "Chain",
     "ChainInferer",
+    "ConditionalInferer",
     "Counterfactual",
     "CounterfactualInferer",
     "DiMEInferer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -117,6 +117,17 @@ class CounterfactualInferer(Inferer):
             ValueError: inputs, network, classifier, target or ids that do not fit each other.
             RuntimeError: called under ``torch.inference_mode()``, where no gradient exists.
         """
+        image, ids = self._check_inputs(inputs, network, sample_ids)
+        requested = self.target if target is None else target
+        with torch.no_grad():
+            wanted = resolve_target(requested, len(image), image.device, lambda: self._logits(image))
+        result = self._explain(image, ids, wanted, network, run_unchanged)
+        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
+
+    def _check_inputs(
+        self, inputs: torch.Tensor, network: Any, sample_ids: Sequence[Hashable] | None
+    ) -> tuple[torch.Tensor, list[Hashable]]:
+        """Return the images as a plain tensor and one identity for each."""
         if self.needs_gradients and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{type(self).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
@@ -130,18 +141,27 @@ class CounterfactualInferer(Inferer):
             raise ValueError(
                 f"sample_ids holds {len(ids)} identities for a batch of {batch} images: give one per image."
             )
-        requested = self.target if target is None else target
-        with torch.no_grad():
-            wanted = resolve_target(requested, batch, image.device, lambda: self._logits(image))
+        return image, list(ids)
+
+    def _explain(
+        self,
+        image: torch.Tensor,
+        ids: Sequence[Hashable],
+        wanted: torch.Tensor,
+        network: Any,
+        run_unchanged: bool,
+        extras: Mapping[str, torch.Tensor] | None = None,
+    ) -> Counterfactual:
+        """Run the passes on checked images; ``extras`` are values per image (B,) that a method's passes need."""
         bar = tqdm(total=self._num_steps(), desc=self.title, disable=not self.progress)
         with torch.no_grad(), frozen(network, *self._networks()), bar:
             confidence, hit = self._judge(image, wanted)
             state = Iterates(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
+            state.extras.update(extras or {})
             self._iterate(state, network, bar)
             state.flipped &= ~hit
             bar.total = bar.n
-        result = state.result()
-        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
+        return state.result()
 
     @abstractmethod
     def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:

@@ -62,13 +62,15 @@ def check_network(network: Any, image: torch.Tensor) -> None:
             f"inputs has {image.ndim - 2} spatial dimensions, the network works in {len(first.kernel_size)}: give "
             f"images of shape (B, C{', H, W, D'[: 3 * len(first.kernel_size)]})."
         )
-    levels = getattr(network, "block_out_channels", None)
-    factor = 2 ** (len(levels) - 1) if levels is not None else 1
+    levels = getattr(getattr(network, "unet", network), "block_out_channels", None)
+    patch = getattr(network, "patch_size", 1)
+    factor = (2 ** (len(levels) - 1) if levels is not None else 1) * (patch if isinstance(patch, int) else 1)
     if any(size % factor for size in image.shape[2:]):
         size = tuple(image.shape[2:])
+        blocks = f" after blocks of {patch} become channels" if factor > 1 and patch != 1 else ""
         raise ValueError(
-            f"inputs of size {size} cannot be halved {len(levels or ()) - 1} times: every side must be divisible by "
-            f"{factor}; resample or pad, for example with DivisiblePadd(k={factor})."
+            f"inputs of size {size} cannot be halved {len(levels or (0,)) - 1} times{blocks}: every side must be "
+            f"divisible by {factor}; resample or pad, for example with DivisiblePadd(k={factor})."
         )
 
 

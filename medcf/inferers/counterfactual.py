@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,6 +25,7 @@ class Counterfactual:
         scale: classifier scale of the last pass of each image (B,); NaN where none ran.
         iterations: passes that ran for each image (B,).
         scales: classifier scale kept in each pass (B, L); NaN where none ran.
+        extras: what only one method tells, by name, (B,) each: its page says what.
     """
 
     image: torch.Tensor
@@ -37,6 +38,7 @@ class Counterfactual:
     scale: torch.Tensor
     iterations: torch.Tensor
     scales: torch.Tensor
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def difference(self) -> torch.Tensor:

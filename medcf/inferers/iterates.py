@@ -42,6 +42,8 @@ class Iterates:
         self.evaluations = torch.zeros_like(target)
         #: phi of the originals, a list of (B, ...), where a method computes it once for all its passes.
         self.features: list[torch.Tensor] | None = None
+        #: Further values of a method, (B,) each, by name; they reach the user in ``Counterfactual.extras``.
+        self.extras: dict[str, torch.Tensor] = {}
         self._iterations = torch.zeros_like(target)
         self._images = [original]
         self._confidences = [confidence]
@@ -67,4 +69,5 @@ class Iterates:
             scale=self.scale,
             iterations=self._iterations,
             scales=torch.stack(self._scales, dim=1),
+            extras=self.extras,
         )

@@ -70,6 +70,7 @@ def make_method():
             "scheduler": RespacedDDPMScheduler(1000, variance_type="fixed_large"),
             "guidance_scale": 1.0,
             "epsilon": 0.4,
+            "injection_scale": 0.0,  # the network of these tests has no attention
         }
         known, _ = method_arguments(METHODS[name])
         return create_method(name, **({k: v for k, v in defaults.items() if k in known} | options))

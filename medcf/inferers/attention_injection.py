@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ControlCG (section 3): class-conditional generation that reads the input through self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from monai.utils import convert_to_dst_type
+
+from medcf.inferers.chain import check_choice
+from medcf.inferers.checks import Target
+from medcf.inferers.conditional import ConditionalInferer
+from medcf.inferers.counterfactual import Counterfactual
+from medcf.inferers.iterates import Iterates
+from medcf.inferers.sampling import make_generators
+from medcf.inferers.stacked import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows, standard_noise
+from medcf.networks.attention_injection import AttentionInjection
+from medcf.registry import METHODS
+
+__all__ = ["AttentionInjectionInferer"]
+
+
+class AttentionInjectionInferer(ConditionalInferer):
+    """Generates the target class with classifier-free guidance while self-attention also sees the noised input.
+
+    At each step y_t = sqrt(A) y_0 + sqrt(1 - A) noise stands beside x_t, and in every self-attention block the queries
+    of x see the tokens of [x, y] (ControlCG, eq. 8; the concatenation is of tokens). All rows run in one forward, for
+    one image [x|c, x|null, y|c, y|null] (eqs 5 and 9), or [x|c, x|null, y|null].
+
+    Args:
+        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed. The paper's is DDIM.
+        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
+        target: wanted class, for all images or one per image.
+        injection_scale: weight of the reference's tokens inside the softmax; 1 is the paper, 0 is classifier-free
+            guidance alone and costs no reference.
+        reference_noise: noise of y: "fresh" at each step; "shared", one map for all steps; "start", the map from which
+            x started, so that below strength 1 both are equal at the first step.
+        reference_condition: class of the reference: the "same" as that of the row that reads it (paper), or "null",
+            which all targets and scales of an input share.
+        options: see ``ConditionalInferer``; the guidance scale there is the paper's w.
+
+    Raises:
+        ValueError: an option that is unknown or out of range, or a network without classes.
+    """
+
+    title = "ControlCG"
+
+    def __init__(
+        self,
+        scheduler: Any,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        *,
+        injection_scale: float = 1.0,
+        reference_noise: ReferenceNoise = "fresh",
+        reference_condition: ReferenceCondition = "same",
+        **options: Any,
+    ) -> None:
+        super().__init__(scheduler, classifier, target, **options)
+        check_choice("reference_noise", reference_noise, ReferenceNoise)
+        check_choice("reference_condition", reference_condition, ReferenceCondition)
+        if injection_scale < 0:
+            raise ValueError(f"injection_scale={injection_scale:g} is a weight: use 0 for no injection, or more.")
+        if injection_scale > 0 and reference_condition == "null" and self.null_class_labels is None:
+            raise ValueError("reference_condition='null' needs null_class_labels, the index of the null class.")
+        self.injection_scale = float(injection_scale)
+        self.reference_noise: ReferenceNoise = reference_noise
+        self.reference_condition: ReferenceCondition = reference_condition
+
+    def explain_targets(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., torch.Tensor],
+        targets: Sequence[int],
+        guidance_scales: Sequence[float] | None = None,
+        sample_ids: Sequence[Hashable] | None = None,
+        run_unchanged: bool = False,
+    ) -> dict[tuple[int, float], Counterfactual]:
+        """Explain the same images towards several targets, with several guidance scales, together.
+
+        What targets and scales have in common is computed once: the noised inputs and, with
+        ``reference_condition="null"``, all of the reference's forward. Each result is that of a run of its own, for it
+        has the same noise. The rows of all that fits the memory budget run in one forward.
+
+        Args:
+            inputs: images (B, C, *spatial) in [-1, 1].
+            network: denoising network.
+            targets: wanted classes, each for all images.
+            guidance_scales: values of w, each for all targets; None takes the method's own.
+            sample_ids: one identity per image to seed its noise; None takes a hash of its pixels.
+            run_unchanged: run images that already are of a target class, too.
+
+        Returns:
+            Counterfactuals of the batch by (target, w). Function evaluations that several of them share count for the
+            first.
+
+        Raises:
+            ValueError: no target, one that is named twice, or inputs that do not fit.
+        """
+        scales = [self.guidance_scale] if guidance_scales is None else [float(w) for w in guidance_scales]
+        pairs = [(int(target), w) for target in targets for w in scales]
+        if not pairs or len(set(pairs)) != len(pairs):
+            raise ValueError(f"targets={list(targets)} and guidance_scales={scales}: give at least one, each once.")
+        if min(scales) < 0 or (max(scales) > 0 and self.null_class_labels is None):
+            raise ValueError(f"guidance_scales={scales} are w: use 0 or more, above 0 with null_class_labels.")
+        image, ids = self._check_inputs(inputs, network, sample_ids)
+        count, batch, device = len(pairs), len(image), image.device
+        extras = {
+            "guidance_scale": torch.tensor([w for _, w in pairs], device=device).repeat(batch),
+            "source": torch.arange(batch, device=device).repeat_interleave(count),
+        }
+        result = self._explain(
+            image.repeat_interleave(count, 0),
+            [one for one in ids for _ in pairs],
+            torch.tensor([target for target, _ in pairs], device=device).repeat(batch),
+            network,
+            run_unchanged,
+            extras,
+        )
+        return {pair: _every(result, number, count, inputs) for number, pair in enumerate(pairs)}
+
+    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+        with self._injection(network) as injection:
+            denoiser = self._injected(state, chosen, number, network, injection)
+            image = self._run_chain(self._chain(state, chosen, number, denoiser), (), bar)
+        index = torch.tensor(chosen, device=image.device)
+        state.evaluations[index] += denoiser.num_function_evaluations.to(image.device)
+        return image
+
+    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
+        return len(self._rows(state, chosen)[0])
+
+    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
+        def forward() -> None:
+            with self._injection(network) as injection:
+                denoiser = self._injected(state, chosen, 0, network, injection)
+                denoiser(state.current[chosen], self._schedule(0)[0][0])
+
+        return forward
+
+    @contextmanager
+    def _injection(self, network: Any) -> Iterator[Any]:
+        """Enter the injection into the network; None without one."""
+        if self.injection_scale == 0:
+            yield None
+            return
+        with AttentionInjection(network, scale=self.injection_scale) as injection:
+            yield injection
+
+    def _rows(self, state: Iterates, chosen: Sequence[int]) -> tuple[Rows, list[int], list[float]]:
+        """Return the layout of a stack, the inputs of its edits and their guidance scales."""
+        sources, scales = list(chosen), [self.guidance_scale] * len(chosen)
+        if "source" in state.extras:
+            sources = state.extras["source"][list(chosen)].tolist()
+            scales = state.extras["guidance_scale"][list(chosen)].tolist()
+        rows = plan_rows(
+            sources,
+            state.target[list(chosen)].tolist(),
+            [w != 0 for w in scales],
+            null_class_labels=self.null_class_labels,
+            reference=self.reference_condition if self.injection_scale else None,
+        )
+        return rows, sources, scales
+
+    def _injected(
+        self, state: Iterates, chosen: list[int], number: int, network: Any, injection: Any
+    ) -> InjectedDenoiser:
+        rows, sources, scales = self._rows(state, chosen)
+        first = [chosen[sources.index(source)] for source in dict.fromkeys(sources)]
+        references = state.original[first]
+        ids = [state.ids[i] for i in first]
+        stream = "pass" if self.reference_noise == "start" else "reference"
+        generators = make_generators(self.seed, ids, references.device, (stream, number))
+        noise = None if self.reference_noise == "fresh" else standard_noise(references, generators)
+        return InjectedDenoiser(
+            network,
+            self.scheduler,
+            rows,
+            scales,
+            references,
+            generators=generators,
+            noise=noise,
+            injection=injection,
+        )
+
+
+def _every(result: Counterfactual, number: int, count: int, inputs: torch.Tensor) -> Counterfactual:
+    """Return every ``count``-th entry of a result, from ``number`` on; its image like the inputs."""
+    parts = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "extras"}
+    extras = {name: value[number::count] for name, value in result.extras.items()}
+    part = Counterfactual(**{name: value[number::count] for name, value in parts.items()}, extras=extras)
+    return replace(part, image=convert_to_dst_type(part.image, inputs, dtype=torch.float32)[0])
+
+
+METHODS.add("controlcg", "Classifier-free guidance with attention injection (ControlCG)", AttentionInjectionInferer)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods whose class comes from a class-conditional network: guidance by w, background, micro-batches."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from scipy import ndimage
+
+from medcf.inferers.chain import Chain, ChainInferer
+from medcf.inferers.checks import Target
+from medcf.inferers.iterates import Iterates
+from medcf.inferers.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
+from medcf.inferers.sampling import Hook, denoise, noised
+from medcf.inferers.stacked import standard_noise
+from medcf.networks.denoiser import Denoiser, unwrap
+
+__all__ = ["ConditionalInferer", "background"]
+
+logger = logging.getLogger(__name__)
+
+
+class ConditionalInferer(ChainInferer):
+    """What the methods of ControlCG's comparison share; a subclass says what becomes of some images (``_edit``).
+
+    No gradient is taken and the classifier only judges. The network's class indices are the classifier's.
+
+    Args:
+        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
+        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
+        target: wanted class, for all images or one per image.
+        guidance_scale: w of ControlCG (eq. 5) and of Ho and Salimans (2022): (1 + w) eps(x, c) - w eps(x, null). One
+            less than the scale of MONAI, diffusers, ``Denoiser`` and ``SDEditInferer``; 0 runs the conditional network
+            alone and leaves the null condition out.
+        null_class_labels: index of the null class.
+        num_inference_steps: kept steps n of the schedule.
+        strength: share of the kept steps that runs, or one per pass; 1 starts from pure noise instead of the noised
+            image.
+        keep_background: put back what is exactly -1 in the input and connected to its border, outside a skull-stripped
+            brain. The methods do not do so themselves, they disregard differences outside the brain.
+        memory_budget: gigabytes (10^9 bytes) that the activations of one forward may take; more images than fit run
+            one after another. "auto" is what the GPU has free, None sets no limit. The first forward is measured.
+        options: see ``ChainInferer``.
+
+    Raises:
+        ValueError: an option that is out of range, or a network without classes.
+    """
+
+    needs_gradients = False
+
+    def __init__(
+        self,
+        scheduler: Any,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        *,
+        guidance_scale: float = 2.0,
+        null_class_labels: int | None = 2,
+        num_inference_steps: int = 50,
+        strength: float | Sequence[float] = 1.0,
+        keep_background: bool = True,
+        memory_budget: MemoryBudget = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            scheduler, classifier, target, num_inference_steps=num_inference_steps, strength=strength, **options
+        )
+        if guidance_scale < 0:
+            raise ValueError(f"guidance_scale={guidance_scale:g} is w: use 0 for no guidance, or more.")
+        if guidance_scale != 0 and null_class_labels is None:
+            raise ValueError(
+                f"guidance_scale={guidance_scale:g} compares the target with the null class: give null_class_labels, "
+                "or guidance_scale=0."
+            )
+        check_budget(memory_budget)
+        self.guidance_scale = float(guidance_scale)
+        self.null_class_labels = null_class_labels
+        self.keep_background = keep_background
+        self.memory_budget = memory_budget
+        self._measured: tuple[Any, float] | None = None
+
+    @abstractmethod
+    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+        """Return what a pass makes of the images ``chosen`` (N, C, *spatial), and count its forwards."""
+
+    @abstractmethod
+    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
+        """Return how many images the largest forward of a pass over the images ``chosen`` stacks."""
+
+    @abstractmethod
+    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
+        """Return a call of the largest forward of a pass over the images ``chosen``, to be measured."""
+
+    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+        if getattr(unwrap(network), "num_class_embeds", 1) is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a class-conditional network (num_class_embeds), and this one has no "
+                "classes: train one with class labels, or use a method that is guided by the classifier."
+            )
+        self._denoiser(network, state.target)  # refuses classes that the network does not know
+        super()._iterate(state, network, bar)
+
+    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+        groups = self._groups(state, indices.tolist(), network)
+        steps = self._num_steps() // self.num_iterations
+        bar.total += (len(groups) - 1) * steps
+        for chosen in groups:
+            image = self._edit(state, chosen, number, network, bar).clamp(-1, 1)
+            index = torch.tensor(chosen, device=image.device)
+            if self.keep_background:
+                original = state.original[index]
+                image = torch.where(background(original), original, image)
+            state.current[index] = image
+        current = state.current[indices]
+        state.confidence[indices], state.flipped[indices] = self._judge(current, state.target[indices])
+
+    def _chain(self, state: Iterates, chosen: list[int], number: int, denoiser: Any) -> Chain:
+        """Return the pass over the images ``chosen``."""
+        index = torch.tensor(chosen, device=state.current.device)
+        return Chain(
+            start=state.current[index],
+            original=state.original[index],
+            ids=[state.ids[i] for i in chosen],
+            number=number,
+            timesteps=self._schedule(number)[0],
+            denoiser=denoiser,
+            scheduler=self.scheduler,
+            seed=self.seed,
+        )
+
+    def _run_chain(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
+        generators = chain.generators("pass")
+        if self.strengths[min(chain.number, len(self.strengths) - 1)] == 1:
+            sample = standard_noise(chain.start, generators)
+        else:
+            sample = noised(self.scheduler, chain.start, self._schedule(chain.number)[1], generators)
+        return denoise(
+            chain.denoiser,
+            self.scheduler,
+            sample,
+            chain.timesteps,
+            generators=generators,
+            hooks=hooks,
+            progress=bar,
+        )
+
+    def _denoiser(self, network: Any, labels: torch.Tensor, guidance_scale: float | None = None) -> Denoiser:
+        """Return the plain denoiser towards the classes (N,) with this method's w, or another."""
+        return Denoiser(
+            network,
+            self.scheduler,
+            class_labels=labels,
+            null_class_labels=self.null_class_labels,
+            guidance_scale=1 + (self.guidance_scale if guidance_scale is None else guidance_scale),
+        )
+
+    def _groups(self, state: Iterates, indices: list[int], network: Any) -> list[list[int]]:
+        """Split images into micro-batches that fit the budget."""
+        device = state.current.device
+        limit = budget_bytes(self.memory_budget, device)
+        if limit is None:
+            return [indices]
+        row = self._bytes_per_row(state, indices[:1], network)
+        groups = micro_batches(indices, lambda chosen: row * self._num_rows(state, chosen), limit)
+        least = row * self._num_rows(state, indices[:1])
+        logger.info(
+            "%s: %.3g GB a row; %d images in micro-batches of %s within %.3g GB",
+            self.title,
+            row / 1e9,
+            len(indices),
+            ", ".join(str(len(group)) for group in groups),
+            limit / 1e9,
+        )
+        if least > limit:
+            logger.warning(
+                "%s: a single image takes about %.3g GB, above memory_budget of %.3g GB: run in 16 bits (amp), or on a "
+                "coarser grid.",
+                self.title,
+                least / 1e9,
+                limit / 1e9,
+            )
+        return groups
+
+    def _bytes_per_row(self, state: Iterates, first: list[int], network: Any) -> float:
+        device, shape = state.current.device, tuple(state.current.shape[1:])
+        key = (id(network), shape, str(device), torch.is_autocast_enabled(device.type))
+        if self._measured is None or self._measured[0] != key:
+            peak = peak_bytes(self._probe(state, first, network), device)
+            self._measured = (key, max(peak, 1) / self._num_rows(state, first))
+        return self._measured[1]
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        if self.memory_budget is None or len(image) == 1:
+            return super()._logits(image)
+        return torch.cat([super(ConditionalInferer, self)._logits(one) for one in image.split(1)])
+
+
+def background(image: torch.Tensor) -> torch.Tensor:
+    """Return what lies outside the subject (B, 1, *spatial), bool: voxels of exactly -1 that reach the border.
+
+    Black voxels inside, fluid for example, are not background.
+
+    Args:
+        image: (B, C, *spatial) in [-1, 1].
+    """
+    black = (image == -1).all(dim=1).cpu()
+    masks = []
+    for one in black:
+        labels, _count = ndimage.label(one.numpy())
+        edges = {label for axis in range(labels.ndim) for end in (0, -1) for label in _edge(labels, axis, end)}
+        masks.append(torch.isin(torch.from_numpy(labels), torch.tensor(sorted(edges - {0}), dtype=torch.int32)))
+    return torch.stack(masks)[:, None].to(image.device)
+
+
+def _edge(labels: Any, axis: int, end: int) -> list[int]:
+    """Return the labels on one side of the volume."""
+    return [int(label) for label in set(labels.take(end, axis=axis).flat)]
