@@ -90,7 +90,8 @@ def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, A
     }
     if item["original"].ndim < 4:
         row["overlay_fraction"] = _number(float(getattr(item["image"], "meta", {}).get("overlay_fraction", 0.0)))
-    row |= {name: _number(value) for name, value in output.get("novelty", {}).items()}
+    for scores in (output.get("extras", {}), output.get("novelty", {})):
+        row |= {name: _number(value) for name, value in scores.items()}
     if "out_of_distribution" in row:
         row["out_of_distribution"] = bool(row["out_of_distribution"])
     row |= {f"confidence_{index}": value for index, value in enumerate(confidences)}

@@ -31,9 +31,10 @@ class CounterfactualEvaluator(SupervisedEvaluator):
     After an iteration ``state.batch`` and ``state.output`` are lists with one dictionary a case. The output holds
     ``image`` and ``pred`` (C, *spatial), ``trajectory`` (L + 1, C, *spatial), ``confidences`` (L + 1 probabilities of
     the target), ``label_before``, ``label_after``, ``target``, ``flipped``, ``unchanged``, ``scale``, ``iterations``,
-    ``num_function_evaluations``, ``seconds``; with a segmenter ``segmentation`` (2, *spatial) of input and
-    counterfactual, with a novelty detector its scores. A case that cannot be explained, or whose result is not finite,
-    is left out of both lists and put into ``state.failures``; the others of its batch are done all the same.
+    ``num_function_evaluations``, ``seconds``, and where the method has figures of its own, ``extras`` (by name); with a
+    segmenter ``segmentation`` (2, *spatial) of input and counterfactual, with a novelty detector its scores. A case
+    that cannot be explained, or whose result is not finite, is left out of both lists and put into
+    ``state.failures``; the others of its batch are done all the same.
 
     Args:
         device: where to compute.
@@ -163,6 +164,10 @@ class CounterfactualEvaluator(SupervisedEvaluator):
             "iterations": result.iterations.tolist(),
             "num_function_evaluations": result.num_function_evaluations.tolist(),
         }
+        if result.extras:
+            columns["extras"] = [
+                {name: float(values[index]) for name, values in result.extras.items()} for index in range(len(image))
+            ]
         if self.segmenter is not None:
             labels = [self.segmenter(picture).argmax(1) for picture in (image, pred)]
             columns["segmentation"] = torch.stack(labels, dim=1).to(torch.uint8)
