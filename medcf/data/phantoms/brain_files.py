@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from medcf.data.phantoms.brain_dataset import draw_brain
 from medcf.data.phantoms.brain_mri import TISSUES, BrainSample, BrainState
 
-__all__ = ["GEOMETRIES", "VolumeGeometry", "write_brain_demo"]
+__all__ = ["GEOMETRIES", "VolumeGeometry", "write_brain_demo", "write_brains"]
 
 _SCALE = 1000  # stored value of white
 
@@ -110,11 +111,78 @@ def write_brain_demo(
             record |= {f"other_{name}": value for name, value in _state(paired).items()}
         records.append(record)
     if truth is not None:
-        with (truth / "truth.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(records)
+        _write_table(truth / "truth.csv", records)
     return records
+
+
+def write_brains(
+    out_dir: str | Path,
+    split: str = "demo",
+    count: int = 16,
+    label: int | None = None,
+    *,
+    seed: int = 0,
+    size: tuple[int, int, int] = (80, 96, 80),
+    spacing: float = 2.0,
+    truth: bool = False,
+    transform: Callable[[BrainSample], BrainSample] | None = None,
+) -> list[dict[str, Any]]:
+    """Write a labeled set: ``images``, ``segmentations`` and a ``labels.csv`` that the trainings read as a datalist.
+
+    The subjects and states are those of `BrainDataset` with the same split and seed.
+
+    Args:
+        out_dir: folder; made if it is missing.
+        split: a key of ``SPLITS``; also written into the table.
+        count: number of subjects.
+        label: class of all cases; None mixes them.
+        seed: seed of the set.
+        size: voxels along x, y and z.
+        spacing: voxel spacing in mm.
+        truth: also write ``other`` and ``other_segmentations``: the same subjects in the typical state of the other
+            class, with their volumes in the columns ``other_...``.
+        transform: applied to every image that is written, for example a `DegradeBrain`.
+
+    Returns:
+        One record per case: the row of ``labels.csv``. Paths are relative to ``out_dir``.
+    """
+    out = Path(out_dir)
+    change = transform if transform is not None else lambda sample: sample
+    records = []
+    for index in range(count):
+        fraction = 0.5 if label is None else float(label)
+        subject, state, rng = draw_brain(split, index, seed=seed, ad_fraction=fraction)
+        sample = subject.render(state, seed=int(rng.integers(2**31)), size=size, spacing=spacing)
+        name = f"{split}-{sample.subject:07d}"
+        paths = _save_pair(out, "images", "segmentations", name, change(sample))
+        files = {"file": paths[0], "segmentation": paths[1]}
+        record = files | _record(name, sample) | {"split": split}
+        if truth:
+            other = BrainState.typical(1 - state.label)
+            paired = subject.render(other, seed=int(rng.integers(2**31)), size=size, spacing=spacing)
+            paths = _save_pair(out, "other", "other_segmentations", name, change(paired))
+            record |= {"other": paths[0], "other_segmentation": paths[1]}
+            record |= {f"other_{key}": value for key, value in _state(paired).items()}
+        records.append(record)
+    _write_table(out / "labels.csv", records)
+    return records
+
+
+def _save_pair(out: Path, images: str, segmentations: str, name: str, sample: BrainSample) -> tuple[str, str]:
+    """Write an image and its tissues; return their paths relative to ``out``."""
+    straight = VolumeGeometry()
+    paths = (f"{images}/{name}.nii.gz", f"{segmentations}/{name}.nii.gz")
+    for path, image in zip(paths, (_image(sample, straight), _labels(sample, straight)), strict=True):
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, out / path)
+    return paths
+
+
+def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
 
 
 def _image(sample: BrainSample, geometry: VolumeGeometry) -> nib.Nifti1Image:
