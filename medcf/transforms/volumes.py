@@ -75,6 +75,7 @@ class ToVolumeGrid(InvertibleTransform):
         mask: ``"auto"``, ``"nonzero"``, ``"estimate"`` or ``"all"``, for volumes that come without a mask.
         center: ``"brain"`` or ``"image"``.
         percentile: of the brain that becomes 1.
+        intensity: values that become -1 and 1; None takes them from the brain.
         bias_correction: correct the bias field by N4 first.
         template: file of a template to register to first; None does not register.
         registration: ``"rigid"`` or ``"affine"``.
@@ -87,6 +88,7 @@ class ToVolumeGrid(InvertibleTransform):
         mask: str = "auto",
         center: str = "brain",
         percentile: float = 99.5,
+        intensity: tuple[float, float] | None = None,
         bias_correction: bool = False,
         template: str | Path | None = None,
         registration: str = "rigid",
@@ -97,6 +99,7 @@ class ToVolumeGrid(InvertibleTransform):
             "spacing": spacing,
             "center": center,
             "percentile": percentile,
+            "intensity": intensity,
             "bias_correction": bias_correction,
             "template": None if template is None else read_volume(template),
             "registration": registration,

@@ -27,6 +27,7 @@ __all__ = [
     "apply_volume_difference",
     "from_volume_grid",
     "middle_of",
+    "repeat_volume_grid",
     "resample_volume",
     "to_volume_grid",
 ]
@@ -48,6 +49,7 @@ def to_volume_grid(
     mask: torch.Tensor | str | None = None,
     center: str = "brain",
     percentile: float = 99.5,
+    intensity: tuple[float, float] | None = None,
     bias_correction: bool = False,
     template: torch.Tensor | None = None,
     registration: str = "rigid",
@@ -66,6 +68,7 @@ def to_volume_grid(
             :func:`medcf.data.volumes.brain_mask`; None is ``"auto"``.
         center: ``"brain"``, the middle of the mask's bounding box, or ``"image"``, the middle of the volume.
         percentile: of the brain's values that becomes 1.
+        intensity: values that become -1 and 1, such as 0 and 80 HU of a CT; None takes them from the brain.
         bias_correction: correct the bias field by N4 first (SimpleITK). The way back does not put it in again.
         template: a volume to whose frame the brain is registered first (SimpleITK). The grid is then centered on the
             template's brain.
@@ -97,7 +100,9 @@ def to_volume_grid(
     frame = np.diag([*steps, 1.0])
     frame[:3, 3] = middle - steps * (np.array(size) - 1) / 2
     matrix = np.linalg.inv(affine) @ moved @ frame
-    low, high = _intensity(native[inside], percentile)
+    low, high = _intensity(native[inside], percentile) if intensity is None else map(float, intensity)
+    if not high > low:
+        raise ValueError("there is no range of intensities: check the volume and its mask")
     record: VolumeRecord = {
         "native_size": tuple(int(n) for n in native.shape),
         "grid_size": tuple(int(n) for n in size),
@@ -105,10 +110,25 @@ def to_volume_grid(
         "intensity": (low, high),
         "registration": _rows(moved),
     }
-    values = _brain_on_grid(native, inside, record)
+    values = _brain_on_grid(native, inside, record)[None]
     meta = {key: value for key, value in getattr(image, "meta", {}).items() if key != "affine"}
     meta["spacing_mm"] = tuple(float(step) for step in steps)
-    return MetaTensor(torch.from_numpy(values[None]), affine=torch.from_numpy(affine @ matrix), meta=meta), record
+    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine @ matrix), meta=meta), record
+
+
+def repeat_volume_grid(image: torch.Tensor, mask: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
+    """Put another volume on the same voxels onto the grid of a record, in the same way and with the same intensities.
+
+    Args:
+        image: (1, X, Y, Z).
+        mask: the brain, (1, X, Y, Z).
+        record: from :func:`to_volume_grid`.
+
+    Returns:
+        float32 (1, *grid_size) in [-1, 1].
+    """
+    native = np.asarray(image.as_subclass(torch.Tensor).detach().cpu(), dtype=np.float32)[0]
+    return torch.from_numpy(_brain_on_grid(native, _mask_of(image, mask), record)[None])
 
 
 def from_volume_grid(values: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
@@ -233,8 +253,6 @@ def _intensity(brain: NDArray[np.float32], percentile: float) -> tuple[float, fl
         raise ValueError(f"percentile={percentile}: choose one above 50, up to 100.")
     darkest, high = (float(value) for value in np.percentile(brain, [100 - percentile, percentile]))
     low = min(darkest, 0.0)
-    if not high > low:
-        raise ValueError("the brain holds one value only: check the volume and its mask")
     return low, high
 
 

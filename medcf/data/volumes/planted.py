@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medcf.data.volumes.grid import from_volume_grid, middle_of, to_volume_grid
+from medcf.data.volumes.grid import from_volume_grid, middle_of, repeat_volume_grid, to_volume_grid
 
 __all__ = ["measure_planted_change"]
 
@@ -62,7 +62,8 @@ def measure_planted_change(
     change = torch.from_numpy(_blob(grid_affine, tuple(size), point, reach)[None])
     back = from_volume_grid(change, record)[0].numpy()
     planted = _plant(image, record["intensity"], _blob(native_affine, inside.shape, point, reach))
-    arrived = to_volume_grid(planted, size, spacing, mask=mask, **options)[0].as_tensor() - grid.as_tensor()
+    plain = repeat_volume_grid(image, mask, record)  # a corrected bias field would differ between the two
+    arrived = repeat_volume_grid(planted, mask, record) - plain
     result = {
         "native_mm": float(np.linalg.norm(_center(back, native_affine) - point)),
         "grid_mm": float(np.linalg.norm(_center(arrived[0].numpy(), grid_affine) - point)),
