@@ -9,11 +9,13 @@ from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.chain import Chain, ChainInferer
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Counterfactual
+from medcf.inferers.ddim_inversion import DDIMInversionInferer
 from medcf.inferers.diffice import DiffICEInferer
 from medcf.inferers.diffice_single import DiffICESingleInferer
 from medcf.inferers.dime import DiMEInferer
 from medcf.inferers.fastdime import FastDiMEInferer
 from medcf.inferers.guided import GuidedInferer
+from medcf.inferers.ilvr import ILVRInferer, LowPass
 from medcf.inferers.sampling import Hook, denoise, make_generators
 from medcf.inferers.sdedit import SDEditInferer
 from medcf.inferers.selection import create_method, select_method
@@ -28,12 +30,15 @@ __all__ = [
     "ConditionalInferer",
     "Counterfactual",
     "CounterfactualInferer",
+    "DDIMInversionInferer",
     "DiMEInferer",
     "DiffICEInferer",
     "DiffICESingleInferer",
     "FastDiMEInferer",
     "GuidedInferer",
     "Hook",
+    "ILVRInferer",
+    "LowPass",
     "SDEditInferer",
     "UnchangedInferer",
     "UniversalInferer",

@@ -109,14 +109,16 @@ class ConditionalInferer(ChainInferer):
         steps = self._num_steps() // self.num_iterations
         bar.total += (len(groups) - 1) * steps
         for chosen in groups:
-            image = self._edit(state, chosen, number, network, bar).clamp(-1, 1)
+            image = self._edit(state, chosen, number, network, bar)
             index = torch.tensor(chosen, device=image.device)
-            if self.keep_background:
-                original = state.original[index]
-                image = torch.where(background(original), original, image)
-            state.current[index] = image
+            state.current[index] = self._finish(image, state.original[index])
         current = state.current[indices]
         state.confidence[indices], state.flipped[indices] = self._judge(current, state.target[indices])
+
+    def _finish(self, image: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """Return the output of a pass, in [-1, 1] and with the input's background."""
+        image = image.clamp(-1, 1)
+        return torch.where(background(original), original, image) if self.keep_background else image
 
     def _chain(self, state: Iterates, chosen: list[int], number: int, denoiser: Any) -> Chain:
         """Return the pass over the images ``chosen``."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_right
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
 from monai.networks.schedulers import Scheduler
@@ -54,10 +55,42 @@ class RespacedScheduler(Scheduler):
             ValueError: if no such list of steps exists.
         """
         count = operator.index(num_inference_steps)
-        self._kept = kept_timesteps(self.num_train_timesteps, count, self.spacing, self.steps_offset)
-        self._position = {t: i for i, t in enumerate(self._kept)}
-        self.num_inference_steps = count
-        self.timesteps = torch.tensor(self._kept[::-1], dtype=torch.int64, device=device)
+        self.keep(kept_timesteps(self.num_train_timesteps, count, self.spacing, self.steps_offset), device)
+
+    def keep(self, timesteps: Sequence[int], device: str | torch.device | None = None) -> None:
+        """Choose the chain by its timesteps.
+
+        Args:
+            timesteps: the training timesteps to keep, ascending.
+            device: where to put ``timesteps``; the CPU (the default) avoids host synchronization in loops.
+
+        Raises:
+            ValueError: if they do not ascend, or lie outside the training schedule.
+        """
+        kept = [operator.index(t) for t in timesteps]
+        if not kept or kept[0] < 0 or kept[-1] >= self.num_train_timesteps or kept != sorted(set(kept)):
+            raise ValueError(f"{kept} is no ascending list of timesteps in [0, {self.num_train_timesteps - 1}].")
+        self._kept = kept
+        self._position = {t: i for i, t in enumerate(kept)}
+        self.num_inference_steps = len(kept)
+        self.timesteps = torch.tensor(kept[::-1], dtype=torch.int64, device=device)
+
+    def copy_schedule(self, other: RespacedScheduler) -> Self:
+        """Take over another scheduler's noise levels, spacing rule and what its network predicts; keeps every step.
+
+        Args:
+            other: a scheduler of any solver.
+
+        Returns:
+            This scheduler.
+        """
+        self.num_train_timesteps = other.num_train_timesteps
+        self.betas, self.alphas, self.alphas_cumprod = other.betas, other.alphas, other.alphas_cumprod
+        self.prediction_type, self.steps_offset, self.spacing = other.prediction_type, other.steps_offset, other.spacing
+        self._alpha_bars, self._final_alpha_bar = list(other._alpha_bars), other._final_alpha_bar
+        self._noising_tables = {}
+        self.set_timesteps(self.num_train_timesteps)
+        return self
 
     @property
     def kept(self) -> tuple[int, ...]:

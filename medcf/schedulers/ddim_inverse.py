@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from monai.networks.schedulers import DDIMScheduler
@@ -80,17 +81,17 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
         )
         self._prepare_tables(spacing, set_alpha_to_one)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Choose the chain; ``timesteps`` ascends.
+    def keep(self, timesteps: Sequence[int], device: str | torch.device | None = None) -> None:
+        """Choose the chain by its timesteps; ``timesteps`` ascends, after ``set_timesteps``, too.
 
         Args:
-            num_inference_steps: number of steps to keep, 1 to ``num_train_timesteps``.
+            timesteps: the training timesteps to keep, ascending.
             device: where to put ``timesteps``.
 
         Raises:
-            ValueError: if no such list of steps exists.
+            ValueError: if they do not ascend, or lie outside the training schedule.
         """
-        super().set_timesteps(num_inference_steps, device)
+        super().keep(timesteps, device)
         self.timesteps = self.timesteps.flip(0)
 
     def timesteps_from(self, strength: float) -> list[int]:

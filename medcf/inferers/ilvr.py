@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ILVR: the target class with the low frequencies of the input (Choi et al. 2021, arXiv 2108.02938)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from medcf.inferers.chain import Chain, check_choice
+from medcf.inferers.checks import Target
+from medcf.inferers.conditional import ConditionalInferer
+from medcf.inferers.iterates import Iterates
+from medcf.inferers.regions import KnownNoise, Level
+from medcf.inferers.sampling import Hook, noised
+from medcf.registry import METHODS
+
+__all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
+
+LowPassKind = Literal["projection", "interpolation"]
+
+
+class ILVRInferer(ConditionalInferer):
+    """Generates from pure noise; while t >= T, x <- x - phi_n(x) + phi_n(y_t) after each step.
+
+    A baseline of ControlCG, with (n, T) = (2, 250), (2, 500) and (4, 250) of 1000 steps. The low frequencies of the
+    result are the input's up to what the steps below T change: large structures cannot move.
+
+    Args:
+        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
+        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
+        target: wanted class, for all images or one per image.
+        downsample_factor: n, by how much the low-pass filter coarsens each axis.
+        stop_timestep: T, in training steps: steps from a timestep below it run free. 0 replaces at every step.
+        lowpass: phi_n averages blocks of n and interpolates linearly: "interpolation" is that alone; "projection"
+            sharpens the coarse image in between, so that phi_n(phi_n(x)) = phi_n(x), which the method presumes.
+        reference_noise: noise of y_t, "fresh" at every step or one map "shared" by all.
+        level: noise level of y after a step from t: that of the step's result ("exact"), or t although the sample has
+            gone further ("code", as published).
+        options: see ``ConditionalInferer``.
+
+    Raises:
+        ValueError: an option that is unknown or out of range, or a network without classes.
+    """
+
+    title = "ILVR"
+    fixed_options: ClassVar[frozenset[str]] = frozenset({"strength", "start_variant"})
+
+    def __init__(
+        self,
+        scheduler: Any,
+        classifier: Callable[[torch.Tensor], torch.Tensor],
+        target: Target,
+        *,
+        downsample_factor: int = 2,
+        stop_timestep: int = 250,
+        lowpass: LowPassKind = "projection",
+        reference_noise: KnownNoise = "fresh",
+        level: Level = "exact",
+        **options: Any,
+    ) -> None:
+        super().__init__(scheduler, classifier, target, strength=1.0, **options)
+        check_choice("lowpass", lowpass, LowPassKind)
+        check_choice("reference_noise", reference_noise, KnownNoise)
+        check_choice("level", level, Level)
+        if downsample_factor < 2:
+            raise ValueError(f"downsample_factor={downsample_factor}: a low-pass filter needs 2 or more.")
+        if not 0 <= stop_timestep <= self.scheduler.num_train_timesteps:
+            last = self.scheduler.num_train_timesteps
+            raise ValueError(f"stop_timestep={stop_timestep} lies outside [0, {last}], the steps of the training.")
+        self.downsample_factor = downsample_factor
+        self.stop_timestep = stop_timestep
+        self.lowpass: LowPassKind = lowpass
+        self.reference_noise: KnownNoise = reference_noise
+        self.level: Level = level
+
+    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+        index = torch.tensor(chosen, device=state.current.device)
+        denoiser = self._denoiser(network, state.target[index])
+        chain = self._chain(state, chosen, number, denoiser)
+        image = self._run_chain(chain, [_Replace(chain, self)], bar)
+        state.evaluations[index] += denoiser.num_function_evaluations
+        return image
+
+    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
+        return len(chosen) * (1 if self.guidance_scale == 0 else 2)
+
+    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
+        denoiser = self._denoiser(network, state.target[chosen])
+        return lambda: denoiser(state.current[chosen], self.timesteps[0])
+
+
+class _Replace(Hook):
+    """Puts the low frequencies of the noised input in the place of the sample's."""
+
+    def __init__(self, chain: Chain, inferer: ILVRInferer) -> None:
+        self.chain = chain
+        self.options = inferer
+        size = chain.original.shape[2:]
+        self.lowpass = LowPass(size, inferer.downsample_factor, inferer.lowpass, chain.original.device)
+        self._generators = None if inferer.reference_noise == "shared" else chain.generators("reference")
+
+    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
+        """Return the drawn images with the low frequencies of y."""
+        if step.timestep < self.options.stop_timestep:
+            return sample
+        scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
+        t = step.timestep if self.options.level == "code" else scheduler.previous(step.timestep)
+        if t >= 0 or scheduler.alpha_bar(t) < 1:
+            original = noised(scheduler, original, t, self._generators or self.chain.generators("reference"))
+        return sample + self.lowpass(original - sample)
+
+
+class LowPass:
+    """phi_n, a linear low-pass filter: means of blocks of n, interpolated back to the grid; separable over the axes.
+
+    Linear interpolation alone does not give back the means it came from, and so phi_n is no projection. The kind
+    "projection" solves for the coarse image whose interpolation has those means: phi_n = U (D U)^-1 D with D the means
+    and U the interpolation.
+
+    Args:
+        size: of the grid.
+        factor: n; a side that it does not divide has ceil(side / n) coarse pixels.
+        kind: "projection" or "interpolation".
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        factor: int,
+        kind: LowPassKind = "projection",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.matrices = [_matrix(side, factor, kind).to(device) for side in size]
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Filter images (B, C, *spatial), in 32 bits or more also under autocast."""
+        with torch.autocast(image.device.type, enabled=False):
+            for axis, matrix in enumerate(self.matrices, start=2):
+                image = (image.movedim(axis, -1) @ matrix.to(image.dtype).T).movedim(-1, axis)
+        return image
+
+
+def _matrix(side: int, factor: int, kind: LowPassKind) -> torch.Tensor:
+    """Return the filter of one axis (side, side)."""
+    down = F.interpolate(torch.eye(side, dtype=torch.float64)[None], size=-(-side // factor), mode="area")[0].T
+    up = F.interpolate(torch.eye(len(down), dtype=torch.float64)[None], size=side, mode="linear")[0].T
+    coarse = torch.linalg.solve(down @ up, down) if kind == "projection" else down
+    return (up @ coarse).float()
+
+
+METHODS.add("ilvr", "Generation with the low frequencies of the input (ILVR)", ILVRInferer)
