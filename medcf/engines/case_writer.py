@@ -115,14 +115,17 @@ def _volume_columns(original: torch.Tensor, native: Mapping[str, Any]) -> dict[s
     spacing = _voxel_sizes(original)
     columns: dict[str, Any] = {f"size_{axis}": int(n) for axis, n in zip("ijk", original.shape[1:], strict=True)}
     columns |= {f"spacing_{axis}_mm": _number(mm) for axis, mm in zip("ijk", spacing, strict=True)}
-    columns["orientation"] = "".join(str(code) for code in aff2axcodes(np.asarray(original.affine)))
+    columns["orientation"] = "".join(str(code) for code in aff2axcodes(_affine(original)))
     low, high = native["window"]
     return columns | {"black": _number(low), "white": _number(high)}
 
 
+def _affine(volume: Any) -> np.ndarray:
+    return np.asarray(volume.affine, dtype=np.float64)
+
+
 def _voxel_sizes(volume: torch.Tensor) -> tuple[float, ...]:
-    affine = np.asarray(volume.affine, dtype=np.float64)  # type: ignore[attr-defined]  # a MetaTensor
-    return tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
+    return tuple(float(mm) for mm in np.linalg.norm(_affine(volume)[:3, :3], axis=0))
 
 
 def _mean_absolute(native: Mapping[str, Any]) -> float:
@@ -135,15 +138,19 @@ def _mean_absolute(native: Mapping[str, Any]) -> float:
 def _volume_result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
     native = output["native"]
     original = item["original"]
-    names = ("original", "counterfactual", "difference", "trajectory", "mask")
+    low, high = native["window"]
     return CaseResult(
         case=item["case"],
         path=Path(item["file"]),
-        **{name: native[name].numpy() for name in names if native.get(name) is not None},
-        affine=np.asarray(original.affine, dtype=np.float64),
+        original=native["original"].numpy(),
+        counterfactual=native["counterfactual"].numpy(),
+        difference=native["difference"].numpy(),
+        trajectory=native["trajectory"].numpy(),
+        affine=_affine(original),
         source_format=str(original.meta.get("source_format", "")),
         spacing=_voxel_sizes(original),
-        window=tuple(native["window"]),
+        window=(low, high),
+        mask=native["mask"].numpy() if native.get("mask") is not None else None,
         row=score_row(item, output),
     )
 
@@ -159,7 +166,10 @@ def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
     return CaseResult(
         case=item["case"],
         path=Path(item["file"]),
-        **{name: image.numpy() for name, image in native.items()},
+        original=native["original"].numpy(),
+        counterfactual=native["counterfactual"].numpy(),
+        difference=native["difference"].numpy(),
+        trajectory=native["trajectory"].numpy(),
         affine=np.asarray(original.affine, dtype=np.float64),
         source_format=str(original.meta.get("source_format", "")),
         spacing=get_spacing(original),

@@ -231,7 +231,7 @@ def test_without_volumes_it_works_on_phantoms_of_both_classes(options, tmp_path)
         assert not change.any()
 
 
-@pytest.mark.parametrize("method", ["controlcg", "sdedit"])
+@pytest.mark.parametrize("method", ["controlcg", "ddim_inversion", "ilvr", "sdedit"])
 def test_methods_are_exchanged_by_name(options, studies, tmp_path, method):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -240,6 +240,7 @@ def test_methods_are_exchanged_by_name(options, studies, tmp_path, method):
     (row,) = scores(run(options, dataset_dir=str(folder), output_dir=str(tmp_path / "out"), method=method))
     assert int(row["num_function_evaluations"]) > 0
     assert float(row["mean_absolute_difference"]) > 0.01
+    assert ("round_trip_error" in row) == (method == "ddim_inversion")
 
 
 def test_a_table_names_volumes_and_their_masks(options, studies, tmp_path):
@@ -264,3 +265,21 @@ def test_the_command_runs_from_anywhere(options, studies, tmp_path):
         words += [f"--{key}", str(value)]
     subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(scores(tmp_path / "output" / "controlcg" / "inference")) == 3
+
+
+def test_labeled_volumes_of_the_user_are_evaluated(options, studies, tmp_path):
+    paths = sorted(studies.glob("*.nii.gz"))
+    lines = [f"{path},{label},{label},test" for label, path in enumerate(paths)]
+    (tmp_path / "table.csv").write_text("file,label,subject,split\n" + "\n".join(lines) + "\n")
+    configs = [CONFIG, str(BUNDLE / "configs" / "evaluate_labeled.json")]
+    changed = {"datalist": str(tmp_path / "table.csv"), "output_dir": str(tmp_path / "out"), "method": "unchanged"}
+    workflow = ConfigWorkflow(
+        configs, meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, workflow_type="infer",
+        **{**options, **changed},
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert figures["cases"] == figures["subjects"] == 2
+    assert figures["ssim"]["mean"] == pytest.approx(1.0, abs=1e-5)
+    assert [row["label"] for row in figures["per_case"]] == [0, 1]

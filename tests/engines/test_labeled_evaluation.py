@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation on labeled images tells a change of class from doing nothing and from another subject."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medcf.engines.labeled_evaluation import LabeledEvaluation, evaluate_labeled
+
+# A toy world: the subject is a pattern in [0, 0.5]; the upper half is 0.5 brighter in class 1; outside is -1.
+SIZE = (12, 14, 16)
+INSIDE = (slice(1, -1),) * 3
+
+
+def draw(subject: int, label: int) -> Tensor:
+    pattern = torch.rand(1, 1, *SIZE, generator=torch.Generator().manual_seed(subject)) / 2
+    pattern[..., 8:] += label / 2
+    volume = torch.full_like(pattern, -1.0)
+    volume[(..., *INSIDE)] = pattern[(..., *INSIDE)]
+    return volume[0]
+
+
+def classify(image: Tensor) -> Tensor:
+    bright = (image[(..., *INSIDE)][..., 7:].flatten(1).mean(1) - 0.5) * 20
+    return torch.stack([-bright, bright], 1)
+
+
+def features(image: Tensor) -> Tensor:
+    halves = image[(..., *INSIDE)].flatten(1, 4).unflatten(1, (-1, 14))
+    return torch.stack([halves[..., 7:].mean((1, 2)), halves[..., :7].mean((1, 2))], 1)
+
+
+class Method:
+    """Explains towards the class that is not predicted, by ``change(subject, label)``."""
+
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def explain(self, image: Tensor, network: Any, sample_ids: list[str]) -> SimpleNamespace:
+        target = 1 - classify(image).argmax(1)
+        drawn = [self.change(int(case), int(label)) for case, label in zip(sample_ids, target, strict=True)]
+        return SimpleNamespace(image=torch.stack(drawn), target=target)
+
+
+def loader(count: int = 24) -> list[dict[str, Any]]:
+    items = [{"image": draw(i, i % 2), "label": i % 2, "subject": f"s{i}", "case": str(i)} for i in range(count)]
+    parts = [items[:10], items[10:]]
+    return [
+        {
+            "image": torch.stack([item["image"] for item in part]),
+            "label": torch.tensor([item["label"] for item in part]),
+            **{key: [item[key] for item in part] for key in ("subject", "case")},
+        }
+        for part in parts
+    ]
+
+
+def evaluation(change: Any) -> LabeledEvaluation:
+    flat = {"voxels": lambda image: image[(..., *INSIDE)][..., :6].flatten(1) - 0.25}
+    return LabeledEvaluation(Method(change), torch.nn.Identity(), classify, features, ["CN", "AD"], embeddings=flat)  # type: ignore[arg-type]
+
+
+def test_the_true_change_flips_keeps_the_subject_and_meets_the_other_class():
+    figures = evaluation(draw).run(loader())
+    assert figures["cases"] == figures["subjects"] == 24
+    assert figures["classifier_balanced_accuracy"] == 1.0
+    assert figures["flipped"] == {way: {"mean": 1.0, "interval": [1.0, 1.0], "cases": 12} for way in ("to_CN", "to_AD")}
+    assert figures["confidence_before"]["to_AD"]["mean"] < 0.1 < 0.9 < figures["confidence_after"]["to_AD"]["mean"]
+    assert figures["rank_1_reidentification"]["voxels"]["mean"] == 1.0
+    distances = figures["set_distances"]
+    assert distances["real_AD_to_generated_AD"]["distance"] < 0.1 * distances["real_CN_to_generated_AD"]["distance"]
+    assert distances["real_CN_to_generated_AD"]["distance"] == pytest.approx(
+        distances["real_CN_to_real_AD"]["distance"], rel=0.2
+    )
+    # half of the subject's voxels change by 0.5 of [-1, 1], which is 0.25 of [0, 1]
+    assert figures["mse"]["mean"] == pytest.approx(0.25**2 / 2, rel=1e-4)
+
+
+def test_doing_nothing_is_alike_and_flips_nothing():
+    figures = evaluation(lambda subject, label: draw(subject, 1 - label)).run(loader())
+    assert figures["flipped"]["to_AD"]["mean"] == 0.0
+    assert figures["ssim"]["mean"] == pytest.approx(1.0)
+    assert figures["mse"]["mean"] == 0.0
+
+
+def test_another_subject_is_not_the_same():
+    figures = evaluation(lambda subject, label: draw(subject + 1000, label)).run(loader())
+    low, high = figures["rank_1_reidentification"]["voxels"]["interval"]
+    assert low <= figures["rank_1_reidentification"]["voxels"]["mean"] <= high < 0.5
+    assert figures["flipped"]["to_AD"]["mean"] == 1.0
+
+
+def test_similarity_looks_at_the_subject_alone():
+    wide = [{**batch, "image": torch.nn.functional.pad(batch["image"], (6,) * 6, value=-1.0)} for batch in loader()]
+    narrow = evaluation(draw)
+    expected = narrow.run(loader())
+
+    class Padded(Method):
+        def explain(self, image: Tensor, network: Any, sample_ids: list[str]) -> SimpleNamespace:
+            result = super().explain(image[(..., *(slice(6, -6),) * 3)], network, sample_ids)
+            result.image = torch.nn.functional.pad(result.image, (6,) * 6, value=-1.0)
+            return result
+
+    padded = evaluation(draw)
+    padded.inferer = Padded(draw)  # type: ignore[assignment]
+    inner = (..., *(slice(6, -6),) * 3)
+    padded.classifier = lambda image: classify(image[inner])
+    padded.features = lambda image: features(image[inner])
+    figures = padded.run(wide)
+    assert figures["mse"]["mean"] == pytest.approx(expected["mse"]["mean"])
+    assert figures["ssim"]["mean"] == pytest.approx(expected["ssim"]["mean"])
+
+
+def test_the_file_has_a_row_a_case(tmp_path, capsys):
+    evaluate_labeled(evaluation(draw), loader(), tmp_path)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["case"] for row in content["per_case"]] == [str(i) for i in range(24)]
+    assert all(row["flipped"] for row in content["per_case"])
+    assert "set_distances" in json.loads(capsys.readouterr().out)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="no case"):
+        evaluation(draw).run([])
