@@ -26,6 +26,10 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
             "v_prediction", "epsilon" or "sample".
         discount: weight of each coarser level of the noise relative to the one before; 0 is white noise.
         white_fraction: share of the images that are trained with white noise, from which sampling starts.
+        reference_pairs: train attention injection, too: every image comes twice with the same time step and noise of its
+            own, the first copy reads the second by injection, the second stands alone, as the reference will. So half
+            of the batch teaches what a reference is good for, which a short training otherwise never finds out. The
+            second copy has the first one's class or, in half of the cases, none (``reference_condition``).
         options: see `ClassConditionalPrepareBatch`; ``num_train_timesteps`` is the scheduler's.
 
     Raises:
@@ -33,7 +37,13 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
     """
 
     def __init__(
-        self, scheduler: Any, *, discount: float = 0.9, white_fraction: float = 0.0, **options: Any
+        self,
+        scheduler: Any,
+        *,
+        discount: float = 0.9,
+        white_fraction: float = 0.0,
+        reference_pairs: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(num_train_timesteps=scheduler.num_train_timesteps, **options)
         if not 0.0 <= discount <= 1.0 or not 0.0 <= white_fraction <= 1.0:
@@ -41,6 +51,36 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
         self.scheduler = scheduler
         self.discount = discount
         self.white_fraction = white_fraction
+        self.reference_pairs = reference_pairs
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+        """Prepare a batch.
+
+        Returns:
+            Images, the target, no positional arguments, and ``noise``, ``timesteps``, ``class_labels``; with
+            ``reference_pairs`` all twice as many, and ``reference``, the row that each row reads.
+        """
+        if not self.reference_pairs:
+            return super().__call__(batchdata, device, non_blocking, **kwargs)
+        images, target, args, first = super().__call__(batchdata, device, non_blocking, **kwargs)
+        count = len(images)
+        noise = self.get_noise(images)
+        labels = first["class_labels"]
+        nameless = torch.rand(labels.shape, device=labels.device) < 0.5
+        arguments = {
+            "noise": torch.cat([first["noise"], noise]),
+            "timesteps": first["timesteps"].repeat(2),
+            "class_labels": torch.cat([labels, labels.masked_fill(nameless, self.null_class)]),
+            "reference": [*range(count, 2 * count), *range(count, 2 * count)],
+        }
+        target = torch.cat([target, self.get_target(images, noise, first["timesteps"])])
+        return images.repeat(2, *(1,) * (images.ndim - 1)), target, args, arguments
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Draw the noise of a batch (B, C, *spatial)."""

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 from torch import nn
+
+from medcf.networks.attention_injection import AttentionInjection
 
 __all__ = ["DiffusionTrainingInferer"]
 
@@ -35,6 +40,7 @@ class DiffusionTrainingInferer(DiffusionInferer):
         timesteps: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
+        reference: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Noise the images and let the network predict.
 
@@ -45,11 +51,17 @@ class DiffusionTrainingInferer(DiffusionInferer):
             timesteps: integers (B,).
             class_labels: integers (B,).
             condition: context for cross-attention, (B, tokens, features).
+            reference: row that each row reads by attention injection (B,), see `medcf.networks.AttentionInjection`.
 
         Returns:
             The network's output in float32.
         """
         noisy = self.scheduler.add_noise(original_samples=inputs, noise=noise, timesteps=timesteps)
-        with torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        with (
+            torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None),
+            nullcontext() if reference is None else AttentionInjection(network) as injection,
+        ):
+            if injection is not None:
+                injection.reference = reference
             prediction = network(noisy, timesteps=timesteps, context=condition, class_labels=class_labels)
         return prediction.float()

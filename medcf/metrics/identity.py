@@ -122,8 +122,8 @@ def pooled_pixels(images: Tensor, size: Sequence[int] = (16, 20)) -> Tensor:
     Returns:
         One descriptor per image, (B, product of ``size``), of mean 0.
     """
-    pool = adaptive_avg_pool3d if len(size) == 3 else adaptive_avg_pool2d
-    pooled = pool(images, tuple(size)).flatten(1)
+    pool: Any = adaptive_avg_pool3d if len(size) == 3 else adaptive_avg_pool2d
+    pooled: Tensor = pool(images, tuple(size)).flatten(1)
     return pooled - pooled.mean(1, keepdim=True)
 
 

@@ -130,7 +130,7 @@ class ClassTokenUNet(nn.Module):
         """Recompute each block in the backward pass of a training."""
         unet = self.unet
         for block in (*unet.down_blocks, unet.middle_block, *unet.up_blocks):
-            block.forward = _Checkpointed(block.forward)  # type: ignore[method-assign]
+            block.forward = _Checkpointed(block.forward)
 
 
 class _Checkpointed:
