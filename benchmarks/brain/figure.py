@@ -31,9 +31,7 @@ def draw_sheet(path: Path, task: BrainTask, labels: Sequence[str], results: Sequ
     """
     shown = [int((task.label == label).nonzero()[0]) for label in (0, 1)]
     rows = [("input", task.cases.image), *zip(labels, (result.image for result in results), strict=True)]
-    figure, axes = plt.subplots(
-        len(rows), 6, figsize=(11.5, 1.75 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(rows), 6, figsize=(11.5, 1.75 * len(rows)), squeeze=False, layout="constrained")
     for (name, images), line in zip(rows, axes, strict=True):
         for block, case in enumerate(shown):
             volume = images[case, 0]

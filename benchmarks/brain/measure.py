@@ -125,9 +125,7 @@ def _classes(task: BrainTask, images: Tensor) -> dict[str, Figure]:
         figures[key] = _figure(metric, groups)
     after, before = apply(task.classifier, images, BATCH), apply(task.classifier, inputs, BATCH)
     was_target = before.argmax(1) == target
-    figures["flips"] = _mean(
-        (after.argmax(1) == target).double().masked_fill(was_target, math.nan), groups
-    )
+    figures["flips"] = _mean((after.argmax(1) == target).double().masked_fill(was_target, math.nan), groups)
     column = target[:, None]
     logits = [apply(task.judge, each, BATCH) for each in (images, inputs)]
     judged = [each.softmax(1).gather(1, column)[:, 0] for each in logits]

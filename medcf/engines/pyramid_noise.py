@@ -26,10 +26,10 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
             "v_prediction", "epsilon" or "sample".
         discount: weight of each coarser level of the noise relative to the one before; 0 is white noise.
         white_fraction: share of the images that are trained with white noise, from which sampling starts.
-        reference_pairs: train attention injection, too: every image comes twice with the same time step and noise of its
-            own, the first copy reads the second by injection, the second stands alone, as the reference will. So half
-            of the batch teaches what a reference is good for, which a short training otherwise never finds out. The
-            second copy has the first one's class or, in half of the cases, none (``reference_condition``).
+        reference_pairs: train attention injection, too: every image comes twice with the same time step and noise of
+            its own, the first copy reads the second by injection, the second stands alone, as the reference will. So
+            half of the batch teaches what a reference is good for, which a short training otherwise never finds out.
+            The second copy has the first one's class or, in half of the cases, none (``reference_condition``).
         options: see `ClassConditionalPrepareBatch`; ``num_train_timesteps`` is the scheduler's.
 
     Raises:

@@ -72,7 +72,8 @@ class ClassTokenUNet(nn.Module):
         if attention_init > 0:
             for module in self.unet.modules():
                 if isinstance(module, SpatialTransformer):
-                    nn.init.normal_(module.proj_out.conv.weight, std=attention_init)
+                    weight = module.proj_out.get_parameter("conv.weight")
+                    nn.init.normal_(weight, std=attention_init)
         if gradient_checkpointing:
             self._checkpoint_blocks()
 
