@@ -66,6 +66,8 @@ class DDIMInversionInferer(ConditionalInferer):
         **options: Any,
     ) -> None:
         check_choice("source_condition", source_condition, SourceCondition)
+        if not 0 < depth <= 1:
+            raise ValueError(f"depth={depth} is a share of the chain: use a value in (0, 1].")
         if inversion_iterations < 1:
             raise ValueError(f"inversion_iterations={inversion_iterations}: each step needs at least one evaluation.")
         solver = RespacedDDIMScheduler().copy_schedule(scheduler)
