@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the augmentation study: ``python -m benchmarks.brain.augmentation_study``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.brain.augmentation import ARMS, CONTROL, Plan, Pool, Subjects, run_arm, summarize
+from benchmarks.counterfactual.environment import describe_machine
+from benchmarks.counterfactual.rows import Row
+from benchmarks.counterfactual.run import Setup, obtain
+from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, write_csv
+from benchmarks.counterfactual.task import Cases, Recipe, apply
+from medcf.data.phantoms import BrainDataset, DegradeBrain, PairedBrainDataset
+from medcf.metrics.bootstrap import bootstrap_interval
+
+__all__ = ["CONDITIONS", "Condition", "Source", "bundle_source", "main", "make_pool", "study"]
+
+logger = logging.getLogger(__name__)
+
+#: Images (N, 1, X, Y, Z), names and wanted classes (N,) to counterfactuals of the same shape.
+Source = Callable[[Tensor, list[str], Tensor], Tensor]
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+MEASURES = (
+    Measure("accuracy", "accuracy", "", "↑", 1, percent=True),
+    Measure("balanced", "balanced accuracy", "", "↑", 1, percent=True),
+    Measure("auc", "AUC", "", "↑", 3),
+    Measure("gain", "accuracy above originals twice, over seeds", "", "↑", 1, percent=True),
+    Measure("gain_subjects", "the same, over test subjects", "", "↑", 1, percent=True),
+    Measure("auc_gain", "AUC above originals twice", "", "↑", 3),
+    Measure("learning_rate", "learning rate", "", "", 4),
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A task at which the baseline is not saturated.
+
+    Attributes:
+        title: what it is called.
+        count: subjects in a training set.
+        degrade: strengths of `DegradeBrain` for training, validation and test subjects alike; None leaves them clean.
+    """
+
+    title: str
+    count: int
+    degrade: dict[str, float] | None = None
+
+
+CONDITIONS = {
+    "few": Condition("16 subjects, clean scans", 16),
+    "degraded": Condition(
+        "24 subjects, poor scans (bias field, motion, noise)", 24, {"bias": 0.2, "motion": 2.0, "noise": 0.03}
+    ),
+}
+
+
+def bundle_source(bundle: str, work: Path, overrides: dict[str, Any] | None = None, seed: int = 0) -> Source:
+    """Counterfactuals by a bundle's inferer and weights; stored, so that a second run takes them from there."""
+    recipe = Recipe(bundle, ("inference.json",), dict(overrides or {}))
+
+    def source(images: Tensor, cases: list[str], target: Tensor) -> Tensor:
+        inputs = Cases(images, cases, cases, target=target)
+        return obtain(Row("controlcg", "counterfactuals", {}), recipe, inputs, Setup(seed=seed), work).image
+
+    return source
+
+
+def make_pool(pairs: Sequence[dict[str, Any]], source: Source) -> Pool:
+    """Generate what the arms add, from items of `PairedBrainDataset`."""
+    image, truth, label = (torch.stack([item[key] for item in pairs]) for key in ("image", "image_true", "label"))
+    names = [str(item["case"]) for item in pairs]
+    # another noise for the way to the same class than for the way to the other
+    made = source(
+        torch.cat([image, image]), [*names, *(f"{name}-same" for name in names)], torch.cat([1 - label, label])
+    )
+    other, same = made.split(len(pairs))
+    return Pool(label, {"image": image, "truth": truth, "counterfactual": other, "reconstruction": same})
+
+
+def study(
+    condition: Condition,
+    plan: Plan,
+    source: Source,
+    make_network: Callable[[], torch.nn.Module],
+    sets: Callable[[Transform | None], tuple[Sequence[dict[str, Any]], Subjects, Subjects]],
+    arms: Sequence[str] = tuple(ARMS),
+) -> tuple[dict[str, dict[str, Figure]], Subjects]:
+    """Run all arms of a condition.
+
+    Args:
+        condition: the task.
+        plan: how classifiers are trained; its ``count`` is replaced by the condition's.
+        source: makes counterfactuals.
+        make_network: makes an untrained classifier.
+        sets: the pool's pairs, validation and test subjects, each item after a transform.
+        arms: names in ``ARMS``; must hold the control.
+
+    Returns:
+        Figures by arm, and the test subjects.
+    """
+    plan = replace(plan, count=condition.count)
+    pairs, validation, test = sets(None if condition.degrade is None else DegradeBrain(**condition.degrade))
+    pool = make_pool(pairs, source)
+    runs = {}
+    total = plan.trials * plan.search_seeds + plan.seeds
+    with tqdm(total=total * len(arms), desc=condition.title, unit="training") as bar:
+        for name in arms:
+            runs[name] = run_arm(ARMS[name], pool, validation, test, make_network, plan, bar.update)
+    return summarize(runs, test.label.numpy()), test
+
+
+def load_sets(
+    cache: Path | None, grid: dict[str, Any], pool: int, tested: int, transform: Transform | None
+) -> tuple[Sequence[dict[str, Any]], Subjects, Subjects]:
+    """Subjects of the splits demo (training sets), val and test, none of which the diffusion model was trained on."""
+
+    def cached(name: str) -> dict[str, Any]:
+        file = None if cache is None else cache / f"augmentation_{name}.npz"
+        return {**grid, "cache_file": file, "transform": transform}
+
+    pairs = PairedBrainDataset("demo", pool, **cached(f"pairs_demo_{pool}"))
+    others = [BrainDataset(split, tested, **cached(f"{split}_{tested}")) for split in ("val", "test")]
+    validation, test = (
+        Subjects(torch.stack([item["image"] for item in part]), torch.from_numpy(part.labels)) for part in others
+    )
+    return list(pairs), validation, test
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    recipe = Recipe(options.bundle, ("inference.json",))
+    parser = recipe.open()
+    grid = {"size": tuple(parser["spatial_size"]), "spacing": parser["spacing"], "progress": True}
+    classifier = parser.get_parsed_content("classifier").eval()
+    plan = Plan(seeds=options.seeds)
+    sections, labels, rows = [], [], []
+    for name in options.condition:
+        condition = CONDITIONS[name]
+        figures, test = study(
+            condition,
+            plan,
+            bundle_source(options.bundle, options.work / "augmentation"),
+            lambda: recipe.open().get_parsed_content("classifier_def"),
+            lambda transform: load_sets(options.work / "brains", grid, options.pool, options.tested, transform),
+            options.arms,
+        )
+        hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy().astype(float)
+        low, high = bootstrap_interval(lambda values: float(values.mean()), hits)
+        figures["bundle"] = {"accuracy": Figure(float(hits.mean()), low, high, len(hits))}
+        names = [ARMS[arm].label if arm in ARMS else "the bundle's classifier (800 subjects)" for arm in figures]
+        sections.append(f"### {condition.title}\n\n{markdown(names, list(figures.values()), MEASURES)}")
+        labels += [f"{name}: {each}" for each in names]
+        rows += list(figures.values())
+    text = "\n".join(sections) + (
+        f"\n{options.seeds} seeds, {options.tested} test subjects, training sets drawn from {options.pool} subjects; "
+        f"{describe_machine('cpu', 1)} Intervals: 95 %. Figures: `controlcg_augmentation.csv`."
+    )
+    write_csv(options.out / "controlcg_augmentation.csv", labels, rows)
+    page = options.out / "controlcg_augmentation.md"
+    if page.is_file():
+        insert(page, "augmentation", text)
+    sys.stdout.write(text + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.brain.augmentation_study", description=__doc__)
+    parser.add_argument("--bundle", default="controlcg", help="bundle whose counterfactuals are added")
+    parser.add_argument("--condition", nargs="+", choices=tuple(CONDITIONS), default=list(CONDITIONS))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help=f"must hold {CONTROL}")
+    parser.add_argument("--seeds", type=int, default=8, help="trainings of each arm (default 8)")
+    parser.add_argument("--pool", type=int, default=32, help="subjects that training sets are drawn from (default 32)")
+    parser.add_argument("--tested", type=int, default=64, help="validation and test subjects, each (default 64)")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of the page and the figures")
+    parser.add_argument("--work", type=Path, default=Path("output/benchmarks"), help="folder of stored results")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
