@@ -30,9 +30,10 @@ class AttentionInjection:
         out_i = (sum_self e v + s sum_reference e v) / (sum_self e + s sum_reference e), with s = ``scale``.
 
     So a reference that equals its row changes nothing, whatever s, and s = 0 is the network itself. Always runs
-    ``scaled_dot_product_attention``; no L x 2L matrix exists. Cross-attention is left alone. Source: Liu et al.,
-    "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9; their "channel concatenation" of keys and values
-    is of tokens: channels would not fit the queries.
+    ``scaled_dot_product_attention``; no L x 2L matrix exists. Cross-attention is left alone. Gradients flow to both
+    rows; where the network recomputes activations (checkpointing), call ``backward`` inside the block. Source: Liu et
+    al., "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9; their "channel concatenation" of keys and
+    values is of tokens: channels would not fit the queries.
 
     Args:
         network: the denoising network.
