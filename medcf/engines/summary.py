@@ -57,10 +57,12 @@ def summarize(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = (
         failures: files that gave none.
 
     Returns:
-        JSON values; a mean over no case is None.
+        JSON values; a mean over no case is None, and so is what is said of the distribution where nothing
+        tested it.
     """
     entered = [row for row in rows if not row["unchanged"]]
-    familiar = [row for row in entered if not row.get("out_of_distribution")]
+    unfamiliar = _unfamiliar(rows)
+    familiar = [] if unfamiliar is None else [row for row in entered if row["case"] not in unfamiliar]
     failed = sorted({failure.file for failure in failures})
     return {
         "notice": NOTICE,
@@ -75,7 +77,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = (
             "already of the target class": [row["case"] for row in rows if row["unchanged"]],
             "failed": failed,
         },
-        "out_of_distribution": [row["case"] for row in rows if row.get("out_of_distribution")],
+        "out_of_distribution": unfamiliar,
         "mean_confidence_before": _mean([row["confidence_before"] for row in entered]),
         "mean_confidence_after": _mean([row["confidence_after"] for row in entered]),
         "mean_absolute_difference": _mean([row["mean_absolute_difference"] for row in entered]),
@@ -105,14 +107,20 @@ def format_summary(summary: Mapping[str, Any], folder: str) -> str:
         lines.append(("mean confidence in the target", f"{before:.3f} -> {after:.3f}"))
     if summary["mean_seconds"] is not None:
         lines.append(("seconds a case", f"{summary['mean_seconds']:.1f}"))
+    unfamiliar = summary["out_of_distribution"]
     lines += [
-        ("out of distribution", str(len(summary["out_of_distribution"]))),
+        ("out of distribution", "not tested" if unfamiliar is None else str(len(unfamiliar))),
         ("failed files", str(summary["failed"])),
         ("panels", f"{folder}/<case>/panel.png"),
         ("scores", f"{folder}/scores.csv"),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(["Counterfactuals (SYNTHETIC, not for diagnosis)", *(f"  {n:<{width}}  {v}" for n, v in lines)])
+
+
+def _unfamiliar(rows: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    tested = [row for row in rows if "out_of_distribution" in row]
+    return [row["case"] for row in tested if row["out_of_distribution"]] if tested or not rows else None
 
 
 def _mean(values: Sequence[float | bool]) -> float | None:
