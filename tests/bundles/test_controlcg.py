@@ -20,6 +20,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from medcf.data.phantoms import BrainMRI, write_brain_demo
 from medcf.data.phantoms.brain_files import GEOMETRIES
 from medcf.engines.error_report import root_cause
+from medcf.inferers.unchanged import UnchangedInferer
+from medcf.registry import METHODS
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "controlcg"
 CONFIG = str(BUNDLE / "configs" / "inference.json")
@@ -283,3 +285,41 @@ def test_labeled_volumes_of_the_user_are_evaluated(options, studies, tmp_path):
     assert figures["cases"] == figures["subjects"] == 2
     assert figures["ssim"]["mean"] == pytest.approx(1.0, abs=1e-5)
     assert [row["label"] for row in figures["per_case"]] == [0, 1]
+
+
+class Planted(UnchangedInferer):
+    """Brightens one voxel of the grid to the right of its middle, behind and above it."""
+
+    voxel = (11, 6, 9)
+
+    def _iterate(self, state, network, bar):
+        changed = state.original.clone()
+        changed[(..., *self.voxel)] += 1
+        state.current = changed
+        state.record(torch.ones_like(state.unchanged))
+
+
+@pytest.fixture
+def planted():
+    METHODS.add("planted", "A change at a known place", Planted)
+    yield "planted"
+    METHODS.components.pop("planted")
+
+
+def test_a_planted_change_is_where_it_was_planted_in_the_world_of_every_input(options, tmp_path, planted):
+    records = write_brain_demo(tmp_path / "in", count=4, spacing=8.0)
+    write_series(tmp_path / "in" / "series")
+    out = run(options, dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"), method=planted)
+    rows = scores(out)
+    assert len(rows) == len(records) + 1
+    offset = (np.array(Planted.voxel) - 7.5) * 12.0  # of a grid of 16 voxels of 12 mm around the brain
+    for row in rows:
+        image, change = load(out / row["case"] / "difference.nii.gz")
+        mask = load(out / row["case"] / "mask.nii.gz")[1] > 0
+        brain = np.argwhere(mask) @ image.affine[:3, :3].T + image.affine[:3, 3]
+        middle = (brain.min(0) + brain.max(0)) / 2
+        weights = change[change > 0]
+        found = np.average(np.argwhere(change > 0), axis=0, weights=weights)
+        world = image.affine[:3, :3] @ found + image.affine[:3, 3]
+        distance = np.linalg.norm(world - middle - offset)
+        assert distance < min(image.header.get_zooms()) / 2, row["case"]
