@@ -14,7 +14,7 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-__all__ = ["AttentionInjection"]
+__all__ = ["AttentionInjection", "SameInjection"]
 
 _HEAD_MULTIPLE = 8  # flash kernels take head sizes that are multiples of it
 
@@ -31,9 +31,8 @@ class AttentionInjection:
 
     So a reference that equals its row changes nothing, whatever s, and s = 0 is the network itself. Always runs
     ``scaled_dot_product_attention``; no L x 2L matrix exists. Cross-attention is left alone. Gradients flow to both
-    rows; where the network recomputes activations (checkpointing), call ``backward`` inside the block. Source: Liu et
-    al., "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9; their "channel concatenation" of keys and
-    values is of tokens: channels would not fit the queries.
+    rows. Source: Liu et al., "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9; their "channel
+    concatenation" of keys and values is of tokens: channels would not fit the queries.
 
     Args:
         network: the denoising network.
@@ -87,32 +86,30 @@ class AttentionInjection:
 
     def __enter__(self) -> AttentionInjection:
         """Take over the blocks' ``forward``."""
-        if any("forward" in vars(block) and _is_ours(block.forward) for block in self.blocks):
+        if any(_injection_of(vars(block).get("forward")) for block in self.blocks):
             raise RuntimeError("This network is inside an AttentionInjection already: leave that one first.")
-        self._originals = [vars(block).get("forward") for block in self.blocks]
-        for block in self.blocks:
-            block.forward = partial(self._attend, block)  # type: ignore[method-assign]
+        self._originals = {block: vars(block).get("forward") for block in self.blocks}
+        _set_forwards({block: partial(self._attend, block) for block in self.blocks})
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the blocks their own ``forward`` back."""
-        for block, original in zip(self.blocks, self._originals, strict=True):
-            if original is None:
-                del block.forward
-            else:
-                block.forward = original  # type: ignore[method-assign]
+        _set_forwards(self._originals)
 
     def _attend(self, block: SABlock, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Do what ``SABlock.forward`` does, on tokens (N, L, C), with the reference's keys and values beside."""
+        """Stand for ``SABlock.forward``."""
         if attn_mask is not None:
             raise ValueError("Attention injection takes no attn_mask.")
+        return self._read(block, self._reference, x)
+
+    def _read(self, block: SABlock, reference: tuple[int, ...] | None, x: Tensor) -> Tensor:
+        """Do what ``SABlock.forward`` does, on tokens (N, L, C), with the reference's keys and values beside."""
         query, key, value = _project(block, x)
         attend = partial(
             scaled_dot_product_attention, dropout_p=block.dropout_rate if block.training else 0.0, scale=block.scale
         )
-        reference = self._reference
         if reference is not None and len(reference) != len(x):
             raise ValueError(f"reference names rows for a batch of {len(reference)}, and the network got {len(x)}.")
         if reference is None or self.scale == 0 or all(row == i for i, row in enumerate(reference)):
@@ -144,8 +141,51 @@ class AttentionInjection:
         return self._indices[key]
 
 
-def _is_ours(forward: Any) -> bool:
-    return isinstance(forward, partial) and getattr(forward.func, "__func__", None) is AttentionInjection._attend
+class SameInjection:
+    """Inside it, a network's self-attention does what it did when this was made: the same injection, the same rows.
+
+    For activation checkpointing, which runs a forward again in the backward pass, when the injection may have ended
+    or read other rows. Entered as often as the forward is run again.
+
+    Args:
+        network: what will be run again.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._forwards: dict[SABlock, Callable[..., Tensor] | None] = {}
+        for block in network.modules():
+            if isinstance(block, SABlock):
+                forward = vars(block).get("forward")
+                injection = _injection_of(forward)
+                if injection is not None:
+                    forward = partial(injection._read, block, injection._reference)
+                self._forwards[block] = forward
+        self._later: list[dict[SABlock, Callable[..., Tensor] | None]] = []
+
+    def __enter__(self) -> SameInjection:
+        """Bring back the ``forward`` of then."""
+        self._later.append({block: vars(block).get("forward") for block in self._forwards})
+        _set_forwards(self._forwards)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Bring back the ``forward`` of now."""
+        _set_forwards(self._later.pop())
+
+
+def _set_forwards(forwards: dict[SABlock, Callable[..., Tensor] | None]) -> None:
+    """Give blocks a ``forward`` of their own, or with None that of their class."""
+    for block, forward in forwards.items():
+        if forward is not None:
+            block.forward = forward  # type: ignore[method-assign]
+        else:
+            vars(block).pop("forward", None)
+
+
+def _injection_of(forward: Any) -> AttentionInjection | None:
+    """Return the injection that a block's ``forward`` belongs to."""
+    owner = getattr(forward.func, "__self__", None) if isinstance(forward, partial) else None
+    return owner if isinstance(owner, AttentionInjection) else None
 
 
 def _project(block: SABlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import SpatialTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from medcf.networks.attention_injection import SameInjection
 
 __all__ = ["ClassTokenUNet"]
 
@@ -131,19 +134,24 @@ class ClassTokenUNet(nn.Module):
         """Recompute each block in the backward pass of a training."""
         unet = self.unet
         for block in (*unet.down_blocks, unet.middle_block, *unet.up_blocks):
-            block.forward = _Checkpointed(block.forward)
+            block.forward = _Checkpointed(block, block.forward)
 
 
 class _Checkpointed:
-    """A forward that keeps its inputs instead of its activations while gradients are recorded."""
+    """A forward that keeps its inputs instead of its activations while gradients are recorded.
 
-    def __init__(self, forward: Any) -> None:
+    Attention injection is recomputed as it was, also when ``backward`` runs after its ``with`` block.
+    """
+
+    def __init__(self, block: nn.Module, forward: Any) -> None:
+        self.block = block
         self.forward = forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+        contexts = nullcontext(), SameInjection(self.block)
+        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
 
 
 def _layout(image: Tensor) -> torch.memory_format:
