@@ -44,12 +44,18 @@ DENSENET = {
 }
 SEGMENTER = {"network_def#features": [2, 2, 2, 2, 2, 2], "spatial_size": [32, 32, 32], "num_train": 2}  # halved 4 times
 IDENTITY = {"network_def#features": 2, "network_def#max_features": 4, "network_def#hidden": 8}
+WEIGHTS = ("classifier", "oracle", "evaluation_segmenter", "identity")
 #: Config files, what makes the network small, and the split that is trained on.
 TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "model": (("train",), UNET, "train"),
     "classifier": (("train_classifier",), DENSENET, "train"),
     "oracle": (("train_classifier", "train_oracle"), DENSENET, "oracle"),
     "evaluation_segmenter": (("train_evaluation_segmenter",), SEGMENTER, "oracle"),
+    "evaluation_segmenter_pairs": (
+        ("train_evaluation_segmenter", "train_evaluation_segmenter_pairs"),
+        {**SEGMENTER, "pretrained": None},
+        "oracle",
+    ),
     "identity": (("train_identity",), IDENTITY, "oracle"),
 }
 
@@ -135,7 +141,7 @@ def test_every_training_can_run_on_several_processes(name):
     assert any("@device" in str(parser[key]) for key in ("network", "train"))
 
 
-@pytest.mark.parametrize("name", [name for name in TRAININGS if name != "model"])
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_the_bundles_weights_fit_their_config_and_are_small(name):
     weights = BUNDLE / "models" / f"{name}.pt"
     assert weights.stat().st_size < 2 * 2**20

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mix two states of one subject region by region, so that no structure gives another one away."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import Randomizable, Transform
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["RandRegionSwapd"]
+
+
+class RandRegionSwapd(Randomizable, Transform):
+    """Take some structures and a box from the subject's other state, in the image and in the segmentation alike.
+
+    In a disease that changes everything at once, a segmenter learns to see small hippocampi wherever sulci are wide.
+    What it then measures in a counterfactual is the disease, not the structure. After this transform the states of a
+    structure, of its surroundings and of the rest are drawn independently, and only the structure itself tells.
+
+    Args:
+        keys: image and segmentation (C, *spatial) of the one state; the result is under these.
+        other_keys: the same of the other state; removed.
+        labels: structures of the segmentation that are swapped, each on its own.
+        prob: probability of each swap; the whole item starts from either state with even odds.
+        margin: least and greatest number of voxels around a structure (in either state) that go with it.
+        box: least and greatest side of the swapped box, as a share of each axis.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable] = ("image", "segmentation"),
+        other_keys: Sequence[Hashable] = ("image_true", "segmentation_true"),
+        labels: Sequence[int] = (4, 5),
+        prob: float = 0.5,
+        margin: tuple[int, int] = (1, 3),
+        box: tuple[float, float] = (0.2, 0.6),
+    ) -> None:
+        if len(keys) != 2 or len(other_keys) != 2:
+            raise ValueError(f"keys={keys} and other_keys={other_keys} must each name an image and its segmentation.")
+        self.keys, self.other_keys = tuple(keys), tuple(other_keys)
+        self.labels = tuple(labels)
+        self.prob = prob
+        self.margin = margin
+        self.box = box
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Mix one item."""
+        item = dict(data)
+        own = [torch.as_tensor(item[key]) for key in self.keys]
+        other = [torch.as_tensor(item.pop(key)) for key in self.other_keys]
+        if self.R.random() < 0.5:
+            own, other = other, own
+        taken = torch.zeros_like(own[1], dtype=torch.bool)
+        if self.R.random() < self.prob:
+            taken[(slice(None), *self._box(own[1].shape[1:]))] = True
+        for label in self.labels:
+            region = self._around((own[1] == label) | (other[1] == label))
+            taken = torch.where(region, torch.tensor(self.R.random() < self.prob), taken)
+        for key, first, second in zip(self.keys, own, other, strict=True):
+            item[key] = torch.where(taken, second, first)
+        return item
+
+    def _box(self, spatial: Sequence[int]) -> list[slice]:
+        sides = [max(round(size * self.R.uniform(*self.box)), 1) for size in spatial]
+        starts = [int(self.R.randint(size - side + 1)) for size, side in zip(spatial, sides, strict=True)]
+        return [slice(start, start + side) for start, side in zip(starts, sides, strict=True)]
+
+    def _around(self, region: Tensor) -> Tensor:
+        """Grow a region (1, *spatial) by a random number of voxels."""
+        margin = int(self.R.randint(self.margin[0], self.margin[1] + 1))
+        pool = functional.max_pool3d if region.ndim == 4 else functional.max_pool2d
+        return pool(region.float(), 2 * margin + 1, stride=1, padding=margin).bool()
