@@ -17,7 +17,8 @@ from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from medcf.data import read_study
+from medcf.data import UnreadableImage, read_study
+from medcf.data.volumes import read_volume
 from medcf.engines.case_result import CaseResult
 from medcf.engines.run_folder import MARKER
 from medcf.report.drawing import colored_difference
@@ -154,7 +155,9 @@ def _volume_column(folder: Path, case: str, row: Mapping[str, Any]) -> SheetColu
     stored = {name: cast(nib.Nifti1Image, nib.load(path)) for name, path in paths.items() if path.is_file()}
     images = {name: image.get_fdata(dtype=np.float32).reshape(shape) for name, image in stored.items()}
     window = row["black"], row["white"]
-    original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
+    original = _input_volume(row, shape)
+    if original is None:  # exact but for voxels that were cut off at black
+        original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
     result = CaseResult(
         case=case,
         path=Path(row["file"]),
@@ -180,6 +183,16 @@ def _volume_column(folder: Path, case: str, row: Mapping[str, Any]) -> SheetColu
         truth=truth,
         truth_name="truth: the same brain\nin the other class",
     )
+
+
+def _input_volume(row: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray | None:
+    """Read the input of a case again; None if it is gone, or a series whose folder holds others, too."""
+    path = Path(row["file"])
+    try:
+        volume = read_volume(path.parent if row["format"] == "dicom" else path)
+    except UnreadableImage:
+        return None
+    return volume.numpy()[0] if tuple(volume.shape[1:]) == shape else None
 
 
 def _field_of_view(picture: NDArray, size_mm: tuple[float, float]) -> NDArray:
