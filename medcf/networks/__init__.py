@@ -9,6 +9,7 @@ from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
 from medcf.networks.dtunet import DTUNet
 from medcf.networks.pooled_features import pooled_features
+from medcf.networks.resized_densenet import ResizedDenseNet
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
 from medcf.networks.sononet import SonoNet
 from medcf.networks.wrapper import BundleUNet
@@ -20,6 +21,7 @@ __all__ = [
     "ConceptBottleneck",
     "DTUNet",
     "Denoiser",
+    "ResizedDenseNet",
     "SegmentationGuidedClassifier",
     "SonoNet",
     "pooled_features",
