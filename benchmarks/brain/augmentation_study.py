@@ -61,7 +61,7 @@ class Condition:
 CONDITIONS = {
     "few": Condition("16 subjects, clean scans", 16),
     "degraded": Condition(
-        "24 subjects, poor scans (bias field, motion, noise)", 24, {"bias": 0.2, "motion": 2.0, "noise": 0.03}
+        "24 subjects, poor scans (bias field, motion, noise)", 24, {"bias": 0.15, "motion": 1.5, "noise": 0.03}
     ),
 }
 
