@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.brain.augmentation import ARMS, CONTROL, Plan, Pool, Subjects, run_arm, summarize
+from benchmarks.brain.augmentation import ARMS, CONTROL, Plan, Pool, Run, Subjects, run_arm, summarize
 from benchmarks.counterfactual.environment import describe_machine
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
@@ -96,6 +98,7 @@ def study(
     make_network: Callable[[], torch.nn.Module],
     sets: Callable[[Transform | None], tuple[Sequence[dict[str, Any]], Subjects, Subjects]],
     arms: Sequence[str] = tuple(ARMS),
+    store: Path | None = None,
 ) -> tuple[dict[str, dict[str, Figure]], Subjects]:
     """Run all arms of a condition.
 
@@ -106,6 +109,7 @@ def study(
         make_network: makes an untrained classifier.
         sets: the pool's pairs, validation and test subjects, each item after a transform.
         arms: names in ``ARMS``; must hold the control.
+        store: folder of finished arms, so that a run that was killed goes on; None keeps none.
 
     Returns:
         Figures by arm, and the test subjects.
@@ -117,8 +121,26 @@ def study(
     total = plan.trials * plan.search_seeds + plan.seeds
     with tqdm(total=total * len(arms), desc=condition.title, unit="training") as bar:
         for name in arms:
+            question = [pool.subjects(ARMS[name].parts, np.arange(len(pool.label))), validation, test]
+            path = None if store is None else store / f"{name}-{_digest(question, plan, make_network())}.npz"
+            if path is not None and path.is_file():
+                with np.load(path) as stored:
+                    runs[name] = Run(float(stored["learning_rate"]), stored["logits"])
+                bar.update(total)
+                continue
             runs[name] = run_arm(ARMS[name], pool, validation, test, make_network, plan, bar.update)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(path, learning_rate=runs[name].learning_rate, logits=runs[name].logits)
     return summarize(runs, test.label.numpy()), test
+
+
+def _digest(sets: Sequence[Subjects], plan: Plan, network: torch.nn.Module) -> str:
+    """Name everything that an arm's result answers to."""
+    state = hashlib.sha256(f"{plan}{network}".encode())
+    for part in sets:
+        state.update(part.image.numpy().tobytes() + part.label.numpy().tobytes())
+    return state.hexdigest()[:12]
 
 
 def load_sets(
@@ -158,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lambda: recipe.open().get_parsed_content("classifier_def"),
             lambda transform: load_sets(options.work / "brains", grid, options.pool, options.tested, transform),
             options.arms,
+            options.work / "augmentation",
         )
         hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy().astype(float)
         low, high = bootstrap_interval(lambda values: float(values.mean()), hits)

@@ -145,3 +145,19 @@ def test_the_study_degrades_every_set_alike_and_runs_all_arms(sets):
     clean = Condition("clean", 8)
     study(clean, PLAN, perfect, make_network, load, ("duplicates",))
     assert seen[1] is None
+
+
+def test_a_run_that_was_killed_goes_on(sets, tmp_path):
+    condition, trained = Condition("few", 8), []
+
+    def counted() -> nn.Module:
+        trained.append(1)
+        return make_network()
+
+    first = study(condition, PLAN, perfect, counted, lambda transform: sets, ("duplicates",), tmp_path)[0]
+    before = len(trained)
+    again = study(condition, PLAN, perfect, counted, lambda transform: sets, ("duplicates", "truth"), tmp_path)[0]
+    assert again["duplicates"] == first["duplicates"]
+    assert len(trained) - before == before + 1  # only the new arm was trained; the network was looked at
+    changed = replace(PLAN, updates=11)
+    assert study(condition, changed, perfect, counted, lambda transform: sets, ("duplicates",), tmp_path)[0] != first
