@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ControlCG's stacked forward against separate forwards, and K targets in one call against K runs.
+
+``python -m benchmarks.stacked`` runs everything in one process, in turn, with random weights: time does not depend on
+what a network has learned. On a CPU it takes the demo's network and volume, and one step a run; on a GPU the
+paper's network at 80 x 96 x 80 with 50 steps in 16 bits, and the seconds a volume with the share of the card's peak.
+
+``--small`` runs the same program with a tiny network, to see that it works; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.timing import interleaved, median_ratio
+from medcf.engines.performance import accelerate, autocast
+from medcf.inferers import AttentionInjectionInferer
+from medcf.inferers.memory import peak_bytes
+from medcf.inferers.stacked import Rows, plan_rows
+from medcf.networks import ClassTokenUNet
+from medcf.networks.attention_injection import AttentionInjection
+from medcf.schedulers import RespacedDDIMScheduler
+
+CLASSES = 4
+NULL = CLASSES
+TARGETS = (1, 2, 4)  # K
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {
+        "network": {
+            "channels": (8, 8), "attention_levels": (False, True), "norm_num_groups": 4, "num_head_channels": 4,
+        },
+        "size": (8, 8, 8), "steps": 2,
+    },
+    "cpu": {
+        "network": {
+            "channels": (48, 64, 64), "attention_levels": (False, True, True), "norm_num_groups": 16,
+            "num_head_channels": 32, "patch_size": 2, "cross_attention_dim": 32,
+        },
+        "size": (40, 48, 40), "steps": 1,
+    },
+    "cuda": {
+        "network": {
+            "channels": (64, 64, 128), "attention_levels": (False, False, True), "norm_num_groups": 32,
+            "num_head_channels": 64,
+        },
+        "size": (80, 96, 80), "steps": 50,
+    },
+}  # fmt: skip
+
+
+def build(setting: dict[str, Any], device: torch.device) -> ClassTokenUNet:
+    """Return the setting's network with random weights, its attention included."""
+    torch.manual_seed(0)
+    network = ClassTokenUNet(3, 1, 1, num_classes=CLASSES, num_res_blocks=1, attention_init=0.05, **setting["network"])
+    for weight in network.parameters():
+        if weight.ndim > 1 and not weight.any():  # a fresh network predicts 0 whatever it sees
+            torch.nn.init.normal_(weight, std=0.05)
+    return accelerate(network.eval().to(device), channels_last=True)
+
+
+def forward(
+    network: ClassTokenUNet, image: Tensor, rows: Rows, injection: AttentionInjection | None
+) -> Callable[[], Any]:
+    """Return a call of the network with some rows; the image stands for both x and y."""
+    stack = image.expand(len(rows), *image.shape[1:]).contiguous()
+    labels = torch.tensor(rows.labels, device=image.device)
+    timesteps = torch.full((len(rows),), 500, device=image.device)
+
+    def call() -> Tensor:
+        if injection is not None:
+            injection.reference = rows.reference
+        return network(stack, timesteps=timesteps, class_labels=labels)
+
+    return call
+
+
+def compare_forwards(network: ClassTokenUNet, image: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """Time one stacked forward of a step against the smallest forwards that give the same."""
+    results = []
+    for name, reference in (("classifier-free guidance", None), ("with injection", "same")):
+        options: dict[str, Any] = {"null_class_labels": NULL, "reference": reference}
+        together = plan_rows([0], [0], [True], **options)
+        alone = [plan_rows([0], [label], [False], **options) for label in (0, NULL)]
+        with AttentionInjection(network) as entered:
+            injection = entered if reference else None
+            stacked = forward(network, image, together, injection)
+            parts = [forward(network, image, rows, injection) for rows in alone]
+
+            def separate(parts: Sequence[Callable[[], Any]] = tuple(parts)) -> None:
+                for part in parts:
+                    part()
+
+            seconds = interleaved({"stacked": stacked, "separate": separate}, repeats, image.device)
+        results.append(
+            {
+                "what": name,
+                "rows": [len(together), *(len(rows) for rows in alone)],
+                "stacked_s": statistics.median(seconds["stacked"]),
+                "separate_s": statistics.median(seconds["separate"]),
+                "ratio": median_ratio(seconds["separate"], seconds["stacked"]),
+            }
+        )
+    return results
+
+
+def method(condition: str, steps: int) -> AttentionInjectionInferer:
+    """Return ControlCG with the paper's start and a classifier that costs nothing."""
+    scheduler = RespacedDDIMScheduler(1000, prediction_type="v_prediction")
+    return AttentionInjectionInferer(
+        scheduler,
+        lambda image: torch.zeros(len(image), CLASSES, device=image.device),
+        0,
+        null_class_labels=NULL,
+        num_inference_steps=steps,
+        reference_condition=condition,  # type: ignore[arg-type]
+        progress=False,
+    )
+
+
+def compare_targets(network: ClassTokenUNet, image: Tensor, steps: int, repeats: int) -> list[dict[str, Any]]:
+    """Time K targets in one call against K runs, for both conditions of the reference."""
+    results = []
+    for condition in ("same", "null"):
+        inferer = method(condition, steps)
+        for count in TARGETS:
+
+            def together(inferer: Any = inferer, count: int = count) -> Any:
+                return inferer.explain_targets(image, network, range(count), sample_ids=["case"], run_unchanged=True)
+
+            def runs(inferer: Any = inferer, count: int = count) -> Any:
+                return [inferer.explain(image, network, ["case"], k, run_unchanged=True) for k in range(count)]
+
+            pairs = zip(together().values(), runs(), strict=True)
+            difference = max(float((one.image - other.image).abs().max()) for one, other in pairs)
+            seconds = interleaved({"together": together, "runs": runs}, repeats, image.device)
+            forwards = sum(result.total_function_evaluations for result in together().values())
+            results.append(
+                {
+                    "condition": condition,
+                    "targets": count,
+                    "rows": [forwards // steps, count * (4 if condition == "same" else 3)],
+                    "together_s": statistics.median(seconds["together"]),
+                    "runs_s": statistics.median(seconds["runs"]),
+                    "ratio": median_ratio(seconds["runs"], seconds["together"]),
+                    "largest_difference": difference,
+                }
+            )
+    return results
+
+
+def count_operations(network: ClassTokenUNet, image: Tensor) -> tuple[int, int]:
+    """Return the operations (two a multiply-add) and the peak of memory in bytes of a stacked forward."""
+    rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
+    with AttentionInjection(network) as injection:
+        call = forward(network, image, rows, injection)
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops(), peak_bytes(call, image.device)
+
+
+@torch.no_grad()
+def count_paper() -> int:
+    """Return the operations of a run at the paper's size, counted on meta tensors, which computes nothing."""
+    setting = SETTINGS["cuda"]
+    network = build(setting, torch.device("cpu")).to("meta")
+    rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
+    image = torch.zeros(1, 1, *setting["size"], device="meta")
+    with AttentionInjection(network) as injection, FlopCounterMode(display=False) as counter:
+        forward(network, image, rows, injection)()
+    return counter.get_total_flops() * setting["steps"]
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all comparisons.
+
+    Args:
+        options: ``device``, ``small``, ``repeats``, ``steps``, ``peak``.
+    """
+    device = torch.device(options.device)
+    setting = SETTINGS["small" if options.small else device.type]
+    steps = options.steps or setting["steps"]
+    network = build(setting, device)
+    generator = torch.Generator().manual_seed(0)
+    image = (torch.rand(1, 1, *setting["size"], generator=generator) * 2 - 1).to(device)
+    with autocast(device, enabled=device.type == "cuda"):
+        operations, memory = count_operations(network, image)
+        result: dict[str, Any] = {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "size": list(setting["size"]),
+            "steps": steps,
+            "repeats": options.repeats,
+            "operations_of_a_step": operations,
+            "activation_bytes_of_a_step": memory,
+            "forwards": compare_forwards(network, image, options.repeats),
+            "targets": compare_targets(network, image, steps, options.repeats),
+        }
+    first = next(row for row in result["targets"] if row["condition"] == "same" and row["targets"] == 1)
+    result["seconds_a_volume"] = first["runs_s"]
+    result["operations_a_second"] = operations * steps / first["runs_s"]
+    result["operations_of_the_paper"] = count_paper()
+    result["share_of_peak"] = result["operations_a_second"] / (options.peak * 1e12) if options.peak else None
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """Lay the result of `measure` out as Markdown."""
+    size = " x ".join(str(side) for side in result["size"])
+    lines = [
+        f"{result['device']}, {result['threads']} thread(s), torch {result['torch']}; {size}, {result['steps']} steps, "
+        f"median of {result['repeats']} repeats in turn.",
+        "",
+        "| one step | rows together / apart | stacked, s | separate, s | separate / stacked |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["forwards"]:
+        rows = f"{row['rows'][0]} / {' + '.join(str(n) for n in row['rows'][1:])}"
+        lines.append(
+            f"| {row['what']} | {rows} | {row['stacked_s']:.4f} | {row['separate_s']:.4f} | **{row['ratio']:.2f}** |"
+        )
+    lines += [
+        "",
+        "| reference | K targets | rows together / K runs | together, s | K runs, s | K runs / together | by rows |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["targets"]:
+        few, many = row["rows"]
+        lines.append(
+            f"| {row['condition']} | {row['targets']} | {few} / {many} | {row['together_s']:.3f} | "
+            f"{row['runs_s']:.3f} | **{row['ratio']:.2f}** | {many / few:.2f} |"
+        )
+    largest = max(row["largest_difference"] for row in result["targets"])
+    rate = result["operations_a_second"] / 1e12
+    share = "" if result["share_of_peak"] is None else f", {result['share_of_peak']:.1%} of peak"
+    lines += [
+        "",
+        f"One volume, one target: {result['seconds_a_volume']:.3f} s, "
+        f"{result['operations_of_a_step'] * result['steps'] / 1e12:.4g} TFLOP, {rate:.3g} TFLOP/s{share}; "
+        f"activations {result['activation_bytes_of_a_step'] / 1e9:.3g} GB. "
+        f"Largest difference between together and apart: {largest:.1e}.",
+        "",
+        "At the paper's size, 80 x 96 x 80 and 50 steps, a volume takes "
+        f"{result['operations_of_the_paper'] / 1e15:.3f} PFLOP (counted, not run).",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print JSON and Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    parser.add_argument("--repeats", type=int, default=5, help="measured calls of each")
+    parser.add_argument("--steps", type=int, help="kept steps of a run; the setting's if left out")
+    parser.add_argument(
+        "--peak", type=float, help="peak of the device in TFLOP/s, for example 989 of an H200 in 16 bits"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads on a CPU")
+    parser.add_argument("--small", action="store_true", help="a tiny network, to try the program")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    result = measure(options)
+    if options.small:
+        sys.stdout.write("SMALL: these figures mean nothing.\n")
+    sys.stdout.write(json.dumps(result) + "\n\n" + report(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
