@@ -112,7 +112,7 @@ class Plan:
     batch_size: int = 4
     seeds: int = 8
     search_seeds: int = 2
-    trials: int = 4
+    trials: int = 3
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
