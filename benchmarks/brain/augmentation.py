@@ -117,9 +117,10 @@ class Plan:
     weight_decay: float = 5e-4
 
     def learning_rates(self) -> list[float]:
-        """Draw the candidates."""
+        """Draw the candidates, one in each equal part of the logarithmic range."""
         low, high = np.log([0.003, 0.1])
-        return np.exp(np.random.default_rng(0x1E).uniform(low, high, self.trials)).tolist()
+        places = (np.arange(self.trials) + np.random.default_rng(0x1E).random(self.trials)) / self.trials
+        return np.exp(low + places * (high - low)).tolist()
 
 
 @dataclass(frozen=True)
