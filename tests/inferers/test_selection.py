@@ -29,7 +29,7 @@ def test_method_is_made_by_name_and_strictly(brightness):
     inferer = create_method("diffice", **needed, seed=3)
     assert isinstance(inferer, DiffICEInferer)
     assert inferer.seed == 3
-    with pytest.raises(ValueError, match="attack, diffice, diffice_single, dime"):
+    with pytest.raises(ValueError, match="attack, controlcg, ddim_inversion, diffice, diffice_single, dime"):
         create_method("diffrice")
     with pytest.raises(ValueError, match="typo"):
         create_method("diffice", **needed, typo=3)
@@ -67,7 +67,7 @@ def test_arguments_that_no_method_knows_are_refused_with_the_nearest(shared):
         select_method("sdedit", options={"sdedit": {"classifier_scales": 3}}, **shared)
     with pytest.raises(ValueError, match="'sdedid' is not one of the registered"):
         select_method("sdedit", options={"sdedid": {}}, **shared)
-    with pytest.raises(ValueError, match="attack, diffice"):
+    with pytest.raises(ValueError, match="attack, controlcg"):
         select_method("sdedid", **shared)
 
 
