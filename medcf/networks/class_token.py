@@ -7,9 +7,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import SpatialTransformer
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from medcf.networks.attention_injection import SameInjection
@@ -34,6 +36,8 @@ class ClassTokenUNet(nn.Module):
         attention_init: standard deviation of the initial weights by which the attention blocks add to their input.
             MONAI starts them at 0, and a short training then leaves attention, and with it injection, without effect.
         gradient_checkpointing: recompute the U-Net's blocks in the backward pass instead of keeping their activations.
+        rows_at_once: run blocks without attention on so many rows of the batch at a time where no gradients are
+            recorded: the largest activations then exist for these rows alone. None runs all rows together.
         **unet: further arguments of `DiffusionModelUNet`: ``channels``, ``attention_levels``, ``num_res_blocks``, ...
 
     Raises:
@@ -51,11 +55,14 @@ class ClassTokenUNet(nn.Module):
         patch_size: int = 1,
         attention_init: float = 0.0,
         gradient_checkpointing: bool = False,
+        rows_at_once: int | None = None,
         **unet: Any,
     ) -> None:
         super().__init__()
         if num_classes < 1 or patch_size < 1:
             raise ValueError(f"num_classes={num_classes} and patch_size={patch_size} must be at least 1.")
+        if rows_at_once is not None and rows_at_once < 1:
+            raise ValueError(f"rows_at_once={rows_at_once}: give 1 or more, or null for all.")
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -79,6 +86,8 @@ class ClassTokenUNet(nn.Module):
                     nn.init.normal_(weight, std=attention_init)
         if gradient_checkpointing:
             self._checkpoint_blocks()
+        if rows_at_once is not None:
+            self._split_rows(rows_at_once)
 
     def forward(
         self,
@@ -135,6 +144,39 @@ class ClassTokenUNet(nn.Module):
         unet = self.unet
         for block in (*unet.down_blocks, unet.middle_block, *unet.up_blocks):
             block.forward = _Checkpointed(block, block.forward)
+
+    def _split_rows(self, rows: int) -> None:
+        """Run the blocks that mix no rows, whatever is injected, on some of them at a time."""
+        for block in (*self.unet.down_blocks, *self.unet.up_blocks):
+            if not any(isinstance(module, SABlock) for module in block.modules()):
+                block.forward = _RowWise(block.forward, rows)
+
+
+class _RowWise:
+    """A forward that runs on some rows of its batch at a time while no gradients are recorded."""
+
+    def __init__(self, forward: Any, rows: int) -> None:
+        self.forward = forward
+        self.rows = rows
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given, form = tree_flatten((args, kwargs))
+        count = max(len(leaf) for leaf in given if isinstance(leaf, Tensor))
+        if torch.is_grad_enabled() or count <= self.rows:
+            return self.forward(*args, **kwargs)
+        parts: list[list[Any]] = []
+        for start in range(0, count, self.rows):
+            split = slice(start, start + self.rows)
+            some = [leaf[split] if isinstance(leaf, Tensor) and len(leaf) == count else leaf for leaf in given]
+            part_args, part_kwargs = tree_unflatten(some, form)
+            leaves, made = tree_flatten(self.forward(*part_args, **part_kwargs))
+            parts.append(leaves)
+        first = [id(leaf) for leaf in parts[0]]  # a block may give the same tensor twice
+        joined: dict[int, Any] = {}
+        for number, leaf in enumerate(parts[0]):
+            if id(leaf) not in joined:
+                joined[id(leaf)] = torch.cat([part[number] for part in parts])
+        return tree_unflatten([joined[key] for key in first], made)
 
 
 class _Checkpointed:

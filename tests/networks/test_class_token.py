@@ -185,3 +185,30 @@ def test_a_copy_with_checkpointing_is_a_network_of_its_own():
             parameter.mul_(1.5)
     assert torch.equal(network(images(), steps()), before)
     assert (twin(images(), steps()) - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_may_run_one_by_one_where_they_do_not_mix(rows):
+    network, split = (make(3, rows_at_once=number).eval() for number in (None, rows))
+    assert network.state_dict().keys() == split.state_dict().keys()
+    noisy, labels = images(4, 3), torch.tensor([1, 2, 1, 2])
+    given = []
+    for one in (network, split):
+        with torch.no_grad(), AttentionInjection(one) as injection:
+            injection.reference = [2, 3, 2, 3]
+            given.append(one(noisy, steps(), class_labels=labels))
+    torch.testing.assert_close(given[1], given[0], rtol=1e-5, atol=1e-5)
+    assert (given[0] - network(noisy, steps(), class_labels=labels))[:2].abs().max() > 1e-3
+    (gradient,) = torch.autograd.grad(split(noisy, steps()).square().sum(), split.embedding.weight)
+    assert gradient[2].any()
+    with pytest.raises(ValueError, match="rows_at_once=0"):
+        make(rows_at_once=0)
+
+
+def test_rows_one_by_one_take_less_memory():
+    peaks = []
+    for rows in (None, 1):
+        network = make(3, rows_at_once=rows, attention_levels=(False, False)).eval()
+        with torch.no_grad():
+            peaks.append(peak_bytes(lambda net=network: net(images(4, 3, 16), steps()), torch.device("cpu")))
+    assert peaks[1] < 0.75 * peaks[0]

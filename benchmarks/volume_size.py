@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ControlCG at the paper's size: memory, time and operations of one volume of 80 x 96 x 80 and one target.
+
+``python -m benchmarks.volume_size`` runs the first steps of the method with the network of ``paper.json`` and random
+weights: guided and injected, that is four rows in one forward. A process of its own measures: on a CPU the growth of
+its resident memory (``ru_maxrss``), which includes the workspaces of kernels, and the tensors alive at once; on a GPU
+the allocator's peak. Operations are counted on meta tensors, which computes nothing. The last line is JSON.
+
+``--rows-at-once 1`` runs the blocks without attention on one row at a time. ``--small`` takes a tiny network and
+volume, to see that it works; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.timing import stopwatch
+from medcf.bundle import find_bundle_root
+from medcf.engines.performance import accelerate, autocast
+from medcf.inferers import AttentionInjectionInferer
+from medcf.inferers.memory import peak_bytes
+from medcf.networks import AttentionInjection
+
+SMALL: dict[str, Any] = {
+    "spatial_size": [16, 16, 16],
+    "network_def#channels": [8, 8, 16],
+    "network_def#norm_num_groups": 4,
+    "network_def#num_head_channels": 8,
+}
+REFERENCE = (2, 3, 2, 3)  # [x|c, x|null, y|c, y|null]
+LIMIT = 6e9  # bytes that the method may take
+
+
+class NoClassifier(nn.Module):
+    """Takes every image for class 0: the classifier runs before and after, not in a step."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, 2)."""
+        return torch.tensor([1.0, 0.0], device=image.device).expand(len(image), 2)
+
+
+def read_config(*, small: bool) -> ConfigParser:
+    """Read ``inference.json`` with ``paper.json`` over it."""
+    configs = Path(find_bundle_root("controlcg")) / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(configs / "inference.json"), str(configs / "paper.json")])
+    parser.update({"gradient_checkpointing": False, **(SMALL if small else {})})
+    return parser
+
+
+def count_operations(network: nn.Module, size: list[int]) -> int:
+    """Count the operations (two a multiply-add) of a step: four rows, of which two read the others.
+
+    Args:
+        network: denoising network; moved to the meta device.
+        size: sides of the volume.
+    """
+    network = network.to("meta")
+    rows = len(REFERENCE)
+    image = torch.zeros(rows, 1, *size, device="meta")
+    index = torch.zeros(rows, dtype=torch.long, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, AttentionInjection(network) as injection:
+        injection.reference = REFERENCE
+        network(image, index, class_labels=index)
+    return counter.get_total_flops()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run some steps of the method in this process and take its memory and time."""
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    config = read_config(small=options.small)
+    config["network_def"]["rows_at_once"] = options.rows_at_once
+    network = config.get_parsed_content("network_def").eval().requires_grad_(False).to(device)
+    accelerate(network, channels_last=options.channels_last)
+    inferer = AttentionInjectionInferer(
+        config.get_parsed_content("scheduler"),
+        NoClassifier(),
+        target=1,
+        guidance_scale=2.0,
+        num_inference_steps=options.steps_timed,
+        null_class_labels=2,
+        memory_budget=None,
+        progress=False,
+    )
+    size = config.get_parsed_content("spatial_size")
+    image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    figures: dict[str, Any] = {}
+
+    def run() -> None:
+        clock, wall = stopwatch(device), time.perf_counter()
+        start = clock()
+        with torch.no_grad(), autocast(device, enabled=options.amp):
+            result = inferer.explain(image, network)
+        figures["seconds_per_step"] = (clock() - start) / options.steps_timed
+        figures["wall_seconds_per_step"] = (time.perf_counter() - wall) / options.steps_timed
+        figures["rows"] = int(result.total_function_evaluations) // options.steps_timed
+
+    if device.type == "cuda":
+        run()  # chooses kernels
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    figures["tensor_bytes"] = peak_bytes(run, device)
+    figures["process_bytes_before"] = before
+    figures["process_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    weights = sum(p.nbytes for p in network.parameters())
+    if device.type == "cuda":
+        figures["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    else:
+        figures["peak_bytes"] = figures["process_bytes"] - before + weights
+    figures["weight_bytes"] = weights
+    figures["device"] = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {options.threads} thread"
+    )
+    return figures
+
+
+def in_a_process(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `measure` in a process of its own, whose memory nothing else has touched."""
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.volume_size", "--measure", json.dumps(vars(options))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The measuring process failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(figures: dict[str, Any]) -> str:
+    """Lay the figures out as Markdown."""
+    peak = figures["peak_bytes"]
+    lines = [
+        "| | |",
+        "| --- | --- |",
+        f"| volume, target, rows of a forward | {figures['volume']}, 1, {figures['rows']} |",
+        f"| device, options | {figures['device']}, {figures['options']} |",
+        f"| peak memory above the start, with the weights | **{peak / 1e9:.2f} GB**"
+        f" ({'within' if peak <= LIMIT else 'ABOVE'} {LIMIT / 1e9:.0f} GB) |",
+        f"| tensors alive at once | {figures['tensor_bytes'] / 1e9:.2f} GB |",
+        f"| whole process | {figures['process_bytes'] / 1e9:.2f} GB |",
+        f"| time of a step | {figures['seconds_per_step']:.2f} s"
+        f" (by the clock on the wall: {figures['wall_seconds_per_step']:.2f} s) |",
+        f"| operations of a step | {figures['operations_per_step'] / 1e12:.3f} TFLOP |",
+        f"| operations of {figures['steps']} steps | {figures['operations'] / 1e15:.3f} PFLOP |",
+        f"| achieved | {figures['operations_per_second'] / 1e12:.3f} TFLOP/s |",
+    ]
+    if figures["small"]:
+        lines += ["", "SMALL network and volume: this shows that the program runs, not what the method takes."]
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, count, and put both together."""
+    config = read_config(small=options.small)
+    size = config.get_parsed_content("spatial_size")
+    operations = count_operations(config.get_parsed_content("network_def"), size)
+    figures = in_a_process(options)
+    chosen = [name for name in ("amp", "channels_last") if getattr(options, name)]
+    if options.rows_at_once:
+        chosen.append(f"rows_at_once {options.rows_at_once}")
+    return {
+        **figures,
+        "volume": " x ".join(map(str, size)),
+        "options": ", ".join(chosen) or "32 bits",
+        "steps": options.steps,
+        "operations_per_step": operations,
+        "operations": operations * options.steps,
+        "operations_per_second": operations / figures["seconds_per_step"],
+        "small": options.small,
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.volume_size", description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a tiny network and volume, for a test")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a CPU")
+    parser.add_argument("--steps", type=int, default=50, help="steps of a whole run, whose operations are counted")
+    parser.add_argument("--steps-timed", type=int, default=1, help="steps that are run")
+    parser.add_argument("--amp", action="store_true", help="compute in 16 bits")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--rows-at-once", type=int, help="rows in the blocks without attention (all)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table and the figures; with ``--measure`` (internal) those of this process."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--measure"]:
+        sys.stdout.write(json.dumps(measure(argparse.Namespace(**json.loads(arguments[1])))) + "\n")
+        return
+    figures = run(parse(arguments))
+    sys.stdout.write(report(figures) + "\n\n" + json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()
