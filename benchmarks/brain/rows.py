@@ -23,7 +23,7 @@ def _ilvr(factor: int, stop: int) -> Row:
 
 
 def _inversion(depth: float) -> Row:
-    options = {"method_options#ddim_inversion#depth": depth}
+    options = {"method_options#ddim_inversion#depth": depth, "num_inference_steps": 50}  # fewer come back elsewhere
     label = f"DDIM inversion, {1000 * depth:g} of 1000"
     return Row(f"ddim_inversion_{1000 * depth:g}", label, {"method": "ddim_inversion", **options})
 
@@ -32,11 +32,11 @@ def _inversion(depth: float) -> Row:
 METHODS = (
     Row("controlcg", "ControlCG, the bundle's default", {"method": "controlcg"}),
     _controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
-    _controlcg("paper", "ControlCG, strength 1.0 (paper)", strength=1.0),
+    _controlcg("paper", "ControlCG, strength 1.0 (paper)", strength=1.0, reference_condition="same"),
     _controlcg("paper_off", "strength 1.0, injection off", strength=1.0, injection_scale=0.0),
-    _controlcg("strength_80", "strength 0.8", strength=0.8),
-    _controlcg("strength_40", "strength 0.4", strength=0.4),
-    _controlcg("null_reference", "default, reference without class", reference_condition="null"),
+    _controlcg("strength_75", "strength 0.75", strength=0.75),
+    _controlcg("strength_35", "strength 0.35", strength=0.35),
+    _controlcg("same_reference", "default, reference of the target class", reference_condition="same"),
     _ilvr(2, 250),
     _ilvr(2, 500),
     _ilvr(4, 250),
