@@ -20,6 +20,7 @@ def test_it_runs_small_and_says_so(capsys):
     assert figures["rows"] == 4  # [x|c, x|null, y|c, y|null]
     assert figures["operations"] == 50 * figures["operations_per_step"]
     assert figures["process_bytes"] > figures["tensor_bytes"] > 4 * 16**3 * 8 * 4  # an activation of four rows
+    assert figures["rows_of_forwards"] == [4]
     assert figures["seconds_per_step"] > 0
 
 
@@ -52,6 +53,18 @@ def test_the_report_says_when_the_limit_is_exceeded():
         "peak_bytes": 7e9, "volume": "80 x 96 x 80", "rows": 4, "device": "CPU", "options": "32 bits", "steps": 50,
         "tensor_bytes": 5e9, "process_bytes": 8e9, "seconds_per_step": 1.0, "wall_seconds_per_step": 1.0,
         "operations_per_step": 1e12, "operations": 5e13, "operations_per_second": 1e12, "small": False,
+        "targets": 1, "rows_of_forwards": [4], "steps_timed": 1, "peak_tflops": 4.0,
     }  # fmt: skip
     assert "ABOVE 6 GB" in volume_size.report(figures)
     assert "within 6 GB" in volume_size.report(figures | {"peak_bytes": 5e9})
+    assert "| time of 50 steps | 50 s, from 1 timed |" in volume_size.report(figures)
+    assert "25.0% of the peak" in volume_size.report(figures)
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(None, [7]), (1e-6, [4])])
+def test_two_targets_are_split_into_forwards_that_fit_the_budget(budget, rows):
+    options = volume_size.parse(["--small", "--device", "cpu", "--targets", "2"])
+    options.memory_budget = budget
+    figures = volume_size.measure(options)
+    assert figures["rows_of_forwards"] == rows
+    assert figures["rows"] == (7 if budget is None else 8)  # together the null reference is shared

@@ -100,7 +100,7 @@ def test_an_overlay_changes_nothing_that_its_bases_do_not_have(overlay):
     bases = {"paper": ("train", "inference"), "paper_classifier": ("train_classifier",)}[overlay]
     known = {key for base in bases for key in ConfigParser.load_config_file(CONFIGS / f"{base}.json")}
     changed = {key.lstrip("+") for key in ConfigParser.load_config_file(CONFIGS / f"{overlay}.json")}
-    assert changed - known <= {"_desc_", "models_dir"}
+    assert changed - known <= {"_desc_", "models_dir", "rows_at_once"}
 
 
 def test_the_classifier_of_the_paper_is_trained_on_full_volumes_and_judges_generated_ones():
