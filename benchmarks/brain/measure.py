@@ -66,7 +66,7 @@ MEASURES = (
     Measure("auprc_appearance", "AUPRC of the change in gray values", "paired truth", "↑", 3),
     Measure("truth_ratio", "error to the truth / doing nothing", "paired truth", "↓", 2),
     Measure("truth_ssim", "SSIM to the truth", "paired truth", "↑", 3),
-    Measure("rank_network", "re-identified, identity network (rank 1)", "identity", "↑", 0, percent=True),
+    Measure("rank_inner", "re-identified, the brain's inside alone (rank 1)", "identity", "↑", 0, percent=True),
     Measure("rank_pixels", "re-identified, pooled voxels (rank 1)", "identity", "↑", 0, percent=True),
     Measure("seconds", "seconds a volume", "cost", "↓", 2),
     Measure("evaluations", "rows through the denoiser a volume", "cost", "↓", 0),
@@ -199,7 +199,7 @@ def _identity(task: BrainTask, images: Tensor) -> dict[str, Figure]:
     groups, figures = task.cases.subject, {}
     names = sorted(set(groups))
     subject = torch.tensor([names.index(name) for name in groups])
-    for key, embed in zip(("rank_network", "rank_pixels"), task.identity.values(), strict=True):
+    for key, embed in zip(("rank_inner", "rank_pixels"), task.identity.values(), strict=True):
         rank = ReIdentification(1)
         rank(apply(embed, images, BATCH), apply(embed, task.cases.image, BATCH), subject=subject)
         figures[key] = _figure(rank, groups)

@@ -46,18 +46,16 @@ METHODS = (
 )
 
 
-def guidance(scales: Sequence[float] = (0, 1, 2, 3, 4, 6)) -> tuple[Row, ...]:
-    """Rows of more and more guidance, at the default's strength and at the paper's."""
-    rows = []
-    for strength in (None, 1.0):
-        for scale in scales:
-            options: dict[str, Any] = {"guidance_scale": scale}
-            name, label = f"w_{scale:g}", f"w = {scale:g}"
-            if strength is not None:
-                options["strength"] = strength
-                name, label = f"{name}_strength_{strength:g}", f"{label}, strength {strength:g}"
-            rows.append(_controlcg(name, label, **options))
-    return tuple(rows)
+def guidance(
+    scales: Sequence[float] = (0, 1, 2, 3, 4, 6), paper_scales: Sequence[float] = (0, 2, 6)
+) -> tuple[Row, ...]:
+    """Rows of more and more guidance, at the default's strength and, fewer of them, at the paper's."""
+    at_default = [_controlcg(f"w_{w:g}", f"w = {w:g}", guidance_scale=w) for w in scales]
+    at_one = [
+        _controlcg(f"w_{w:g}_strength_1", f"w = {w:g}, strength 1", guidance_scale=w, strength=1.0)
+        for w in paper_scales
+    ]
+    return (*at_default, *at_one)
 
 
 GUIDANCE = guidance()

@@ -105,7 +105,7 @@ def brain_task(
         judge=get("oracle").eval(),
         volumes=get("segmented_volumes"),
         identity={
-            "identity network": get("identity").features,
+            "inner voxels": get("identity").features,
             "pooled voxels": partial(pooled_pixels, size=tuple(n // 4 for n in grid["size"])),
         },
         spacing=float(get("spacing")),

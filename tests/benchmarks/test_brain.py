@@ -78,7 +78,7 @@ def test_the_truth_has_slope_one_all_flips_and_perfect_localization(task: BrainT
     assert found["flips"].value == found["agreement"].value == 1
     assert found["auprc"].value > 0.95
     assert found["truth_ratio"].value == pytest.approx(0)
-    assert found["rank_network"].value == 1
+    assert found["rank_inner"].value == 1
     assert found["fd_CN_gAD"].value > found["fd_AD_gAD"].value
     assert found["fd_AD_gCN"].value > found["fd_CN_gCN"].value
 
