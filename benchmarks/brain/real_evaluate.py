@@ -44,10 +44,9 @@ def _row(name: str, label: str, **options: Any) -> Row:
 
 ROWS = (
     _row("controlcg", "ControlCG, the bundle's default"),
-    _row("strength_100", "strength 1.0 (paper)", strength=1.0),
-    _row("strength_80", "strength 0.8", strength=0.8),
-    _row("strength_60", "strength 0.6", strength=0.6),
-    _row("strength_40", "strength 0.4", strength=0.4),
+    _row("strength_100", "strength 1.0 (paper)", strength=1.0, reference_condition="same"),
+    _row("strength_75", "strength 0.75", strength=0.75),
+    _row("strength_35", "strength 0.35", strength=0.35),
     _row("off", "default, injection off", injection_scale=0.0),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
