@@ -11,6 +11,7 @@ from medcf.metrics.confidence import BoundedKL, MeanAbsoluteDifference
 from medcf.metrics.cout import COUT, transition_curves
 from medcf.metrics.frechet import FrechetDistance, frechet_distance
 from medcf.metrics.identity import ReIdentification, pooled_pixels
+from medcf.metrics.inner_voxels import InnerVoxels
 from medcf.metrics.kernel_distance import KernelDistance, kernel_distance
 from medcf.metrics.localization import ChangeAUPRC, ChangeIoU, PointingGame
 from medcf.metrics.perceptual_distance import PerceptualDistance
@@ -21,6 +22,7 @@ from medcf.metrics.structures import StructureChanges, StructureDice
 from medcf.metrics.subject_parameters import SubjectParameters
 from medcf.metrics.truth import RelativeTruthError, TruthError, TruthSimilarity, TruthSimilarityGain
 from medcf.metrics.validity import FlipRatio
+from medcf.metrics.volumes import SegmentedVolumes, VolumeChange
 
 __all__ = [
     "COUT",
@@ -37,6 +39,7 @@ __all__ = [
     "FlipRatio",
     "FlipSurvival",
     "FrechetDistance",
+    "InnerVoxels",
     "KernelDistance",
     "MeanAbsoluteDifference",
     "MeanQualityDifference",
@@ -47,6 +50,7 @@ __all__ = [
     "ReIdentification",
     "RelativeTruthError",
     "SeedAgreement",
+    "SegmentedVolumes",
     "StructureChanges",
     "StructureDice",
     "StructureQualityDifference",
@@ -54,6 +58,7 @@ __all__ = [
     "TruthError",
     "TruthSimilarity",
     "TruthSimilarityGain",
+    "VolumeChange",
     "bootstrap_interval",
     "flip_survival",
     "frechet_distance",

@@ -48,6 +48,7 @@ WEIGHTS = ("classifier", "oracle", "evaluation_segmenter")
 #: Config files, what makes the network small, and the split that is trained on.
 TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "model": (("train",), UNET, "train"),
+    "reference": (("train", "train_reference"), {**UNET, "pretrained": None}, "train"),
     "classifier": (("train_classifier",), DENSENET, "train"),
     "oracle": (("train_classifier", "train_oracle"), DENSENET, "oracle"),
     "evaluation_segmenter": (("train_evaluation_segmenter",), SEGMENTER, "oracle"),

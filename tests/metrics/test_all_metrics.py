@@ -48,6 +48,7 @@ IN_IGNITE = {
     "bounded_kl": (metric("bounded_kl"), LOGITS),
     "mean_quality_difference": (metric("mean_quality_difference"), SCORES),
     "cout": (metric("cout", classifier=CLASSIFIER, num_steps=4), IMAGES),
+    "volume_change": (metric("volume_change"), SCORES),
     "mse": (metric("mse"), IMAGES),
     "psnr": (metric("psnr"), IMAGES),
     "ssim": (metric("ssim"), IMAGES),
