@@ -52,6 +52,7 @@ def test_the_network_of_the_paper_is_built_at_its_size(base):
         noisy = torch.zeros(1, 1, *parser.get_parsed_content("spatial_size"))
         assert network(noisy).shape == (1, 1, 80, 96, 80)
     assert (network.patch_size, network.num_class_embeds) == (1, 3)
+    assert parser.get_parsed_content("rows_at_once") == 1  # within 6 GB in 32 bits, too
     unet = network.unet
     assert [block.resnets[-1].out_channels for block in unet.down_blocks] == [64, 64, 128]
     assert [hasattr(block, "attentions") for block in unet.down_blocks] == [False, False, True]
