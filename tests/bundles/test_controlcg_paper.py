@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from pathlib import Path
 
@@ -120,6 +121,21 @@ def test_the_classifier_of_the_paper_is_trained_on_full_volumes_and_judges_gener
     assert [n * spacing for n in size] == published["spatial_size"]  # the same millimeters
     assert list(judge.features.resize.size) == published["spatial_size"]
     assert training.get_parsed_content("export_path") == inference.get_parsed_content("weights#classifier")
+
+
+def test_a_job_of_the_papers_config_runs_small(tmp_path):
+    small = SMALL | {"classifier_def#size": [32, 32, 32], "case_list#demo_count": 1, "case_list#demo_spacing": 8.0}
+    small |= {"num_inference_steps": 2, "progress": False, "output_dir": str(tmp_path / "out")}
+    small |= {"classifier_def#block_config": [1, 1], "models_dir": str(tmp_path)}
+    small = {key: value for key, value in small.items() if key not in ("num_train", "num_val", "iterations")}
+    parser = read("inference", "paper", **small)
+    for name, key in {"model": "network_def", "classifier": "classifier_def"}.items():
+        torch.save(parser.get_parsed_content(key).state_dict(), tmp_path / f"{name}.pt")
+    for part in ("initialize", "run"):
+        parser.get_parsed_content(part)
+    (row,) = csv.DictReader((tmp_path / "out" / "scores.csv").open())
+    assert int(row["num_function_evaluations"]) == 2 * 4  # guided, with two references, from pure noise
+    assert float(row["mean_absolute_difference"]) > 0.01
 
 
 def test_a_training_of_the_papers_config_runs_small(tmp_path):
