@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timesteps", type=int, nargs="+", default=[100, 300, 500, 700, 900])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    task = brain_task(options.bundle, count=options.count, references=1)
+    task = brain_task(options.bundle, count=options.count, references=8)
     config = task.recipe.open()
     network, scheduler = config.get_parsed_content("network"), config.get_parsed_content("scheduler")
     with autocast("cpu", enabled="auto"):
