@@ -28,15 +28,17 @@ def _inversion(depth: float) -> Row:
     return Row(f"ddim_inversion_{1000 * depth:g}", label, {"method": "ddim_inversion", **options})
 
 
+_EARLIER: dict[str, Any] = {"guidance_scale": 3.0}  # w of all rows but the default's own
+
 #: The default, the paper's setting, each with injection on and off, in-between strengths, and the paper's baselines.
 METHODS = (
-    Row("controlcg", "ControlCG, the bundle's default", {"method": "controlcg"}),
+    Row("controlcg", "ControlCG, the bundle's default (strength 0.4, w = 8)", {"method": "controlcg"}),
     _controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
-    _controlcg("paper", "ControlCG, strength 1.0 (paper)", strength=1.0, reference_condition="same"),
-    _controlcg("paper_off", "strength 1.0, injection off", strength=1.0, injection_scale=0.0),
-    _controlcg("strength_75", "strength 0.75", strength=0.75),
-    _controlcg("strength_35", "strength 0.35", strength=0.35),
     _controlcg("same_reference", "default, reference of the target class", reference_condition="same"),
+    _controlcg("strength_50", "strength 0.5, w = 3", strength=0.5, **_EARLIER),
+    _controlcg("strength_75", "strength 0.75, w = 3", strength=0.75, **_EARLIER),
+    _controlcg("paper", "strength 1.0 (paper), w = 3", strength=1.0, reference_condition="same", **_EARLIER),
+    _controlcg("paper_off", "strength 1.0, w = 3, injection off", strength=1.0, injection_scale=0.0, **_EARLIER),
     _ilvr(2, 250),
     _ilvr(2, 500),
     _ilvr(4, 250),
@@ -47,7 +49,7 @@ METHODS = (
 
 
 def guidance(
-    scales: Sequence[float] = (0, 1, 2, 3, 4, 6), paper_scales: Sequence[float] = (0, 2, 6)
+    scales: Sequence[float] = (0, 2, 4, 6, 8, 12), paper_scales: Sequence[float] = (0, 2, 6)
 ) -> tuple[Row, ...]:
     """Rows of more and more guidance, at the default's strength and, fewer of them, at the paper's."""
     at_default = [_controlcg(f"w_{w:g}", f"w = {w:g}", guidance_scale=w) for w in scales]
