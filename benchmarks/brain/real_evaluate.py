@@ -64,7 +64,6 @@ MEASURES = (
     Measure("rank", "re-identified, pooled voxels (rank 1)", "likeness to the input", "↑", 0, percent=True),
     Measure("fd_target", "to real ones of the target class", "Fréchet distance, judge's features", "↓", 2),
     Measure("fd_source", "to real ones of the input's class", "Fréchet distance, judge's features", "", 2),
-    Measure("seconds", "seconds a volume", "cost", "↓", 1),
 )
 
 
@@ -171,7 +170,6 @@ def measure(task: RealTask, result: Any) -> dict[str, Figure]:
         "up": _mean(change, groups, target == 1),
         "down": _mean(change, groups, target == 0),
         "right_way": _mean(right, groups),
-        "seconds": Figure(result.seconds / len(images), count=len(images)),
     }
     rank = ReIdentification(1)
     names = sorted(set(groups))
