@@ -143,7 +143,7 @@ def _distances(task: BrainTask, images: Tensor) -> dict[str, Figure]:
     """The paper's four cross-distances between real and generated classes, and the distance of all to all."""
     target = task.cases.target
     generated = apply(task.features, images, BATCH)
-    real = {label: apply(task.features, volumes, BATCH) for label, volumes in task.reference.items()}
+    real = task.reference_features
     figures = {}
     for made, made_name in enumerate(CLASSES):
         kept = target == made

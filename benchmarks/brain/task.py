@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.counterfactual.task import Cases, Recipe
+from benchmarks.counterfactual.task import Cases, Recipe, apply
 from medcf.data.phantoms import TISSUES, BrainDataset, PairedBrainDataset
 from medcf.metrics import pooled_pixels
 
@@ -51,6 +51,11 @@ class BrainTask:
     volumes: Callable[[Tensor], Tensor]
     identity: dict[str, Callable[[Tensor], Tensor]]
     spacing: float
+
+    @cached_property
+    def reference_features(self) -> dict[int, Tensor]:
+        """f's features of the held-out images, by class."""
+        return {label: apply(self.features, volumes, 8) for label, volumes in self.reference.items()}
 
     def structure(self, name: str) -> int:
         """Column of a tissue in the volumes."""
