@@ -54,7 +54,7 @@ class BrainTask:
 
     @cached_property
     def reference_features(self) -> dict[int, Tensor]:
-        """f's features of the held-out images, by class."""
+        """F's features of the held-out images, by class."""
         return {label: apply(self.features, volumes, 8) for label, volumes in self.reference.items()}
 
     def structure(self, name: str) -> int:
