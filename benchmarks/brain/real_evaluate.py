@@ -79,6 +79,7 @@ class RealTask:
         classifier: f, images to logits.
         judge: another classifier, images to logits.
         size: images and inputs (N, 1, X, Y, Z) to what is measured of them (N,).
+        true_size: the same by the annotators' segmentations (N,); None where there are none.
     """
 
     recipe: Recipe
@@ -88,6 +89,7 @@ class RealTask:
     classifier: Any
     judge: Any
     size: Callable[[Tensor, Tensor], Tensor]
+    true_size: Tensor | None = None
 
 
 def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
@@ -103,6 +105,8 @@ def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
     judged = Recipe("controlcg", ("inference.json", "evaluate.json", real.overlay), recipe.overrides).open()
     parser = recipe.open()
     grid = {"size": parser["spatial_size"], "spacing": parser["spacing"], "mask": parser["mask"] or "auto"}
+    if real.segmentation is not None:
+        grid["targets"] = ("label", "segmentation")
     train, held_out = (VolumeDataset(out / "volumes.csv", split, **grid) for split in ("train", "val"))
     items = [held_out[index] for index in range(len(held_out) if limit is None else min(limit, len(held_out)))]
     known = [train[index] for index in range(len(train))]
@@ -123,6 +127,11 @@ def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
         size=partial(deep_fluid, spacing=float(grid["spacing"]))
         if real.segmentation is None
         else _segmented(real, out, grid),
+        true_size=None
+        if real.segmentation is None
+        else torch.tensor(
+            [float((item["segmentation"] > 0).sum()) * float(grid["spacing"]) ** 3 / 1000 for item in items]
+        ),
     )
 
 
@@ -236,10 +245,15 @@ def evaluate(name: str, out: Path, docs: Path, limit: int | None = None, rows: S
     shown = {key: Measure("", "", "", "", 0, percent=True).show(value) for key, value in accuracies(task).items()}
     sizes = task.size(task.cases.image, task.cases.image)
     real = [f"{SETS[name].classes[k]} {float(sizes[task.label == k].mean()):.2f}" for k in (0, 1)]
+    known = ""
+    if task.true_size is not None:
+        r = float(np.corrcoef(sizes, task.true_size)[0, 1])
+        bias = float((sizes - task.true_size).mean())
+        known = f" Of the real ones it agrees with the annotators by r = {r:.2f}, mean difference {bias:+.2f}."
     text = (
         f"{markdown(labels, figures, MEASURES)}\n{len(task.cases)} held-out volumes of {len(set(task.cases.subject))} "
         f"subjects; {len(task.train[1])} volumes were trained on. Accuracy on the held-out volumes: f {shown['f']}, "
-        f"judge {shown['judge']}. Measured size: {CHANNELS[name]}; mean of the real volumes: {', '.join(real)}. "
+        f"judge {shown['judge']}. Measured size: {CHANNELS[name]}; mean of the real volumes: {', '.join(real)}.{known} "
         f"{describe_machine('cpu', 1)} Intervals: 95 %, over subjects. Figures: `brain_mri_{name}.csv`."
     )
     page = docs / "brain_mri.md"
