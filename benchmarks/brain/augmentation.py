@@ -224,7 +224,8 @@ def summarize(
     Returns:
         By arm: ``accuracy``, ``balanced``, ``auc`` with t intervals over seeds, and where it is not the control
         ``gain`` and ``auc_gain`` (t interval of the paired difference over seeds) and ``gain_subjects`` (the same
-        gain of accuracy with a bootstrap interval over test subjects).
+        gain of accuracy with a bootstrap interval over test subjects), and ``gain_original``, the same as ``gain``
+        against the originals alone.
     """
     found = {name: scores(run.logits, label) for name, run in runs.items()}
     rows: dict[str, dict[str, Figure]] = {}
@@ -237,6 +238,8 @@ def summarize(
             gain = hits[0] - hits[1]
             low, high = bootstrap_interval(lambda values: float(np.mean(values)), gain)
             row["gain_subjects"] = Figure(float(gain.mean()), low, high, len(gain))
+        if name != "original" and "original" in runs:
+            row["gain_original"] = _over_seeds(found[name]["accuracy"] - found["original"]["accuracy"])
         row["learning_rate"] = Figure(run.learning_rate)
         rows[name] = row
     return rows

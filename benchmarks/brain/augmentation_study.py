@@ -40,6 +40,7 @@ MEASURES = (
     Measure("auc", "AUC", "", "↑", 3),
     Measure("gain", "accuracy above originals twice, over seeds", "", "↑", 1, percent=True),
     Measure("gain_subjects", "the same, over test subjects", "", "↑", 1, percent=True),
+    Measure("gain_original", "accuracy above originals, over seeds", "", "↑", 1, percent=True),
     Measure("auc_gain", "AUC above originals twice", "", "↑", 3),
     Measure("learning_rate", "learning rate", "", "", 4),
 )
@@ -213,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.brain.augmentation_study", description=__doc__)
     parser.add_argument("--bundle", default="controlcg", help="bundle whose counterfactuals are added")
-    parser.add_argument("--condition", nargs="+", choices=tuple(CONDITIONS), default=["few"], help="default: few")
+    parser.add_argument("--condition", nargs="+", choices=tuple(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help=f"must hold {CONTROL}")
     parser.add_argument("--seeds", type=int, default=8, help="trainings of each arm (default 8)")
     parser.add_argument("--pool", type=int, default=32, help="subjects that training sets are drawn from (default 32)")
