@@ -1,38 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are either the old one or the whole new one, also after ``kill -9`` or a power cut."""
+"""Tables and records that are either the old one or the whole new one, see `medcf.data.atomic`."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["replace_file", "write_csv", "write_json"]
+from medcf.data.atomic import replace_file
 
-
-def replace_file(path: str | Path, write: Callable[[Any], Any], *, binary: bool = False) -> Path:
-    """Write a file beside its final place and move it there in one step.
-
-    Args:
-        path: file to write; its folder is made where it is missing.
-        write: called with the open file.
-        binary: open it for bytes instead of UTF-8 text; line ends are written as they are in both.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") if binary else temporary.open("w", encoding="utf-8", newline="") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return path
+__all__ = ["write_csv", "write_json"]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

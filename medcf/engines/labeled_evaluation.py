@@ -17,7 +17,7 @@ from monai.transforms import BoundingRect
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from medcf.engines.atomic import replace_file
+from medcf.data.atomic import replace_file
 from medcf.engines.performance import autocast
 from medcf.inferers import CounterfactualInferer
 from medcf.metrics import SSIM, CaseMetric, FrechetDistance, ReIdentification, bootstrap_interval

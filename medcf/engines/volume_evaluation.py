@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from medcf.engines.atomic import replace_file
+from medcf.data.atomic import replace_file
 from medcf.engines.performance import autocast
 from medcf.inferers import CounterfactualInferer
 from medcf.metrics import FlipRatio, OracleAgreement, ReIdentification, RelativeTruthError

@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from medcf.data.cache import cached_arrays, make_rows
 from medcf.data.phantoms.brain_mri import TISSUES, BrainMRI, BrainSample, BrainState
 from medcf.data.phantoms.datasets import subject_seed
 
 __all__ = ["BrainDataset", "PairedBrainDataset", "brain_on_grid", "draw_brain"]
 
-logger = logging.getLogger(__name__)
-
 _VERSION = 1  # of the renderer; a cache of another version is not used
 _RENDERED = 2.0  # mm, the coarsest spacing at which a brain is rendered
 _LABELS = len(TISSUES) + 1
-
-_Row = dict[str, Any]
 
 
 def draw_brain(
@@ -97,15 +89,14 @@ class BrainDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"size={tuple(size)}: a brain's grid has three sizes.")
         self.split = split
         self.transform = transform
-        self._options = (self.states, split, seed, tuple(int(n) for n in size), float(spacing), float(ad_fraction))
-        self._key = repr((_VERSION, count, *self._options))
-        path = None if cache_file is None else Path(cache_file)
-        arrays = self._load(path)
-        if arrays is None:
-            arrays = self._render_all(count, num_workers, progress)
-            if path is not None:
-                _save(path, self._key, arrays)
-        self._arrays = arrays
+        options = (self.states, split, seed, tuple(int(n) for n in size), float(spacing), float(ad_fraction))
+        jobs = [(*options, index) for index in range(count)]
+        bar: dict[str, Any] = {"title": f"rendering {split}", "unit": "brain", "progress": progress}
+        self._arrays = cached_arrays(
+            cache_file,
+            repr((_VERSION, count, *options)),
+            lambda: make_rows(_render_row, jobs, num_workers=num_workers, **bar),
+        )
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -134,36 +125,6 @@ class BrainDataset(Dataset[dict[str, Any]]):
     def labels(self) -> NDArray[np.int64]:
         """Labels of all cases."""
         return self._arrays["label"].astype(np.int64)
-
-    def _load(self, path: Path | None) -> dict[str, NDArray[Any]] | None:
-        """Arrays of a cache file, or None if it is missing, damaged or of another set."""
-        if path is None or not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            logger.warning("%s is damaged and is rendered again", path)
-            return None
-        if str(arrays.pop("key", "")) != self._key:
-            logger.warning("%s holds another set of phantoms and is replaced", path)
-            return None
-        return arrays
-
-    def _render_all(self, count: int, num_workers: int, progress: bool) -> dict[str, NDArray[Any]]:
-        jobs = [(*self._options, index) for index in range(count)]
-        bar: dict[str, Any] = {
-            "total": count,
-            "desc": f"rendering {self.split}",
-            "unit": "brain",
-            "disable": not progress,
-        }
-        if num_workers > 0:
-            with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-                rows = list(tqdm(pool.map(_render_row, jobs, chunksize=4), **bar))
-        else:
-            rows = [_render_row(job) for job in tqdm(jobs, **bar)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class PairedBrainDataset(BrainDataset):
@@ -206,11 +167,11 @@ def brain_on_grid(sample: BrainSample, factor: int) -> tuple[NDArray[np.uint8], 
     return (np.rint(image * 255.0) * keep).astype(np.uint8), labels * keep
 
 
-def _render_row(job: tuple[Any, ...]) -> _Row:
+def _render_row(job: tuple[Any, ...]) -> dict[str, Any]:
     """One case on the network's grid (a function of the module, so that processes can call it)."""
     states, split, seed, size, spacing, ad_fraction, index = job
     subject, state, rng = draw_brain(split, index, seed=seed, ad_fraction=ad_fraction)
-    row: _Row = {
+    row: dict[str, Any] = {
         "label": np.int64(state.label),
         "age": np.float32(subject.age),
         "sex": np.int64(subject.sex == "M"),
@@ -239,11 +200,3 @@ def _block(spacing: float) -> int:
 def _blocks(array: NDArray[Any], factor: int) -> NDArray[np.float32]:
     x, y, z = (n // factor for n in array.shape)
     return array.reshape(x, factor, y, factor, z, factor).mean(axis=(1, 3, 5), dtype=np.float32)
-
-
-def _save(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        np.savez_compressed(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
-    partial.replace(path)

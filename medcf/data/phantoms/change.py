@@ -8,8 +8,6 @@ EXPECTED images, the mean over all speckle: "appearance" is where they differ by
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.special import roots_genlaguerre
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from medcf.data.cache import cached_arrays, make_rows
 from medcf.data.phantoms.anatomy import Array
 from medcf.data.phantoms.base import PhantomSubject
 from medcf.data.phantoms.datasets import draw_case, native_size, on_grid, shrink, subject_seed
@@ -31,8 +29,6 @@ from medcf.data.phantoms.poses import HeadPose, pixel_grid
 from medcf.data.phantoms.ultrasound import BeamGrid
 
 __all__ = ["STRUCTURES", "TrueChange", "TrueChangeDataset", "expected_image", "true_change"]
-
-logger = logging.getLogger(__name__)
 
 #: Labels whose change is the "structure" kind: thalami, cavum and posterior fossa.
 STRUCTURES = (2, 3, 4)
@@ -213,20 +209,13 @@ class TrueChangeDataset(Dataset[dict[str, Any]]):
         options: dict[str, Any] = {"seed": seed, "label": label, "size": tuple(size), "spacing": float(spacing)}
         options["threshold"] = float(threshold)
         key = repr((_VERSION, name, split, count, sorted(options.items())))
-        path = Path(cache_file) if cache_file is not None else None
-        arrays = _load(path, key)
-        if arrays is None:
-            bar = tqdm(range(count), desc=f"true change of {split}", unit="case", disable=not progress)
-            changes = [true_change(name, split, index, **options) for index in bar]
-            arrays = {field: np.stack([getattr(change, field) for change in changes]) for field in _FIELDS}
-            arrays["case"] = np.array([f"{split}-{subject_seed(split, index, seed):07d}" for index in range(count)])
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(path.name + ".partial")
-                with partial.open("wb") as stream:
-                    np.savez_compressed(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
-                partial.replace(path)
-        self._arrays = arrays
+
+        def row(index: int) -> dict[str, Any]:
+            case = f"{split}-{subject_seed(split, index, seed):07d}"
+            return {**vars(true_change(name, split, index, **options)), "case": np.array(case)}
+
+        bar: dict[str, Any] = {"title": f"true change of {split}", "unit": "case", "progress": progress}
+        self._arrays = cached_arrays(cache_file, key, lambda: make_rows(row, range(count), **bar))
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -236,19 +225,3 @@ class TrueChangeDataset(Dataset[dict[str, Any]]):
         """The true change of one case."""
         item: dict[str, Any] = {field: torch.from_numpy(self._arrays[field][index])[None] for field in _FIELDS}
         return {**item, "case": str(self._arrays["case"][index])}
-
-
-def _load(path: Path | None, key: str) -> dict[str, NDArray[Any]] | None:
-    """Arrays of a cache file, or None if it is missing, damaged or of another set."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        logger.warning("%s is damaged and is computed again", path)
-        return None
-    if str(arrays.pop("key", "")) != key:
-        logger.warning("%s holds the change of another set and is replaced", path)
-        return None
-    return arrays

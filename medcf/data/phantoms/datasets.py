@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import logging
-import zipfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +12,12 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize_local_mean
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from medcf.data.cache import Arrays, cached_arrays, make_rows
 from medcf.data.phantoms.base import PhantomSample
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
 __all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "on_grid", "shrink", "subject_seed", "to_tensors"]
-
-logger = logging.getLogger(__name__)
 
 _SUBJECTS = 1_000_000
 
@@ -35,8 +29,6 @@ SPLITS: dict[str, int] = {
 _NATIVE_SIZE = (128, 160)
 _NATIVE_SPACING = 0.875
 _LABELS = 5
-
-_Row = dict[str, Any]
 
 
 def subject_seed(split: str, index: int, seed: int = 0) -> int:
@@ -128,20 +120,14 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         subject_seed(split, 0)  # an unknown split fails before anything is rendered
         self.transform = transform
         self.split = split
-        self._options = (name, split, seed, (int(size[0]), int(size[1])), float(spacing), float(sp_fraction))
-        self._key = repr((_VERSION, count, *self._options))
-        path = Path(cache_file) if cache_file is not None else None
-        arrays = self._load(path)
-        if arrays is None:
-            arrays = self._render_all(count, num_workers, progress)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(path.name + ".partial")
-                with partial.open("wb") as stream:
-                    np.savez_compressed(stream, key=np.array(self._key), **arrays)  # type: ignore[arg-type]
-                partial.replace(path)
-        self.concept_names: tuple[str, ...] = tuple(str(concept) for concept in arrays.pop("concept_names"))
-        self._arrays = arrays
+        options = (name, split, seed, (int(size[0]), int(size[1])), float(spacing), float(sp_fraction))
+        jobs = [(*options, index) for index in range(count)]
+        self._arrays = cached_arrays(
+            cache_file,
+            repr((_VERSION, count, *options)),
+            lambda: _render(jobs, title=f"rendering {split}", unit="image", num_workers=num_workers, progress=progress),
+        )
+        self.concept_names: tuple[str, ...] = tuple(str(concept) for concept in self._arrays.pop("concept_names"))
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -169,43 +155,16 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         """Labels of all cases, for weighted sampling."""
         return self._arrays["label"].astype(np.int64)
 
-    def _load(self, path: Path | None) -> dict[str, NDArray[Any]] | None:
-        """Arrays of a cache file, or None if it is missing, damaged or of another set."""
-        if path is None or not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            logger.warning("%s is damaged and is rendered again", path)
-            return None
-        if str(arrays.pop("key", "")) != self._key:
-            logger.warning("%s holds another set of phantoms and is replaced", path)
-            return None
-        return arrays
-
-    def _render_all(self, count: int, num_workers: int, progress: bool) -> dict[str, NDArray[Any]]:
-        jobs = [(*self._options, index) for index in range(count)]
-        bar: dict[str, Any] = {
-            "total": count,
-            "desc": f"rendering {self.split}",
-            "unit": "image",
-            "disable": not progress,
-        }
-        if num_workers > 0:
-            with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-                rows = list(tqdm(pool.map(_render_row, jobs, chunksize=16), **bar))
-        else:
-            rows = [_render_row(job) for job in tqdm(jobs, **bar)]
-        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "concept_names"}
-        arrays["concept_names"] = rows[0]["concept_names"]
-        return arrays
-
 
 _VERSION = 1  # of the renderer; a cache of another version is not used
 
 
-def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -> _Row:
+def _render(jobs: Sequence[Any], **options: Any) -> Arrays:
+    arrays = make_rows(_render_row, jobs, **options)
+    return {**arrays, "concept_names": arrays["concept_names"][0]}
+
+
+def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -> dict[str, Any]:
     """One case on the network's grid (a function of the module, so that processes can call it)."""
     name, split, seed, size, spacing, sp_fraction, index = job
     native, native_spacing = native_size(size, spacing)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
@@ -15,15 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from medcf.data.cache import cached_arrays, make_rows
 from medcf.data.phantoms.datasets import native_size, on_grid, subject_seed, to_tensors
 from medcf.data.phantoms.fetal_head import FetalHead
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
 __all__ = ["CANDIDATES", "HEAD", "RECOVERABLE", "SCANNER", "IdentityDataset", "subject_parameters"]
-
-logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of the draw of the views; a cache of another version is not used
 
@@ -140,17 +136,13 @@ class IdentityDataset(Dataset[dict[str, Any]]):
         if cache_dir is not None:
             shape = f"{self.size[0]}x{self.size[1]}_{self.spacing:g}mm"
             path = Path(cache_dir) / f"{name}_identities_{split}_{count}x{views}_{shape}_seed{seed}.npz"
-        images = _load(path, key)
-        if images is None:
-            bar = tqdm(range(count), desc=f"rendering {split} identities", unit="subject", disable=not progress)
-            images = np.stack([self._render(index) for index in bar])
-            _save(path, key, images)
-        self.images = images
+        bar: dict[str, Any] = {"title": f"rendering {split} identities", "unit": "subject", "progress": progress}
+        self.images = cached_arrays(path, key, lambda: make_rows(self._render, range(count), **bar))["images"]
         self.subjects = [subject_seed(split, index, seed) for index in range(count)]
         self.parameters = np.stack([subject_parameters(self.factory(value), self.names) for value in self.subjects])
 
-    def _render(self, index: int) -> NDArray[np.uint8]:
-        """All views of one subject, (views, H, W) gray values."""
+    def _render(self, index: int) -> dict[str, NDArray[np.uint8]]:
+        """All views of one subject: ``images`` (views, H, W), gray values."""
         subject = self.factory(subject_seed(self.split, index, self.seed))
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x1DE7, subject.seed, self.seed])))
         native, spacing = native_size(self.size, self.spacing)
@@ -159,7 +151,7 @@ class IdentityDataset(Dataset[dict[str, Any]]):
             pose = subject.sample_pose(rng, view % 2)
             sample = subject.render(pose, seed=int(rng.integers(2**31)), size=native, spacing=spacing)
             images.append(on_grid(sample, self.size)[0])
-        return np.stack(images)
+        return {"images": np.stack(images)}
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -191,29 +183,3 @@ class IdentityDataset(Dataset[dict[str, Any]]):
     def std(self) -> list[float]:
         """Standard deviation of every parameter over the subjects."""
         return [float(value) for value in self.parameters.std(0)]
-
-
-def _load(path: Path | None, key: str) -> NDArray[np.uint8] | None:
-    """Images of a cache file, or None if it is missing, damaged or of another set."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["key"]) == key:
-                return np.asarray(stored["images"], np.uint8)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        logger.warning("%s is damaged and is rendered again", path)
-        return None
-    logger.warning("%s holds another set of phantoms and is replaced", path)
-    return None
-
-
-def _save(path: Path | None, key: str, images: NDArray[np.uint8]) -> None:
-    """Write the cache file, through a partial one."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".partial")
-    with unfinished.open("wb") as stream:
-        np.savez_compressed(stream, key=np.array(key), images=images)
-    unfinished.replace(path)

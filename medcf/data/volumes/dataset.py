@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from medcf.data.cache import cached_arrays, make_rows
 from medcf.data.errors import UnreadableImage
 from medcf.data.image_dataset import split_of_subject
 from medcf.data.volumes.discovery import find_volumes
@@ -136,12 +135,8 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     def _fill(self, path: Path, progress: bool) -> None:
         """Take the samples from a cache file, or write one."""
         key = _key(self.root, self.cases, [self.targets, self.mask, self.preprocessing is not None, self.options])
-        arrays = _load(path, key)
-        if arrays is None:
-            bar = tqdm(range(len(self)), "reading volumes", unit="volume", disable=not progress)
-            samples = [self._sample(index) for index in bar]
-            arrays = {name: np.stack([sample[name].numpy() for sample in samples]) for name in samples[0]}
-            _save(path, key, arrays)
+        bar: dict[str, Any] = {"title": "reading volumes", "unit": "volume", "progress": progress}
+        arrays = cached_arrays(path, key, lambda: make_rows(self._sample, range(len(self)), **bar))
         for index in range(len(self)):
             self._samples[index] = {name: torch.from_numpy(values[index]) for name, values in arrays.items()}
 
@@ -204,26 +199,3 @@ def _key(root: Path, cases: Sequence[Mapping[str, Any]], options: Sequence[Any])
             state = os.stat(file)
             files.append([str(file), state.st_size, state.st_mtime_ns])
     return hashlib.sha256(json.dumps([_VERSION, files, options], default=str).encode()).hexdigest()
-
-
-def _load(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        logger.warning("%s is damaged and is made again", path)
-        return None
-    if str(arrays.pop("key", "")) != key:
-        logger.warning("%s holds another set of volumes and is replaced", path)
-        return None
-    return arrays
-
-
-def _save(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # each process of a run writes its own
-    with partial.open("wb") as stream:
-        np.savez_compressed(stream, key=np.array(key), **arrays)
-    partial.replace(path)
