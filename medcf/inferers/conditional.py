@@ -42,6 +42,10 @@ class ConditionalInferer(ChainInferer):
             image.
         keep_background: put back what is exactly -1 in the input and connected to its border, outside a skull-stripped
             brain. The methods do not do so themselves, they disregard differences outside the brain.
+        subtract_reconstruction: run the chain a second time towards the class that the classifier sees in the input,
+            with the same noise, and return the input plus the difference of the two. What a method does to every image,
+            whatever the class, cancels; towards its own class an input stays as it is. Ours, in no paper; it costs the
+            same again, but for what both share.
         memory_budget: gigabytes (10^9 bytes) that the activations of one forward may take; more images than fit run
             one after another. "auto" is what the GPU has free, None sets no limit. The first forward is measured.
         options: see ``ChainInferer``.
@@ -63,6 +67,7 @@ class ConditionalInferer(ChainInferer):
         num_inference_steps: int = 50,
         strength: float | Sequence[float] = 1.0,
         keep_background: bool = True,
+        subtract_reconstruction: bool = False,
         memory_budget: MemoryBudget = None,
         **options: Any,
     ) -> None:
@@ -80,6 +85,7 @@ class ConditionalInferer(ChainInferer):
         self.guidance_scale = float(guidance_scale)
         self.null_class_labels = null_class_labels
         self.keep_background = keep_background
+        self.subtract_reconstruction = subtract_reconstruction
         self.memory_budget = memory_budget
         self._measured: tuple[Any, float] | None = None
 
@@ -105,15 +111,43 @@ class ConditionalInferer(ChainInferer):
         super()._iterate(state, network, bar)
 
     def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
-        groups = self._groups(state, indices.tolist(), network)
+        edits = self._beside_source(state) if self.subtract_reconstruction else state
+        groups = self._groups(edits, indices.tolist(), network)
         steps = self._num_steps() // self.num_iterations
         bar.total += (len(groups) - 1) * steps
         for chosen in groups:
-            image = self._edit(state, chosen, number, network, bar)
+            image = self._edit(edits, self._stacked(edits, chosen), number, network, bar)
             index = torch.tensor(chosen, device=image.device)
+            if edits is not state:
+                wanted, source = image.chunk(2)
+                image = state.current[index] + (wanted - source)
             state.current[index] = self._finish(image, state.original[index])
+        if edits is not state:
+            state.evaluations += edits.evaluations.reshape(2, -1).sum(0)
         current = state.current[indices]
         state.confidence[indices], state.flipped[indices] = self._judge(current, state.target[indices])
+
+    def _beside_source(self, state: Iterates) -> Iterates:
+        """Return the B images twice: towards their targets, and from B on towards the classes they are of."""
+        count, device = len(state.original), state.original.device
+        source = self._logits(state.original).argmax(1)
+        both = Iterates(
+            state.original.repeat(2, *[1] * (state.original.ndim - 1)),
+            torch.cat([state.target, source]),
+            [*state.ids, *state.ids],  # the same noise
+            state.confidence.repeat(2),
+            state.unchanged.repeat(2),
+        )
+        both.current = state.current.repeat(2, *[1] * (state.current.ndim - 1))
+        scales = torch.full((count,), self.guidance_scale, device=device)
+        extras = {"source": torch.arange(count, device=device), "guidance_scale": scales} | state.extras
+        both.extras.update({name: values.repeat(2) for name, values in extras.items()})
+        return both
+
+    def _stacked(self, edits: Iterates, chosen: Sequence[int]) -> list[int]:
+        """Return the images of ``edits`` that run for the images ``chosen``."""
+        count = len(edits.original) // 2
+        return [*chosen, *(count + i for i in chosen)] if self.subtract_reconstruction else list(chosen)
 
     def _finish(self, image: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """Return the output of a pass, in [-1, 1] and with the input's background."""
@@ -166,9 +200,9 @@ class ConditionalInferer(ChainInferer):
         limit = budget_bytes(self.memory_budget, device)
         if limit is None:
             return [indices]
-        row = self._bytes_per_row(state, indices[:1], network)
-        groups = micro_batches(indices, lambda chosen: row * self._num_rows(state, chosen), limit)
-        least = row * self._num_rows(state, indices[:1])
+        row = self._bytes_per_row(state, self._stacked(state, indices[:1]), network)
+        groups = micro_batches(indices, lambda chosen: row * self._num_rows(state, self._stacked(state, chosen)), limit)
+        least = row * self._num_rows(state, self._stacked(state, indices[:1]))
         logger.info(
             "%s: %.3g GB a row; %d images in micro-batches of %s within %.3g GB",
             self.title,

@@ -50,7 +50,9 @@ class DDIMInversionInferer(ConditionalInferer):
     """
 
     title = "DDIM inversion"
-    fixed_options: ClassVar[frozenset[str]] = frozenset({"strength", "start_variant", "clip_denoised"})
+    fixed_options: ClassVar[frozenset[str]] = frozenset(
+        {"strength", "start_variant", "clip_denoised", "subtract_reconstruction"}
+    )
 
     def __init__(
         self,
@@ -71,7 +73,8 @@ class DDIMInversionInferer(ConditionalInferer):
         if inversion_iterations < 1:
             raise ValueError(f"inversion_iterations={inversion_iterations}: each step needs at least one evaluation.")
         solver = RespacedDDIMScheduler().copy_schedule(scheduler)
-        super().__init__(solver, classifier, target, strength=depth, clip_denoised=False, **options)
+        fixed: dict[str, Any] = {"clip_denoised": False, "subtract_reconstruction": False}
+        super().__init__(solver, classifier, target, strength=depth, **fixed, **options)
         if source_condition == "null" and self.null_class_labels is None:
             raise ValueError("source_condition='null' needs null_class_labels, the index of the null class.")
         self.inversion_iterations = inversion_iterations
