@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
 from medcf.engines.performance import autocast
+from medcf.engines.run_evaluation import run_evaluation
 from medcf.inferers import CounterfactualInferer
 from medcf.metrics import FlipRatio, MeanQualityDifference, ReIdentification, StructureDice, flip_survival
 
@@ -129,17 +127,6 @@ class GroundTruthEvaluation:
             for case, values in zip(cases, zip(*columns, strict=True), strict=True)
         ]
 
-    def save(self, figures: Mapping[str, Any], path: str | Path) -> None:
-        """Write the figures and the rows of all cases as JSON.
-
-        Args:
-            figures: what :meth:`run` returned, and whatever else belongs beside it.
-            path: file to write.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**figures, "per_case": self.rows}, indent=2) + "\n", encoding="utf-8")
-
 
 @torch.no_grad()
 def balanced_accuracies(
@@ -195,12 +182,9 @@ def evaluate(
     Returns:
         The figures.
     """
-    start = time.perf_counter()
-    figures = evaluation.run(pairs, device)
-    figures["seconds"] = time.perf_counter() - start
-    figures["balanced_accuracy"] = balanced_accuracies(
-        labeled, evaluation.classifier, evaluation.oracle, quality_threshold, device
-    )
-    evaluation.save(figures, Path(output_dir) / "evaluation.json")
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    return figures
+
+    def accuracies() -> dict[str, Any]:
+        judges = evaluation.classifier, evaluation.oracle
+        return {"balanced_accuracy": balanced_accuracies(labeled, *judges, quality_threshold, device)}
+
+    return run_evaluation(evaluation, pairs, output_dir, device, accuracies)

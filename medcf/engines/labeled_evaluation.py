@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,14 +13,11 @@ from monai.transforms import BoundingRect
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from medcf.data.atomic import replace_file
 from medcf.engines.performance import autocast
 from medcf.inferers import CounterfactualInferer
 from medcf.metrics import SSIM, CaseMetric, FrechetDistance, ReIdentification, bootstrap_interval
 
-__all__ = ["LabeledEvaluation", "evaluate_labeled"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["LabeledEvaluation"]
 
 Figures = dict[str, Any]
 
@@ -161,32 +154,6 @@ class LabeledEvaluation:
         return figures
 
 
-def evaluate_labeled(
-    evaluation: LabeledEvaluation,
-    loader: Iterable[Mapping[str, Any]],
-    output_dir: str | Path,
-    device: str | torch.device = "cpu",
-) -> Figures:
-    """Evaluate a method, print the figures and write ``evaluation.json``, which has the rows of all cases, too.
-
-    Args:
-        evaluation: the method.
-        loader: batches of labeled images.
-        output_dir: folder of ``evaluation.json``.
-        device: where to compute.
-
-    Returns:
-        The figures.
-    """
-    start = time.perf_counter()
-    figures = evaluation.run(loader, device)
-    figures["seconds"] = time.perf_counter() - start
-    content = json.dumps({**figures, "per_case": evaluation.rows}, indent=2) + "\n"
-    replace_file(Path(output_dir) / "evaluation.json", lambda file: file.write(content))
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    return figures
-
-
 def _interval(values: Sequence[float], subjects: Sequence[str]) -> Figures:
     """Mean and its bootstrap interval over subjects."""
     column = torch.tensor(values).double()
@@ -223,6 +190,4 @@ def _boxed(image: Tensor, original: Tensor) -> Tensor:
 
 def _numbers(subjects: Sequence[Any]) -> Tensor:
     """Return one number for each subject of a batch: its own if it is one, else made from its name."""
-    import zlib
-
     return torch.tensor([int(each) if str(each).isdigit() else zlib.crc32(str(each).encode()) for each in subjects])

@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from medcf.data.atomic import replace_file
 from medcf.engines.performance import autocast
 from medcf.inferers import CounterfactualInferer
 from medcf.metrics import FlipRatio, OracleAgreement, ReIdentification, RelativeTruthError
 from medcf.metrics.volumes import SegmentedVolumes, VolumeChange
 
-__all__ = ["PairedVolumeEvaluation", "evaluate_volumes"]
+__all__ = ["PairedVolumeEvaluation"]
 
 Figures = dict[str, Any]
 _CANDIDATES = ("counterfactual", "input", "truth")
@@ -138,32 +133,6 @@ class PairedVolumeEvaluation:
                 values = volumes[name][index].tolist()
                 row |= {f"{structure}_mm3_{name}": value for structure, value in zip(names, values, strict=True)}
             self.rows.append(row)
-
-
-def evaluate_volumes(
-    evaluation: PairedVolumeEvaluation,
-    pairs: Iterable[Mapping[str, Any]],
-    output_dir: str | Path,
-    device: str | torch.device = "cpu",
-) -> Figures:
-    """Evaluate a method, print the figures and write ``evaluation.json``, which has the rows of all cases, too.
-
-    Args:
-        evaluation: the method and its judges.
-        pairs: batches of inputs with their paired truth.
-        output_dir: folder of ``evaluation.json``.
-        device: where to compute.
-
-    Returns:
-        The figures.
-    """
-    start = time.perf_counter()
-    figures = evaluation.run(pairs, device)
-    figures["seconds"] = time.perf_counter() - start
-    content = json.dumps({**figures, "per_case": evaluation.rows}, indent=2) + "\n"
-    replace_file(Path(output_dir) / "evaluation.json", lambda file: file.write(content))
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    return figures
 
 
 def _summary(metric: VolumeChange) -> Figures:

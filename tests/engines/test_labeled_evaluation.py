@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from medcf.engines.labeled_evaluation import LabeledEvaluation, evaluate_labeled
+from medcf.engines.labeled_evaluation import LabeledEvaluation
+from medcf.engines.run_evaluation import run_evaluation
 
 # A toy world: the subject is a pattern in [0, 0.5]; the upper half is 0.5 brighter in class 1; outside is -1.
 SIZE = (12, 14, 16)
@@ -118,7 +119,7 @@ def test_similarity_looks_at_the_subject_alone():
 
 
 def test_the_file_has_a_row_a_case(tmp_path, capsys):
-    evaluate_labeled(evaluation(draw), loader(), tmp_path)
+    run_evaluation(evaluation(draw), loader(), tmp_path)
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert [row["case"] for row in content["per_case"]] == [str(i) for i in range(24)]
     assert all(row["flipped"] for row in content["per_case"])

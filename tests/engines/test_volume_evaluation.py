@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcf.engines.volume_evaluation import PairedVolumeEvaluation, evaluate_volumes
+from medcf.engines.run_evaluation import run_evaluation
+from medcf.engines.volume_evaluation import PairedVolumeEvaluation
 from medcf.metrics.volumes import SegmentedVolumes
 
 # A toy world: a column of x = 0 has one black voxel more for each step of the disease; the rest is the subject.
@@ -119,7 +120,7 @@ def test_another_subject_is_not_re_identified():
 
 
 def test_the_figures_are_written_with_the_cases(tmp_path, capsys):
-    found = evaluate_volumes(evaluation(lambda image, cases: image), world(), tmp_path)
+    found = run_evaluation(evaluation(lambda image, cases: image), world(), tmp_path)
     written = json.loads((tmp_path / "evaluation.json").read_text())
     rows = written.pop("per_case")
     assert written == json.loads(capsys.readouterr().out)
