@@ -7,10 +7,8 @@ A case is a dictionary: ``image`` (path), ``case`` (an id that is unique and sta
 
 from __future__ import annotations
 
-import csv
-import json
+import hashlib
 import logging
-import math
 import os
 import re
 from collections import Counter
@@ -25,6 +23,7 @@ from monai.data import MetaTensor
 from medcf.data.errors import UnreadableImage
 from medcf.data.pixels import planar_affine
 from medcf.data.readers import Study, choose_frame, inspect_study, read_study
+from medcf.data.tables import Case, read_table
 
 __all__ = ["build_datalist", "read_case"]
 
@@ -35,10 +34,13 @@ _SIDECARS = {
     *(".sha256", ".md5", ".pt", ".npz", ".npy", ".ini", ".cfg", ".conf", ".xlsx", ".docx"),
 }
 _SIDECAR_NAMES = {"dicomdir", "readme", "license", "licence", "thumbs.db", "desktop.ini"}
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".gz", ".dcm", ".dicom", ".ima", ".img"}
+_IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".gz", ".dcm", ".dicom", ".ima", ".img", ".hdr"),
+}
+_RESERVED = {"manifest.json", "scores.csv", "failures.csv", "summary.json", "demo_inputs", "demo_truth"}
+_LONGEST_ID = 150  # bytes: the ids become file names, of which most file systems take 255
 _SLICED = ("CT", "MR", "PT", "NM")
 
-Case = dict[str, Any]
 Failure = dict[str, str]
 
 
@@ -80,9 +82,7 @@ def build_datalist(
     """
     if dataset_dir is None and datalist is None:
         raise ValueError("neither dataset_dir nor datalist is given: name a folder of images or a table of them")
-    root = Path(dataset_dir) if dataset_dir is not None else Path(datalist or "").parent
-    if not root.is_dir():
-        raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
+    root = check_root(dataset_dir, datalist)
     if datalist is None:
         rows: list[Case] = [{"image": str(path)} for path in walk_files(root, exclude)]
         if not rows:
@@ -115,17 +115,46 @@ def read_case(case: Mapping[str, Any], *, color: bool = False) -> MetaTensor:
     return image
 
 
+def check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLike[str] | None) -> Path:
+    """Return the folder to search, or the one that the table's paths are relative to.
+
+    Raises:
+        FileNotFoundError: if it does not exist, or is a file.
+    """
+    root = Path(dataset_dir) if dataset_dir is not None else Path(datalist or "").parent
+    if root.is_file():
+        raise FileNotFoundError(
+            f"dataset_dir {str(root)!r} is a file: give the folder it is in, or a datalist"
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
+    return root
+
+
 def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Iterator[Path]:
-    """Yield the files that could be images, in a fixed order."""
+    """Yield the files that could be images, in a fixed order; folders below ``root`` that hold results are left out."""
     unwanted = {Path(path).resolve() for path in exclude}
     for folder, names, files in os.walk(root):
-        names[:] = sorted(n for n in names if not n.startswith(".") and (Path(folder) / n).resolve() not in unwanted)
+        below = {name: Path(folder) / name for name in sorted(names) if not name.startswith(".")}
+        names[:] = [n for n, path in below.items() if path.resolve() not in unwanted and not _holds_results(path)]
         for name in sorted(files):
             path = Path(folder) / name
             hidden = name.startswith((".", "~$"))
             sidecar = path.suffix.lower() in _SIDECARS or name.lower() in _SIDECAR_NAMES
             if not hidden and not sidecar and path.resolve() not in unwanted:
                 yield path
+
+
+def _holds_results(folder: Path) -> bool:
+    """Tell an output folder by its manifest: counterfactuals must not be taken for images of patients."""
+    try:
+        with (folder / "manifest.json").open("rb") as stream:
+            found = b'"notice": "SYNTHETIC counterfactual' in stream.read(200)
+    except OSError:
+        return False
+    if found:
+        logger.warning("%s holds the results of a run and is left out", folder.name)
+    return found
 
 
 def _inspect(rows: list[Case], root: Path, frame: int | str) -> tuple[list[Case], list[Failure]]:
@@ -173,8 +202,8 @@ def case_ids(cases: list[Case], root: Path) -> list[str]:
         stem = str(path)[: len(str(path)) - len(suffix)]
         parts = [p for p in Path(stem).parts if p not in ("..", os.sep)]
         name = re.sub(r"[^\w.+-]+", "_", "__".join(parts)).strip("._") or "case"
-        stems.append(str(case.get("case") or name) + case["_suffix"])
-        full.append(name + suffix.replace(".", "_") + case["_suffix"])
+        stems.append(_file_name(str(case.get("case") or name)) + case["_suffix"])
+        full.append(_file_name(name + suffix.replace(".", "_")) + case["_suffix"])
     # compared without case: the ids become file names, also where "A" and "a" are the same file
     counts = Counter(s.casefold() for s in stems)
     names = [s if counts[s.casefold()] == 1 else f for s, f in zip(stems, full, strict=True)]
@@ -190,98 +219,12 @@ def case_ids(cases: list[Case], root: Path) -> list[str]:
     return unique
 
 
-def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[Case]:
-    """Read a table of cases, see :func:`build_datalist`.
-
-    Args:
-        table: CSV or JSON file.
-        root: folder that its paths are relative to.
-        label_column: column that holds the class index.
-        series: whether a path may be a folder, which holds a series.
-
-    Raises:
-        FileNotFoundError: if the table or files named in it do not exist.
-        ValueError: if it cannot be parsed, is empty or lacks ``file``.
-    """
-    if not table.is_file():
-        raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
-    try:
-        records = _json_records(table) if table.suffix.lower() == ".json" else _csv_records(table)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"datalist {table.name!r} cannot be parsed ({error}): give a CSV or JSON file") from error
-    if not records:
-        raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
-    rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
-    if not series:
-        for number, row in enumerate(rows, start=1):
-            if "spacing_mm" in row:
-                row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
-    named = [Path(path) for row in rows for path in (row["image"], row.get("mask")) if path]
-    missing = [path for path in named if not path.is_file() and not (series and path.is_dir())]
-    if missing:
-        shown = ", ".join(path.name for path in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise FileNotFoundError(
-            f"datalist {table.name!r} names files that do not exist: {shown}{more}; paths are relative to {str(root)!r}"
-        )
-    return rows
-
-
-def _csv_records(table: Path) -> list[dict[str, Any]]:
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        return [dict(record) for record in csv.DictReader(stream)]
-
-
-def _json_records(table: Path) -> list[dict[str, Any]]:
-    content = json.loads(table.read_text(encoding="utf-8-sig"))
-    if isinstance(content, Mapping):
-        parts = {name: part for name, part in content.items() if isinstance(part, list)}
-        content = [
-            {"split": name, **item} if isinstance(item, Mapping) else {"split": name, "file": item}
-            for name, part in parts.items()
-            for item in part
-        ]
-    if not isinstance(content, list):
-        raise ValueError(f"datalist {table.name!r} must hold a list of objects, or an object of such lists")
-    return [dict(item) if isinstance(item, Mapping) else {"file": item} for item in content]
-
-
-def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_column: str) -> Case:
-    """Turn one line into a case: empty cells are left out, paths resolved, label and spacing parsed."""
-    # csv files the cells beyond the header under the key None
-    filled = {str(k): v for k, v in record.items() if k and v is not None and str(v).strip() != ""}
-    name = filled.pop("file", None) or filled.pop("image", None)
-    if name is None:
-        raise ValueError(
-            f"datalist {table.name!r} has no column 'file' (row {number}; its columns: {', '.join(map(str, record))}): "
-            "name the column with the image paths 'file'"
-        )
-    row: Case = {"image": str(root / str(name))}
-    label = filled.pop(label_column, None)
-    filled.pop("label", None)  # the table's own label is not meant if another column was chosen
-    if label is not None:
-        row["label"] = _integer(label, f"{label_column!r} in row {number} of datalist {table.name!r}")
-    if "mask" in filled:
-        row["mask"] = str(root / str(filled.pop("mask")))
-    return {**filled, **row}
-
-
-def _integer(value: Any, where: str) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not number.is_integer():
-        raise ValueError(f"{where} must be a class index (0, 1, ...), got {value!r}")
-    return int(number)
-
-
-def _spacing(value: Any, where: str) -> tuple[float, float]:
-    parts = value if isinstance(value, list | tuple) else str(value).replace(",", " ").strip("[]() ").split()
-    try:
-        numbers = [float(part) for part in parts]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) not in (1, 2) or not all(math.isfinite(n) and n > 0 for n in numbers):
-        raise ValueError(f"spacing_mm in {where} must be one or two positive numbers, got {value!r}")
-    return numbers[0], numbers[-1]
+def _file_name(name: str) -> str:
+    """Make an id that a table or a folder gave the name of a file: no folders, nothing reserved, not too long."""
+    name = re.sub(r"[\\/\0]+", "__", name).strip(" .") or "case"
+    if name.casefold() in _RESERVED:
+        name += "_case"
+    if len(name.encode()) > _LONGEST_ID:  # trees of UIDs are
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{name.encode()[: _LONGEST_ID - 13].decode(errors='ignore')}_{digest}"
+    return name

@@ -14,6 +14,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medcf.data import UnreadableImage, build_datalist, get_spacing, read_case
+from medcf.engines.run_folder import NOTICE
 
 
 def picture(path: Path, value: int = 100) -> Path:
@@ -83,6 +84,33 @@ def test_case_ids_are_unique_stable_and_fit_for_file_names(tmp_path: Path) -> No
     assert ids == [case["case"] for case in build_datalist(tmp_path)[0]]
 
 
+def test_case_ids_stay_inside_of_the_output_folder_and_are_no_names_of_its_own(tmp_path: Path) -> None:
+    names = ["../../evil", "/root", "a\\b", "..", "manifest.json", "x" * 300]
+    (tmp_path / "list.json").write_text(json.dumps([{"file": "1.png", "case": name} for name in names]))
+    picture(tmp_path / "1.png")
+    ids = [case["case"] for case in build_datalist(datalist=tmp_path / "list.json")[0]]
+    assert len(set(ids)) == len(names)
+    for name in ids:
+        (tmp_path / "out" / name).mkdir(parents=True)
+        assert (tmp_path / "out" / name).resolve().parent == tmp_path / "out"
+    assert "manifest.json" not in ids
+    deep = tmp_path / "deep" / ("1." * 60) / ("2." * 60) / ("3." * 60)
+    picture(deep / "a.png")
+    picture(deep / "b.png")
+    ids = [case["case"] for case in build_datalist(tmp_path / "deep")[0]]
+    assert len(set(ids)) == 2
+    assert all(len(name) <= 200 for name in ids)
+
+
+def test_results_of_a_run_are_no_images_to_explain(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    picture(tmp_path / "out" / "1" / "panel.png")
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({"notice": NOTICE, "created": "today"}, indent=2))
+    picture(tmp_path / "other" / "2.png")
+    (tmp_path / "other" / "manifest.json").write_text('{"notice": "of a hospital"}')
+    assert [case["case"] for case in build_datalist(tmp_path)[0]] == ["1", "other__2"]
+
+
 def test_slices_of_a_volume_fail_but_a_lone_slice_is_an_image(tmp_path: Path) -> None:
     bundled("CT_small.dcm", tmp_path / "lone" / "ct")
     cases, failures = build_datalist(tmp_path)
@@ -129,6 +157,23 @@ def test_csv_with_all_columns(tmp_path: Path) -> None:
     assert second["subject"] == "007"
     assert get_spacing(read_case(second)) == (0.3, 0.3)
     assert [case["subject"] for case in build_datalist(datalist=table, split="val")[0]] == ["007"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbffile,label\r\n1.png,1\r\n\r\n",
+        b"file;label\n1.png;1\n",
+        b"file\tlabel\n1.png\t1\n",
+        b" file , label\n1.png, 1\n",
+    ],
+)
+def test_csv_as_spreadsheets_save_it(tmp_path: Path, content: bytes) -> None:
+    picture(tmp_path / "1.png")
+    (tmp_path / "list.csv").write_bytes(content)
+    cases, failures = build_datalist(datalist=tmp_path / "list.csv")
+    assert [(case["case"], case["label"]) for case in cases] == [("1", 1)]
+    assert failures == []
 
 
 def test_label_column_can_be_chosen(tmp_path: Path) -> None:
@@ -193,12 +238,17 @@ def test_missing_things_are_told_at_once(tmp_path: Path) -> None:
         build_datalist()
     with pytest.raises(FileNotFoundError, match="does not exist or is not a folder"):
         build_datalist(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is a file: give the folder it is in"):
+        build_datalist(__file__)
     with pytest.raises(ValueError, match="holds no image: give one of"):
         build_datalist(tmp_path)
     with pytest.raises(FileNotFoundError, match="give a CSV or JSON file"):
         build_datalist(datalist=tmp_path / "nowhere.csv")
     (tmp_path / "list.csv").write_text("file\n1.png\n2.png\n3.png\n4.png\n")
     with pytest.raises(FileNotFoundError, match=r"1\.png, 2\.png, 3\.png and 1 more"):
+        build_datalist(datalist=tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_bytes("file,note\n1.png,Jörg\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"cannot be parsed.*in UTF-8"):
         build_datalist(datalist=tmp_path / "list.csv")
     (tmp_path / "list.json").write_text("{broken")
     with pytest.raises(ValueError, match="cannot be parsed"):

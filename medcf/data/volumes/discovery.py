@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from medcf.data.datalist import Case, Failure, case_ids, describe_failure, read_table, walk_files
+from medcf.data.datalist import Case, Failure, case_ids, check_root, describe_failure, walk_files
 from medcf.data.dicom_reader import open_dicom
 from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
+from medcf.data.tables import read_table
 from medcf.data.volumes.dicom import list_dicom_files, open_slices
 from medcf.data.volumes.nifti import check_nifti_volume
 from medcf.data.volumes.series_geometry import Slice, arrange
@@ -55,9 +56,7 @@ def find_volumes(
     """
     if dataset_dir is None and datalist is None:
         raise ValueError("neither dataset_dir nor datalist is given: name a folder of volumes or a table of them")
-    root = Path(dataset_dir) if dataset_dir is not None else Path(datalist or "").parent
-    if not root.is_dir():
-        raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
+    root = check_root(dataset_dir, datalist)
     if datalist is not None:
         cases, failures = _from_table(Path(datalist), root, split, label_column)
     else:

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads tables of cases: CSV as any spreadsheet saves it, or JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Case", "read_table"]
+
+Case = dict[str, Any]
+
+
+def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[Case]:
+    """Read a table of cases, see :func:`medcf.data.build_datalist`.
+
+    Args:
+        table: CSV or JSON file.
+        root: folder that its paths are relative to.
+        label_column: column that holds the class index.
+        series: whether a path may be a folder, which holds a series.
+
+    Raises:
+        FileNotFoundError: if the table or files named in it do not exist.
+        ValueError: if it cannot be parsed, is empty or lacks ``file``.
+    """
+    if not table.is_file():
+        raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
+    try:
+        records = _json_records(table) if table.suffix.lower() == ".json" else _csv_records(table)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(f"datalist {table.name!r} cannot be parsed ({error}): give CSV or JSON in UTF-8") from error
+    if not records:
+        raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
+    rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
+    if not series:
+        for number, row in enumerate(rows, start=1):
+            if "spacing_mm" in row:
+                row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
+    named = [Path(path) for row in rows for path in (row["image"], row.get("mask")) if path]
+    missing = [path for path in named if not path.is_file() and not (series and path.is_dir())]
+    if missing:
+        shown = ", ".join(path.name for path in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise FileNotFoundError(
+            f"datalist {table.name!r} names files that do not exist: {shown}{more}; paths are relative to {str(root)!r}"
+        )
+    return rows
+
+
+def _csv_records(table: Path) -> list[dict[str, Any]]:
+    """Read a CSV; spreadsheets in some languages separate the cells by semicolons, others by tabs."""
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        head = stream.readline()
+        stream.seek(0)
+        delimiter = "," if "," in head else next((mark for mark in ";\t" if mark in head), ",")
+        reader = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=True)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        return [dict(record) for record in reader]
+
+
+def _json_records(table: Path) -> list[dict[str, Any]]:
+    content = json.loads(table.read_text(encoding="utf-8-sig"))
+    if isinstance(content, Mapping):
+        parts = {name: part for name, part in content.items() if isinstance(part, list)}
+        content = [
+            {"split": name, **item} if isinstance(item, Mapping) else {"split": name, "file": item}
+            for name, part in parts.items()
+            for item in part
+        ]
+    if not isinstance(content, list):
+        raise ValueError(f"datalist {table.name!r} must hold a list of objects, or an object of such lists")
+    return [dict(item) if isinstance(item, Mapping) else {"file": item} for item in content]
+
+
+def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_column: str) -> Case:
+    """Turn one line into a case: empty cells are left out, paths resolved, label and spacing parsed."""
+    # csv files the cells beyond the header under the key None
+    filled = {str(k): v for k, v in record.items() if k and v is not None and str(v).strip() != ""}
+    name = filled.pop("file", None) or filled.pop("image", None)
+    if name is None:
+        raise ValueError(
+            f"datalist {table.name!r} has no column 'file' (row {number}; its columns: {', '.join(map(str, record))}): "
+            "name the column with the image paths 'file'"
+        )
+    row: Case = {"image": str(root / str(name))}
+    label = filled.pop(label_column, None)
+    filled.pop("label", None)  # the table's own label is not meant if another column was chosen
+    if label is not None:
+        row["label"] = _integer(label, f"{label_column!r} in row {number} of datalist {table.name!r}")
+    if "mask" in filled:
+        row["mask"] = str(root / str(filled.pop("mask")))
+    return {**filled, **row}
+
+
+def _integer(value: Any, where: str) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"{where} must be a class index (0, 1, ...), got {value!r}")
+    return int(number)
+
+
+def _spacing(value: Any, where: str) -> tuple[float, float]:
+    parts = value if isinstance(value, list | tuple) else str(value).replace(",", " ").strip("[]() ").split()
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(math.isfinite(n) and n > 0 for n in numbers):
+        raise ValueError(f"spacing_mm in {where} must be one or two positive numbers, got {value!r}")
+    return numbers[0], numbers[-1]
