@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,46 @@ from monai.utils import TraceKeys
 
 from medcf.data import from_grid, to_grid
 
-__all__ = ["ToGrid", "ToGridD", "ToGridDict", "ToGridd"]
+__all__ = ["GridTransform", "ToGrid", "ToGridD", "ToGridDict", "ToGridd"]
 
 
-class ToGrid(InvertibleTransform):
-    """Resample a study onto the network's grid, see :func:`medcf.data.to_grid`; MONAI's ``Invert`` goes back.
+class GridTransform(InvertibleTransform):
+    """Onto a grid by a record of the way, and back by MONAI's ``Invert``.
 
-    The record of the way back is in the meta data (``grid_record``, see :func:`medcf.data.grid_record`) and among the
-    applied operations. The inverse resamples linearly and is zero outside of the grid, which suits a difference; it
-    does not change the units.
+    The record is in the meta data (``grid_record``, see :func:`medcf.data.grid_record`) and among the applied
+    operations. The inverse is linear and zero outside of the grid, which suits a difference; it does not change the
+    units.
+    """
+
+    def remember(self, image: torch.Tensor, grid: MetaTensor, record: Mapping[str, Any]) -> MetaTensor:
+        """Keep the record of the way from ``image`` (C, *spatial) to ``grid`` on the grid, which is returned."""
+        grid.meta["grid_record"] = record
+        grid.applied_operations = list(getattr(image, "applied_operations", []))
+        self.push_transform(grid, orig_size=image.shape[1:], extra_info={"record": record})
+        return grid
+
+    @abstractmethod
+    def back(self, data: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
+        """Resample (C, *size) by a record to (C, *spatial)."""
+
+    def inverse(self, data: torch.Tensor) -> MetaTensor:
+        """Resample what came of the grid, (C, *size), to the pixels or voxels of what was put onto it.
+
+        Raises:
+            TypeError: if ``data`` is not a MetaTensor that carries the record of the way.
+        """
+        if not isinstance(data, MetaTensor):
+            name, got = type(self).__name__, type(data).__name__
+            raise TypeError(f"data must be a MetaTensor that went through {name}, got {got}")
+        transform = self.pop_transform(data)
+        native = self.back(data, transform[TraceKeys.EXTRA_INFO]["record"])
+        meta: dict[str, Any] = {k: v for k, v in data.meta.items() if k not in ("affine", "grid_record")}
+        affine = data.meta.get("original_affine")
+        return MetaTensor(native, affine=affine, meta=meta, applied_operations=data.applied_operations)
+
+
+class ToGrid(GridTransform):
+    """Resample a study onto the network's grid, see :func:`medcf.data.to_grid`, and back, see `GridTransform`.
 
     Args:
         size: rows and columns of the grid.
@@ -42,26 +74,11 @@ class ToGrid(InvertibleTransform):
 
     def __call__(self, image: torch.Tensor) -> MetaTensor:
         """Resample (1 or 3, H, W) in [0, 1] to (1, *size) in the range ``intensity``."""
-        history = list(getattr(image, "applied_operations", []))
-        grid, record = to_grid(image, self.size, self.spacing, intensity=self.intensity)
-        grid.meta["grid_record"] = record
-        grid.applied_operations = history
-        self.push_transform(grid, orig_size=image.shape[1:], extra_info={"record": record})
-        return grid
+        return self.remember(image, *to_grid(image, self.size, self.spacing, intensity=self.intensity))
 
-    def inverse(self, data: torch.Tensor) -> MetaTensor:
-        """Resample (C, *size) to (C, H, W) of the study.
-
-        Raises:
-            TypeError: if ``data`` is not a MetaTensor that carries the record of the way.
-        """
-        if not isinstance(data, MetaTensor):
-            raise TypeError(f"data must be a MetaTensor that went through ToGrid, got {type(data).__name__}")
-        transform = self.pop_transform(data)
-        native = from_grid(data, transform[TraceKeys.EXTRA_INFO]["record"])
-        meta: dict[str, Any] = {k: v for k, v in data.meta.items() if k not in ("affine", "grid_record")}
-        affine = data.meta.get("original_affine")
-        return MetaTensor(native, affine=affine, meta=meta, applied_operations=data.applied_operations)
+    def back(self, data: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
+        """Resample (C, *size) to (C, H, W) of the study."""
+        return from_grid(data, record)
 
 
 class ToGridd(MapTransform, InvertibleTransform):

@@ -11,10 +11,10 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Transform
-from monai.utils import TraceKeys
 
 from medcf.data import grid_record
 from medcf.data.volumes import from_volume_grid, read_mask, read_volume, resolve_mask, to_volume_grid
+from medcf.transforms.grid import GridTransform
 
 __all__ = [
     "LoadVolumed",
@@ -63,11 +63,8 @@ class LoadVolumed(Transform):
         return loaded
 
 
-class ToVolumeGrid(InvertibleTransform):
-    """Put a volume onto the grid, see :func:`medcf.data.volumes.to_volume_grid`; MONAI's ``Invert`` goes back.
-
-    The record of the way back is in the meta data (``grid_record``) and among the applied operations. The inverse is
-    linear and zero outside of the grid, which suits a difference; it does not change the units.
+class ToVolumeGrid(GridTransform):
+    """Put a volume onto the grid, see :func:`medcf.data.volumes.to_volume_grid`, and back, see `GridTransform`.
 
     Args:
         size: voxels along x, y and z.
@@ -112,27 +109,12 @@ class ToVolumeGrid(InvertibleTransform):
             image: the volume.
             mask: its brain, (1, X, Y, Z); None finds it.
         """
-        history = list(getattr(image, "applied_operations", []))
         found = resolve_mask(image, self.mask) if mask is None else mask
-        grid, record = to_volume_grid(image, mask=found, **self.options)
-        grid.meta["grid_record"] = record
-        grid.applied_operations = history
-        self.push_transform(grid, orig_size=image.shape[1:], extra_info={"record": record})
-        return grid
+        return self.remember(image, *to_volume_grid(image, mask=found, **self.options))
 
-    def inverse(self, data: torch.Tensor) -> MetaTensor:
-        """Resample (C, *size) to (C, X, Y, Z) of the volume.
-
-        Raises:
-            TypeError: if ``data`` is not a MetaTensor that carries the record of the way.
-        """
-        if not isinstance(data, MetaTensor):
-            raise TypeError(f"data must be a MetaTensor that went through ToVolumeGrid, got {type(data).__name__}")
-        transform = self.pop_transform(data)
-        native = from_volume_grid(data, transform[TraceKeys.EXTRA_INFO]["record"])
-        meta: dict[str, Any] = {k: v for k, v in data.meta.items() if k not in ("affine", "grid_record")}
-        affine = data.meta.get("original_affine")
-        return MetaTensor(native, affine=affine, meta=meta, applied_operations=data.applied_operations)
+    def back(self, data: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
+        """Resample (C, *size) to (C, X, Y, Z) of the volume."""
+        return from_volume_grid(data, record)
 
 
 class ToVolumeGridd(MapTransform, InvertibleTransform):
