@@ -106,6 +106,11 @@ class BrainDataset(Dataset[dict[str, Any]]):
         """One case, after the transform if there is one."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"case {index} is outside a set of {len(self)}")
+        item = self._item(index)
+        return item if self.transform is None else self.transform(item)
+
+    def _item(self, index: int) -> dict[str, Any]:
+        """One case before the transform."""
         row = {name: values[index] for name, values in self._arrays.items()}
         item: dict[str, Any] = {
             "label": torch.tensor(int(row["label"])),
@@ -119,7 +124,7 @@ class BrainDataset(Dataset[dict[str, Any]]):
             item[f"segmentation{suffix}"] = torch.from_numpy(row[f"segmentation{suffix}"].astype(np.int64))[None]
             item[f"severity{suffix}"] = torch.tensor(float(row[f"severity{suffix}"]))
             item[f"volumes{suffix}"] = torch.from_numpy(row[f"volumes{suffix}"])
-        return item if self.transform is None else self.transform(item)
+        return item
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -137,15 +142,9 @@ class PairedBrainDataset(BrainDataset):
 
     states = ("", "_true")
 
-    def __getitem__(self, index: int) -> Any:
-        """One pair, after the transform if there is one."""
-        transform, self.transform = self.transform, None
-        try:
-            item = super().__getitem__(index)
-        finally:
-            self.transform = transform
-        item["target"] = 1 - item["label"]
-        return item if transform is None else transform(item)
+    def _item(self, index: int) -> dict[str, Any]:
+        item = super()._item(index)
+        return {**item, "target": 1 - item["label"]}
 
 
 def brain_on_grid(sample: BrainSample, factor: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medcf.data.phantoms.brain_dataset import PairedBrainDataset
 from medcf.data.phantoms.brain_mri import BrainMRI
+from medcf.data.phantoms.identities import ParameterSet
 
 __all__ = ["BRAIN_PARAMETERS", "BrainIdentityDataset", "brain_parameters"]
 
@@ -46,7 +47,7 @@ def brain_parameters(subject: BrainMRI, names: Sequence[str] = tuple(BRAIN_PARAM
     return np.array([BRAIN_PARAMETERS[name](subject) for name in names], np.float32)
 
 
-class BrainIdentityDataset(PairedBrainDataset):
+class BrainIdentityDataset(ParameterSet, PairedBrainDataset):
     """The items of `PairedBrainDataset` with ``parameters`` (P,), to train and validate a network that knows subjects.
 
     ``image`` and ``image_true`` are one subject in the two classes, as a counterfactual is to be of its input.
@@ -92,22 +93,5 @@ class BrainIdentityDataset(PairedBrainDataset):
         seeds = self._arrays["subject"]
         self.parameters = np.stack([brain_parameters(BrainMRI(int(value)), self.names) for value in seeds])
 
-    def __getitem__(self, index: int) -> Any:
-        """One pair, after the transform if there is one."""
-        transform, self.transform = self.transform, None
-        try:
-            item = super().__getitem__(index)
-        finally:
-            self.transform = transform
-        item["parameters"] = torch.from_numpy(self.parameters[index])
-        return item if transform is None else transform(item)
-
-    @property
-    def mean(self) -> list[float]:
-        """Mean of every parameter over the subjects."""
-        return [float(value) for value in self.parameters.mean(0)]
-
-    @property
-    def std(self) -> list[float]:
-        """Standard deviation of every parameter over the subjects."""
-        return [float(value) for value in self.parameters.std(0)]
+    def _item(self, index: int) -> dict[str, Any]:
+        return {**super()._item(index), "parameters": torch.from_numpy(self.parameters[index])}

@@ -19,7 +19,7 @@ from medcf.data.phantoms.datasets import native_size, on_grid, subject_seed, to_
 from medcf.data.phantoms.fetal_head import FetalHead
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
-__all__ = ["CANDIDATES", "HEAD", "RECOVERABLE", "SCANNER", "IdentityDataset", "subject_parameters"]
+__all__ = ["CANDIDATES", "HEAD", "RECOVERABLE", "SCANNER", "IdentityDataset", "ParameterSet", "subject_parameters"]
 
 _VERSION = 1  # of the draw of the views; a cache of another version is not used
 
@@ -86,7 +86,23 @@ def subject_parameters(subject: FetalHead, names: Sequence[str] = RECOVERABLE) -
     return np.array([CANDIDATES[name](subject) for name in names], np.float32)
 
 
-class IdentityDataset(Dataset[dict[str, Any]]):
+class ParameterSet:
+    """A set whose subjects have ``parameters`` (subjects, P), for the scale of a network that recovers them."""
+
+    parameters: NDArray[np.float32]
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of every parameter over the subjects."""
+        return [float(value) for value in self.parameters.mean(0)]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of every parameter over the subjects."""
+        return [float(value) for value in self.parameters.std(0)]
+
+
+class IdentityDataset(ParameterSet, Dataset[dict[str, Any]]):
     """Pairs of images of one subject in different poses, with other speckle.
 
     Every subject is imaged ``views`` times; the views are non-standard and standard planes in turn, so every second
@@ -173,13 +189,3 @@ class IdentityDataset(Dataset[dict[str, Any]]):
             "subject": torch.tensor(self.subjects[case]),
         }
         return item if self.transform is None else self.transform(item)
-
-    @property
-    def mean(self) -> list[float]:
-        """Mean of every parameter over the subjects."""
-        return [float(value) for value in self.parameters.mean(0)]
-
-    @property
-    def std(self) -> list[float]:
-        """Standard deviation of every parameter over the subjects."""
-        return [float(value) for value in self.parameters.std(0)]
