@@ -123,9 +123,7 @@ def check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLike
     """
     root = Path(dataset_dir) if dataset_dir is not None else Path(datalist or "").parent
     if root.is_file():
-        raise FileNotFoundError(
-            f"dataset_dir {str(root)!r} is a file: give the folder it is in, or a datalist"
-        )
+        raise FileNotFoundError(f"dataset_dir {str(root)!r} is a file: give the folder it is in, or a datalist")
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
     return root

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from monai.data import Dataset
 from torch.utils.data import Sampler
 
 from medcf.data.errors import UnreadableImage
+from medcf.engines.error_report import root_cause
 from medcf.engines.ranks import rank, world_size
 from medcf.engines.run_folder import Failure, RunFolder
 
@@ -93,9 +95,14 @@ def _describe(case: Mapping[str, Any], error: Exception) -> Failure:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UnreadableImage):
-            return Failure(str(case["image"]), "read", cause.reason, cause.remedy)
+            other = Path(cause.path).name  # its mask, or another file of its series
+            reason = cause.reason if other == Path(case["image"]).name else f"{other} {cause.reason}"
+            if cause.path == str(case.get("mask")):
+                reason = f"its mask {other} {cause.reason}"
+            return Failure(str(case["image"]), "read", reason, cause.remedy)
         cause = cause.__cause__ or cause.__context__
     logger.debug("reading %s failed", case["image"], exc_info=error)
-    first_line = (str(error).splitlines() or [""])[0]
-    reason = f"cannot be prepared ({type(error).__name__}: {first_line[:200]})"
-    return Failure(str(case["image"]), "read", reason, "Export it again as DICOM, NIfTI or PNG.")
+    plain = root_cause(error)
+    first_line = (str(plain).splitlines() or [""])[0]
+    reason = f"cannot be prepared ({type(plain).__name__}: {first_line[:200]})"
+    return Failure(str(case["image"]), "read", reason, "Check the file and the options of the preprocessing.")

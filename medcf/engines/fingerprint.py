@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,24 @@ INDIFFERENT_KEYS = frozenset(
 _SHOWN = 3  # how many changed inputs or weights an error names before it counts the rest
 
 
-def sha256(path: str | Path | Sequence[str | Path]) -> str:
-    """Hash a file, or a folder or a list of files (a DICOM series) by the names and contents of its files.
+def sha256(path: str | Path) -> str:
+    """Hash a file, or a folder by the names and contents of its files.
 
     Args:
-        path: an existing file or folder, or files.
+        path: an existing file or folder.
 
     Returns:
         64 hexadecimal digits.
     """
-    if not isinstance(path, str | Path):
-        return _sha256_of({Path(member).name: Path(member) for member in path})
     path = Path(path)
     if path.is_dir():
-        return _sha256_of({file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()})
+        digest = hashlib.sha256()
+        for name, member in sorted((member.relative_to(path).as_posix(), member) for member in path.rglob("*")):
+            if member.is_file():
+                digest.update(f"{name}\0{sha256(member)}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sha256_of(files: Mapping[str, Path]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(f"{name}\0{sha256(files[name])}\n".encode())
-    return digest.hexdigest()
 
 
 def hash_inputs(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -66,13 +61,17 @@ def hash_inputs(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     for case in cases:
         path = Path(case["image"])
         if case.get("files") or case.get("mask"):
-            mask = [case["mask"]] if case.get("mask") else []
-            digests[str(case["case"])] = sha256([*(case.get("files") or [path]), *mask])
+            digests[str(case["case"])] = _hash_together([*(case.get("files") or [path]), case.get("mask")])
             continue
         if path not in hashes:
             hashes[path] = sha256(path)
         digests[str(case["case"])] = hashes[path]
     return digests
+
+
+def _hash_together(files: Iterable[str | Path | None]) -> str:
+    """Hash files in their order: a mask may be called as its image is, in another folder."""
+    return hashlib.sha256("\n".join(sha256(file) if file else "" for file in files).encode()).hexdigest()
 
 
 def running_config() -> dict[str, Any]:

@@ -106,6 +106,7 @@ class RunFolder:
             The cases that an earlier session finished, whose results stay as they are.
 
         Raises:
+            OSError: the folder cannot be made or written to.
             ValueError: the folder holds a run with another config, other weights or other inputs; says which.
             RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
@@ -121,8 +122,13 @@ class RunFolder:
 
     def _open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
         """Open the folder on the main process; returns which cases are done, a digit each, to be sent to the others."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            message = f"{self.path} cannot be written to ({reason}); choose another folder with --output_dir."
+            raise OSError(message) from error
         hashes = hash_inputs(cases)
         weights = {name: sha256(path) for name, path in self.weights.items()}
         fingerprint = {

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medcf.engines.error_report import FilesFailed
 from medcf.engines.ranks import collect, rank
 from medcf.engines.run_folder import NOTICE, Failure, RunFolder
 
@@ -27,7 +28,7 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
         What ``summary.json`` holds; empty on any process but the main one.
 
     Raises:
-        RuntimeError: files failed; counts them. Everything else was written before.
+        FilesFailed: files failed; counts them. Everything else was written before.
     """
     shards = collect("finish", run_folder.shard())
     if rank() > 0:
@@ -39,7 +40,7 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     logger.info("%s", format_summary(summary, str(run_folder.path)))
     if failures:
         total = len({failure.file for failure in failures})
-        raise RuntimeError(
+        raise FilesFailed(
             f"{total} of {summary['files']} files failed, the others are done; "
             f"{run_folder.path / 'failures.csv'} says why and what to do."
         )

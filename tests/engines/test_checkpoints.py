@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 import torch
 
 from medcf.engines.checkpoints import load_weights, read_weights
-from medcf.engines.error_report import root_cause
+from medcf.engines.error_report import FilesFailed, report_errors, root_cause
 
 
 def test_weights_load_frozen_and_in_evaluation_mode(tmp_path):
@@ -74,3 +75,19 @@ def test_cause_is_found_below_monais_wrappers():
     assert str(root_cause(caught.value)) == "the reason"
     plain = RuntimeError("3 of 4 files failed")
     assert root_cause(plain) is plain
+
+
+@pytest.mark.parametrize(("kind", "lines"), [(FilesFailed, 1), (ValueError, None)])
+def test_a_run_with_failed_files_ends_without_a_traceback(monkeypatch, capsys, kind, lines):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    report_errors()
+    try:
+        try:
+            raise kind("3 of 4 files failed")
+        except kind as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    printed = capsys.readouterr().err
+    assert "3 of 4 files failed" in printed.strip().splitlines()[-1]
+    assert ("Traceback" in printed) == (lines is None)

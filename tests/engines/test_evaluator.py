@@ -14,7 +14,7 @@ from monai.transforms import Compose
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from medcf.data import build_datalist, read_study
+from medcf.data import UnreadableImage, build_datalist, read_study
 from medcf.engines.case_writer import CaseWriter
 from medcf.engines.cases import CaseDataset, PendingBatches, collate_cases
 from medcf.engines.evaluator import CounterfactualEvaluator
@@ -105,6 +105,23 @@ def test_a_file_that_breaks_while_reading_is_recorded(tmp_path):
     (failure,) = folder.failures.values()
     assert failure.file.endswith("b.png")
     assert failure.stage == "read"
+
+
+def test_a_failure_names_the_file_that_is_to_blame_and_the_cause_below_monais_words(tmp_path):
+    case = {"case": "a", "image": "in/a.nii.gz", "mask": "masks/a.nii.gz", "files": ["in/a.nii.gz", "in/b"]}
+
+    def reason_of(error):
+        def fail(item):
+            raise error
+
+        failure = CaseDataset([case], Compose([fail]))[0]["failure"]
+        assert failure.file == case["image"]
+        return failure.reason
+
+    assert reason_of(UnreadableImage("in/a.nii.gz", "is damaged", "")) == "is damaged"
+    assert reason_of(UnreadableImage("masks/a.nii.gz", "is an empty mask", "")) == "its mask a.nii.gz is an empty mask"
+    assert reason_of(UnreadableImage("in/b", "is truncated", "")) == "b is truncated"
+    assert reason_of(ValueError("no range")) == "cannot be prepared (ValueError: no range)"
 
 
 def test_an_interrupted_batch_is_computed_whole_and_the_rest_stays(tmp_path):

@@ -225,3 +225,20 @@ def test_a_series_is_hashed_by_its_own_files_and_its_mask(tmp_path):
     assert hash_inputs([case | {"mask": tmp_path / "mask.nii"}])["a"] != before
     files[1].write_text("changed")
     assert hash_inputs([case])["a"] != before
+
+
+def test_a_volume_and_its_mask_of_the_same_name_are_both_hashed(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.nii").write_text(folder)
+    case = {"case": "a", "image": tmp_path / "images" / "a.nii", "mask": tmp_path / "masks" / "a.nii"}
+    before = hash_inputs([case])["a"]
+    (tmp_path / "images" / "a.nii").write_text("changed")
+    assert hash_inputs([case])["a"] != before
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, inputs, name):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"file.* cannot be written to.*--output_dir"):
+        RunFolder(tmp_path / name, config=CONFIG).open(inputs)
