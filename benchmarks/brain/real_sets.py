@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
-
+from benchmarks.labels import deal_folds, read_labels
 from medcf.bundle import find_bundle_root
 
 __all__ = ["FOLDS", "SETS", "RealSet", "Step", "command", "prepare", "train"]
@@ -123,24 +121,16 @@ def prepare(data: str | Path, out: str | Path, real: RealSet, seed: int = 0) -> 
         ValueError: the table lacks a column that is needed.
     """
     data, out = Path(data).resolve(), Path(out)
-    table = data / "labels.csv"
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} does not exist: name the folder that holds labels.csv with --data.")
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    needed = {"file", "subject", real.label, real.segmentation or "file"}
-    if missing := needed - set(rows[0] if rows else ()):
-        raise ValueError(f"{table} lacks the columns {', '.join(sorted(missing))}.")
-    labels = np.array([int(row[real.label]) for row in rows])
-    dealer = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    _, held_out = next(iter(dealer.split(labels, labels, [row["subject"] for row in rows])))
+    rows = read_labels(data, {"file", "subject", real.label, real.segmentation or "file"})
+    labels = [int(row[real.label]) for row in rows]
+    folds = deal_folds(labels, [row["subject"] for row in rows], FOLDS, seed)
     counts: dict[str, int] = {}
     out.mkdir(parents=True, exist_ok=True)
     with (out / "volumes.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
-        for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-            split = "val" if index in set(held_out.tolist()) else "train"
+        for row, label, fold in zip(rows, labels, folds, strict=True):
+            split = "train" if fold else "val"
             segmentation = data / row[real.segmentation] if real.segmentation else ""
             writer.writerow([data / row["file"], label, row["subject"], split, segmentation])
             key = f"{split}, {real.classes[label]}"

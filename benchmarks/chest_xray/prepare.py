@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
+from benchmarks.labels import deal_folds, read_labels
 
 __all__ = ["COLUMNS", "SPLITS", "prepare"]
 
@@ -37,19 +36,9 @@ def prepare(data: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
         ValueError: the table lacks a column that is needed.
     """
     data, out = Path(data).resolve(), Path(out)
-    table = data / "labels.csv"
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} does not exist: name the folder that holds labels.csv with --data.")
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    missing = {"file", "subject", "label_pneumonia"} - set(rows[0] if rows else ())
-    if missing:
-        raise ValueError(f"{table} lacks the columns {', '.join(sorted(missing))}.")
+    rows = read_labels(data, ("file", "subject", "label_pneumonia"))
     labels = [int(row["label_pneumonia"]) for row in rows]
-    dealer = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    folds = np.zeros(len(rows), dtype=int)
-    for fold, (_, members) in enumerate(dealer.split(labels, labels, [row["subject"] for row in rows])):
-        folds[members] = fold
+    folds = deal_folds(labels, [row["subject"] for row in rows], FOLDS, seed)
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     for name, splits in SPLITS.items():
@@ -57,7 +46,7 @@ def prepare(data: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
             writer = csv.writer(stream)
             writer.writerow(COLUMNS)
             for row, label, fold in zip(rows, labels, folds, strict=True):
-                split = splits.get(int(fold), "train")
+                split = splits.get(fold, "train")
                 file = data / row["file"]
                 writer.writerow([file, file.stem, label, row["subject"], split])
                 counts[f"{name} {split}"] = counts.get(f"{name} {split}", 0) + 1

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.model_selection import StratifiedGroupKFold
 
-__all__ = ["SPLITS", "TABLES", "fold_of_subject", "prepare", "read_labels"]
+from benchmarks.labels import deal_folds, read_labels
+
+__all__ = ["SPLITS", "TABLES", "fold_of_subject", "prepare"]
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, str]
 
+COLUMNS = ("file", "mask", "mask_kind", "subject", "label_brain", "label_hc_plane")
 FOLDS = 5
 VALIDATION_FOLD = 0
 #: The explained classifier and its judge leave out different subjects, beside those of the validation.
@@ -35,24 +37,6 @@ TABLES = {
 }
 
 
-def read_labels(data: Path) -> list[Row]:
-    """Read ``labels.csv`` of the data folder.
-
-    Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: it lacks a column that is needed.
-    """
-    table = data / "labels.csv"
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} does not exist: name the folder that holds labels.csv with --data.")
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    missing = {"file", "mask", "mask_kind", "subject", "label_brain", "label_hc_plane"} - set(rows[0] if rows else ())
-    if missing:
-        raise ValueError(f"{table} lacks the columns {', '.join(sorted(missing))}.")
-    return rows
-
-
 def fold_of_subject(rows: Iterable[Mapping[str, str]], seed: int = 0) -> dict[str, int]:
     """Deal the subjects of the labeled planes into folds with about the same share of each label.
 
@@ -64,14 +48,9 @@ def fold_of_subject(rows: Iterable[Mapping[str, str]], seed: int = 0) -> dict[st
         Subject to fold, 0 to 4.
     """
     labeled = [row for row in rows if row["label_hc_plane"] != ""]
-    labels = [int(row["label_hc_plane"]) for row in labeled]
+    labels = [int(float(row["label_hc_plane"])) for row in labeled]
     subjects = [row["subject"] for row in labeled]
-    dealer = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    return {
-        subjects[index]: fold
-        for fold, (_, members) in enumerate(dealer.split(np.zeros(len(labels)), labels, subjects))
-        for index in members
-    }
+    return dict(zip(subjects, deal_folds(labels, subjects, FOLDS, seed), strict=True))
 
 
 def prepare(data: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
@@ -92,7 +71,7 @@ def prepare(data: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
         Number of rows by table and split.
     """
     data, out = Path(data).resolve(), Path(out)
-    rows = read_labels(data)
+    rows = read_labels(data, COLUMNS)
     folds = fold_of_subject(rows, seed)
     held_out = {subject for subject, fold in folds.items() if fold == VALIDATION_FOLD}
     tables: dict[str, list[Row]] = {name: [] for name in TABLES}
