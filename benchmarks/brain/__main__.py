@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     for study in options.study:
         table = Table()
         for row in select(STUDIES[study], options.rows):
-            result = obtain(row, task.recipe, task.cases, setup, options.work / "brain")
+            cases = replace(task.cases, target=task.label) if row.own_class else task.cases
+            result = obtain(row, task.recipe, cases, setup, options.work / "brain")
             table.add(row.label, measure(task, result), result)
             logger.info("%s: measured", row.label)
         if study == "methods":

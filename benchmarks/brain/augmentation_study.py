@@ -62,7 +62,11 @@ class Condition:
 
 
 #: Of the generator; fixed here, so that another default of the bundle changes no figure of this study.
-SETTINGS = {"guidance_scale": 3.0, "method_options#controlcg#strength": 0.5}
+SETTINGS = {
+    "guidance_scale": 3.0,
+    "method_options#controlcg#strength": 0.5,
+    "method_options#controlcg#subtract_reconstruction": False,
+}
 
 CONDITIONS = {
     "few": Condition("16 subjects, clean scans", 16),

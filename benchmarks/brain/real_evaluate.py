@@ -44,10 +44,16 @@ def _row(name: str, label: str, **options: Any) -> Row:
 
 ROWS = (
     _row("controlcg", "ControlCG, the bundle's default"),
-    _row("strength_100", "strength 1.0 (paper)", strength=1.0, reference_condition="same"),
-    _row("strength_75", "strength 0.75", strength=0.75),
-    _row("strength_35", "strength 0.35", strength=0.35),
     _row("off", "default, injection off", injection_scale=0.0),
+    _row("strength_80", "strength 0.8", strength=0.8),
+    _row("generated", "strength 0.4, reconstruction not subtracted", strength=0.4, subtract_reconstruction=False),
+    _row(
+        "strength_100",
+        "strength 1.0 (paper), not subtracted",
+        strength=1.0,
+        reference_condition="same",
+        subtract_reconstruction=False,
+    ),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 

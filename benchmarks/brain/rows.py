@@ -11,15 +11,18 @@ from benchmarks.counterfactual.rows import Row
 __all__ = ["GUIDANCE", "METHODS", "STUDIES", "guidance"]
 
 
-def _controlcg(name: str, label: str, **options: Any) -> Row:
+def _controlcg(name: str, label: str, *, w: float | None = None, own_class: bool = False, **options: Any) -> Row:
     """A row of ControlCG with some of its options changed."""
     ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
-    return Row(name, label, {"method": "controlcg", **ids})
+    scale = {} if w is None else {"guidance_scale": w}
+    return Row(name, label, {"method": "controlcg", **ids, **scale}, own_class=own_class)
 
 
-def _ilvr(factor: int, stop: int) -> Row:
-    options = {"method_options#ilvr#downsample_factor": factor, "method_options#ilvr#stop_timestep": stop}
-    return Row(f"ilvr_{factor}_{stop}", f"ILVR, n = {factor}, T = {stop}", {"method": "ilvr", **options})
+def _ilvr(factor: int, stop: int, label: str = "", **options: Any) -> Row:
+    options = {"downsample_factor": factor, "stop_timestep": stop, **options}
+    ids = {f"method_options#ilvr#{key}": value for key, value in options.items()}
+    name = f"ilvr_{factor}_{stop}" + ("_subtracted" if label else "")
+    return Row(name, f"ILVR, n = {factor}, T = {stop}{label}", {"method": "ilvr", **ids})
 
 
 def _inversion(depth: float) -> Row:
@@ -28,36 +31,38 @@ def _inversion(depth: float) -> Row:
     return Row(f"ddim_inversion_{1000 * depth:g}", label, {"method": "ddim_inversion", **options})
 
 
-_EARLIER: dict[str, Any] = {"guidance_scale": 3.0}  # w of all rows but the default's own
+_PLAIN: dict[str, Any] = {"subtract_reconstruction": False}  # what is generated is the result, as in the paper
+_PAPER: dict[str, Any] = {"strength": 1.0, "reference_condition": "same", **_PLAIN}
 
-#: The default, the paper's setting, each with injection on and off, in-between strengths, and the paper's baselines.
+#: The default and its parts, other strengths, the paper's setting, and the paper's baselines.
 METHODS = (
-    Row("controlcg", "ControlCG, the bundle's default (strength 0.4, w = 8)", {"method": "controlcg"}),
+    Row("controlcg", "ControlCG, the bundle's default (strength 0.6, w = 3)", {"method": "controlcg"}),
     _controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
     _controlcg("same_reference", "default, reference of the target class", reference_condition="same"),
-    _controlcg("strength_50", "strength 0.5, w = 3", strength=0.5, **_EARLIER),
-    _controlcg("strength_75", "strength 0.75, w = 3", strength=0.75, **_EARLIER),
-    _controlcg("paper", "strength 1.0 (paper), w = 3", strength=1.0, reference_condition="same", **_EARLIER),
-    _controlcg("paper_off", "strength 1.0, w = 3, injection off", strength=1.0, injection_scale=0.0, **_EARLIER),
+    _controlcg("plain", "default, reconstruction not subtracted", **_PLAIN),
+    _controlcg("strength_40", "strength 0.4, w = 8, not subtracted", w=8.0, strength=0.4, **_PLAIN),
+    _controlcg("strength_80", "strength 0.8, w = 2", w=2.0, strength=0.8),
+    _controlcg("strength_100", "strength 1.0, w = 2", w=2.0, strength=1.0),
+    _controlcg("paper", "strength 1.0 (paper), w = 3, not subtracted", **_PAPER),
+    _controlcg("paper_off", "strength 1.0, w = 3, not subtracted, injection off", injection_scale=0.0, **_PAPER),
     _ilvr(2, 250),
     _ilvr(2, 500),
     _ilvr(4, 250),
+    _ilvr(2, 500, ", reconstruction subtracted", subtract_reconstruction=True),
     _inversion(0.25),
     _inversion(0.5),
+    _controlcg("own_class", "control: regenerated in its own class", own_class=True, **_PLAIN),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 
 
 def guidance(
-    scales: Sequence[float] = (0, 2, 4, 6, 8, 12), paper_scales: Sequence[float] = (0, 2, 6)
+    scales: Sequence[float] = (0, 1, 2, 3, 4, 6), paper_scales: Sequence[float] = (0, 2, 6)
 ) -> tuple[Row, ...]:
-    """Rows of more and more guidance, at the default's strength and, fewer of them, at the paper's."""
-    at_default = [_controlcg(f"w_{w:g}", f"w = {w:g}", guidance_scale=w) for w in scales]
-    at_one = [
-        _controlcg(f"w_{w:g}_strength_1", f"w = {w:g}, strength 1", guidance_scale=w, strength=1.0)
-        for w in paper_scales
-    ]
-    return (*at_default, *at_one)
+    """Rows of more and more guidance: of the default and, fewer of them, of the paper's way."""
+    default = [_controlcg(f"w_{w:g}", f"w = {w:g}", w=w) for w in scales]
+    paper = [_controlcg(f"w_{w:g}_strength_1", f"w = {w:g}, strength 1", w=w, **_PAPER) for w in paper_scales]
+    return (*default, *paper)
 
 
 GUIDANCE = guidance()

@@ -73,7 +73,7 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
     """Return a method's result over the cases: the stored one if it answers to the same question, else a new one.
 
     Args:
-        row: the method and its options.
+        row: the method and its options; with ``own_class`` the targets of the cases must be their own classes.
         recipe: the bundle.
         cases: the inputs.
         setup: where to run.
@@ -88,6 +88,7 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
         "overrides": row.overrides,
         "setup": asdict(setup),
         "cases": _digest(cases),
+        "run_unchanged": row.own_class,
     }
     path = work / f"{row.name}-{_hash(json.dumps(question, sort_keys=True, default=str))}.pt"
     if not path.is_file():
@@ -125,12 +126,13 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
     batch_size, amp = parser.get_parsed_content("batch_size"), parser.get_parsed_content("amp")
     image, case, target = inputs["image"], list(inputs["case"]), inputs.get("target")
+    options = {"run_unchanged": True} if question["run_unchanged"] else {}
     with autocast(device, enabled=amp):
 
         def explain(first: int) -> Any:
             part = slice(first, first + batch_size)
             wanted = None if target is None else target[part].to(device)
-            return inferer.explain(image[part].to(device), network, sample_ids=case[part], target=wanted)
+            return inferer.explain(image[part].to(device), network, sample_ids=case[part], target=wanted, **options)
 
         if parser.get("compile") or device.type == "cuda":
             explain(0)  # compilation and the choice of kernels are paid once a process, not once a case
