@@ -228,7 +228,9 @@ def _statistic(name: str) -> Callable[[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _slope(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    centered = true - true.mean() if len(true) else true
+    if _constant(true):
+        return math.nan
+    centered = true - true.mean()
     return _ratio(float(centered @ found), float(centered @ centered))
 
 
@@ -237,10 +239,15 @@ def _gain(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
 
 
 def _correlation(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    if len(found) < 2:
+    if _constant(found) or _constant(true):
         return math.nan
     first, second = found - found.mean(), true - true.mean()
     return _ratio(float(first @ second), math.sqrt(float(first @ first) * float(second @ second)))
+
+
+def _constant(values: NDArray[np.float64]) -> bool:
+    """Compare the values themselves: the rounding of their mean would leave something to divide by."""
+    return len(values) == 0 or bool((values == values[0]).all())
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -170,5 +170,22 @@ def test_a_single_case_has_no_slope():
     assert metric.of("gain") == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1234.567])
+@pytest.mark.parametrize("count", [3, 7, 12])
+def test_nothing_follows_a_constant_whose_mean_is_rounded(changes, value, count):
+    changing, constant = changes[0][:count], torch.full((count,), value).double()
+    assert math.isnan(filled(changing, constant).of("slope"))
+    assert math.isnan(filled(changing, constant).of("correlation"))
+    assert math.isnan(filled(constant, changing).of("correlation"))
+    assert filled(constant, changing).of("slope") == pytest.approx(0.0, abs=1e-6)
+
+
+def test_resamples_of_one_subject_alone_do_not_enter_the_interval():
+    found, true = torch.tensor([0.07, 0.21, 0.33]).double(), torch.tensor([0.1, 0.7, 0.3]).double()
+    ends = filled(found, true).interval_of("slope")  # each ninth resample holds one case three times
+    slopes = [(found[i] - found[j]) / (true[i] - true[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert min(slopes) - 1e-6 <= ends[0] <= ends[1] <= max(slopes) + 1e-6
+
+
 def test_the_metric_is_registered():
     assert METRICS["volume_change"] is VolumeChange
