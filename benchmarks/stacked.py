@@ -11,6 +11,7 @@ paper's network at 80 x 96 x 80 with 50 steps in 16 bits, and the seconds a volu
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -157,26 +158,31 @@ def compare_targets(network: ClassTokenUNet, image: Tensor, steps: int, repeats:
     return results
 
 
-def count_operations(network: ClassTokenUNet, image: Tensor) -> tuple[int, int]:
-    """Return the operations (two a multiply-add) and the peak of memory in bytes of a stacked forward."""
+def count_operations(network: ClassTokenUNet, image: Tensor) -> int:
+    """Return the operations (two a multiply-add) of a stacked forward.
+
+    Counted on meta tensors, which computes nothing: PyTorch counts no attention that runs on a CPU.
+    """
+    rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
+    network = copy.deepcopy(network).to("meta")
+    with AttentionInjection(network) as injection, FlopCounterMode(display=False) as counter:
+        forward(network, image.to("meta"), rows, injection)()
+    return counter.get_total_flops()
+
+
+def activation_bytes(network: ClassTokenUNet, image: Tensor) -> int:
+    """Return the peak of memory of a stacked forward."""
     rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
     with AttentionInjection(network) as injection:
-        call = forward(network, image, rows, injection)
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops(), peak_bytes(call, image.device)
+        return peak_bytes(forward(network, image, rows, injection), image.device)
 
 
 @torch.no_grad()
 def count_paper() -> int:
-    """Return the operations of a run at the paper's size, counted on meta tensors, which computes nothing."""
+    """Return the operations of a run at the paper's size."""
     setting = SETTINGS["cuda"]
-    network = build(setting, torch.device("cpu")).to("meta")
-    rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
-    image = torch.zeros(1, 1, *setting["size"], device="meta")
-    with AttentionInjection(network) as injection, FlopCounterMode(display=False) as counter:
-        forward(network, image, rows, injection)()
-    return counter.get_total_flops() * setting["steps"]
+    network = build(setting, torch.device("cpu"))
+    return count_operations(network, torch.zeros(1, 1, *setting["size"])) * setting["steps"]
 
 
 @torch.no_grad()
@@ -193,7 +199,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     image = (torch.rand(1, 1, *setting["size"], generator=generator) * 2 - 1).to(device)
     with autocast(device, enabled=device.type == "cuda"):
-        operations, memory = count_operations(network, image)
+        operations, memory = count_operations(network, image), activation_bytes(network, image)
         result: dict[str, Any] = {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "threads": torch.get_num_threads(),

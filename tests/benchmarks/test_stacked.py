@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from monai.networks.blocks.selfattention import SABlock
 
 from benchmarks import stacked
 from medcf.networks.attention_injection import AttentionInjection
@@ -48,3 +50,18 @@ def test_forwards_apart_compute_what_the_stack_computes():
         parts = [stacked.forward(network, image, rows, injection)() for rows in alone]
     assert stack.abs().max() > 0.01
     torch.testing.assert_close(stack[:2], torch.cat([part[:1] for part in parts]), rtol=0, atol=1e-5)
+
+
+def test_operations_include_attention_on_a_cpu_too(monkeypatch):
+    network = stacked.build(stacked.SETTINGS["small"], torch.device("cpu"))
+    image = torch.zeros(1, 1, 8, 8, 8)
+    total = stacked.count_operations(network, image)
+    planned = stacked.plan_rows
+    monkeypatch.setattr(
+        stacked, "plan_rows", lambda *args, **options: replace(planned(*args, **options), reference=[0, 1, 2, 3])
+    )
+    blocks = sum(isinstance(module, SABlock) for module in network.modules())
+    tokens, channels = 4**3, 8
+    extra = total - stacked.count_operations(network, image)
+    assert extra == blocks * 2 * (2 * 2 * tokens * tokens * channels)  # two rows read as many tokens again
+    assert next(network.parameters()).device.type == "cpu"
