@@ -39,7 +39,7 @@ class AttentionInjection:
         scale: weight s of the reference's tokens, at least 0; 1 is the paper.
 
     Raises:
-        ValueError: a negative scale, or a network without self-attention that can be injected.
+        ValueError: a scale that is negative or not finite, or a network without self-attention that can be injected.
 
     Example:
         >>> from monai.networks.nets import DiffusionModelUNet
@@ -53,8 +53,8 @@ class AttentionInjection:
     """
 
     def __init__(self, network: nn.Module | Callable[..., Tensor], scale: float = 1.0) -> None:
-        if not scale >= 0:
-            raise ValueError(f"scale={scale}: the weight of the reference's tokens is at least 0.")
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"scale={scale}: the weight of the reference's tokens is a number of at least 0.")
         modules = network.modules() if isinstance(network, nn.Module) else ()
         self.scale = float(scale)
         self.blocks = [module for module in modules if isinstance(module, SABlock)]

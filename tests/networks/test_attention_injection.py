@@ -153,6 +153,27 @@ def test_heads_of_any_width_are_weighted(width):
         close(block(tokens), by_hand(block, tokens, [1, 1], 0.5))
 
 
+@pytest.mark.parametrize("flash", [False, True])
+def test_dropout_is_for_training_alone(flash):
+    torch.manual_seed(0)
+    block = SABlock(16, 2, dropout_rate=0.5, qkv_bias=True, use_flash_attention=flash).double().eval()
+    tokens = torch.randn(2, 40, 16, dtype=torch.float64)
+    with torch.no_grad(), AttentionInjection(block, 0.5) as injection:
+        injection.reference = [1, 1]
+        expected = by_hand(block, tokens, [1, 1], 0.5)
+        close(block(tokens), expected)
+        block.train()
+        block.drop_output.eval()
+        weights = block(tokens)
+        assert (weights - block(tokens)).abs().amax((1, 2)).min() > 1e-3  # other weights are dropped each time
+        block.drop_output.train()
+        block.dropout_rate = 0.0
+        output = block(tokens)
+    kept = output != 0
+    assert 0.4 < float(kept.double().mean()) < 0.6
+    close(output[kept], 2 * expected[kept])
+
+
 def test_the_order_of_the_references_tokens_does_not_matter():
     torch.manual_seed(0)
     block = SABlock(hidden_size=16, num_heads=2, qkv_bias=True).double()
@@ -344,10 +365,19 @@ def test_wrapped_and_compiled_networks_are_injected(tiny_unet):
 def test_what_cannot_be_injected_is_said(tiny_unet):
     with pytest.raises(ValueError, match="attention_levels"):
         AttentionInjection(UNet(2, 1, 1, channels=(4, 8), strides=(2,)))
-    with pytest.raises(ValueError, match="scale=-1"):
-        AttentionInjection(tiny_unet(), -1.0)
-    with pytest.raises(ValueError, match="Causal"):
-        AttentionInjection(SABlock(8, 1, causal=True, sequence_length=4))
+    for scale in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"scale={scale}"):
+            AttentionInjection(tiny_unet(), scale)
+    for options in (
+        {"causal": True, "sequence_length": 4},
+        {"save_attn": True},
+        {"rel_pos_embedding": "decomposed", "input_size": (2, 2)},
+    ):
+        with pytest.raises(ValueError, match="Causal attention, relative positions and saved"):
+            AttentionInjection(SABlock(8, 1, **options))
+    block = SABlock(8, 1)
+    with AttentionInjection(block), pytest.raises(ValueError, match="attn_mask"):
+        block(torch.zeros(1, 4, 8), attn_mask=torch.ones(1, 4))
     with AttentionInjection(tiny_unet()) as injection:
         for rows in ([], [0, 2], [-1, 0]):
             with pytest.raises(ValueError, match="name one row of the batch"):
