@@ -38,18 +38,20 @@ BATCH = 8
 CHANNELS = {"t1": "deep fluid, % of the inner brain", "hippocampus": "hippocampus, ml"}
 
 
-def _row(name: str, label: str, **options: Any) -> Row:
-    return Row(name, label, {f"method_options#controlcg#{key}": value for key, value in options.items()})
+def _row(name: str, label: str, *, w: float | None = None, **options: Any) -> Row:
+    ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
+    return Row(name, label, ids if w is None else {**ids, "guidance_scale": w})
 
 
 ROWS = (
     _row("controlcg", "ControlCG, the bundle's default"),
     _row("off", "default, injection off", injection_scale=0.0),
     _row("strength_80", "strength 0.8", strength=0.8),
-    _row("generated", "strength 0.4, reconstruction not subtracted", strength=0.4, subtract_reconstruction=False),
+    _row("plain", "default, reconstruction not subtracted", subtract_reconstruction=False),
+    _row("strength_40", "strength 0.4, w = 8, not subtracted", w=8.0, strength=0.4, subtract_reconstruction=False),
     _row(
         "strength_100",
-        "strength 1.0 (paper), not subtracted",
+        "strength 1.0 (paper), w = 3, not subtracted",
         strength=1.0,
         reference_condition="same",
         subtract_reconstruction=False,
