@@ -173,7 +173,7 @@ def test_a_single_case_has_no_slope():
 @pytest.mark.parametrize("value", [0.1, 0.7, 1234.567])
 @pytest.mark.parametrize("count", [3, 7, 12])
 def test_nothing_follows_a_constant_whose_mean_is_rounded(changes, value, count):
-    changing, constant = changes[0][:count], torch.full((count,), value).double()
+    changing, constant = changes[0][:count], torch.full((count,), value, dtype=torch.float64)
     assert math.isnan(filled(changing, constant).of("slope"))
     assert math.isnan(filled(changing, constant).of("correlation"))
     assert math.isnan(filled(constant, changing).of("correlation"))
@@ -181,7 +181,7 @@ def test_nothing_follows_a_constant_whose_mean_is_rounded(changes, value, count)
 
 
 def test_resamples_of_one_subject_alone_do_not_enter_the_interval():
-    found, true = torch.tensor([0.07, 0.21, 0.33]).double(), torch.tensor([0.1, 0.7, 0.3]).double()
+    found, true = torch.tensor([[0.07, 0.21, 0.33], [0.1, 0.7, 0.3]], dtype=torch.float64)
     ends = filled(found, true).interval_of("slope")  # each ninth resample holds one case three times
     slopes = [(found[i] - found[j]) / (true[i] - true[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(slopes) - 1e-6 <= ends[0] <= ends[1] <= max(slopes) + 1e-6
