@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from medcf.data.pixels import Pixels
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["count_dicom_frames", "decode_frame", "looks_like_dicom", "open_dicom", "read_dicom"]
+__all__ = ["count_dicom_frames", "decode_frame", "discreet", "looks_like_dicom", "open_dicom", "read_dicom"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,20 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) >= 16
 
 
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Keep pydicom's warnings from the terminal and the logs: they quote values of the header, such as names."""
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def open_dicom(path: Path, *, volume: bool = False) -> Dataset:
     """Parse the header (pixel data are left in the file) and check that it describes a single 2D image or a cine loop.
 
@@ -77,8 +93,7 @@ def open_dicom(path: Path, *, volume: bool = False) -> Dataset:
     import pydicom
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values of the header
+        with discreet():
             dataset = pydicom.dcmread(path, force=True, defer_size=1024)
             _check(path, dataset, volume)
     except UnreadableImage:
@@ -103,6 +118,7 @@ def count_dicom_frames(path: Path, dataset: Dataset) -> int:
     return count
 
 
+@discreet()
 def read_dicom(path: Path, frame: int = 0) -> Pixels:
     """Read one frame.
 
@@ -119,8 +135,7 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
     modality = str(dataset.get("Modality", "") or "")
     if modality not in ("US", "IVUS", "OT", "SC", ""):
         logger.warning("%s is not an ultrasound image (modality %s); it is read all the same", path.name, modality)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"):
         stored = decode_frame(path, dataset, frame)
         try:
             array, value_range = _to_display(stored, dataset)

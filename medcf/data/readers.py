@@ -12,7 +12,7 @@ from typing import cast
 
 from monai.data import MetaTensor
 
-from medcf.data.dicom_reader import count_dicom_frames, looks_like_dicom, open_dicom, read_dicom
+from medcf.data.dicom_reader import count_dicom_frames, discreet, looks_like_dicom, open_dicom, read_dicom
 from medcf.data.errors import UnreadableImage
 from medcf.data.nifti_reader import check_nifti, read_nifti
 from medcf.data.pixels import to_luminance
@@ -76,6 +76,7 @@ def sniff(path: str | PathLike[str]) -> str:
     return "dicom" if looks_like_dicom(head) else ""
 
 
+@discreet()
 def inspect_study(path: str | PathLike[str]) -> Study:
     """Check that a file holds a 2D image, or a cine loop of them, as far as its header tells.
 

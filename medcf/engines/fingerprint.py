@@ -60,6 +60,8 @@ def hash_inputs(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     digests = {}
     for case in cases:
         path = Path(case["image"])
+        if path.suffix.lower() == ".hdr" and path.with_suffix(".img").is_file():
+            case = {**case, "files": [path, path.with_suffix(".img")]}  # the pixels of a NIfTI pair
         if case.get("files") or case.get("mask"):
             digests[str(case["case"])] = _hash_together([*(case.get("files") or [path]), case.get("mask")])
             continue

@@ -14,6 +14,8 @@ from monai.transforms import InvertibleTransform, MapTransform, Transform
 
 from medcf.data import grid_record
 from medcf.data.volumes import from_volume_grid, read_mask, read_volume, resolve_mask, to_volume_grid
+from medcf.data.volumes.brain_mask import MASK_METHODS
+from medcf.data.volumes.grid import check_grid_options
 from medcf.transforms.grid import GridTransform
 
 __all__ = [
@@ -76,6 +78,10 @@ class ToVolumeGrid(GridTransform):
         bias_correction: correct the bias field by N4 first.
         template: file of a template to register to first; None does not register.
         registration: ``"rigid"`` or ``"affine"``.
+
+    Raises:
+        ValueError: if an option makes no sense.
+        UnreadableImage: if the template cannot be read.
     """
 
     def __init__(
@@ -90,6 +96,11 @@ class ToVolumeGrid(GridTransform):
         template: str | Path | None = None,
         registration: str = "rigid",
     ) -> None:
+        check_grid_options(size, spacing, center, percentile, registration)
+        if mask not in MASK_METHODS:
+            raise ValueError(
+                f"mask={mask!r} is none of {', '.join(MASK_METHODS)}; files are named in a datalist's column 'mask'."
+            )
         self.mask = mask
         self.options: dict[str, Any] = {
             "size": tuple(size),

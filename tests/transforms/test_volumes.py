@@ -128,6 +128,24 @@ def test_options_reach_the_grid(folder):
     assert float(wide["image"].max()) < -0.5
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"mask": "masks/head.nii.gz"}, "mask='masks/head.nii.gz'.*column 'mask'"),
+        ({"size": 40}, "three positive numbers.*40"),
+        ({"size": (8, 8, 2.5)}, "three positive numbers"),
+        ({"spacing": 0}, "positive millimeters"),
+        ({"spacing": "4mm"}, "positive millimeters"),
+        ({"registration": "elastic"}, "registration='elastic'"),
+        ({"center": "nose"}, "center='nose'"),
+        ({"percentile": 5}, "percentile=5"),
+    ],
+)
+def test_a_wrong_option_is_no_fault_of_a_file(option, message):
+    with pytest.raises(ValueError, match=message):
+        ToVolumeGrid(**option)
+
+
 def test_a_case_that_is_no_volume_names_its_file(folder):
     (folder / "broken.nii").write_bytes(b"x" * 500)
     with pytest.raises(UnreadableImage, match=r"broken\.nii"):

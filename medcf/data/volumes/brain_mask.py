@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -57,8 +58,9 @@ def brain_mask(image: torch.Tensor, method: str = "auto") -> tuple[torch.Tensor,
     else:
         found = _estimate(values, sizes)
         logger.warning(
-            "The brain mask is an estimate by threshold: skull and scalp, where there are any, count as brain. "
-            "Give a skull-stripped volume or a mask."
+            "%s: the brain mask is an estimate by threshold: skull and scalp, where there are any, count as brain. "
+            "Give a skull-stripped volume or a mask.",
+            Path(str(getattr(image, "meta", {}).get("filename_or_obj", "a volume"))).name,
         )
     if not found.any():
         raise ValueError("the volume holds one value only, so no brain can be found in it: check the file")

@@ -9,7 +9,6 @@ package. The tests compare with both.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcf.data.datalist import walk_files
-from medcf.data.dicom_reader import count_dicom_frames, decode_frame, open_dicom
+from medcf.data.dicom_reader import count_dicom_frames, decode_frame, discreet, open_dicom
 from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
 from medcf.data.volumes.series_geometry import Slice, arrange
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 _MODALITIES = ("CT", "MR", "PT")
 
 
+@discreet()
 def list_dicom_files(folder: Path) -> list[Path]:
     """List what a folder holds for :func:`medcf.data.volumes.read_volume`: its DICOM images, or its only NIfTI file.
 
@@ -63,6 +63,7 @@ def list_dicom_files(folder: Path) -> list[Path]:
     return files
 
 
+@discreet()
 def read_dicom_volume(
     files: Sequence[Path],
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], Path, str]:
@@ -90,6 +91,7 @@ def read_dicom_volume(
     return values, affine, first.path, str(headers[first.path].get("Modality", ""))
 
 
+@discreet()
 def open_slices(path: Path, header: Dataset) -> list[Slice]:
     """Find out where the slices of a file lie.
 
@@ -152,15 +154,13 @@ def _pixels(one: Slice, header: Dataset) -> NDArray[np.float32]:
     """Decode a slice to (rows, columns) in rescaled units."""
     from pydicom.pixels import apply_modality_lut
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values of the header
-        stored = decode_frame(one.path, header, one.frame)
-        rescale = _group(header, one.frame, "PixelValueTransformationSequence")
-        try:
-            values = np.asarray(apply_modality_lut(stored, rescale), dtype=np.float32)
-        except Exception as error:
-            reason = f"is damaged DICOM (its rescaling, {type(error).__name__})"
-            raise UnreadableImage(one.path, reason, "Export it again.") from error
+    stored = decode_frame(one.path, header, one.frame)
+    rescale = _group(header, one.frame, "PixelValueTransformationSequence")
+    try:
+        values = np.asarray(apply_modality_lut(stored, rescale), dtype=np.float32)
+    except Exception as error:
+        reason = f"is damaged DICOM (its rescaling, {type(error).__name__})"
+        raise UnreadableImage(one.path, reason, "Export it again.") from error
     if values.shape != one.size:
         raise UnreadableImage(one.path, "holds pixels of another size than it says", "Export it again.")
     return values

@@ -10,12 +10,12 @@ from os import PathLike
 from pathlib import Path
 
 from medcf.data.datalist import Case, Failure, case_ids, check_root, describe_failure, walk_files
-from medcf.data.dicom_reader import open_dicom
+from medcf.data.dicom_reader import discreet, open_dicom
 from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
 from medcf.data.tables import read_table
 from medcf.data.volumes.dicom import list_dicom_files, open_slices
-from medcf.data.volumes.nifti import check_nifti_volume
+from medcf.data.volumes.nifti import check_nifti_volume, header_of_pair
 from medcf.data.volumes.series_geometry import Slice, arrange
 
 __all__ = ["find_volumes"]
@@ -83,11 +83,11 @@ def _from_table(table: Path, root: Path, split: str | None, label_column: str) -
     cases: list[Case] = []
     failures: list[Failure] = []
     for row in rows:
-        path = Path(row["image"])
+        path = header_of_pair(Path(row["image"])) or Path(row["image"])
         try:
             if not path.is_dir() and sniff(path) == "nifti":
                 check_nifti_volume(path)
-                cases.append(row)
+                cases.append({**row, "image": str(path)})
                 continue
             files = list_dicom_files(path) if path.is_dir() else [path]
             if len(files) == 1 and sniff(files[0]) == "nifti":
@@ -106,8 +106,12 @@ def _from_files(paths: Sequence[Path], root: Path) -> tuple[list[Case], list[Fai
     failures: list[Failure] = []
     found: list[tuple[Path, Case]] = []
     series: dict[str, list[Slice]] = {}
+    refused: dict[tuple[Path, str, str], list[Path]] = {}
     for path in paths:
+        kind = ""
         try:
+            if header_of_pair(path):
+                continue  # read with its header
             kind = sniff(path)
             if kind == "nifti":
                 check_nifti_volume(path)
@@ -117,7 +121,12 @@ def _from_files(paths: Sequence[Path], root: Path) -> tuple[list[Case], list[Fai
                 uid, slices = _slices(path)
                 series.setdefault(uid or str(path.parent), []).extend(slices)
         except UnreadableImage as error:
-            failures.append(describe_failure(error))
+            # an ultrasound loop, or a series in colors, comes as hundreds of files: one line for all of them
+            group = path.parent if kind == "dicom" else path
+            refused.setdefault((group, error.reason, error.remedy), []).append(path)
+    for (_, reason, remedy), files in refused.items():
+        others = f" (and so are {len(files) - 1} more files of its folder)" if len(files) > 1 else ""
+        failures.append({"file": str(files[0]), "reason": reason + others, "remedy": remedy})
     folders = [_folder(slices) for slices in series.values()]
     for slices, folder in zip(series.values(), folders, strict=True):
         try:
@@ -136,9 +145,15 @@ def _expect_dicom(path: Path, files: Sequence[Path]) -> None:
     kinds = {sniff(file) for file in files}
     if kinds != {"dicom"}:
         reason = "is a picture, no volume" if "raster" in kinds else "is no NIfTI or DICOM file"
-        raise UnreadableImage(path, reason, "Give NIfTI files, or folders of DICOM series.")
+        remedy = "Give NIfTI files, or folders of DICOM series."
+        if path.suffix.lower() in (".mgz", ".mgh"):
+            reason, remedy = "is a FreeSurfer volume", f"Convert it: mri_convert {path.name} {path.stem}.nii.gz"
+        elif path.suffix.lower() in (".hdr", ".img"):
+            reason, remedy = "is no NIfTI file (Analyze files name no orientation)", "Save the volume as NIfTI."
+        raise UnreadableImage(path, reason, remedy)
 
 
+@discreet()
 def _slices(path: Path) -> tuple[str, list[Slice]]:
     header = open_dicom(path, volume=True)
     return str(header.get("SeriesInstanceUID", "") or ""), open_slices(path, header)

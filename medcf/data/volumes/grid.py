@@ -25,6 +25,7 @@ from medcf.data.volumes.brain_mask import brain_mask
 __all__ = [
     "VolumeRecord",
     "apply_volume_difference",
+    "check_grid_options",
     "from_volume_grid",
     "middle_of",
     "repeat_volume_grid",
@@ -82,7 +83,10 @@ def to_volume_grid(
         ValueError: if shape, size, spacing, mask or an option make no sense, or the brain has no contrast.
         ImportError: if an option needs SimpleITK and it is missing.
     """
-    native, steps = _check(image, size, spacing)
+    steps = check_grid_options(size, spacing, center, percentile, registration)
+    if image.ndim != 4 or image.shape[0] != 1 or min(image.shape[1:]) < 1:
+        raise ValueError(f"image must be (1, X, Y, Z), got shape {tuple(image.shape)}")
+    native = np.asarray(image.as_subclass(torch.Tensor).detach().cpu(), dtype=np.float32)[0]
     affine = np.asarray(image.affine, dtype=np.float64) if isinstance(image, MetaTensor) else np.eye(4)
     inside = _mask_of(image, mask)
     moved = np.eye(4)
@@ -95,8 +99,6 @@ def to_volume_grid(
             middle, moved = corrections.register(native, inside, affine, template, registration)
     if template is None:
         middle = middle_of(inside if center == "brain" else np.ones_like(inside), affine)
-        if center not in ("brain", "image"):
-            raise ValueError(f"center={center!r} is neither 'brain' nor 'image'.")
     frame = np.diag([*steps, 1.0])
     frame[:3, 3] = middle - steps * (np.array(size) - 1) / 2
     matrix = np.linalg.inv(affine) @ moved @ frame
@@ -212,18 +214,34 @@ def _brain_on_grid(
     return np.where(share >= 0.5 - _ROUNDING, scaled, -1).astype(np.float32)
 
 
-def _check(
-    image: torch.Tensor, size: Sequence[int], spacing: float | Sequence[float]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The volume as an array, and three spacings."""
-    if image.ndim != 4 or image.shape[0] != 1 or min(image.shape[1:]) < 1:
-        raise ValueError(f"image must be (1, X, Y, Z), got shape {tuple(image.shape)}")
-    if len(size) != 3 or min(size) < 1:
-        raise ValueError(f"size must be three positive numbers, got {tuple(size)}")
-    steps = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
-    if not (np.isfinite(steps).all() and (steps > 0).all()):
-        raise ValueError(f"spacing must be positive millimeters, got {spacing!r}")
-    return np.asarray(image.as_subclass(torch.Tensor).detach().cpu(), dtype=np.float32)[0], steps
+def check_grid_options(
+    size: Sequence[int],
+    spacing: float | Sequence[float],
+    center: str = "brain",
+    percentile: float = 99.5,
+    registration: str = "rigid",
+) -> NDArray[np.float64]:
+    """Check options of :func:`to_volume_grid`, which are the same for every volume.
+
+    Returns:
+        The three spacings.
+
+    Raises:
+        ValueError: if one makes no sense; names it.
+    """
+    numbers = np.asarray(size)
+    if numbers.shape != (3,) or numbers.dtype.kind != "i" or numbers.min() < 1:
+        raise ValueError(f"size must be three positive numbers (voxels), got {size!r}")
+    steps = np.asarray(spacing)
+    if steps.shape not in ((), (3,)) or steps.dtype.kind not in "if" or not (np.isfinite(steps) & (steps > 0)).all():
+        raise ValueError(f"spacing must be positive millimeters, one number or three, got {spacing!r}")
+    if center not in ("brain", "image"):
+        raise ValueError(f"center={center!r} is neither 'brain' nor 'image'.")
+    if not 50 < percentile <= 100:
+        raise ValueError(f"percentile={percentile}: choose one above 50, up to 100.")
+    if registration not in ("rigid", "affine"):
+        raise ValueError(f"registration={registration!r} is neither 'rigid' nor 'affine'.")
+    return np.broadcast_to(steps.astype(np.float64), 3)
 
 
 def _mask_of(image: torch.Tensor, mask: torch.Tensor | str | None) -> NDArray[np.bool_]:
@@ -249,8 +267,6 @@ def middle_of(inside: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray
 
 def _intensity(brain: NDArray[np.float32], percentile: float) -> tuple[float, float]:
     """Values that become black and white."""
-    if not 50 < percentile <= 100:
-        raise ValueError(f"percentile={percentile}: choose one above 50, up to 100.")
     darkest, high = (float(value) for value in np.percentile(brain, [100 - percentile, percentile]))
     low = min(darkest, 0.0)
     return low, high

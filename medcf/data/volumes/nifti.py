@@ -11,12 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcf.data.errors import UnreadableImage
+from medcf.data.readers import sniff
 
-__all__ = ["check_nifti_volume", "read_nifti_volume"]
+__all__ = ["check_nifti_volume", "header_of_pair", "read_nifti_volume"]
 
 logger = logging.getLogger(__name__)
 
 _MM = {"meter": 1000.0, "micron": 0.001}
+
+
+def header_of_pair(path: Path) -> Path | None:
+    """Return the header that belongs to the pixels of a .hdr/.img pair, None where ``path`` is no such file."""
+    header = path.with_suffix(".hdr")
+    return header if path.suffix.lower() == ".img" and header.is_file() and sniff(header) == "nifti" else None
 
 
 def check_nifti_volume(path: Path) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
 from medcf.data.volumes.brain_mask import brain_mask
 from medcf.data.volumes.dicom import list_dicom_files, read_dicom_volume
-from medcf.data.volumes.nifti import read_nifti_volume
+from medcf.data.volumes.nifti import header_of_pair, read_nifti_volume
 
 __all__ = ["read_mask", "read_volume", "resolve_mask"]
 
@@ -51,6 +51,7 @@ def read_volume(path: Source) -> MetaTensor:
         files = [Path(part) for part in path]
         if not files:
             raise ValueError("path is an empty list: name the files of one series")
+    files = [header_of_pair(file) or file for file in files]
     kind = sniff(files[0])
     if kind == "nifti" and len(files) == 1:
         values, affine = read_nifti_volume(files[0])
@@ -108,6 +109,6 @@ def resolve_mask(image: MetaTensor | torch.Tensor, method: str = "auto") -> torc
     try:
         inside, used = brain_mask(image, method)
     except ValueError as error:
-        raise UnreadableImage(name, f"has no brain that can be found ({error})", "Give a mask.") from error
+        raise UnreadableImage(name, f"has no brain that can be found ({error})", "Give a volume of a brain.") from error
     logger.debug("%s: brain mask by %r, %d voxels", name, used, int(inside.sum()))
     return inside

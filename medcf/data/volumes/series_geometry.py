@@ -88,8 +88,10 @@ def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
     unique: dict[tuple[str, int], Slice] = {}
     for one in slices:
         unique.setdefault((one.uid or str(one.path), one.frame), one)
-    if len(unique) < len(slices):
-        logger.warning("%d copies of slices that are there already are left out", len(slices) - len(unique))
+    if copies := len(slices) - len(unique):
+        kept = {id(one) for one in unique.values()}
+        first = next(one for one in slices if id(one) not in kept)
+        logger.warning("%d copies of slices that are there already, %s first, are left out", copies, first.path.name)
     return list(unique.values())
 
 

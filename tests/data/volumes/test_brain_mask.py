@@ -36,9 +36,13 @@ def test_a_noisy_background_makes_it_an_estimate_with_a_warning(stripped, caplog
     image, truth = stripped
     noise = torch.from_numpy(np.random.default_rng(0).rayleigh(20, image.shape).astype(np.float32))
 
-    found, method = brain_mask(image + noise)
+    noisy = image + noise
+    noisy.meta["filename_or_obj"] = "in/noisy.nii"
+
+    found, method = brain_mask(noisy)
 
     assert method == "estimate"
+    assert "noisy.nii: the brain mask is an estimate" in caplog.text
     assert dice(found.numpy()[0], truth) > 0.95
     assert "no skull" not in caplog.text
     assert "skull and scalp" in caplog.text

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_names_come_from_the_path_below_the_folder_and_hold_no_patient_data(head
 
     assert failures == []
     assert [case["case"] for case in cases] == ["series"]
+
+
+def test_slices_that_fail_alike_are_one_line(heads, oblique, tmp_path):
+    heads.save_series(tmp_path / "us", *oblique, modality="US")
+    heads.save_series(tmp_path / "us2", *oblique, modality="US", series="1.2.3.20")
+    for name in ("a.nii", "b.nii"):
+        (tmp_path / name).write_text("no volume")
+
+    failures = find_volumes(tmp_path)[1]
+
+    assert sorted(Path(failure["file"]).parent.name for failure in failures) == sorted(
+        [tmp_path.name] * 2 + ["us", "us2"]
+    )
+    assert [failure["reason"] for failure in failures if "modality US" in failure["reason"]] == [
+        "is an image of modality US, no slice of a volume (and so are 4 more files of its folder)"
+    ] * 2
 
 
 def test_failures_look_as_those_of_images(archive):

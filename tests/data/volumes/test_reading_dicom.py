@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import numpy as np
 import pydicom
 import pytest
 
-from medcf.data import UnreadableImage
-from medcf.data.volumes import read_volume
+from medcf.data import UnreadableImage, build_datalist
+from medcf.data.volumes import find_volumes, read_volume
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -160,10 +161,11 @@ def test_two_slices_at_one_place_are_refused(heads, oblique, tmp_path):
 def test_a_copy_of_a_file_is_left_out(heads, oblique, tmp_path, caplog):
     folder = heads.save_series(tmp_path, *oblique)
     first = sorted(folder.iterdir())[0]
-    (folder / "copy.dcm").write_bytes(first.read_bytes())
+    (folder / "zcopy.dcm").write_bytes(first.read_bytes())
 
     assert np.array_equal(read_volume(folder).numpy()[0], oblique[0])
     assert "1 copies" in caplog.text
+    assert "zcopy.dcm" in caplog.text
 
 
 def test_mixed_sizes_series_and_orientations_are_refused(heads, oblique, tmp_path):
@@ -227,7 +229,21 @@ def test_objects_that_are_no_slices_are_refused(heads, oblique, tmp_path):
 
 
 def test_the_log_names_no_patient(heads, oblique, tmp_path, caplog):
-    with caplog.at_level(logging.DEBUG):
-        read_volume(heads.save_series(tmp_path, *oblique))
-    assert "Doe" not in caplog.text
-    assert "secret" not in caplog.text
+    def invalid(k, ds):
+        ds.SOPInstanceUID = f"Doe.Jane.{k}"  # pydicom quotes values that do not fit their type
+        ds.SeriesInstanceUID = "secret"
+        return ds
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = heads.save_series(tmp_path / "plain", *oblique)
+        odd = heads.save_series(tmp_path / "odd", *oblique, change=invalid)
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as told:
+        for folder in (plain, odd):
+            read_volume(folder)
+        assert len(find_volumes(tmp_path)[0]) == 2
+        build_datalist(tmp_path)
+    text = caplog.text + "".join(str(one.message) for one in told)
+    assert "Doe" not in text
+    assert "secret" not in text

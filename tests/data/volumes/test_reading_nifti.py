@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from monai.data import list_data_collate
 
 from medcf.data import UnreadableImage
-from medcf.data.volumes import read_mask, read_volume
+from medcf.data.volumes import find_volumes, read_mask, read_volume
+from medcf.engines.fingerprint import hash_inputs
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "ASR"])
@@ -71,6 +73,36 @@ def test_other_dimensions_are_refused_with_a_remedy(tmp_path, shape, reason, rem
         read_volume(tmp_path / "x.nii")
     assert remedy in caught.value.remedy
     assert caught.value.path.endswith("x.nii")
+
+
+@pytest.mark.parametrize("name", ["pair.hdr", "pair.img"])
+def test_a_pair_of_header_and_pixels_is_one_volume(tmp_path, name):
+    values = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    nib.save(nib.Nifti1Pair(values, np.diag([2, 2, 3, 1])), tmp_path / "pair.img")
+    (tmp_path / "list.csv").write_text(f"file\n{name}\n")
+
+    assert np.array_equal(read_volume(tmp_path / name).numpy()[0], values)
+    for arguments in ((tmp_path,), (None, tmp_path / "list.csv")):
+        cases, failures = find_volumes(*arguments)
+        assert failures == []
+        assert [(case["case"], case["image"]) for case in cases] == [("pair", str(tmp_path / "pair.hdr"))]
+    before = hash_inputs(cases)
+    nib.save(nib.Nifti1Pair(values + 1, np.diag([2, 2, 3, 1])), tmp_path / "pair.img")
+    assert hash_inputs(cases) != before
+
+
+def test_formats_that_are_nearly_nifti_are_refused_with_the_way_out(tmp_path):
+    values = np.ones((4, 5, 6), np.float32)
+    nib.save(nib.MGHImage(values, np.eye(4)), tmp_path / "brain.mgz")
+    nib.AnalyzeImage(values, np.eye(4)).to_filename(tmp_path / "old.img")
+
+    failures = find_volumes(tmp_path)[1]
+
+    told = {Path(failure["file"]).name: failure["reason"] + ". " + failure["remedy"] for failure in failures}
+    assert set(told) == {"brain.mgz", "old.hdr", "old.img"}
+    assert "FreeSurfer" in told["brain.mgz"]
+    assert "mri_convert brain.mgz brain.nii.gz" in told["brain.mgz"]
+    assert "Analyze" in told["old.hdr"]
 
 
 def test_damaged_and_foreign_files_are_refused(heads, tmp_path):
