@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -63,7 +64,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         super().__init__(scheduler, classifier, target, **options)
         check_choice("reference_noise", reference_noise, ReferenceNoise)
         check_choice("reference_condition", reference_condition, ReferenceCondition)
-        if injection_scale < 0:
+        if not 0 <= injection_scale < math.inf:
             raise ValueError(f"injection_scale={injection_scale:g} is a weight: use 0 for no injection, or more.")
         if injection_scale > 0 and reference_condition == "null" and self.null_class_labels is None:
             raise ValueError("reference_condition='null' needs null_class_labels, the index of the null class.")
@@ -105,7 +106,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         pairs = [(int(target), w) for target in targets for w in scales]
         if not pairs or len(set(pairs)) != len(pairs):
             raise ValueError(f"targets={list(targets)} and guidance_scales={scales}: give at least one, each once.")
-        if min(scales) < 0 or (max(scales) > 0 and self.null_class_labels is None):
+        if not all(0 <= w < math.inf for w in scales) or (max(scales) > 0 and self.null_class_labels is None):
             raise ValueError(f"guidance_scales={scales} are w: use 0 or more, above 0 with null_class_labels.")
         image, ids = self._check_inputs(inputs, network, sample_ids)
         count, batch, device = len(pairs), len(image), image.device

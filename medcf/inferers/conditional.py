@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ class ConditionalInferer(ChainInferer):
         super().__init__(
             scheduler, classifier, target, num_inference_steps=num_inference_steps, strength=strength, **options
         )
-        if guidance_scale < 0:
+        if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={guidance_scale:g} is w: use 0 for no guidance, or more.")
         if guidance_scale != 0 and null_class_labels is None:
             raise ValueError(

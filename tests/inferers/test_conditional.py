@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods of a class-conditional network over several passes: where each starts, what stays the input's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medcf.inferers import base, conditional, create_method, denoise, make_generators
+from medcf.inferers.conditional import background
+from medcf.inferers.sampling import noised
+from medcf.inferers.stacked import InjectedDenoiser, plan_rows, standard_noise
+from medcf.networks import AttentionInjection, ClassTokenUNet
+from medcf.schedulers import RespacedDDIMScheduler
+
+IDS = ["a", "b"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    options = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
+    net = ClassTokenUNet(3, 1, 1, cross_attention_dim=8, num_head_channels=4, attention_init=0.5, **options)
+    for weight in net.parameters():
+        if weight.ndim > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.1)
+    return net.eval()
+
+
+@pytest.fixture
+def volumes():
+    return torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1)) * 1.2 - 0.6
+
+
+def judge(image):
+    bright = image.flatten(1).mean(1) * 5 + 2  # everything is of class 1
+    return torch.stack([-bright, bright], dim=1)
+
+
+def make(name="controlcg", **options):
+    scheduler = RespacedDDIMScheduler(1000, prediction_type="v_prediction")
+    defaults = {"num_inference_steps": 4, "progress": False, "guidance_scale": 2.0}
+    return create_method(name, scheduler=scheduler, classifier=judge, target=0, **(defaults | options))
+
+
+def one_pass(method, network, start, references, number, strength):
+    """A pass of ControlCG put together by hand."""
+    scheduler = method.scheduler
+    rows = plan_rows([0, 1], [0, 0], [True] * 2, null_class_labels=2, reference="same")
+    own, other = (make_generators(0, IDS, "cpu", (stream, number)) for stream in ("pass", "reference"))
+    steps = scheduler.timesteps_from(strength)
+    sample = standard_noise(start, own) if strength == 1 else noised(scheduler, start, steps[0], own)
+    with torch.no_grad(), AttentionInjection(network) as injection:
+        options = {"generators": other, "injection": injection}
+        denoiser = InjectedDenoiser(network, scheduler, rows, [2.0] * 2, references, **options)
+        return denoise(denoiser, scheduler, sample, steps, generators=own).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 0.75), (1.0, 0.5), (0.5, 1.0)])
+def test_a_pass_starts_from_the_one_before_and_reads_the_input_under_noise_of_its_own(network, volumes, strengths):
+    method = make(strength=strengths, num_iterations=2)
+    result = method.explain(volumes, network, IDS)
+    first = one_pass(method, network, volumes, volumes, 0, strengths[0])
+    second = one_pass(method, network, first, volumes, 1, strengths[1])
+    torch.testing.assert_close(result.trajectory[:, 1], first, rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.trajectory[:, 2], second, rtol=0, atol=1e-4)
+    for references, number in ((first, 1), (volumes, 0)):
+        other = one_pass(method, network, first, references, number, strengths[1])
+        assert (other - second).abs().max() > 1e-2  # neither the first output as reference nor the first noise
+
+
+@pytest.mark.parametrize("name", ["controlcg", "ilvr", "ddim_inversion"])
+def test_the_background_is_that_of_the_input_in_every_pass(network, volumes, monkeypatch, name):
+    volumes[:, :, 0] = -1
+    seen = []
+    monkeypatch.setattr(conditional, "background", lambda image: seen.append(image.clone()) or background(image))
+    result = make(name, num_iterations=2).explain(volumes, network, IDS)
+    assert all(torch.equal(image, volumes) for image in seen)
+    assert len(seen) >= 2
+    assert (result.trajectory[:, 1:, :, 0] == -1).all()
+    assert (result.image[:, :, 1:] > -1).any()
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+@pytest.mark.parametrize("end", [0, 7])
+def test_background_reaches_any_side_of_the_grid(volumes, axis, end):
+    inner = tuple(4 for _ in range(3))
+    index = list(inner)
+    index[axis - 2] = end
+    volumes[(slice(None), 0, *index)] = -1  # one voxel in the middle of that side
+    volumes[(slice(None), 0, *inner)] = -1 if end else volumes[(slice(None), 0, *inner)]  # black, but enclosed
+    wanted = torch.zeros_like(volumes, dtype=torch.bool)
+    wanted[(slice(None), 0, *index)] = True
+    assert torch.equal(background(volumes), wanted)
+
+
+def test_background_is_black_in_all_channels(volumes):
+    image = torch.cat([volumes, volumes], 1)
+    image[:, :, 0] = -1
+    image[:, 0, 7] = -1  # of one channel alone
+    assert background(image)[:, 0, 0].all()
+    assert background(image).sum() == 2 * 64
+
+
+def test_the_bar_expects_what_the_micro_batches_take(network, volumes, monkeypatch):
+    totals = []
+
+    class Bar:
+        def __init__(self, total, **_options):
+            self.n, self.total = 0, total
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "total":
+                totals.append(value)
+
+        def update(self, count):
+            self.n += count
+
+    monkeypatch.setattr(base, "tqdm", Bar)
+    for name, steps in (("controlcg", 4), ("ilvr", 4), ("ddim_inversion", 12)):
+        totals.clear()
+        make(name, memory_budget=1e-5, num_iterations=2).explain(volumes, network, IDS)
+        assert totals[0] == 2 * steps
+        assert totals[-1] == totals[-2] == 2 * 2 * steps  # what was done, and what had been expected
+
+
+@pytest.mark.parametrize("w", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["controlcg", "ilvr", "ddim_inversion"])
+def test_guidance_that_is_no_scale_is_refused(name, w):
+    with pytest.raises(ValueError, match="is w"):
+        make(name, guidance_scale=w)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_injection_that_is_no_weight_is_refused(network, volumes, scale):
+    with pytest.raises(ValueError, match="is a weight"):
+        make(injection_scale=scale)
+    with pytest.raises(ValueError, match="are w"):
+        make().explain_targets(volumes, network, [0], [1.0, scale])
