@@ -45,8 +45,8 @@ def judge(image):
 
 def make(**options):
     defaults = {"num_inference_steps": 10, "progress": False, "guidance_scale": 0.0, "clip_denoised": False}
-    scheduler = RespacedDDIMScheduler(1000)
-    return create_method("ilvr", scheduler=scheduler, classifier=judge, target=1, **(defaults | options))
+    defaults["scheduler"] = RespacedDDIMScheduler(1000)
+    return create_method("ilvr", classifier=judge, target=1, **(defaults | options))
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -85,19 +85,38 @@ def test_result_has_the_low_frequencies_of_the_input_if_replaced_to_the_end(netw
     assert (result - small).abs().mean() > 0.01  # the rest is generated
 
 
-def test_the_loop_is_the_formula_written_out(network, volumes):
-    result = make(stop_timestep=500, num_inference_steps=4).explain(volumes, network, ["a", "b"]).image
-    x = standard_noise(volumes, make_generators(0, ["a", "b"], "cpu", ("pass", 0)))
-    other, lowpass = make_generators(0, ["a", "b"], "cpu", ("reference", 0)), LowPass(volumes.shape[2:], 2)
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("noise", ["fresh", "shared"])
+@pytest.mark.parametrize(("level", "final"), [("exact", 1.0), ("exact", TABLE[0]), ("code", 1.0)])
+def test_the_loop_is_the_formula_written_out(network, volumes, passes, noise, level, final):
+    """Every pass starts from noise of its own and holds on to the input, so the last says it all."""
+    stop = 0 if final < 1 else 500
+    options = {"num_iterations": passes, "reference_noise": noise, "level": level, "num_inference_steps": 4}
+    scheduler = RespacedDDIMScheduler(1000, set_alpha_to_one=final == 1)
+    result = make(scheduler=scheduler, stop_timestep=stop, **options).explain(volumes, network, ["a", "b"]).image
+
+    def generators(stream):
+        return make_generators(0, ["a", "b"], "cpu", (stream, passes - 1))
+
+    x, other, lowpass = standard_noise(volumes, generators("pass")), generators("reference"), LowPass((8, 12, 8), 2)
     steps = [999, 666, 333, 0]
     for i, t in enumerate(steps):
-        a, p = TABLE[t], TABLE[steps[i + 1]] if i < 3 else 1.0
-        noise = network(x, torch.full((2,), t), torch.tensor([1, 1]))
-        x = p**0.5 * (x - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - p) ** 0.5 * noise
-        if t >= 500:
-            y = p**0.5 * volumes + (1 - p) ** 0.5 * torch.stack([torch.randn(1, 8, 12, 8, generator=g) for g in other])
+        a, p = TABLE[t], TABLE[steps[i + 1]] if i < 3 else final
+        epsilon = network(x, torch.full((2,), t), torch.tensor([1, 1]))
+        x = p**0.5 * (x - (1 - a) ** 0.5 * epsilon) / a**0.5 + (1 - p) ** 0.5 * epsilon
+        if t >= stop:
+            other = generators("reference") if noise == "shared" else other
+            q = a if level == "code" else p
+            y = q**0.5 * volumes + (1 - q) ** 0.5 * torch.stack([torch.randn(1, 8, 12, 8, generator=g) for g in other])
             x = x - lowpass(x) + lowpass(y)
     torch.testing.assert_close(result, x.clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+def test_filter_is_exact_under_autocast(volumes):
+    lowpass = LowPass(volumes.shape[2:], 2)
+    expected = lowpass(volumes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(lowpass(volumes), expected)
 
 
 def test_the_longer_it_replaces_the_closer_it_stays(network, volumes):
