@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from benchmarks.brain.real_sets import SETS, prepare, train
+from benchmarks.command_line import setting
 
 __all__ = ["main"]
 
@@ -42,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     ready.add_argument("--seed", type=int, default=0, help="seed of the split by subject")
     training = steps.add_parser("train", help="train the networks by the bundle's configs")
     training.add_argument("--network", nargs="+", help="only these: classifier, judge, segmenter, model")
-    training.add_argument("--id", type=_setting, action="append", default=[], help="id of the config: ID=JSON")
+    training.add_argument("--id", type=setting, action="append", default=[], help="id of the config: ID=JSON")
     measured = steps.add_parser("evaluate", help="explain the held-out subjects and measure the counterfactuals")
     measured.add_argument("--docs", type=Path, default=Path("docs/benchmarks"), help="folder of page and figures")
     measured.add_argument("--limit", type=int, help="explain only the first so many volumes")
@@ -51,11 +50,6 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--set", choices=tuple(SETS), required=True)
         each.add_argument("--out", type=Path, default=Path("output/brain_mri"), help="tables, weights, stored results")
     return parser
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, json.loads(value)
 
 
 if __name__ == "__main__":

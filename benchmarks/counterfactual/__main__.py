@@ -4,23 +4,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.counterfactual.environment import describe_command, describe_machine
+from benchmarks.command_line import study_parser
+from benchmarks.counterfactual.environment import describe_run
 from benchmarks.counterfactual.figure import draw_quality, draw_sheet, draw_tradeoff
 from benchmarks.counterfactual.measure import MEASURES
 from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.real import REAL_TASKS, real_task
 from benchmarks.counterfactual.run import Setup
 from benchmarks.counterfactual.studies import STUDIES, Table, ceiling, iterations, quality_against_input, run_rows
-from benchmarks.counterfactual.tables import insert, markdown, write_csv
+from benchmarks.counterfactual.tables import insert_or_write, markdown, write_csv
 from benchmarks.counterfactual.task import Task
 from benchmarks.paper_size import measure as measure_paper_size
 from benchmarks.paper_size import parse, report
@@ -69,16 +68,9 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
             gained, scores = quality_against_input(task, table.results[-1])
             draw_quality(options.out / f"{stem}_quality.png", scores)
             tables += f"\n{gained}\n"
-    machine = describe_machine(options.device, options.threads)
-    text = (
-        f"{tables}\n{len(task.cases)} cases; {machine} Intervals: 95 %, over subjects. "
-        f"Command: `{describe_command('benchmarks.counterfactual', arguments)}`; figures: `{stem}.csv`."
-    )
+    run = describe_run("benchmarks.counterfactual", arguments, options.device, options.threads, stem)
     page = options.out / f"{task.name}.md"
-    if page.is_file() and f"<!-- {study}: begin -->" in page.read_text(encoding="utf-8"):
-        insert(page, study, text)
-    else:
-        (options.out / f"{stem}.md").write_text(f"# {task.name}: {study}\n\n{text}\n", encoding="utf-8")
+    insert_or_write(page, study, f"{tables}\n{len(task.cases)} cases; {run}", stem, f"{task.name}: {study}")
     sys.stdout.write(tables + "\n")
 
 
@@ -102,31 +94,14 @@ def _task(options: argparse.Namespace) -> Task:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counterfactual", description=__doc__)
-    studies = (*STUDIES, "iterations")
-    parser.add_argument("--bundle", default="diffice", help="bundle whose networks and settings are compared")
-    parser.add_argument("--study", nargs="+", choices=studies, default=["methods"], help="default: methods")
+    parser = study_parser("benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations"))
     parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="what is explained")
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="grid instead of the bundle's own")
     parser.add_argument("--split", help="split of the cases (default: test of the phantoms, val of real images)")
-    parser.add_argument("--rows", nargs="+", help="only these rows of the study")
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")
     parser.add_argument("--models", type=Path, help="folder with the networks of a real task")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", type=_setting, action="append", default=[], help="id of the config: ID=JSON, repeatable"
-    )
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of tables and figures")
-    parser.add_argument("--work", type=Path, default=Path("output/benchmarks"), help="folder of stored results")
     return parser
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, json.loads(value)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe_command", "describe_machine"]
+__all__ = ["describe_command", "describe_machine", "describe_run"]
 
 
 def describe_command(program: str, arguments: Sequence[str]) -> str:
@@ -39,3 +39,12 @@ def describe_machine(device: str, threads: int) -> str:
         where = f"{platform.machine()} CPU, {threads} of {os.cpu_count()} cores"
     packages = ", ".join(f"{name} {version(name)}" for name in ("medcf", "torch", "monai"))
     return f"Python {sys.version_info.major}.{sys.version_info.minor}, {packages}; {where}."
+
+
+def describe_run(program: str, arguments: Sequence[str], device: str, threads: int, stem: str) -> str:
+    """Return what stands below the tables of a study: machine, intervals, command and the CSV with the figures."""
+    command = describe_command(program, arguments)
+    return (
+        f"{describe_machine(device, threads)} Intervals: 95 %, over subjects. Command: `{command}`; figures: "
+        f"`{stem}.csv`."
+    )

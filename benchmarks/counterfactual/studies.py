@@ -16,10 +16,10 @@ from benchmarks.counterfactual.phantoms import CONCEPT_COLUMNS
 from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, Row, select
 from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.tables import Figure
-from benchmarks.counterfactual.task import Task, apply
+from benchmarks.counterfactual.task import Cases, Task, apply
 from medcf.metrics.quality import QualityBin, quality_by_input
 
-__all__ = ["STUDIES", "Table", "ceiling", "iterations", "quality_against_input", "run_rows"]
+__all__ = ["STUDIES", "Table", "ceiling", "iterations", "quality_against_input", "run_rows", "uncomputed"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +70,16 @@ def run_rows(
 
 def ceiling(task: Task) -> tuple[dict[str, Figure], Result]:
     """Measure the paired truth itself as if it were a counterfactual: what no method can exceed by much."""
-    truth = task.cases.truth["image"]
-    count = len(task.cases)
-    result = Result(
-        image=truth,
-        trajectory=torch.stack([task.cases.image, truth], dim=1),
+    result = uncomputed(task.cases, task.cases.truth["image"])
+    return without_cost(measure(task, result)), result
+
+
+def uncomputed(cases: Cases, images: Tensor) -> Result:
+    """Put images (N, 1, *spatial) that no method made of the cases into the form of a result."""
+    count = len(cases)
+    return Result(
+        image=images,
+        trajectory=torch.stack([cases.image, images], dim=1),
         confidences=torch.full((count, 2), float("nan")),
         flipped=torch.ones(count, dtype=torch.bool),
         unchanged=torch.zeros(count, dtype=torch.bool),
@@ -82,7 +87,6 @@ def ceiling(task: Task) -> tuple[dict[str, Figure], Result]:
         seconds=float("nan"),
         peak_mib=float("nan"),
     )
-    return without_cost(measure(task, result)), result
 
 
 def without_cost(figures: dict[str, Figure]) -> dict[str, Figure]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Figure", "Measure", "insert", "markdown", "read_csv", "write_csv"]
+__all__ = ["Figure", "Measure", "insert", "insert_or_write", "markdown", "read_csv", "write_csv"]
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,11 @@ def insert(page: Path, mark: str, text: str) -> None:
     before, _, rest = content.partition(begin)
     _, _, after = rest.partition(end)
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def insert_or_write(page: Path, mark: str, text: str, stem: str, title: str) -> None:
+    """Put a text into a page that has the marks, see `insert`, or else with a title into ``<stem>.md`` beside it."""
+    if page.is_file() and f"<!-- {mark}: begin -->" in page.read_text(encoding="utf-8"):
+        insert(page, mark, text)
+    else:
+        page.with_name(f"{stem}.md").write_text(f"# {title}\n\n{text}\n", encoding="utf-8")

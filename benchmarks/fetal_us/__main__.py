@@ -7,7 +7,8 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
+
+from benchmarks.command_line import setting
 
 __all__ = ["main"]
 
@@ -62,18 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=("val", "test"), default="val", help="test is for choosing settings")
     evaluate.add_argument("--limit", type=int, help="explain only the first so many inputs")
     evaluate.add_argument(
-        "--set", type=_setting, action="append", default=[], help="option of the inferer: NAME=JSON, repeatable"
+        "--set", type=setting, action="append", default=[], help="option of the inferer: NAME=JSON, repeatable"
     )
     evaluate.add_argument("--sheet", type=Path, help="also draw inputs, iterates and differences into this PNG")
     report = steps.add_parser("report", help="write the figures into a page, between its marks")
     report.add_argument("--figures", type=Path, default=Path("output/fetal_us/figures.json"))
     report.add_argument("--page", type=Path, default=Path("docs/results/fetal_us.md"))
     return parser
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, json.loads(value)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.counterfactual.environment import describe_command
 from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, select
-from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, read_csv, write_csv
+from benchmarks.counterfactual.tables import Figure, Measure, insert, insert_or_write, markdown, read_csv, write_csv
 
 FLIPS = Measure("flips", "flips", "validity", "↑", 0, percent=True)
 ERROR = Measure("error", "error", "truth", "↓", 2)
@@ -38,6 +38,17 @@ def test_tables_go_between_their_marks_and_nothing_else_changes(tmp_path):
     assert page.read_text(encoding="utf-8") == "before\n<!-- x: begin -->\nnew\n<!-- x: end -->\nafter\n"
     with pytest.raises(ValueError, match="must hold"):
         insert(page, "y", "new")
+
+
+def test_a_text_without_a_place_on_the_page_gets_a_file_of_its_own(tmp_path):
+    page = tmp_path / "page.md"
+    insert_or_write(page, "x", "text", "task_x", "Task: x")
+    assert (tmp_path / "task_x.md").read_text() == "# Task: x\n\ntext\n"
+    page.write_text("<!-- x: begin -->\nold\n<!-- x: end -->\n")
+    insert_or_write(page, "x", "new", "task_x", "Task: x")
+    insert_or_write(page, "y", "other", "task_y", "Task: y")
+    assert page.read_text() == "<!-- x: begin -->\nnew\n<!-- x: end -->\n"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["page.md", "task_x.md", "task_y.md"]
 
 
 def test_the_table_has_six_methods_and_two_controls_and_unique_files():
