@@ -7,12 +7,14 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from medcf.engines.labeled_evaluation import LabeledEvaluation
 from medcf.engines.run_evaluation import run_evaluation
+from medcf.metrics import bootstrap_interval
 
 # A toy world: the subject is a pattern in [0, 0.5]; the upper half is 0.5 brighter in class 1; outside is -1.
 SIZE = (12, 14, 16)
@@ -95,6 +97,49 @@ def test_another_subject_is_not_the_same():
     low, high = figures["rank_1_reidentification"]["voxels"]["interval"]
     assert low <= figures["rank_1_reidentification"]["voxels"]["mean"] <= high < 0.5
     assert figures["flipped"]["to_AD"]["mean"] == 1.0
+
+
+def test_a_result_that_is_nearer_to_another_subject_is_not_re_identified():
+    """The generated looks for itself among the inputs, not the other way round."""
+    figures = evaluation(lambda subject, label: 0.6 * draw(0, label) + 0.4 * draw(subject, label)).run(loader())
+    assert figures["rank_1_reidentification"]["voxels"]["mean"] == pytest.approx(1 / 24)
+
+
+def test_intervals_resample_subjects_not_cases():
+    batches = [{**batch, "subject": [f"s{int(case) // 8}" for case in batch["case"]]} for batch in loader()]
+    change = evaluation(lambda subject, label: draw(subject, label if subject < 8 else 1 - label))
+    found = change.run(batches)
+    flipped = np.array([row["flipped"] for row in change.rows], float)
+    to_ad = np.array([row["target"] == 1 for row in change.rows])
+    subjects = [row["subject"] for row, keep in zip(change.rows, to_ad, strict=True) if keep]
+    expected = bootstrap_interval(np.mean, flipped[to_ad], groups=subjects)
+    assert found["subjects"] == 3
+    assert found["flipped"]["to_AD"]["interval"] == pytest.approx(expected)
+    assert bootstrap_interval(np.mean, flipped[to_ad])[1] < expected[1] == 1.0  # one subject drawn three times
+
+
+def test_inputs_that_already_are_of_the_target_class_count_for_no_flip():
+    class ToAD(Method):
+        def explain(self, image: Tensor, network: Any, sample_ids: list[str]) -> SimpleNamespace:
+            drawn = torch.stack([draw(int(case), 1) for case in sample_ids])
+            return SimpleNamespace(image=drawn, target=torch.ones(len(image), dtype=torch.long))
+
+    fixed = evaluation(draw)
+    fixed.inferer = ToAD(draw)  # type: ignore[assignment]
+    figures = fixed.run(loader())
+    assert [row["flipped"] for row in fixed.rows] == [True, None] * 12
+    assert all(row["target"] == 1 for row in fixed.rows)
+    assert figures["flipped"] == {"to_AD": {"mean": 1.0, "interval": [1.0, 1.0], "cases": 12}}
+    assert figures["confidence_before"]["to_AD"]["mean"] < 0.1  # of the 12 that were to change
+
+
+def test_what_is_drawn_outside_the_subject_is_no_error():
+    def painted(subject: int, label: int) -> Tensor:
+        image = draw(subject, 1 - label)
+        image[:, 0] = 0.9
+        return image
+
+    assert evaluation(painted).run(loader())["mse"]["mean"] == 0.0
 
 
 def test_similarity_looks_at_the_subject_alone():

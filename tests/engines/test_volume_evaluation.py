@@ -112,6 +112,54 @@ def test_half_the_change_in_one_direction_is_seen_there():
     assert found["flip_ratio"] == {"0": 0.0, "1": 1.0}
 
 
+def test_errors_are_in_milliliters():
+    true = torch.cat([batch["volumes_true"] - batch["volumes"] for batch in world()])[:, 1]
+    change = figures(lambda image, cases: image)["volume_change"]["counterfactual"]["ventricle"]
+    assert change["mean_absolute_error_ml"] == pytest.approx(float(true.abs().mean()) / 1000)
+
+
+def test_a_result_that_is_nearer_to_another_subject_is_not_re_identified():
+    """The counterfactual looks for itself among the inputs, not the other way round."""
+    images = torch.cat([batch["image"] for batch in world()])
+    found = figures(lambda image, cases: 0.6 * images[:1] + 0.4 * image)
+    assert found["rank_1_reidentification"]["voxels"] == pytest.approx(1 / 16)
+
+
+def test_the_oracle_judges_for_itself():
+    class Contrary(Counter):
+        def forward(self, image: Tensor) -> Tensor:
+            return -super().forward(image) / 2
+
+    truth = torch.cat([batch["image_true"] for batch in world()])
+    contrary = evaluation(lambda image, cases: truth[cases])
+    contrary.oracle = Contrary()
+    found = contrary.run(world())
+    assert found["flip_ratio"] == {"0": 1.0, "1": 1.0}
+    assert found["flips_the_oracle_confirms"] == {"0": 0.0, "1": 0.0}
+    for row in contrary.rows:
+        assert row["classifier_before"] < 0.5 < row["classifier_after"]
+        assert row["oracle_after"] < 0.5 < row["oracle_before"]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_16_bits_are_for_the_method_alone(amp):
+    seen = {}
+
+    def change(image: Tensor, cases: list[int]) -> Tensor:
+        seen["method"] = torch.is_autocast_enabled("cpu")
+        return image
+
+    class Asked(Counter):
+        def forward(self, image: Tensor) -> Tensor:
+            seen["oracle"] = torch.is_autocast_enabled("cpu")
+            return super().forward(image)
+
+    asked = evaluation(change)
+    asked.oracle, asked.amp = Asked(), amp
+    asked.run(world())
+    assert seen == {"method": amp, "oracle": False}
+
+
 def test_another_subject_is_not_re_identified():
     truth = torch.cat([batch["image_true"] for batch in world()])
     found = figures(lambda image, cases: truth[[(case + 2) % 16 for case in cases]])
