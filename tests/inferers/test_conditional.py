@@ -44,30 +44,47 @@ def make(name="controlcg", **options):
     return create_method(name, scheduler=scheduler, classifier=judge, target=0, **(defaults | options))
 
 
-def one_pass(method, network, start, references, number, strength):
+def one_pass(method, network, start, references, number, strength, label=0):
     """A pass of ControlCG put together by hand."""
     scheduler = method.scheduler
-    rows = plan_rows([0, 1], [0, 0], [True] * 2, null_class_labels=2, reference="same")
+    rows = plan_rows([0, 1], [label] * 2, [True] * 2, null_class_labels=2, reference="same")
     own, other = (make_generators(0, IDS, "cpu", (stream, number)) for stream in ("pass", "reference"))
     steps = scheduler.timesteps_from(strength)
     sample = standard_noise(start, own) if strength == 1 else noised(scheduler, start, steps[0], own)
     with torch.no_grad(), AttentionInjection(network) as injection:
         options = {"generators": other, "injection": injection}
         denoiser = InjectedDenoiser(network, scheduler, rows, [2.0] * 2, references, **options)
-        return denoise(denoiser, scheduler, sample, steps, generators=own).clamp(-1, 1)
+        return denoise(denoiser, scheduler, sample, steps, generators=own)
 
 
 @pytest.mark.parametrize("strengths", [(0.5, 0.75), (1.0, 0.5), (0.5, 1.0)])
 def test_a_pass_starts_from_the_one_before_and_reads_the_input_under_noise_of_its_own(network, volumes, strengths):
     method = make(strength=strengths, num_iterations=2)
     result = method.explain(volumes, network, IDS)
-    first = one_pass(method, network, volumes, volumes, 0, strengths[0])
-    second = one_pass(method, network, first, volumes, 1, strengths[1])
+    first = one_pass(method, network, volumes, volumes, 0, strengths[0]).clamp(-1, 1)
+    second = one_pass(method, network, first, volumes, 1, strengths[1]).clamp(-1, 1)
     torch.testing.assert_close(result.trajectory[:, 1], first, rtol=0, atol=1e-4)
     torch.testing.assert_close(result.trajectory[:, 2], second, rtol=0, atol=1e-4)
     for references, number in ((first, 1), (volumes, 0)):
         other = one_pass(method, network, first, references, number, strengths[1])
         assert (other - second).abs().max() > 1e-2  # neither the first output as reference nor the first noise
+
+
+def test_a_second_difference_of_the_same_classes_is_added_to_the_first_result(network, volumes):
+    method = make(strength=0.5, num_iterations=2, subtract_reconstruction=True)
+
+    def classify(image):  # the inputs are of class 1, and of class 0 once anything has changed
+        same = (image - volumes).abs().flatten(1).amax(1) < 1e-6
+        return torch.stack([~same, same], 1).float()
+
+    method.classifier = classify
+    result = method.explain(volumes, network, IDS)
+    image = volumes
+    for number in (0, 1):
+        wanted, source = (one_pass(method, network, image, volumes, number, 0.5, label) for label in (0, 1))
+        assert (wanted - source).abs().max() > 1e-2
+        image = (image + wanted - source).clamp(-1, 1)
+        torch.testing.assert_close(result.trajectory[:, number + 1], image, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["controlcg", "ilvr", "ddim_inversion"])
