@@ -8,14 +8,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nibabel as nib
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from medcf.data.phantoms import draw_case, write_demo
@@ -78,43 +77,15 @@ def studies(tmp_path_factory):
     return folder
 
 
-def start(options, **overrides) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        CONFIG, meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, workflow_type="infer",
-        **{**options, **overrides},
-    )  # fmt: skip
-    workflow.initialize()
-    return workflow
-
-
-def run(options, **overrides) -> Path:
-    workflow = start(options, **overrides)
-    workflow.run()
-    workflow.finalize()
-    return Path(overrides["output_dir"])
-
-
-def command(options, **overrides) -> list[str]:
-    words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONFIG]
-    for key, value in {**options, **overrides}.items():
-        words += [f"--{key}", str(value)]
-    return words
-
-
-def scores(folder: Path) -> list[dict[str, str]]:
-    with (folder / "scores.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
-def finished(options, studies, tmp_path_factory):
+def finished(job, studies, tmp_path_factory):
     """An uninterrupted run."""
-    return run(options, dataset_dir=str(studies), output_dir=str(tmp_path_factory.mktemp("finished")), batch_size=2)
+    return job.run(dataset_dir=str(studies), output_dir=str(tmp_path_factory.mktemp("finished")), batch_size=2)
 
 
-def test_killed_command_continues_and_gives_the_same_scores(options, studies, finished, tmp_path):
+def test_killed_command_continues_and_gives_the_same_scores(job, studies, finished, tmp_path):
     out = tmp_path / "out"
-    words = command(options, dataset_dir=studies, output_dir=out, batch_size=2)
+    words = job.command(dataset_dir=studies, output_dir=out, batch_size=2)
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 300
@@ -129,48 +100,48 @@ def test_killed_command_continues_and_gives_the_same_scores(options, studies, fi
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/case.json")}
     assert 1 <= len(first) < 5
     assert not (out / "scores.csv").exists()
-    run(options, dataset_dir=str(studies), output_dir=str(out), batch_size=2)
+    job.run(dataset_dir=str(studies), output_dir=str(out), batch_size=2)
     assert all(path.stat().st_mtime_ns == written for path, written in first.items())
-    assert scores(out) == scores(finished)
+    assert job.scores(out) == job.scores(finished)
     for case in finished.glob("*/case.json"):
         ours, theirs = (nib.load(f / case.parent.name / "counterfactual.nii.gz").get_fdata() for f in (out, finished))
         assert (ours == theirs).all()
     assert len(json.loads((out / "manifest.json").read_text())["sessions"]) == 2
 
 
-def test_every_case_has_all_files(finished, studies):
-    cases = [row["case"] for row in scores(finished)]
+def test_every_case_has_all_files(job, finished, studies):
+    cases = [row["case"] for row in job.scores(finished)]
     assert len(cases) == 5
     for case in cases:
         files = {path.name for path in (finished / case).iterdir()}
         assert files == {"counterfactual.nii.gz", "difference.nii.gz", "trajectory.nii.gz", "panel.png", "case.json"}
         assert Image.open(finished / case / "panel.png").width > 1000
-    assert {row["format"] for row in scores(finished)} == {"raster", "nifti", "dicom"}
-    assert any(float(row["overlay_fraction"]) > 0 for row in scores(finished))
+    assert {row["format"] for row in job.scores(finished)} == {"raster", "nifti", "dicom"}
+    assert any(float(row["overlay_fraction"]) > 0 for row in job.scores(finished))
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["cases"] == 5
     assert len(summary["entered"]) + len(summary["left_out"]["already of the target class"]) == 5
 
 
-def test_batch_size_does_not_change_a_case(options, studies, finished, tmp_path):
-    alone = run(options, dataset_dir=str(studies), output_dir=str(tmp_path), batch_size=1)
-    for one, two in zip(scores(alone), scores(finished), strict=True):
+def test_batch_size_does_not_change_a_case(job, studies, finished, tmp_path):
+    alone = job.run(dataset_dir=str(studies), output_dir=str(tmp_path), batch_size=1)
+    for one, two in zip(job.scores(alone), job.scores(finished), strict=True):
         assert float(one["confidence_2"]) == pytest.approx(float(two["confidence_2"]), abs=1e-4)
 
 
-def test_repeating_a_finished_run_rewrites_only_the_tables(options, studies, finished):
-    before = scores(finished)
-    run(options, dataset_dir=str(studies), output_dir=str(finished), batch_size=4)
-    assert scores(finished) == before
+def test_repeating_a_finished_run_rewrites_only_the_tables(job, studies, finished):
+    before = job.scores(finished)
+    job.run(dataset_dir=str(studies), output_dir=str(finished), batch_size=4)
+    assert job.scores(finished) == before
 
 
-def test_another_target_is_refused(options, studies, finished):
+def test_another_target_is_refused(job, studies, finished):
     with pytest.raises(RuntimeError) as error:
-        start(options, dataset_dir=str(studies), output_dir=str(finished), target=0)
+        job.start(dataset_dir=str(studies), output_dir=str(finished), target=0)
     assert "config changed: target" in str(root_cause(error.value))
 
 
-def test_bad_files_are_listed_and_the_others_done(options, studies, tmp_path):
+def test_bad_files_are_listed_and_the_others_done(job, studies, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     good = next(studies.glob("*.png"))
@@ -178,7 +149,7 @@ def test_bad_files_are_listed_and_the_others_done(options, studies, tmp_path):
     (folder / "half.png").write_bytes(good.read_bytes()[:500])
     (folder / "text.png").write_text("no picture")
     (folder / "notes.dcm").write_text("no study")
-    words = command(options, dataset_dir=folder, output_dir=tmp_path / "out")
+    words = job.command(dataset_dir=folder, output_dir=tmp_path / "out")
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
@@ -187,13 +158,13 @@ def test_bad_files_are_listed_and_the_others_done(options, studies, tmp_path):
         failures = {Path(row["file"]).name: row for row in csv.DictReader(file)}
     assert set(failures) == {"half.png", "text.png", "notes.dcm"}
     assert all(row["reason"] and row["remedy"] for row in failures.values())
-    assert [row["case"] for row in scores(tmp_path / "out")] == ["good"]
+    assert [row["case"] for row in job.scores(tmp_path / "out")] == ["good"]
 
 
-def test_empty_folder_fails_at_once(options, tmp_path):
+def test_empty_folder_fails_at_once(job, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises((ValueError, RuntimeError)) as error:
-        start(options, dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
+        job.start(dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
     assert "no image" in str(root_cause(error.value))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -208,12 +179,12 @@ def test_empty_folder_fails_at_once(options, tmp_path):
     ],
     ids=["missing", "truncated", "checkpoint", "other network"],
 )
-def test_wrong_weights_fail_before_anything_is_computed(options, studies, tmp_path, damage, message):
+def test_wrong_weights_fail_before_anything_is_computed(job, studies, tmp_path, damage, message):
     path = tmp_path / "model.pt"
-    path.write_bytes(Path(options["weights#model"]).read_bytes())
+    path.write_bytes(Path(job.options["weights#model"]).read_bytes())
     damage(path)
     with pytest.raises((ValueError, RuntimeError)) as error:
-        start(options, **{"dataset_dir": str(studies), "output_dir": str(tmp_path / "out"), "weights#model": str(path)})
+        job.start(**{"dataset_dir": str(studies), "output_dir": str(tmp_path / "out"), "weights#model": str(path)})
     text = str(root_cause(error.value))
     assert message in text
     assert "model.pt" in text
@@ -221,50 +192,50 @@ def test_wrong_weights_fail_before_anything_is_computed(options, studies, tmp_pa
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_unknown_option_ends_the_command_with_its_name(options, studies, tmp_path):
-    words = command(options, dataset_dir=studies, output_dir=tmp_path / "out", typo=1)
+def test_unknown_option_ends_the_command_with_its_name(job, studies, tmp_path):
+    words = job.command(dataset_dir=studies, output_dir=tmp_path / "out", typo=1)
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "--typo" in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_without_images_it_works_on_phantoms(options, tmp_path):
-    out = run(options, **{"output_dir": str(tmp_path / "out"), "case_list#demo_count": 3})
-    rows = scores(out)
+def test_without_images_it_works_on_phantoms(job, tmp_path):
+    out = job.run(**{"output_dir": str(tmp_path / "out"), "case_list#demo_count": 3})
+    rows = job.scores(out)
     assert {row["format"] for row in rows} == {"raster", "nifti", "dicom"}
     assert all("demo_inputs" in row["file"] for row in rows)
     assert (out / "demo_truth" / "truth.csv").is_file()
 
 
-def test_another_number_of_phantoms_is_written_anew(options, tmp_path):
+def test_another_number_of_phantoms_is_written_anew(job, tmp_path):
     out = str(tmp_path / "out")
     (tmp_path / "out" / ".demo_inputs.partial").mkdir(parents=True)
     (tmp_path / "out" / ".demo_inputs.partial" / "half.png").write_bytes(b"left by a killed run")
     for count in (2, 1):
-        run(options, **{"output_dir": out, "case_list#demo_count": count, "overwrite": True})
-        assert len(scores(Path(out))) == count
+        job.run(**{"output_dir": out, "case_list#demo_count": count, "overwrite": True})
+        assert len(job.scores(Path(out))) == count
 
 
-def test_a_table_names_the_images_and_what_they_lack(options, studies, tmp_path):
+def test_a_table_names_the_images_and_what_they_lack(job, studies, tmp_path):
     names = sorted(path.name for path in studies.iterdir())[:2]
     table = tmp_path / "table.csv"
     table.write_text("file,spacing_mm\n" + "".join(f"{name},0.5\n" for name in names))
-    out = run(options, dataset_dir=str(studies), datalist=str(table), output_dir=str(tmp_path / "out"))
-    assert [float(row["spacing_row_mm"]) for row in scores(out)] == [0.5, 0.5]
+    out = job.run(dataset_dir=str(studies), datalist=str(table), output_dir=str(tmp_path / "out"))
+    assert [float(row["spacing_row_mm"]) for row in job.scores(out)] == [0.5, 0.5]
 
 
-def test_options_of_speed_give_a_similar_counterfactual(options, studies, finished, tmp_path):
+def test_options_of_speed_give_a_similar_counterfactual(job, studies, finished, tmp_path):
     faster = {"amp": True, "channels_last": True}
-    out = run(options, dataset_dir=str(studies), output_dir=str(tmp_path / "out"), batch_size=2, **faster)
-    for half, full in zip(scores(out), scores(finished), strict=True):
+    out = job.run(dataset_dir=str(studies), output_dir=str(tmp_path / "out"), batch_size=2, **faster)
+    for half, full in zip(job.scores(out), job.scores(finished), strict=True):
         assert half["confidence_0"] != ""
         images = [nib.load(f / full["case"] / "counterfactual.nii.gz").get_fdata() for f in (out, finished)]
         assert abs(images[0] - images[1]).mean() < 0.02
 
 
-def test_required_properties_are_there(options, studies, tmp_path):
-    workflow = start(options, dataset_dir=str(studies), output_dir=str(tmp_path / "out"))
+def test_required_properties_are_there(job, studies, tmp_path):
+    workflow = job.start(dataset_dir=str(studies), output_dir=str(tmp_path / "out"))
     assert workflow.check_properties() == []
     assert len(workflow.dataset_data) == 5
     assert workflow.evaluator.inferer is workflow.inferer
