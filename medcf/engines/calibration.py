@@ -32,8 +32,8 @@ def calibrate_novelty(
 
     Args:
         detector: its networks must be the trained ones.
-        training: batches with ``image`` (B, 1, H, W) in [-1, 1], from the data that the networks were trained on.
-        held_out: batches of other subjects.
+        training: batches with ``image`` (B, 1, *spatial) in [-1, 1], from the data that the networks were trained on.
+        held_out: batches of other subjects; taken twice.
         path: file for the statistics, plain tensors.
         device: where the networks are.
         quantile: share of the held-out images that must not be flagged.

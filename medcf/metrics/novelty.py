@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is an input unlike anything the model was trained on?
 
-Three views of an image are compared with those of training images: what the explained classifier sees, how the picture
-looks (brightness by place, spectrum), and what the segmenter finds in it. Each view is a vector whose squared
-Mahalanobis distance to the training images is divided by a high quantile of the distances of held-out images. The
-largest of them, divided in turn by its own quantile, is the novelty: above 1 is out of distribution.
+Three views of an image or volume are compared with those of training images: what the explained classifier sees, how
+the picture looks (brightness by place, spectrum), and what the segmenter, if there is one, finds in it. Each view is a
+vector whose squared Mahalanobis distance to the training images is divided by a high quantile of the distances of
+held-out images. The largest of them, divided in turn by its own quantile, is the novelty: above 1 is out of
+distribution.
 
 Sources: Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
 NeurIPS 2018 (Mahalanobis distance of features); Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
@@ -14,9 +15,11 @@ covariance matrices", 2004.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
+from monai.networks.layers import Pool
 from torch import Tensor, nn
 
 from medcf.registry import METRICS
@@ -25,7 +28,7 @@ __all__ = ["VIEWS", "NoveltyDetector", "fit_novelty"]
 
 VIEWS = ("features", "appearance", "anatomy")
 
-_BLOCKS = (4, 5)  # places at which brightness is compared
+_BLOCKS = {2: (4, 5), 3: (4, 5, 4)}  # places at which brightness is compared, by spatial dimensions
 _BANDS = 8  # of the spectrum
 
 
@@ -33,9 +36,11 @@ class NoveltyDetector(nn.Module):
     """Scores how unlike the training images an image is.
 
     Args:
-        classifier: the explained classifier; its ``features(image)`` (B, F) are the first view.
-        segmenter: images to logits (B, K, *spatial), the third view.
+        classifier: the explained classifier.
+        segmenter: images to logits (B, K, *spatial), the third view; None leaves it out.
         state: what `fit_novelty` returned; without it only `views` works.
+        features: images to the first view (B, F), none negative; None takes ``classifier.features``. For MONAI's
+            DenseNet, whose ``features`` are maps, give `medcf.networks.pooled_features` of it.
 
     Raises:
         ValueError: ``state`` is incomplete or belongs to other networks.
@@ -44,18 +49,23 @@ class NoveltyDetector(nn.Module):
     def __init__(
         self,
         classifier: Any,
-        segmenter: Callable[[Tensor], Tensor],
+        segmenter: Callable[[Tensor], Tensor] | None = None,
         state: Mapping[str, Tensor] | None = None,
+        *,
+        features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.segmenter = segmenter
+        self.features = classifier.features if features is None else features
         self.state = dict(state or {})
-        expected = {f"{view}.{name}" for view in VIEWS for name in ("mean", "whitening", "quantile")} | {"threshold"}
+        names = VIEWS if segmenter is not None else VIEWS[:2]
+        expected = {f"{view}.{name}" for view in names for name in ("mean", "whitening", "quantile")} | {"threshold"}
         expected |= {"size", "probe"}
         if state is not None and set(self.state) != expected:
             raise ValueError(
-                "The novelty statistics lack " + ", ".join(sorted(expected - set(self.state)) or ["nothing"]) + "; "
+                f"The novelty statistics lack {', '.join(sorted(expected - set(self.state))) or 'nothing'} and hold "
+                f"{', '.join(sorted(set(self.state) - expected)) or 'nothing'} that does not belong there; "
                 "make them anew with the bundle's calibrate.json."
             )
         if state is not None:  # statistics of other weights are to fail here, not to judge every image wrongly
@@ -71,7 +81,7 @@ class NoveltyDetector(nn.Module):
         """Score images.
 
         Args:
-            image: (B, 1, H, W) in [-1, 1].
+            image: (B, 1, *spatial) in [-1, 1], two or three axes; volumes are -1 outside of the brain.
 
         Returns:
             ``novelty`` (B,), ``out_of_distribution`` (B,) bool, its ``novelty_threshold`` (B,) which is 1, and
@@ -95,18 +105,27 @@ class NoveltyDetector(nn.Module):
     def probe(self, size: Sequence[int]) -> Tensor:
         """Compute the views of a fixed picture of a given size: they tell these networks from others."""
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-        rows, columns = (torch.linspace(0, 9, length, device=device) for length in size)
-        picture = torch.sin(rows)[:, None] * torch.sin(columns)[None]
+        picture = reduce(torch.mul, _along([torch.sin(torch.linspace(0, 9, n, device=device)) for n in size]))
         return torch.cat([vectors[0].cpu() for vectors in self.views(picture[None, None]).values()])
 
     @torch.no_grad()
     def views(self, image: Tensor) -> dict[str, Tensor]:
-        """Compute the vectors (B, .) of each view of images (B, 1, H, W) in [-1, 1]."""
-        return {
-            "features": self.classifier.features(image).float().clamp_min(0).sqrt(),  # not so heavy a tail
+        """Compute the vectors (B, .) of each view of images (B, 1, *spatial) in [-1, 1].
+
+        Raises:
+            ValueError: the features are maps.
+        """
+        features = self.features(image)
+        if features.ndim != 2:
+            raise ValueError(
+                f"features={tuple(features.shape)} must be (B, F): of MONAI's DenseNet, give "
+                "functools.partial(medcf.networks.pooled_features, classifier) as features."
+            )
+        found = {
+            "features": features.float().clamp_min(0).sqrt(),  # not so heavy a tail
             "appearance": _appearance(image),
-            "anatomy": _anatomy(self.segmenter(image)),
         }
+        return found if self.segmenter is None else found | {"anatomy": _anatomy(self.segmenter(image))}
 
 
 def fit_novelty(
@@ -119,7 +138,7 @@ def fit_novelty(
 
     Args:
         detector: gives the views.
-        training: batches (B, 1, H, W) of training images, a few hundred or more in all.
+        training: batches (B, 1, *spatial) of training images, a few hundred or more in all.
         held_out: batches of images that no network was trained on, for the quantiles.
         quantile: share of the held-out images that must not be flagged.
 
@@ -133,12 +152,13 @@ def fit_novelty(
 
     known, sizes = _views(detector, training)
     unseen, _ = _views(detector, held_out)
+    counts = [len(next(iter(views.values()), ())) for views in (known, unseen)]
+    if min(counts) < 20:
+        raise ValueError(f"{counts[0]} training and {counts[1]} held-out images are too few: use hundreds.")
     state: dict[str, Tensor] = {"size": torch.tensor(sizes), "probe": detector.probe(sizes)}
     ratios = []
-    for name in VIEWS:
-        vectors, tests = known[name], unseen[name]
-        if min(len(vectors), len(tests)) < 20:
-            raise ValueError(f"{len(vectors)} training and {len(tests)} held-out images are too few: use hundreds.")
+    for name, vectors in known.items():
+        tests = unseen[name]
         scale = vectors.std(0).clamp_min(0.01)  # an entry that never varies must not decide alone
         estimate = LedoitWolf().fit((vectors / scale).numpy())
         mean = torch.from_numpy(estimate.location_) * scale
@@ -155,26 +175,31 @@ def fit_novelty(
 
 def _views(detector: NoveltyDetector, batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
     """Compute the vectors of all images in float64 on the CPU, and the images' size."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in VIEWS}
+    parts: dict[str, list[Tensor]] = {}
     size: list[int] = []
     for batch in batches:
         size = list(batch.shape[2:])
         for name, vectors in detector.views(batch).items():
-            parts[name].append(vectors.double().cpu())
-    return {name: torch.cat(vectors) if vectors else torch.empty(0, 1) for name, vectors in parts.items()}, size
+            parts.setdefault(name, []).append(vectors.double().cpu())
+    return {name: torch.cat(vectors) for name, vectors in parts.items()}, size
 
 
 def _appearance(image: Tensor) -> Tensor:
-    """Brightness by place, its quantiles, and the log power spectrum in rings."""
+    """Brightness by place, its quantiles (of a volume: in the brain), and the log power spectrum in rings or shells."""
     plane = image[:, 0].float()
-    blocks = nn.functional.adaptive_avg_pool2d(plane[:, None], _BLOCKS).flatten(1)
+    axes = tuple(range(1, plane.ndim))
+    blocks = Pool[Pool.ADAPTIVEAVG, len(axes)](_BLOCKS[len(axes)])(plane[:, None]).flatten(1)
+    values = plane.flatten(1)
+    if len(axes) == 3:
+        values = values.where(values > -1, torch.nan)
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95, 0.99], device=image.device)
-    quantiles = plane.flatten(1).quantile(levels, dim=1).T
-    height, width = plane.shape[1:]
-    power = torch.fft.rfft2(plane - plane.mean((1, 2), keepdim=True), norm="ortho").abs().square()
-    vertical = torch.fft.fftfreq(height, device=image.device)[:, None]
-    horizontal = torch.fft.rfftfreq(width, device=image.device)[None]
-    ring = ((vertical.square() + horizontal.square()).sqrt() / 0.5 * _BANDS).long().clamp(max=_BANDS - 1)
+    quantiles = values.nanquantile(levels, dim=1).T.nan_to_num(-1)
+    power = torch.fft.rfftn(plane - plane.mean(axes, keepdim=True), dim=axes, norm="ortho").abs().square()
+    lengths = plane.shape[1:]
+    frequencies = [torch.fft.fftfreq(length, device=image.device) for length in lengths[:-1]]
+    frequencies.append(torch.fft.rfftfreq(lengths[-1], device=image.device))
+    radius = reduce(torch.add, _along([frequency.square() for frequency in frequencies])).sqrt()
+    ring = (radius / 0.5 * _BANDS).long().clamp(max=_BANDS - 1)
     bands = [power[:, ring == band].mean(1) for band in range(_BANDS)]
     return torch.cat([blocks, quantiles, torch.stack(bands, 1).clamp_min(1e-6).log()], dim=1)
 
@@ -182,15 +207,22 @@ def _appearance(image: Tensor) -> Tensor:
 def _anatomy(logits: Tensor) -> Tensor:
     """Share, place and extent of each structure, and how sure the segmenter is."""
     probabilities = logits.float().softmax(1)
-    height, width = logits.shape[2:]
-    rows = torch.linspace(-1, 1, height, device=logits.device)[:, None]
-    columns = torch.linspace(-1, 1, width, device=logits.device)[None]
-    area = probabilities.mean((2, 3))
-    weight = (probabilities / probabilities.sum((2, 3), keepdim=True).clamp_min(1.0))[:, 1:2]  # the skull
-    center = [(weight * axis).sum((2, 3)) for axis in (rows, columns)]
-    extent = [(weight * axis.square()).sum((2, 3)) for axis in (rows, columns)]
-    sure = probabilities.amax(1).mean((1, 2))[:, None]
+    spatial = tuple(range(2, logits.ndim))
+    axes = _along([torch.linspace(-1, 1, length, device=logits.device) for length in logits.shape[2:]])
+    area = probabilities.mean(spatial)
+    weight = (probabilities / probabilities.sum(spatial, keepdim=True).clamp_min(1.0))[:, 1:2]  # the skull
+    center = [(weight * axis).sum(spatial) for axis in axes]
+    extent = [(weight * axis.square()).sum(spatial) for axis in axes]
+    sure = probabilities.amax(1).mean([axis - 1 for axis in spatial])[:, None]
     return torch.cat([area.clamp_min(1e-4).log(), *center, *extent, sure], dim=1)
+
+
+def _along(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Shape each vector to lie along its own axis, so that they broadcast to a grid."""
+    return [
+        vector.reshape([-1 if place == axis else 1 for place in range(len(vectors))])
+        for axis, vector in enumerate(vectors)
+    ]
 
 
 METRICS.add("novelty", "Distance of an input from the training images, calibrated on held-out ones", NoveltyDetector)

@@ -71,7 +71,9 @@ def test_every_training_is_one_that_the_configs_know(tmp_path, name, step, monke
 @pytest.mark.parametrize("name", sorted(SETS))
 def test_the_overlay_explains_with_the_weights_of_its_set(name):
     parser = Recipe("controlcg", ("inference.json", SETS[name].overlay), {"models_dir": "here"}).open()
-    assert parser.get_parsed_content("weights") == {"model": "here/model.pt", "classifier": "here/classifier.pt"}
+    names = ("model", "classifier", "novelty")
+    assert parser.get_parsed_content("weights") == {name: f"here/{name}.pt" for name in names}
+    assert parser.get_parsed_content("novelty") is None  # too few volumes to calibrate it on
     assert parser["class_names"] == list(SETS[name].classes)
     assert list(parser["spatial_size"]) == SETS[name].grid.get("spatial_size", [40, 48, 40])
     assert (Path(find_bundle_root("controlcg")) / "configs" / SETS[name].overlay).is_file()

@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from medcf.data.phantoms import BrainMRI, write_brain_demo
 from medcf.data.phantoms.brain_files import GEOMETRIES
 from medcf.inferers.unchanged import UnchangedInferer
+from medcf.metrics.novelty import fit_novelty
 from medcf.registry import METHODS
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "controlcg"
@@ -59,7 +60,13 @@ def options(tmp_path_factory):
             if weight.ndim > 1 and not weight.any():
                 torch.nn.init.normal_(weight, std=0.05)
         torch.save(network.state_dict(), folder / f"{name}.pt")
-    return SMALL | {f"weights#{name}": str(folder / f"{name}.pt") for name in ("model", "classifier")}
+    weights = {f"weights#{name}": str(folder / f"{name}.pt") for name in ("model", "classifier", "novelty")}
+    parser.update(weights)
+    parser["novelty"].pop("state")
+    parser.parse(True)
+    noise = torch.rand(2, 20, 1, *SMALL["spatial_size"]) * 2 - 1
+    torch.save(fit_novelty(parser.get_parsed_content("novelty"), [noise[0]], [noise[1]]), folder / "novelty.pt")
+    return SMALL | weights
 
 
 def command(options, **overrides) -> list[str]:

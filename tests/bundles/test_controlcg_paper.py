@@ -93,7 +93,7 @@ def test_the_overlay_holds_the_published_hyperparameters():
     assert isinstance(inferer.scheduler, RespacedDDIMScheduler)
     assert len(inferer._schedule(0)[0]) == 50
     assert parser["inferer"]["num_inference_steps"] == "@num_inference_steps"
-    for name in ("model", "classifier"):
+    for name in ("model", "classifier", "novelty"):
         assert parser.get_parsed_content(f"weights#{name}").endswith(f"models/paper/{name}.pt")
 
 
@@ -128,6 +128,7 @@ def test_a_job_of_the_papers_config_runs_small(tmp_path):
     small |= {"num_inference_steps": 2, "progress": False, "output_dir": str(tmp_path / "out")}
     small |= {"classifier_def#block_config": [1, 1], "models_dir": str(tmp_path)}
     small = {key: value for key, value in small.items() if key not in ("num_train", "num_val", "iterations")}
+    small["novelty"] = None  # and there is no file, either
     parser = read("inference", "paper", **small)
     for name, key in {"model": "network_def", "classifier": "classifier_def"}.items():
         torch.save(parser.get_parsed_content(key).state_dict(), tmp_path / f"{name}.pt")
