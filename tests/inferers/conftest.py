@@ -9,6 +9,7 @@ from torch import nn
 
 from medcf.inferers import DiffICEInferer, create_method
 from medcf.inferers.selection import method_arguments
+from medcf.networks import ClassTokenUNet
 from medcf.registry import METHODS
 from medcf.schedulers import RespacedDDPMScheduler
 
@@ -43,6 +44,40 @@ def images():
 def network(gaussian_network):
     """Faithful to any image: the wide prior of a network that denoises little."""
     return gaussian_network(0.0, 1.0)
+
+
+class GaussianClasses(nn.Module):
+    """The exact denoiser of Gaussian classes; keeps what it was called with. The last is the null class."""
+
+    num_class_embeds = 3
+
+    def __init__(self, networks):
+        super().__init__()
+        self.classes = nn.ModuleList(networks)
+        self.calls = []
+
+    def forward(self, sample, timesteps, class_labels):
+        self.calls.append((sample, timesteps, class_labels))
+        rows = [self.classes[int(y)](x[None], timesteps) for x, y in zip(sample, class_labels, strict=True)]
+        return torch.cat(rows)
+
+
+@pytest.fixture
+def gaussian_classes(gaussian_network):
+    """The denoiser of two classes and the null class: ``gaussian_classes(means, std)``."""
+    return lambda means, std: GaussianClasses(gaussian_network(mean, std) for mean in means)
+
+
+@pytest.fixture(scope="module")
+def token_network():
+    """A volume's class-token U-Net whose attention has effect."""
+    torch.manual_seed(0)
+    options = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
+    net = ClassTokenUNet(3, 1, 1, cross_attention_dim=8, num_head_channels=4, attention_init=0.5, **options)
+    for weight in net.parameters():
+        if weight.ndim > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.1)
+    return net.eval()
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ import logging
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medcf.inferers import AttentionInjectionInferer, create_method, denoise, make_generators
 from medcf.inferers.conditional import background
 from medcf.inferers.stacked import InjectedDenoiser, plan_rows, standard_noise
-from medcf.networks import ClassTokenUNet, Denoiser
+from medcf.networks import Denoiser
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
@@ -21,32 +20,9 @@ MEANS, STD = (-0.4, 0.1, 0.0), 0.2  # of two classes and the null class
 TABLE = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000).double(), 0).tolist()
 
 
-class GaussianClasses(nn.Module):
-    """The exact denoiser of Gaussian classes; keeps what it was called with."""
-
-    num_class_embeds = 3
-
-    def __init__(self, gaussian_network):
-        super().__init__()
-        self.classes = nn.ModuleList(gaussian_network(mean, STD) for mean in MEANS)
-        self.calls = []
-
-    def forward(self, sample, timesteps, class_labels):
-        self.calls.append((sample, timesteps, class_labels))
-        rows = [self.classes[int(y)](x[None], timesteps) for x, y in zip(sample, class_labels, strict=True)]
-        return torch.cat(rows)
-
-
-@pytest.fixture(scope="module")
-def network():
-    """A volume's class-token U-Net whose attention has effect."""
-    torch.manual_seed(0)
-    options = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
-    net = ClassTokenUNet(3, 1, 1, cross_attention_dim=8, num_head_channels=4, attention_init=0.5, **options)
-    for weight in net.parameters():
-        if weight.ndim > 1 and not weight.any():
-            nn.init.normal_(weight, std=0.1)
-    return net.eval()
+@pytest.fixture
+def network(token_network):
+    return token_network
 
 
 @pytest.fixture
@@ -76,11 +52,13 @@ def recorded(network, run):
 
 @pytest.mark.parametrize("w", [0.0, 0.7, 3.0])
 @pytest.mark.parametrize("solver", [RespacedDDIMScheduler, RespacedDDPMScheduler])
-def test_guidance_moves_the_mean_by_w_times_the_distance_to_the_null_class(gaussian_network, volumes, w, solver):
+def test_guidance_moves_the_mean_by_w_times_the_distance_to_the_null_class(
+    gaussian_classes, gaussian_network, volumes, w, solver
+):
     """(1 + w) eps_c - w eps_null of equal variances is the noise of N(m_c + w (m_c - m_null), s^2)."""
     scheduler = solver(1000)
     options = {"guidance_scale": w, "injection_scale": 0.0, "clip_denoised": False, "num_inference_steps": 12}
-    result = make(scheduler, **options).explain(volumes, GaussianClasses(gaussian_network), list("abc")).image
+    result = make(scheduler, **options).explain(volumes, gaussian_classes(MEANS, STD), list("abc")).image
     shifted = gaussian_network(MEANS[0] + w * (MEANS[0] - MEANS[2]), STD)
     scheduler.clip_sample = False
     scheduler.set_timesteps(12)
@@ -164,10 +142,10 @@ def test_reference_with_the_start_noise_equals_the_sample_at_the_first_step(netw
 
 
 @pytest.mark.parametrize("noise", ["fresh", "shared", "start"])
-def test_reference_is_the_input_noised_to_the_step(gaussian_network, volumes, noise):
+def test_reference_is_the_input_noised_to_the_step(gaussian_classes, volumes, noise):
     scheduler = RespacedDDIMScheduler(1000)
     scheduler.set_timesteps(6)
-    net, rows = GaussianClasses(gaussian_network), plan_rows([0], [1], [False], reference="same")
+    net, rows = gaussian_classes(MEANS, STD), plan_rows([0], [1], [False], reference="same")
     ids, stream = ["a"], ("pass" if noise == "start" else "reference", 0)
     generators = make_generators(0, ids, "cpu", stream)
     fixed = None if noise == "fresh" else standard_noise(volumes[:1], generators)

@@ -5,27 +5,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from medcf.inferers import base, conditional, create_method, denoise, make_generators
 from medcf.inferers.conditional import background
 from medcf.inferers.sampling import noised
 from medcf.inferers.stacked import InjectedDenoiser, plan_rows, standard_noise
-from medcf.networks import AttentionInjection, ClassTokenUNet
+from medcf.networks import AttentionInjection
 from medcf.schedulers import RespacedDDIMScheduler
 
 IDS = ["a", "b"]
 
 
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    options = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
-    net = ClassTokenUNet(3, 1, 1, cross_attention_dim=8, num_head_channels=4, attention_init=0.5, **options)
-    for weight in net.parameters():
-        if weight.ndim > 1 and not weight.any():
-            nn.init.normal_(weight, std=0.1)
-    return net.eval()
+@pytest.fixture
+def network(token_network):
+    return token_network
 
 
 @pytest.fixture
@@ -147,6 +140,29 @@ def test_the_bar_expects_what_the_micro_batches_take(network, volumes, monkeypat
         make(name, memory_budget=1e-5, num_iterations=2).explain(volumes, network, IDS)
         assert totals[0] == 2 * steps
         assert totals[-1] == totals[-2] == 2 * 2 * steps  # what was done, and what had been expected
+
+
+def test_a_compiled_network_is_compiled_once_for_all_steps_passes_and_images(network, volumes):
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(network, backend=counter)
+    method = make(num_iterations=2, strength=0.5)
+    try:
+        result = method.explain(volumes, compiled, IDS).image
+        first = counter.frame_count
+        method.explain(volumes * 0.9, compiled, IDS)
+    finally:
+        torch._dynamo.reset()
+    assert first == counter.frame_count == 1
+    torch.testing.assert_close(result, make(num_iterations=2, strength=0.5).explain(volumes, network, IDS).image)
+
+
+def test_another_network_gets_an_injection_of_its_own(network, volumes):
+    method, twin = make(strength=0.5), copy.deepcopy(network)
+    for weight in twin.parameters():
+        weight.data.mul_(1.2)
+    expected = [make(strength=0.5).explain(volumes, one, IDS).image for one in (network, twin)]
+    for one, wanted in ((network, expected[0]), (twin, expected[1]), (network, expected[0])):
+        assert torch.equal(method.explain(volumes, one, IDS).image, wanted)
 
 
 @pytest.mark.parametrize("w", [-1.0, float("nan"), float("inf")])

@@ -7,7 +7,6 @@ import logging
 
 import pytest
 import torch
-from torch import nn
 
 from medcf.inferers import create_method
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
@@ -17,21 +16,9 @@ TABLE = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000).double(), 0).tolist()
 
 
 @pytest.fixture
-def network(gaussian_network):
+def network(gaussian_classes):
     """The exact denoiser of two Gaussian classes; class 2 is the null class."""
-
-    class Classes(nn.Module):
-        num_class_embeds = 3
-
-        def __init__(self):
-            super().__init__()
-            self.classes = nn.ModuleList(gaussian_network(mean, STD) for mean in MEANS)
-
-        def forward(self, sample, timesteps, class_labels):
-            rows = [self.classes[int(y)](x[None], timesteps) for x, y in zip(sample, class_labels, strict=True)]
-            return torch.cat(rows)
-
-    return Classes()
+    return gaussian_classes(MEANS, STD)
 
 
 @pytest.fixture

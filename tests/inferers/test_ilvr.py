@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
 
 from medcf.inferers import LowPass, create_method, make_generators
 from medcf.inferers.stacked import standard_noise
@@ -16,21 +15,9 @@ TABLE = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000).double(), 0).tolist()
 
 
 @pytest.fixture
-def network(gaussian_network):
+def network(gaussian_classes):
     """Class 0 is dark and class 1 bright; class 2 is the null class."""
-
-    class Classes(nn.Module):
-        num_class_embeds = 3
-
-        def __init__(self):
-            super().__init__()
-            self.classes = nn.ModuleList(gaussian_network(mean, 0.2) for mean in (-0.5, 0.5, 0.0))
-
-        def forward(self, sample, timesteps, class_labels):
-            rows = [self.classes[int(y)](x[None], timesteps) for x, y in zip(sample, class_labels, strict=True)]
-            return torch.cat(rows)
-
-    return Classes()
+    return gaussian_classes((-0.5, 0.5, 0.0), 0.2)
 
 
 @pytest.fixture

@@ -5,38 +5,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from medcf.inferers import create_method, select_method
-from medcf.networks import ClassTokenUNet
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 MEANS, STD = (-0.3, 0.3, 0.0), 0.2  # of two classes and the null class
 
 
-class GaussianClasses(nn.Module):
-    """The exact denoiser of Gaussian classes."""
-
-    num_class_embeds = 3
-
-    def __init__(self, gaussian_network):
-        super().__init__()
-        self.classes = nn.ModuleList(gaussian_network(mean, STD) for mean in MEANS)
-
-    def forward(self, sample, timesteps, class_labels):
-        rows = [self.classes[int(y)](x[None], timesteps) for x, y in zip(sample, class_labels, strict=True)]
-        return torch.cat(rows)
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    options = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
-    net = ClassTokenUNet(3, 1, 1, cross_attention_dim=8, num_head_channels=4, attention_init=0.5, **options)
-    for weight in net.parameters():
-        if weight.ndim > 1 and not weight.any():
-            nn.init.normal_(weight, std=0.1)
-    return net.eval()
+@pytest.fixture
+def network(token_network):
+    return token_network
 
 
 @pytest.fixture
@@ -59,18 +37,18 @@ def make(name="controlcg", scheduler=None, target=0, subtract_reconstruction=Tru
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("solver", [RespacedDDIMScheduler, RespacedDDPMScheduler])
 def test_gaussian_classes_of_equal_variance_are_carried_over_voxel_by_voxel(
-    gaussian_network, volumes, solver, strength
+    gaussian_classes, volumes, solver, strength
 ):
     """Of N(m_1, s^2) the optimal transport to N(m_0, s^2) is x + (m_0 - m_1); from pure noise it is found exactly."""
     options = {"guidance_scale": 0.0, "injection_scale": 0.0, "clip_denoised": False, "num_inference_steps": 200}
     method = make(scheduler=solver(1000), strength=strength, **options)
-    with_it = method.explain(volumes, GaussianClasses(gaussian_network), list("abc")).image
+    with_it = method.explain(volumes, gaussian_classes(MEANS, STD), list("abc")).image
     change = with_it - volumes
     torch.testing.assert_close(change, change.mean().expand_as(change), rtol=0, atol=1e-4)  # no voxel has its own
     if strength == 1:
         torch.testing.assert_close(float(change.mean()), MEANS[0] - MEANS[1], rtol=0.02, atol=0)
         method.subtract_reconstruction = False
-        without = method.explain(volumes, GaussianClasses(gaussian_network), list("abc")).image
+        without = method.explain(volumes, gaussian_classes(MEANS, STD), list("abc")).image
         assert (without - volumes - change).abs().mean() > 0.1  # somebody else's voxels
     else:
         assert MEANS[0] - MEANS[1] < float(change.mean()) < -0.1
