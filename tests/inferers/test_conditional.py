@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from medcf.inferers import base, conditional, create_method, denoise, make_generators
 from medcf.inferers.conditional import background
