@@ -106,3 +106,9 @@ def test_the_brain_is_outlined_on_the_difference():
     green = [((p[..., 1] > p[..., 0] + 0.3) & (p[..., 1] > p[..., 2] + 0.3)).sum() for p in pictures]
     assert green[0] > 100
     assert green[1] == 0
+
+
+def test_only_unfamiliar_volumes_get_the_warning():
+    known, strange = (make_result(row=ROW | {"out_of_distribution": flag}) for flag in (False, True))
+    assert not any("OUT OF DISTRIBUTION" in text for text in words(draw_volume_panel(known)))
+    assert any("OUT OF DISTRIBUTION" in text for text in words(draw_volume_panel(strange)))
