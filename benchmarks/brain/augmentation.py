@@ -88,6 +88,7 @@ ARMS = {
     CONTROL: Arm("originals twice (control)", ("image", "image")),
     "reconstruction": Arm("originals + their reconstructions (control)", ("image", "reconstruction")),
     "counterfactual": Arm("originals + counterfactuals", ("image", "counterfactual")),
+    "difference": Arm("originals + counterfactuals, reconstruction subtracted", ("image", "difference")),
     "same_resolution": Arm("reconstructions + counterfactuals", ("reconstruction", "counterfactual")),
     "truth": Arm("originals + true other state (ceiling)", ("image", "truth")),
 }

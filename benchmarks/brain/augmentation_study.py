@@ -61,11 +61,17 @@ class Condition:
     degrade: dict[str, float] | None = None
 
 
-#: Of the generator; fixed here, so that another default of the bundle changes no figure of this study.
+#: Of the generator, as the paper has it and with the reconstruction subtracted; fixed here, so that another default of
+#: the bundle changes no figure of this study.
 SETTINGS = {
     "guidance_scale": 3.0,
     "method_options#controlcg#strength": 0.5,
     "method_options#controlcg#subtract_reconstruction": False,
+}
+DIFFERENCE = {
+    "guidance_scale": 3.0,
+    "method_options#controlcg#strength": 0.6,
+    "method_options#controlcg#subtract_reconstruction": True,
 }
 
 CONDITIONS = {
@@ -94,7 +100,7 @@ def bundle_source(bundle: str, work: Path, overrides: dict[str, Any] | None = No
     return source
 
 
-def make_pool(pairs: Sequence[dict[str, Any]], source: Source) -> Pool:
+def make_pool(pairs: Sequence[dict[str, Any]], source: Source, difference: Source) -> Pool:
     """Generate what the arms add, from items of `PairedBrainDataset`."""
     image, truth, label = (torch.stack([item[key] for item in pairs]) for key in ("image", "image_true", "label"))
     names = [str(item["case"]) for item in pairs]
@@ -103,13 +109,15 @@ def make_pool(pairs: Sequence[dict[str, Any]], source: Source) -> Pool:
         torch.cat([image, image]), [*names, *(f"{name}-same" for name in names)], torch.cat([1 - label, label])
     )
     other, same = made.split(len(pairs))
-    return Pool(label, {"image": image, "truth": truth, "counterfactual": other, "reconstruction": same})
+    parts = {"image": image, "truth": truth, "counterfactual": other, "reconstruction": same}
+    return Pool(label, {**parts, "difference": difference(image, names, 1 - label)})
 
 
 def study(
     condition: Condition,
     plan: Plan,
     source: Source,
+    difference: Source,
     make_network: Callable[[], torch.nn.Module],
     sets: Callable[[Transform | None], tuple[Sequence[dict[str, Any]], Subjects, Subjects]],
     arms: Sequence[str] = tuple(ARMS),
@@ -121,6 +129,7 @@ def study(
         condition: the task.
         plan: how classifiers are trained; its ``count`` is replaced by the condition's.
         source: makes counterfactuals.
+        difference: makes counterfactuals with the reconstruction subtracted.
         make_network: makes an untrained classifier.
         sets: the pool's pairs, validation and test subjects, each item after a transform.
         arms: names in ``ARMS``; must hold the control.
@@ -131,7 +140,7 @@ def study(
     """
     plan = replace(plan, count=condition.count)
     pairs, validation, test = sets(None if condition.degrade is None else DegradeBrain(**condition.degrade))
-    pool = make_pool(pairs, source)
+    pool = make_pool(pairs, source, difference)
     runs = {}
     total = plan.trials * plan.search_seeds + plan.seeds
     with tqdm(total=total * len(arms), desc=condition.title, unit="training") as bar:
@@ -192,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             condition,
             plan,
             bundle_source(options.bundle, options.work / "augmentation"),
+            bundle_source(options.bundle, options.work / "augmentation", DIFFERENCE),
             lambda: recipe.open().get_parsed_content("classifier_def"),
             lambda transform: load_sets(options.work / "brains", grid, options.pool, options.tested, transform),
             options.arms,

@@ -62,7 +62,7 @@ def arm(name: str, pool: Pool, sets, plan: Plan = PLAN) -> Run:
 
 
 def test_training_sets_are_balanced_repeatable_and_of_the_pool():
-    pool = make_pool(pairs(16), unchanged)
+    pool = make_pool(pairs(16), unchanged, unchanged)
     first, again, other = pool.draw(8, 0), pool.draw(8, 0), pool.draw(8, 1)
     assert first.tolist() == again.tolist() != other.tolist()
     assert len(set(first.tolist())) == 8
@@ -70,7 +70,7 @@ def test_training_sets_are_balanced_repeatable_and_of_the_pool():
 
 
 def test_counterfactuals_carry_the_other_label_and_reconstructions_their_own():
-    pool = make_pool(pairs(16), perfect)
+    pool = make_pool(pairs(16), perfect, perfect)
     chosen = np.array([2, 3])
     found = pool.subjects(("image", "counterfactual", "reconstruction", "truth"), chosen)
     assert found.label.tolist() == [0, 1, 1, 0, 0, 1, 1, 0]
@@ -79,18 +79,18 @@ def test_counterfactuals_carry_the_other_label_and_reconstructions_their_own():
 
 
 def test_perfect_counterfactuals_are_worth_what_the_truth_is_worth(sets):
-    pool = make_pool(sets[0], perfect)
+    pool = make_pool(sets[0], perfect, perfect)
     np.testing.assert_array_equal(arm("counterfactual", pool, sets).logits, arm("truth", pool, sets).logits)
 
 
 def test_a_generator_that_changes_nothing_is_the_control_itself(sets):
-    pool = make_pool(sets[0], unchanged)
+    pool = make_pool(sets[0], unchanged, unchanged)
     np.testing.assert_array_equal(arm("reconstruction", pool, sets).logits, arm("duplicates", pool, sets).logits)
 
 
 def test_false_counterfactuals_hurt_and_the_table_says_so(sets):
     plan = replace(PLAN, updates=40)
-    pool = make_pool(sets[0], unchanged)
+    pool = make_pool(sets[0], unchanged, unchanged)
     runs = {name: arm(name, pool, sets, plan) for name in ("duplicates", "counterfactual", "truth")}
     rows = summarize(runs, sets[2].label.numpy())
     assert rows["duplicates"]["accuracy"].value > 0.75
@@ -101,7 +101,7 @@ def test_false_counterfactuals_hurt_and_the_table_says_so(sets):
 
 
 def test_the_test_subjects_choose_nothing(sets):
-    pool = make_pool(sets[0], perfect)
+    pool = make_pool(sets[0], perfect, perfect)
     flipped = Subjects(-sets[2].image, 1 - sets[2].label)
     runs = [run_arm(ARMS["truth"], pool, sets[1], each, make_network, PLAN) for each in (sets[2], flipped)]
     assert runs[0].learning_rate == runs[1].learning_rate
@@ -138,12 +138,12 @@ def test_the_study_degrades_every_set_alike_and_runs_all_arms(sets):
         return sets
 
     condition = Condition("few", 8, {"bias": 0.2, "motion": 0.0, "noise": 0.1})
-    figures, test = study(condition, replace(PLAN, count=99), perfect, make_network, load)
+    figures, test = study(condition, replace(PLAN, count=99), perfect, perfect, make_network, load)
     assert seen[0].noise == 0.1
     assert list(figures) == list(ARMS)
     assert test is sets[2]
     clean = Condition("clean", 8)
-    study(clean, PLAN, perfect, make_network, load, ("duplicates",))
+    study(clean, PLAN, perfect, perfect, make_network, load, ("duplicates",))
     assert seen[1] is None
 
 
@@ -154,11 +154,13 @@ def test_a_run_that_was_killed_goes_on(sets, tmp_path):
         trained.append(1)
         return make_network()
 
-    first = study(condition, PLAN, perfect, counted, lambda transform: sets, ("duplicates",), tmp_path)[0]
+    first = study(condition, PLAN, perfect, perfect, counted, lambda transform: sets, ("duplicates",), tmp_path)[0]
     before = len(trained)
-    again = study(condition, PLAN, perfect, counted, lambda transform: sets, ("duplicates", "truth"), tmp_path)[0]
+    again = study(
+        condition, PLAN, perfect, perfect, counted, lambda transform: sets, ("duplicates", "truth"), tmp_path
+    )[0]
     assert repr(again["duplicates"]) == repr(first["duplicates"])  # NaN does not equal itself
     assert len(trained) - before == before + 1  # only the new arm was trained; the network was looked at
     changed = replace(PLAN, updates=11)
-    study(condition, changed, perfect, counted, lambda transform: sets, ("duplicates",), tmp_path)
+    study(condition, changed, perfect, perfect, counted, lambda transform: sets, ("duplicates",), tmp_path)
     assert len(list(tmp_path.glob("duplicates-*"))) == 2  # another question, another answer
