@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _POINTS_AT_ONCE = 2_000_000  # bounds the memory of the positions
+_MOST_POINTS = 16  # along the edge of a voxel: their number grows with the third power
 _ROUNDING = 1e-4  # half of a voxel is half of it, also after float32
 
 VolumeRecord = dict[str, Any]
@@ -184,7 +185,8 @@ def resample_volume(values: torch.Tensor, matrix: NDArray[np.floating], size: tu
         matrix: (4, 4), index in the result to index in the source.
         size: of the result.
     """
-    points = [max(int(np.ceil(length - 0.1)), 1) for length in np.linalg.norm(matrix[:3, :3], axis=0)]
+    edges = np.linalg.norm(matrix[:3, :3], axis=0)
+    points = [min(max(int(np.ceil(edge - 0.1)), 1), _MOST_POINTS) for edge in edges]
     lengths = np.array(values.shape[1:], dtype=np.float64)
     result = torch.zeros(values.shape[0], *size)
     rows = max(_POINTS_AT_ONCE // (size[1] * size[2]), 1)

@@ -24,6 +24,8 @@ __all__ = ["read_mask", "read_volume", "resolve_mask"]
 
 logger = logging.getLogger(__name__)
 
+_SHORTEST, _LONGEST = 1.0, 3000.0  # mm, the longest edge of a volume
+
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
@@ -61,6 +63,10 @@ def read_volume(path: Source) -> MetaTensor:
     else:
         reason = "is one of several files that are no DICOM series" if kind == "nifti" else "is no NIfTI or DICOM file"
         raise UnreadableImage(files[0], reason, "Give a NIfTI file, or a folder with one DICOM series.")
+    longest = float((np.linalg.norm(affine[:3, :3], axis=0) * values.shape).max())
+    if not _SHORTEST <= longest <= _LONGEST:
+        reason = f"is {longest:.3g} mm long by its header, no part of a body"
+        raise UnreadableImage(first, reason, "Correct the voxel size or its unit in the header.")
     placed = torch.from_numpy(affine)
     meta: dict[str, Any] = {
         str(MetaKeys.ORIGINAL_AFFINE): placed.clone(),

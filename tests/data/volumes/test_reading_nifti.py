@@ -50,6 +50,14 @@ def test_axes_of_length_one_behind_the_third_are_dropped(tmp_path):
     assert read_volume(tmp_path / "v.nii").shape == (1, 4, 5, 6)
 
 
+@pytest.mark.parametrize("edge", [400.0, 0.01])
+def test_a_volume_longer_than_a_body_or_smaller_than_a_grain_is_refused(tmp_path, edge):
+    nib.save(nib.Nifti1Image(np.ones((10, 12, 14), np.float32), np.diag([edge, edge, edge, 1])), tmp_path / "v.nii")
+
+    with pytest.raises(UnreadableImage, match=r"v\.nii: is .* mm long.*voxel size or its unit"):
+        read_volume(tmp_path / "v.nii")
+
+
 def test_micrometers_become_millimeters(tmp_path):
     image = nib.Nifti1Image(np.ones((4, 5, 6), np.float32), np.diag([500.0, 500, 500, 1]))
     image.header.set_xyzt_units("micron")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def test_a_thing_smaller_than_a_voxel_is_averaged_not_missed():
         grid, _ = to_volume_grid(planted, (8, 8, 8), 4.0, mask=torch.ones(1, 32, 32, 32), intensity=(0, 100))
         spread.append(float((grid.as_tensor() + 1).sum() * 50 - 512))
     np.testing.assert_allclose(spread, 1.0, atol=1e-2)  # 64 spread over 64 voxels, wherever it lies
+
+
+def test_a_microscopic_volume_is_averaged_by_few_points():
+    values = torch.zeros(1, 100, 100, 100)
+    values[:, :, :, :50] = 1
+    image = MetaTensor(values, affine=torch.diag(torch.tensor([0.1, 0.1, 0.1, 1.0], dtype=torch.float64)))
+    started = time.process_time()
+
+    grid, _ = to_volume_grid(image, (2, 2, 2), 5.0, mask=torch.ones_like(values), intensity=(0.0, 1.0))
+
+    assert time.process_time() - started < 10  # a point for every voxel in them would take minutes
+    np.testing.assert_allclose(grid.as_tensor()[0, :, :, 0], 1, atol=0.05)
+    np.testing.assert_allclose(grid.as_tensor()[0, :, :, 1], -1, atol=0.05)
 
 
 def test_negative_values_do_not_become_black(heads):
