@@ -71,6 +71,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         self.injection_scale = float(injection_scale)
         self.reference_noise: ReferenceNoise = reference_noise
         self.reference_condition: ReferenceCondition = reference_condition
+        self._entered: AttentionInjection | None = None
 
     def explain_targets(
         self,
@@ -145,11 +146,13 @@ class AttentionInjectionInferer(ConditionalInferer):
 
     @contextmanager
     def _injection(self, network: Any) -> Iterator[Any]:
-        """Enter the injection into the network; None without one."""
+        """Enter the injection into the network, the same one each time; None without one."""
         if self.injection_scale == 0:
             yield None
             return
-        with AttentionInjection(network, scale=self.injection_scale) as injection:
+        if self._entered is None or not self._entered.covers(network):
+            self._entered = AttentionInjection(network, scale=self.injection_scale)
+        with self._entered as injection:
             yield injection
 
     def _rows(self, state: Iterates, chosen: Sequence[int]) -> tuple[Rows, list[int], list[float]]:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -67,6 +68,7 @@ class AttentionInjection:
             if block.causal or block.rel_positional_embedding is not None or block.save_attn:
                 raise ValueError("Causal attention, relative positions and saved attention matrices take no injection.")
         self._reference: tuple[int, ...] | None = None
+        self._forwards = {block: partial(self._attend, block) for block in self.blocks}  # one each: see `covers`
         self._indices: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
@@ -83,13 +85,21 @@ class AttentionInjection:
         if not reference or min(reference) < 0 or max(reference) >= len(reference):
             raise ValueError(f"reference={list(reference)}: name one row of the batch, from 0, for every row.")
         self._reference = reference
+        if self.scale != 0:  # here, for a forward that copies lists to the device waits, and compiles twice
+            self._rows(reference, next(self.blocks[0].parameters()).device)
+
+    def covers(self, network: nn.Module | Callable[..., Tensor]) -> bool:
+        """Tell whether this is an injection into the network: entered again, it keeps what was compiled for it."""
+        modules = network.modules() if isinstance(network, nn.Module) else ()
+        blocks = [module for module in modules if isinstance(module, SABlock)]
+        return len(blocks) == len(self.blocks) and all(map(operator.is_, blocks, self.blocks))
 
     def __enter__(self) -> AttentionInjection:
         """Take over the blocks' ``forward``."""
         if any(_injection_of(vars(block).get("forward")) for block in self.blocks):
             raise RuntimeError("This network is inside an AttentionInjection already: leave that one first.")
         self._originals = {block: vars(block).get("forward") for block in self.blocks}
-        _set_forwards({block: partial(self._attend, block) for block in self.blocks})
+        _set_forwards(self._forwards)
         return self
 
     def __exit__(
@@ -173,7 +183,7 @@ class SameInjection:
         _set_forwards(self._later.pop())
 
 
-def _set_forwards(forwards: dict[SABlock, Callable[..., Tensor] | None]) -> None:
+def _set_forwards(forwards: Mapping[SABlock, Callable[..., Tensor] | None]) -> None:
     """Give blocks a ``forward`` of their own, or with None that of their class."""
     for block, forward in forwards.items():
         if forward is not None:

@@ -109,7 +109,6 @@ def test_controlcg_stays_on_its_device(device, network, volumes, solver, noise, 
         fixed = None if noise == "fresh" else standard_noise(volumes, generators)
         options = {"generators": generators, "noise": fixed, "injection": injection}
         denoiser = InjectedDenoiser(network, method.scheduler, rows, [2.0, 0.0, 1.0], volumes, **options)
-        denoiser(volumes, method.timesteps[0])  # tells the device which row reads which
         with device():
             result = denoise(denoiser, method.scheduler, volumes, method.timesteps, generators=generators)
     assert result.device == DEVICE
