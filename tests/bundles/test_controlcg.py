@@ -6,14 +6,13 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -69,13 +68,6 @@ def options(tmp_path_factory):
     return SMALL | weights
 
 
-def command(options, **overrides) -> list[str]:
-    words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONFIG]
-    for key, value in {**options, **overrides}.items():
-        words += [f"--{key}", str(value)]
-    return words
-
-
 def write_series(folder: Path, seed: int = 3) -> None:
     """Write an axial MR series of a phantom, file names in no order: slices of 8 mm, pixels of 10 x 6 mm."""
     folder.mkdir(parents=True)
@@ -117,30 +109,9 @@ def studies(tmp_path_factory):
     return folder
 
 
-def start(options, **overrides) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        CONFIG, meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, workflow_type="infer",
-        **{**options, **overrides},
-    )  # fmt: skip
-    workflow.initialize()
-    return workflow
-
-
-def run(options, **overrides) -> Path:
-    workflow = start(options, **overrides)
-    workflow.run()
-    workflow.finalize()
-    return Path(overrides["output_dir"])
-
-
-def scores(folder: Path) -> list[dict[str, str]]:
-    with (folder / "scores.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
-def finished(options, studies, tmp_path_factory):
-    return run(options, dataset_dir=str(studies), output_dir=str(tmp_path_factory.mktemp("run") / "out"))
+def finished(job, studies, tmp_path_factory):
+    return job.run(dataset_dir=str(studies), output_dir=str(tmp_path_factory.mktemp("run") / "out"))
 
 
 def load(path: Path):
@@ -148,8 +119,8 @@ def load(path: Path):
     return image, image.get_fdata(dtype=np.float32)
 
 
-def test_every_case_is_asked_for_the_class_it_is_not(finished):
-    rows = scores(finished)
+def test_every_case_is_asked_for_the_class_it_is_not(job, finished):
+    rows = job.scores(finished)
     assert {row["format"] for row in rows} == {"nifti", "dicom"}
     assert len(rows) == 3
     for row in rows:
@@ -159,8 +130,8 @@ def test_every_case_is_asked_for_the_class_it_is_not(finished):
     assert json.loads((finished / "summary.json").read_text())["cases"] == 3
 
 
-def test_outputs_lie_in_the_voxels_of_a_nifti_input(finished):
-    for row in scores(finished):
+def test_outputs_lie_in_the_voxels_of_a_nifti_input(job, finished):
+    for row in job.scores(finished):
         if row["format"] != "nifti":
             continue
         source, before = load(Path(row["file"]))
@@ -185,8 +156,8 @@ def test_outputs_lie_in_the_voxels_of_a_nifti_input(finished):
         assert set(np.unique(mask)) == {0.0, 1.0}
 
 
-def test_a_series_becomes_nifti_in_the_patients_space(finished, studies):
-    (row,) = (row for row in scores(finished) if row["format"] == "dicom")
+def test_a_series_becomes_nifti_in_the_patients_space(job, finished, studies):
+    (row,) = (row for row in job.scores(finished) if row["format"] == "dicom")
     image, after = load(finished / row["case"] / "counterfactual.nii.gz")
     change = load(finished / row["case"] / "difference.nii.gz")[1]
     before = after - change * (float(row["white"]) - float(row["black"]))
@@ -203,21 +174,21 @@ def test_a_series_becomes_nifti_in_the_patients_space(finished, studies):
     np.testing.assert_allclose(found[kept], pixels[kept], atol=1)
 
 
-def test_repeating_a_run_changes_nothing_and_a_lost_case_comes_back(options, studies, finished, tmp_path):
-    before = scores(finished)
+def test_repeating_a_run_changes_nothing_and_a_lost_case_comes_back(job, studies, finished, tmp_path):
+    before = job.scores(finished)
     lost, kept = before[0]["case"], before[1]["case"]
     volume = finished / lost / "counterfactual.nii.gz"
     expected = load(volume)[1]
     (finished / lost / "case.json").unlink()
     volume.unlink()
     stamp = (finished / kept / "case.json").stat().st_mtime_ns
-    run(options, dataset_dir=str(studies), output_dir=str(finished))
-    assert scores(finished) == before
+    job.run(dataset_dir=str(studies), output_dir=str(finished))
+    assert job.scores(finished) == before
     np.testing.assert_array_equal(load(volume)[1], expected)
     assert (finished / kept / "case.json").stat().st_mtime_ns == stamp
 
 
-def test_broken_files_are_listed_and_the_others_done(options, studies, tmp_path):
+def test_broken_files_are_listed_and_the_others_done(job, studies, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     good = next(studies.glob("*.nii.gz"))
@@ -225,7 +196,7 @@ def test_broken_files_are_listed_and_the_others_done(options, studies, tmp_path)
     (folder / "half.nii.gz").write_bytes(good.read_bytes()[:2000])
     nib.save(nib.Nifti1Image(np.zeros((16, 16, 16), np.int16), np.eye(4)), folder / "blank.nii.gz")
     (folder / "notes.dcm").write_text("no study")
-    words = command(options, dataset_dir=folder, output_dir=tmp_path / "out")
+    words = job.command(dataset_dir=folder, output_dir=tmp_path / "out")
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
@@ -234,12 +205,12 @@ def test_broken_files_are_listed_and_the_others_done(options, studies, tmp_path)
         failures = {Path(row["file"]).name: row for row in csv.DictReader(file)}
     assert set(failures) == {"half.nii.gz", "blank.nii.gz", "notes.dcm"}
     assert all(row["reason"] and row["remedy"] for row in failures.values())
-    assert [row["case"] for row in scores(tmp_path / "out")] == ["good"]
+    assert [row["case"] for row in job.scores(tmp_path / "out")] == ["good"]
 
 
-def test_without_volumes_it_works_on_phantoms_of_both_classes(options, tmp_path):
-    out = run(options, **{"output_dir": str(tmp_path / "out"), "case_list#demo_count": 2, "method": "unchanged"})
-    rows = scores(out)
+def test_without_volumes_it_works_on_phantoms_of_both_classes(job, tmp_path):
+    out = job.run(**{"output_dir": str(tmp_path / "out"), "case_list#demo_count": 2, "method": "unchanged"})
+    rows = job.scores(out)
     assert all("demo_inputs" in row["file"] for row in rows)
     with (out / "demo_truth" / "truth.csv").open() as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["0", "1"]
@@ -249,18 +220,18 @@ def test_without_volumes_it_works_on_phantoms_of_both_classes(options, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["controlcg", "ddim_inversion", "ilvr", "sdedit"])
-def test_methods_are_exchanged_by_name(options, studies, tmp_path, method):
+def test_methods_are_exchanged_by_name(job, studies, tmp_path, method):
     folder = tmp_path / "in"
     folder.mkdir()
     good = next(studies.glob("*.nii.gz"))
     (folder / "good.nii.gz").write_bytes(good.read_bytes())
-    (row,) = scores(run(options, dataset_dir=str(folder), output_dir=str(tmp_path / "out"), method=method))
+    (row,) = job.scores(job.run(dataset_dir=str(folder), output_dir=str(tmp_path / "out"), method=method))
     assert int(row["num_function_evaluations"]) > 0
     assert float(row["mean_absolute_difference"]) > 0.01
     assert ("round_trip_error" in row) == (method == "ddim_inversion")
 
 
-def test_a_table_names_volumes_and_their_masks(options, studies, tmp_path):
+def test_a_table_names_volumes_and_their_masks(job, studies, tmp_path):
     path = next(studies.glob("*.nii.gz"))
     image, values = load(path)
     half = values > 0
@@ -268,34 +239,25 @@ def test_a_table_names_volumes_and_their_masks(options, studies, tmp_path):
     nib.save(nib.Nifti1Image(half.astype(np.uint8), image.affine), tmp_path / "mask.nii.gz")
     table = tmp_path / "table.csv"
     table.write_text(f"file,mask\n{path},{tmp_path / 'mask.nii.gz'}\n")
-    out = run(options, datalist=str(table), output_dir=str(tmp_path / "out"))
-    (row,) = scores(out)
+    out = job.run(datalist=str(table), output_dir=str(tmp_path / "out"))
+    (row,) = job.scores(out)
     np.testing.assert_array_equal(load(out / row["case"] / "mask.nii.gz")[1], half)
     saliency = load(out / row["case"] / "saliency.nii.gz")[1]
     assert not saliency[: len(half) // 2].any()
 
 
-def test_the_command_runs_from_anywhere(options, studies, tmp_path):
-    words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONFIG]
-    changed = {"dataset_dir": studies, "method": "unchanged"}
-    for key, value in {**options, **changed}.items():
-        words += [f"--{key}", str(value)]
+def test_the_command_runs_from_anywhere(job, studies, tmp_path):
+    words = job.command(dataset_dir=studies, method="unchanged")
     subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert len(scores(tmp_path / "output" / "controlcg" / "inference")) == 3
+    assert len(job.scores(tmp_path / "output" / "controlcg" / "inference")) == 3
 
 
-def test_labeled_volumes_of_the_user_are_evaluated(options, studies, tmp_path):
+def test_labeled_volumes_of_the_user_are_evaluated(job, studies, tmp_path):
     paths = sorted(studies.glob("*.nii.gz"))
     lines = [f"{path},{label},{label},test" for label, path in enumerate(paths)]
     (tmp_path / "table.csv").write_text("file,label,subject,split\n" + "\n".join(lines) + "\n")
-    configs = [CONFIG, str(BUNDLE / "configs" / "evaluate_labeled.json")]
     changed = {"datalist": str(tmp_path / "table.csv"), "output_dir": str(tmp_path / "out"), "method": "unchanged"}
-    workflow = ConfigWorkflow(
-        configs, meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, workflow_type="infer",
-        **{**options, **changed},
-    )  # fmt: skip
-    workflow.initialize()
-    workflow.run()
+    job.run("evaluate_labeled.json", **changed)
     figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert figures["cases"] == figures["subjects"] == 2
     assert figures["ssim"]["mean"] == pytest.approx(1.0, abs=1e-5)
@@ -321,11 +283,11 @@ def planted():
     METHODS.components.pop("planted")
 
 
-def test_a_planted_change_is_where_it_was_planted_in_the_world_of_every_input(options, tmp_path, planted):
+def test_a_planted_change_is_where_it_was_planted_in_the_world_of_every_input(job, tmp_path, planted):
     records = write_brain_demo(tmp_path / "in", count=4, spacing=8.0)
     write_series(tmp_path / "in" / "series")
-    out = run(options, dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"), method=planted)
-    rows = scores(out)
+    out = job.run(dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"), method=planted)
+    rows = job.scores(out)
     assert len(rows) == len(records) + 1
     offset = (np.array(Planted.voxel) - 7.5) * 12.0  # of a grid of 16 voxels of 12 mm around the brain
     for row in rows:
