@@ -150,9 +150,10 @@ class AttentionInjectionInferer(ConditionalInferer):
         if self.injection_scale == 0:
             yield None
             return
-        if self._entered is None or not self._entered.covers(network):
-            self._entered = AttentionInjection(network, scale=self.injection_scale)
-        with self._entered as injection:
+        known = self._entered
+        if known is None or known.scale != self.injection_scale or not known.covers(network):
+            self._entered = known = AttentionInjection(network, scale=self.injection_scale)
+        with known as injection:
             yield injection
 
     def _rows(self, state: Iterates, chosen: Sequence[int]) -> tuple[Rows, list[int], list[float]]:

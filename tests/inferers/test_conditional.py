@@ -166,6 +166,9 @@ def test_another_network_gets_an_injection_of_its_own(network, volumes):
     expected = [make(strength=0.5).explain(volumes, one, IDS).image for one in (network, twin)]
     for one, wanted in ((network, expected[0]), (twin, expected[1]), (network, expected[0])):
         assert torch.equal(method.explain(volumes, one, IDS).image, wanted)
+    method.injection_scale = 0.3
+    wanted = make(strength=0.5, injection_scale=0.3).explain(volumes, network, IDS).image
+    assert torch.equal(method.explain(volumes, network, IDS).image, wanted)
 
 
 @pytest.mark.parametrize("w", [-1.0, float("nan"), float("inf")])
