@@ -62,35 +62,24 @@ def training_dataset(
     Raises:
         ValueError: ``dataset_dir`` was given without ``datalist``.
     """
-    if datalist is not None and len(size) == 3:
-        from medcf.data.volumes import VolumeDataset
-
-        return VolumeDataset(
-            datalist,
-            split,
-            dataset_dir=dataset_dir,
-            size=size,
-            spacing=spacing,
-            targets=targets,
-            null_label=null_label,
-            preprocessing=preprocessing,
-            transform=transform,
-            cache_file=_cache_of_volumes(cache_dir, datalist, split, size, spacing),
-        )
     if datalist is not None:
+        own: dict[str, Any] = {
+            "dataset_dir": dataset_dir,
+            "size": size,
+            "spacing": spacing,
+            "targets": targets,
+            "null_label": null_label,
+            "preprocessing": preprocessing,
+            "transform": transform,
+        }
+        if len(size) == 3:
+            from medcf.data.volumes import VolumeDataset
+
+            cache_file = _cache_of_volumes(cache_dir, datalist, split, size, spacing)
+            return VolumeDataset(datalist, split, cache_file=cache_file, **own)
         from medcf.data.image_dataset import ImageDataset
 
-        return ImageDataset(
-            datalist,
-            split,
-            dataset_dir=dataset_dir,
-            size=size,
-            spacing=spacing,
-            targets=targets,
-            null_label=null_label,
-            preprocessing=preprocessing,
-            transform=transform,
-        )
+        return ImageDataset(datalist, split, **own)
     if dataset_dir is not None:
         raise ValueError("A training needs labels: name them with --datalist FILE.csv, beside --dataset_dir.")
     cache_file = None
