@@ -135,10 +135,10 @@ def _mean_absolute(native: Mapping[str, Any]) -> float:
     return float(difference.mean() if mask is None or not mask.any() else difference[mask].mean())
 
 
-def _volume_result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
-    native = output["native"]
+def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
+    native: dict[str, Any] = output["native"]
     original = item["original"]
-    low, high = native["window"]
+    further = _volume_parts if original.ndim == 4 else _image_parts
     return CaseResult(
         case=item["case"],
         path=Path(item["file"]),
@@ -148,35 +148,27 @@ def _volume_result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseRe
         trajectory=native["trajectory"].numpy(),
         affine=_affine(original),
         source_format=str(original.meta.get("source_format", "")),
-        spacing=_voxel_sizes(original),
-        window=(low, high),
-        mask=native["mask"].numpy() if native.get("mask") is not None else None,
         row=score_row(item, output),
+        **further(item, output),
     )
 
 
-def _result(item: Mapping[str, Any], output: Mapping[str, Any]) -> CaseResult:
-    native: dict[str, torch.Tensor] = output["native"]
-    original = item["original"]
-    if original.ndim == 4:
-        return _volume_result(item, output)
-    segmentation = None
-    if "segmentation" in output:
-        segmentation = _labels_on_matrix(output["segmentation"].cpu().numpy(), grid_record(item["image"]))
-    return CaseResult(
-        case=item["case"],
-        path=Path(item["file"]),
-        original=native["original"].numpy(),
-        counterfactual=native["counterfactual"].numpy(),
-        difference=native["difference"].numpy(),
-        trajectory=native["trajectory"].numpy(),
-        affine=np.asarray(original.affine, dtype=np.float64),
-        source_format=str(original.meta.get("source_format", "")),
-        spacing=get_spacing(original),
-        segmentation=segmentation,
-        region=_region(grid_record(item["image"])),
-        row=score_row(item, output),
-    )
+def _volume_parts(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
+    mask = output["native"].get("mask")
+    return {
+        "spacing": _voxel_sizes(item["original"]),
+        "window": tuple(output["native"]["window"]),
+        "mask": None if mask is None else mask.numpy(),
+    }
+
+
+def _image_parts(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
+    record, labels = grid_record(item["image"]), output.get("segmentation")
+    return {
+        "spacing": get_spacing(item["original"]),
+        "segmentation": None if labels is None else _labels_on_matrix(labels.cpu().numpy(), record),
+        "region": _region(record),
+    }
 
 
 def _region(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
