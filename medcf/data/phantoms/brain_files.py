@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from medcf.data.phantoms.brain_dataset import draw_brain
 from medcf.data.phantoms.brain_mri import TISSUES, BrainSample, BrainState
+from medcf.data.phantoms.write import write_table
 
 __all__ = ["GEOMETRIES", "VolumeGeometry", "write_brain_demo", "write_brains"]
 
@@ -111,7 +111,7 @@ def write_brain_demo(
             record |= {f"other_{name}": value for name, value in _state(paired).items()}
         records.append(record)
     if truth is not None:
-        _write_table(truth / "truth.csv", records)
+        write_table(truth / "truth.csv", records)
     return records
 
 
@@ -164,7 +164,7 @@ def write_brains(
             record |= {"other": paths[0], "other_segmentation": paths[1]}
             record |= {f"other_{key}": value for key, value in _state(paired).items()}
         records.append(record)
-    _write_table(out / "labels.csv", records)
+    write_table(out / "labels.csv", records)
     return records
 
 
@@ -176,13 +176,6 @@ def _save_pair(out: Path, images: str, segmentations: str, name: str, sample: Br
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         nib.save(image, out / path)
     return paths
-
-
-def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(records)
 
 
 def _image(sample: BrainSample, geometry: VolumeGeometry) -> nib.Nifti1Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from medcf.data.phantoms.base import PhantomSample
 from medcf.data.phantoms.datasets import draw_case
 from medcf.data.phantoms.overlays import burn_in
 
-__all__ = ["write_demo", "write_dicom", "write_nifti", "write_png"]
+__all__ = ["write_demo", "write_dicom", "write_nifti", "write_png", "write_table"]
 
 _SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm"}
 
@@ -83,7 +83,7 @@ def write_demo(
             _write_truth(truth, case, sample, paired)
         records.append(_record(case, sample) | {"path": str(path)})
     if truth is not None:
-        _write_table(truth / "truth.csv", records)
+        write_table(truth / "truth.csv", records)
     return records
 
 
@@ -195,7 +195,8 @@ def _write_truth(folder: Path, case: str, sample: PhantomSample, paired: Phantom
     write_png(folder / f"{case}_segmentation.png", sample.segmentation, sample)
 
 
-def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
+def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as CSV, but for where their files lie (``path``)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")
