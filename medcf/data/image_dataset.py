@@ -17,7 +17,7 @@ from medcf.data.datalist import build_datalist, read_case
 from medcf.data.grid import resample_to, to_grid
 from medcf.data.readers import read_study
 
-__all__ = ["ImageDataset", "split_of_subject"]
+__all__ = ["ImageDataset", "choose_cases", "split_of_subject"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,54 @@ def split_of_subject(subject: str) -> str:
             return name
         position -= share
     return "train"
+
+
+def choose_cases(
+    cases: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    datalist: str | Path,
+    split: str,
+    columns: Sequence[str],
+    *,
+    null_label: int | None = None,
+    kind: str = "image",
+) -> list[dict[str, Any]]:
+    """Choose the cases of a split that have all columns; how many do and do not is logged.
+
+    Args:
+        cases: rows of the table.
+        failures: files that cannot be used, with ``file`` and ``reason``.
+        datalist: the table, for messages.
+        split: the split; a case without one falls into that of its subject, see `split_of_subject`.
+        columns: what a training needs of each case.
+        null_label: ``label`` of the cases without one.
+        kind: what a case is, for messages.
+
+    Raises:
+        ValueError: a file cannot be used, or no case is left.
+    """
+    if failures:
+        named = "; ".join(f"{failure['file']} {failure['reason']}" for failure in failures[:3])
+        raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
+    labeled = [dict(case) if null_label is None else {"label": null_label, **case} for case in cases]
+    subjects = [str(case.get("subject", case["case"])) for case in labeled]
+    members = [
+        case
+        for case, subject in zip(labeled, subjects, strict=True)
+        if case.get("split", split_of_subject(subject)) == split
+    ]
+    if not members:
+        raise ValueError(f"{datalist} names no {kind} of the split {split!r}; fill its column 'split'.")
+    kept = [case for case in members if all(column in case for column in columns)]
+    if not kept:
+        raise ValueError(
+            f"No {kind} of the split {split!r} in {datalist} has all that this training needs; fill the columns "
+            f"{', '.join(columns)}."
+        )
+    if left_out := len(members) - len(kept):
+        logger.warning("%d %ss of %s lack one of %s and are left out", left_out, kind, datalist, ", ".join(columns))
+    logger.info("%d %ss of the split %r in %s", len(kept), kind, split, datalist)
+    return kept
 
 
 class ImageDataset(Dataset):
@@ -81,36 +129,17 @@ class ImageDataset(Dataset):
         preprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
-        cases, failures = build_datalist(dataset_dir, datalist)
-        if failures:
-            named = "; ".join(f"{failure['file']} {failure['reason']}" for failure in failures[:3])
-            raise ValueError(
-                f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table."
-            )
         if unknown := sorted(set(targets) - set(COLUMNS)):
             raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(COLUMNS)}.")
-        if null_label is not None:
-            cases = [{"label": null_label, **case} for case in cases]
-        subjects = {case["case"]: str(case.get("subject", case["case"])) for case in cases}
-        members = [c for c in cases if c.get("split", split_of_subject(subjects[c["case"]])) == split]
-        if not members:
-            raise ValueError(f"{datalist} names no image of the split {split!r}; fill its column 'split'.")
         columns = [COLUMNS[target] for target in targets]
-        self.cases = [case for case in members if all(column in case for column in columns)]
-        if not self.cases:
-            raise ValueError(
-                f"No image of the split {split!r} in {datalist} has all that this training needs; fill the columns "
-                f"{', '.join(columns)}."
-            )
-        if left_out := len(members) - len(self.cases):
-            logger.warning("%d images of %s lack one of %s and are left out", left_out, datalist, ", ".join(columns))
+        found = build_datalist(dataset_dir, datalist)
+        self.cases = choose_cases(*found, datalist, split, columns, null_label=null_label)
         self.targets = tuple(targets)
         self.size = (int(size[0]), int(size[1]))
         self.spacing = spacing
         self.preprocessing = preprocessing
         self.transform = transform
         self._samples: list[dict[str, Any] | None] = [None] * len(self.cases)
-        logger.info("%d images of the split %r in %s", len(self.cases), split, datalist)
 
     def __len__(self) -> int:
         return len(self.cases)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,12 @@ from torch.utils.data import Dataset
 
 from medcf.data.cache import cached_arrays, make_rows
 from medcf.data.errors import UnreadableImage
-from medcf.data.image_dataset import split_of_subject
+from medcf.data.image_dataset import choose_cases
 from medcf.data.volumes.discovery import find_volumes
 from medcf.data.volumes.grid import resample_volume, to_volume_grid
 from medcf.data.volumes.reading import read_mask, read_volume, resolve_mask
 
 __all__ = ["VolumeDataset"]
-
-logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of the preprocessing; a cache of another version is not used
 _TARGETS = ("label", "segmentation")
@@ -86,13 +83,13 @@ class VolumeDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(_TARGETS)}.")
         self.root = Path(dataset_dir) if dataset_dir is not None else Path(datalist).parent
         self.targets = tuple(targets)
-        self.cases = _choose(datalist, dataset_dir, split, self.targets, null_label, label_column)
+        found = find_volumes(dataset_dir, datalist, label_column=label_column)
+        self.cases = choose_cases(*found, datalist, split, self.targets, null_label=null_label, kind="volume")
         self.mask = mask
         self.preprocessing = preprocessing
         self.transform = transform
         self.options: dict[str, Any] = {"size": tuple(int(n) for n in size), "spacing": spacing, **options}
         self._samples: list[dict[str, Any] | None] = [None] * len(self.cases)
-        logger.info("%d volumes of the split %r in %s", len(self.cases), split, datalist)
         if cache_file is not None:
             self._fill(Path(cache_file), progress)
 
@@ -139,36 +136,6 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         arrays = cached_arrays(path, key, lambda: make_rows(self._sample, range(len(self)), **bar))
         for index in range(len(self)):
             self._samples[index] = {name: torch.from_numpy(values[index]) for name, values in arrays.items()}
-
-
-def _choose(
-    datalist: str | Path,
-    dataset_dir: str | Path | None,
-    split: str,
-    targets: tuple[str, ...],
-    null_label: int | None,
-    label_column: str,
-) -> list[dict[str, Any]]:
-    """List the volumes of a split that have all targets."""
-    cases, failures = find_volumes(dataset_dir, datalist, label_column=label_column)
-    if failures:
-        named = "; ".join(f"{failure['file']} {failure['reason']}" for failure in failures[:3])
-        raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
-    if null_label is not None:
-        cases = [{"label": null_label, **case} for case in cases]
-    subjects = {case["case"]: str(case.get("subject", case["case"])) for case in cases}
-    members = [case for case in cases if case.get("split", split_of_subject(subjects[case["case"]])) == split]
-    if not members:
-        raise ValueError(f"{datalist} names no volume of the split {split!r}; fill its column 'split'.")
-    kept = [case for case in members if all(target in case for target in targets)]
-    if not kept:
-        raise ValueError(
-            f"No volume of the split {split!r} in {datalist} has all that this training needs; fill the columns "
-            f"{', '.join(targets)}."
-        )
-    if left_out := len(members) - len(kept):
-        logger.warning("%d volumes of %s lack one of %s and are left out", left_out, datalist, ", ".join(targets))
-    return kept
 
 
 def _labels_on_grid(path: Path, image: MetaTensor, record: Mapping[str, Any]) -> torch.Tensor:
