@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 
 from medcf.data import grid_record
+from medcf.data.errors import UnreadableImage
 from medcf.data.volumes import from_volume_grid, read_mask, read_volume, resolve_mask, to_volume_grid
 from medcf.data.volumes.brain_mask import MASK_METHODS
 from medcf.data.volumes.grid import check_grid_options
@@ -119,9 +120,16 @@ class ToVolumeGrid(GridTransform):
         Args:
             image: the volume.
             mask: its brain, (1, X, Y, Z); None finds it.
+
+        Raises:
+            UnreadableImage: if no voxel of the grid is brain.
         """
         found = resolve_mask(image, self.mask) if mask is None else mask
-        return self.remember(image, *to_volume_grid(image, mask=found, **self.options))
+        grid, record = to_volume_grid(image, mask=found, **self.options)
+        if not bool((grid > -1).any()):
+            name = str(getattr(image, "meta", {}).get("filename_or_obj", "the volume"))
+            raise UnreadableImage(name, "holds less brain than a voxel of the grid", "Check the volume and its mask.")
+        return self.remember(image, grid, record)
 
     def back(self, data: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
         """Resample (C, *size) to (C, X, Y, Z) of the volume."""

@@ -146,6 +146,16 @@ def test_a_wrong_option_is_no_fault_of_a_file(option, message):
         ToVolumeGrid(**option)
 
 
+def test_a_mask_of_hardly_anything_is_refused(folder):
+    mask = nib.load(folder / "masks" / "head.nii.gz")
+    speck = np.zeros(mask.shape, np.uint8)
+    speck[15, 17, 10] = 1
+    nib.save(nib.Nifti1Image(speck, mask.affine), folder / "masks" / "head.nii.gz")
+    case = LoadVolumed()(find_volumes(None, folder / "list.csv")[0][0])
+    with pytest.raises(UnreadableImage, match=r"head\.nii\.gz: holds less brain than a voxel"):
+        ToVolumeGrid((24, 28, 22), 8.0, intensity=(0.0, 500.0))(case["image"], case["mask"])
+
+
 def test_a_case_that_is_no_volume_names_its_file(folder):
     (folder / "broken.nii").write_bytes(b"x" * 500)
     with pytest.raises(UnreadableImage, match=r"broken\.nii"):
