@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = read_config(small=options.small)
     config["network_def"]["rows_at_once"] = options.rows_at_once
     network = config.get_parsed_content("network_def").eval().requires_grad_(False).to(device)
-    accelerate(network, channels_last=options.channels_last)
+    accelerate(network, channels_last=options.channels_last, compile=options.compile)
     inferer = AttentionInjectionInferer(
         config.get_parsed_content("scheduler"),
         NoClassifier(),
@@ -115,8 +115,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         total = sum(int(result.total_function_evaluations) for result in results.values())
         figures["rows"] = total // options.steps_timed
 
-    if device.type == "cuda":
-        run()  # chooses kernels
+    if device.type == "cuda" or options.compile:
+        run()  # chooses kernels, compiles
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures["tensor_bytes"] = peak_bytes(run, device)
     figures["process_bytes_before"] = before
@@ -176,7 +176,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     operations = count_operations(config.get_parsed_content("network_def"), size)
     figures = in_a_process(options)
     operations = operations * figures["rows"] // len(REFERENCE)  # nearly, where targets share a row
-    chosen = [name for name in ("amp", "channels_last") if getattr(options, name)]
+    chosen = [name for name in ("amp", "channels_last", "compile") if getattr(options, name)]
     if options.rows_at_once:
         chosen.append(f"rows_at_once {options.rows_at_once}")
     if options.memory_budget:
@@ -206,6 +206,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps-timed", type=int, help="steps that are run (all on a GPU, else 1)")
     parser.add_argument("--amp", action="store_true", help="compute in 16 bits")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="compile the network in the run before the measured one")
     parser.add_argument("--rows-at-once", type=int, help="rows in the blocks without attention (all)")
     parser.add_argument("--targets", type=int, choices=(1, 2), default=1, help="classes that are asked for")
     parser.add_argument("--memory-budget", type=float, help="gigabytes that the activations of a forward may take")

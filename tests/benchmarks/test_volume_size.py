@@ -68,3 +68,18 @@ def test_two_targets_are_split_into_forwards_that_fit_the_budget(budget, rows):
     figures = volume_size.measure(options)
     assert figures["rows_of_forwards"] == rows
     assert figures["rows"] == (7 if budget is None else 8)  # together the null reference is shared
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_compiling_is_left_out_of_the_measured_run(monkeypatch, chosen):
+    asked, calls = [], []
+    monkeypatch.setattr(volume_size, "accelerate", lambda network, **options: asked.append(options["compile"]))
+    explain = volume_size.AttentionInjectionInferer.explain_targets
+    monkeypatch.setattr(
+        volume_size.AttentionInjectionInferer,
+        "explain_targets",
+        lambda *args, **options: calls.append(1) or explain(*args, **options),
+    )
+    volume_size.measure(volume_size.parse(["--small", "--device", "cpu", *(["--compile"] if chosen else [])]))
+    assert asked == [chosen]
+    assert len(calls) == 1 + chosen  # the first run compiles
