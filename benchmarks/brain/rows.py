@@ -25,10 +25,11 @@ def _ilvr(factor: int, stop: int, label: str = "", **options: Any) -> Row:
     return Row(name, f"ILVR, n = {factor}, T = {stop}{label}", {"method": "ilvr", **ids})
 
 
-def _inversion(depth: float) -> Row:
+def _inversion(depth: float, w: float = 3.0) -> Row:
     options = {"method_options#ddim_inversion#depth": depth, "num_inference_steps": 50}  # fewer come back elsewhere
-    label = f"DDIM inversion, {1000 * depth:g} of 1000"
-    return Row(f"ddim_inversion_{1000 * depth:g}", label, {"method": "ddim_inversion", **options})
+    label = f"DDIM inversion, {1000 * depth:g} of 1000, w = {w:g}"
+    name = f"ddim_inversion_{1000 * depth:g}_w_{w:g}"
+    return Row(name, label, {"method": "ddim_inversion", "guidance_scale": w, **options})
 
 
 _PLAIN: dict[str, Any] = {"subtract_reconstruction": False}  # what is generated is the result, as in the paper
@@ -51,6 +52,7 @@ METHODS = (
     _ilvr(2, 500, ", reconstruction subtracted", subtract_reconstruction=True),
     _inversion(0.25),
     _inversion(0.5),
+    _inversion(0.5, w=10.0),
     _controlcg("own_class", "control: regenerated in its own class", own_class=True, **_PLAIN),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
