@@ -65,6 +65,8 @@ MEASURES = (
     Measure("auprc", "AUPRC of the change in structure", "paired truth", "↑", 3),
     Measure("auprc_appearance", "AUPRC of the change in gray values", "paired truth", "↑", 3),
     Measure("truth_ratio", "error to the truth / doing nothing", "paired truth", "↓", 2),
+    Measure("truth_changed", "the same where a structure changes", "paired truth", "↓", 2),
+    Measure("truth_same", "elsewhere in the brain", "paired truth", "↓", 2),
     Measure("truth_ssim", "SSIM to the truth", "paired truth", "↑", 3),
     Measure("rank_inner", "re-identified, the brain's inside alone (rank 1)", "identity", "↑", 0, percent=True),
     Measure("rank_pixels", "re-identified, pooled voxels (rank 1)", "identity", "↑", 0, percent=True),
@@ -187,6 +189,11 @@ def _truth(task: BrainTask, images: Tensor) -> dict[str, Figure]:
     ratio(images, truth["image"], image=inputs)
     similarity(images, truth["image"])
     figures = {"truth_ratio": _figure(ratio, groups), "truth_ssim": _figure(similarity, groups)}
+    for key, place in (("truth_changed", truth["structure"]), ("truth_same", truth["brain"] & ~truth["structure"])):
+        error = RelativeTruthError(smoothing=0)
+        found, before = (each.where(place, truth["image"]) for each in (images, inputs))
+        error(found, truth["image"], image=before)
+        figures[key] = _figure(error, groups)
     change = (images - inputs).abs()
     for key, kind in (("auprc", "structure"), ("auprc_appearance", "appearance")):
         metric = ChangeAUPRC()

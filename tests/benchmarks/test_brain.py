@@ -102,6 +102,13 @@ def test_half_the_change_is_half_the_gain_of_its_direction(task: BrainTask) -> N
     assert found["flips"].value == 0.5
 
 
+def test_an_error_is_told_by_whether_a_structure_changes_there(task: BrainTask) -> None:
+    truth = task.cases.truth
+    found = measure(task, result(torch.where(truth["structure"], truth["image"], task.cases.image)))
+    assert found["truth_changed"].value == pytest.approx(0, abs=1e-6)
+    assert found["truth_same"].value == pytest.approx(1)
+
+
 def test_noise_is_another_picture_without_the_class(task: BrainTask) -> None:
     (noise_label, noise), (_, ceiling) = controls(task)
     assert "noise" in noise_label
