@@ -16,6 +16,8 @@ __all__ = ["check_options", "unknown_options"]
 RUN_ARGUMENTS = frozenset(
     {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
 )
+# Numbers in a config that may also be a word: the method reads it.
+WORDS = frozenset({"target"})
 
 
 def check_options(argv: list[str] | None = None) -> None:
@@ -28,7 +30,7 @@ def check_options(argv: list[str] | None = None) -> None:
 
     Raises:
         ValueError: an option is no id of the configs (the message names it and the nearest that exist), its value is
-            None, which MONAI drops, or "false", which is text and would count as true.
+            None, which MONAI drops, "false", which is text and would count as true, or text in place of a number.
     """
     options = arguments(argv)
     files = config_files(argv)
@@ -49,6 +51,12 @@ def check_options(argv: list[str] | None = None) -> None:
         f"--{key} {value} is read as text, which counts as true: write --{key} False."
         for key, value in options.items()
         if isinstance(value, str) and value.lower() == "false"
+    ]
+    problems += [
+        f"--{key} {value} is text, and the config holds a number there ({_value(key, config)}): give a number."
+        for key, value in options.items()
+        if isinstance(value, str) and _is_number(_value(key, config)) and not value.startswith(("$", "@", "%"))
+        if key not in WORDS
     ]
     if problems:
         raise ValueError("\n".join(problems))
@@ -75,7 +83,7 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
     for option in options:
         node: Any = config
         prefix = ""
-        for part in option.lstrip("+").replace("#", "::").split("::"):
+        for part in _parts(option):
             child = _child(node, part)
             if child is _MISSING:
                 problems.append(_message(option, prefix, part, node))
@@ -86,6 +94,22 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
 
 
 _MISSING = object()
+
+
+def _value(option: str, config: dict[str, Any]) -> Any:
+    """Return what the config holds at an id, or the missing mark."""
+    node: Any = config
+    for part in _parts(option):
+        node = _child(node, part)
+    return node
+
+
+def _parts(option: str) -> list[str]:
+    return option.lstrip("+").replace("#", "::").split("::")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _child(node: Any, part: str) -> Any:

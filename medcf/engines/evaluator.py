@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from medcf.engines.performance import autocast
 from medcf.engines.ranks import rank
 from medcf.engines.run_folder import Failure
+from medcf.inferers.checks import TargetError
 from medcf.inferers.counterfactual import Counterfactual
 
 __all__ = ["CounterfactualEvaluator"]
@@ -34,7 +35,8 @@ class CounterfactualEvaluator(SupervisedEvaluator):
     ``num_function_evaluations``, ``seconds``, and where the method has figures of its own, ``extras`` (by name); with a
     segmenter ``segmentation`` (2, *spatial) of input and counterfactual, with a novelty detector its scores. A case
     that cannot be explained, or whose result is not finite, is left out of both lists and put into
-    ``state.failures``; the others of its batch are done all the same.
+    ``state.failures``; the others of its batch are done all the same. A target that the classifier does not know ends
+    the run, for it would fail every case.
 
     Args:
         device: where to compute.
@@ -117,6 +119,8 @@ class CounterfactualEvaluator(SupervisedEvaluator):
             raise RuntimeError(
                 f"Out of memory with {len(items)} images at once; use a smaller --batch_size or --device cpu."
             ) from error
+        except TargetError:
+            raise
         except (ValueError, RuntimeError) as error:
             if len(items) == 1:
                 first_line = (str(error).splitlines() or [type(error).__name__])[0]

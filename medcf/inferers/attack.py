@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.registry import METHODS
 
@@ -50,6 +50,8 @@ class AttackInferer(CounterfactualInferer):
         **options: Any,
     ) -> None:
         super().__init__(classifier, target, **options)
+        check_numbers(epsilon=epsilon, step_size=step_size)
+        check_numbers(num_steps=num_steps, whole=True)
         step_size = epsilon / 8 if step_size is None else step_size
         if epsilon <= 0 or step_size <= 0 or num_steps < 1:
             raise ValueError(

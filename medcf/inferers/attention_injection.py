@@ -13,7 +13,7 @@ import torch
 from monai.utils import convert_to_dst_type
 
 from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.iterates import Iterates
@@ -64,6 +64,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         super().__init__(scheduler, classifier, target, **options)
         check_choice("reference_noise", reference_noise, ReferenceNoise)
         check_choice("reference_condition", reference_condition, ReferenceCondition)
+        check_numbers(injection_scale=injection_scale)
         if not 0 <= injection_scale < math.inf:
             raise ValueError(f"injection_scale={injection_scale:g} is a weight: use 0 for no injection, or more.")
         if injection_scale > 0 and reference_condition == "null" and self.null_class_labels is None:

@@ -20,6 +20,8 @@ from medcf.inferers.checks import (
     check_image,
     check_logits,
     check_network,
+    check_numbers,
+    check_target,
     default_sample_ids,
     resolve_target,
 )
@@ -69,6 +71,9 @@ class CounterfactualInferer(Inferer):
         progress: bool = True,
     ) -> None:
         super().__init__()
+        check_target(target)
+        check_numbers(num_iterations=num_iterations, seed=seed, whole=True)
+        check_numbers(confidence_threshold=confidence_threshold)
         if num_iterations < 1:
             raise ValueError(f"num_iterations={num_iterations}: at least one pass must run.")
         if confidence_threshold is not None and not 0 < confidence_threshold <= 1:

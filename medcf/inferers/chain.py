@@ -12,7 +12,7 @@ import torch
 
 from medcf.guidance.loss import BoundLoss
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.sampling import Hook, denoise, make_generators, noised
 from medcf.networks.denoiser import Denoiser
 
@@ -89,15 +89,17 @@ class ChainInferer(CounterfactualInferer):
     ) -> None:
         super().__init__(classifier, target, **options)
         check_choice("start_variant", start_variant, StartVariant)
+        check_numbers(num_inference_steps=num_inference_steps, whole=True)
         self.scheduler = copy.deepcopy(scheduler)
         self.scheduler.clip_sample = clip_denoised
         self.scheduler.set_timesteps(num_inference_steps)
-        self.strengths = (strength,) if isinstance(strength, int | float) else tuple(strength)
+        self.strengths = (strength,) if isinstance(strength, int | float | str) else tuple(strength)
         if not self.strengths:
             raise ValueError("strength=(): give one strength, or one per pass.")
         self.clip_denoised = clip_denoised
         self.start_variant = start_variant
         for share in self.strengths:  # a wrong one is refused here, not after a pass
+            check_numbers(strength=share)
             self.scheduler.timesteps_from(share)
 
     @property

@@ -5,15 +5,57 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
 
 from medcf.networks.denoiser import unwrap
 
-__all__ = ["check_image", "check_logits", "check_network", "default_sample_ids", "resolve_target"]
+__all__ = [
+    "TargetError",
+    "check_image",
+    "check_logits",
+    "check_network",
+    "check_numbers",
+    "check_target",
+    "default_sample_ids",
+    "resolve_target",
+]
 
 Target = int | Sequence[int] | torch.Tensor | Literal["opposite"]
+
+
+class TargetError(ValueError):
+    """A target that no image can be brought to: the option is wrong, not the image."""
+
+
+def check_numbers(*, whole: bool = False, **options: Any) -> None:
+    """Refuse options that are no numbers, such as text of a command line, before they are computed with.
+
+    Args:
+        whole: require whole numbers.
+        options: values by the name of the option; None is the caller's.
+
+    Raises:
+        ValueError: one is no number, or no whole one; names it.
+    """
+    for name, value in options.items():
+        if value is not None and not isinstance(value, Integral if whole else Real):
+            raise ValueError(f"{name}={value!r} is no {'whole ' if whole else ''}number: give one.")
+
+
+def check_target(target: Target) -> None:
+    """Refuse words that name no target, before any image is seen.
+
+    Raises:
+        TargetError: another word than "opposite".
+    """
+    if isinstance(target, str) and target != "opposite":
+        raise TargetError(
+            f"target={target!r} is no class: give its index, counted from 0, or of two classes 'opposite' for the one "
+            "that is not predicted."
+        )
 
 
 def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
@@ -89,25 +131,26 @@ def resolve_target(
         logits: gives the classifier's logits (B, K) of the images; called for "opposite" only.
 
     Raises:
-        ValueError: a number of targets that is neither one nor the batch's, a negative or fractional class, another
+        TargetError: a number of targets that is neither one nor the batch's, a negative or fractional class, another
             word than "opposite", or "opposite" without a classifier of two classes.
     """
+    check_target(target)
     if isinstance(target, str):
-        return _opposite(target, None if logits is None else logits()).to(device)
+        return _opposite(None if logits is None else logits()).to(device)
     tensor = torch.as_tensor(target, device=device)
     if tensor.is_floating_point() or tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, batch)):
-        raise ValueError(f"target must be a class index or one per image of the batch of {batch}, got {target!r}.")
+        raise TargetError(f"target must be a class index or one per image of the batch of {batch}, got {target!r}.")
     if int(tensor.min()) < 0:
-        raise ValueError(f"target={target!r} holds a negative class index.")
+        raise TargetError(f"target={target!r} holds a negative class index.")
     return tensor.long().reshape(-1).expand(batch).clone()
 
 
-def _opposite(target: str, logits: torch.Tensor | None) -> torch.Tensor:
-    if target != "opposite":
-        raise ValueError(f"target={target!r} is no class: give an index, or 'opposite' for the class not predicted.")
+def _opposite(logits: torch.Tensor | None) -> torch.Tensor:
     if logits is None or logits.ndim != 2 or logits.shape[1] != 2:
         classes = "without a classifier" if logits is None else f"with logits of shape {tuple(logits.shape)}"
-        raise ValueError(f"target='opposite' needs a classifier of two classes, and was used {classes}: give an index.")
+        raise TargetError(
+            f"target='opposite' needs a classifier of two classes, and was used {classes}: give an index."
+        )
     return 1 - logits.argmax(1)
 
 
@@ -115,14 +158,15 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
     """Compare the classifier's output with the batch and the targets.
 
     Raises:
-        ValueError: not (B, K) logits, fewer classes than the target needs, or values that are not finite.
+        TargetError: fewer classes than the target needs.
+        ValueError: not (B, K) logits, or values that are not finite.
     """
     if logits.ndim != 2 or logits.shape[0] != target.shape[0]:
         raise ValueError(
             f"classifier returned {tuple(logits.shape)} for {target.shape[0]} images: it must give logits (B, classes)."
         )
     if int(target.max()) >= logits.shape[1]:
-        raise ValueError(
+        raise TargetError(
             f"target={int(target.max())} but the classifier knows classes 0 to {logits.shape[1] - 1}: choose "
             "another target, or load the classifier that knows it (a binary one needs two logits)."
         )

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 
 from medcf.inferers.chain import Chain, ChainInferer
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
 from medcf.inferers.sampling import Hook, denoise, noised
@@ -75,6 +75,7 @@ class ConditionalInferer(ChainInferer):
         super().__init__(
             scheduler, classifier, target, num_inference_steps=num_inference_steps, strength=strength, **options
         )
+        check_numbers(guidance_scale=guidance_scale)
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={guidance_scale:g} is w: use 0 for no guidance, or more.")
         if guidance_scale != 0 and null_class_labels is None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.sampling import denoise
@@ -68,6 +68,8 @@ class DDIMInversionInferer(ConditionalInferer):
         **options: Any,
     ) -> None:
         check_choice("source_condition", source_condition, SourceCondition)
+        check_numbers(depth=depth)
+        check_numbers(num_inversion_steps=num_inversion_steps, inversion_iterations=inversion_iterations, whole=True)
         if not 0 < depth <= 1:
             raise ValueError(f"depth={depth} is a share of the chain: use a value in (0, 1].")
         if inversion_iterations < 1:

@@ -15,7 +15,7 @@ import torch
 from medcf.guidance import CounterfactualLoss
 from medcf.guidance.loss import Features
 from medcf.inferers.chain import Chain, ChainInferer
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.sampling import Hook
 from medcf.networks.denoiser import Denoiser
@@ -73,7 +73,11 @@ class GuidedInferer(ChainInferer):
         **options: Any,
     ) -> None:
         super().__init__(scheduler, classifier, target, **options)
-        scales = (classifier_scales,) if isinstance(classifier_scales, int | float) else classifier_scales
+        scales = (classifier_scales,) if isinstance(classifier_scales, int | float | str) else classifier_scales
+        for scale in scales:
+            check_numbers(classifier_scales=scale)
+        check_numbers(perceptual_scale=perceptual_scale, guidance_scale=guidance_scale)
+        check_numbers(guide_every=guide_every, whole=True)
         self.classifier_scales = tuple(sorted(float(scale) for scale in scales))
         if not self.classifier_scales or self.classifier_scales[0] < 0:
             raise ValueError(f"classifier_scales={classifier_scales!r}: give at least one scale, none negative.")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.inferers.chain import Chain, check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.regions import KnownNoise, Level
@@ -65,6 +65,7 @@ class ILVRInferer(ConditionalInferer):
         check_choice("lowpass", lowpass, LowPassKind)
         check_choice("reference_noise", reference_noise, KnownNoise)
         check_choice("level", level, Level)
+        check_numbers(downsample_factor=downsample_factor, stop_timestep=stop_timestep, whole=True)
         if downsample_factor < 2:
             raise ValueError(f"downsample_factor={downsample_factor}: a low-pass filter needs 2 or more.")
         if not 0 <= stop_timestep <= self.scheduler.num_train_timesteps:

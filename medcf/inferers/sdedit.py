@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from medcf.inferers.chain import Chain, ChainInferer
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.regions import KnownNoise, KnownRegion
 from medcf.networks.denoiser import Denoiser, unwrap
@@ -58,6 +58,7 @@ class SDEditInferer(ChainInferer):
         **options: Any,
     ) -> None:
         super().__init__(scheduler, classifier, target, strength=strength, **options)
+        check_numbers(guidance_scale=guidance_scale)
         if guidance_scale != 1 and null_class_labels is None:
             raise ValueError(
                 f"guidance_scale={guidance_scale:g} compares the target with the null class: give null_class_labels, "

@@ -84,6 +84,19 @@ def test_an_option_that_monai_drops_because_it_is_none_is_refused(tmp_path: Path
         check_options(argv)
 
 
+@pytest.mark.parametrize("words", [["--target", "opposite"], ["--trainer#epochs", "$1 + 1"], ["--trainer#epochs", "3"]])
+def test_numbers_expressions_and_the_words_of_a_target_pass(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    check_options([PROGRAM, "run", "--config_file", str(tmp_path / "config.json"), *words])
+
+
+def test_text_in_place_of_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    argv = [PROGRAM, "run", "--config_file", str(tmp_path / "config.json"), "--trainer#epochs", "many"]
+    with pytest.raises(ValueError, match=r"--trainer#epochs many is text.* \(2\): give a number"):
+        check_options(argv)
+
+
 @pytest.mark.slow
 def test_false_in_lower_case_is_refused_because_text_counts_as_true(tmp_path: Path) -> None:
     config = tmp_path / "c.json"

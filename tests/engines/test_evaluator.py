@@ -20,6 +20,7 @@ from medcf.engines.cases import CaseDataset, PendingBatches, collate_cases
 from medcf.engines.evaluator import CounterfactualEvaluator
 from medcf.engines.nifti_writer import NiftiWriter
 from medcf.engines.run_folder import RunFolder
+from medcf.inferers import UnchangedInferer
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.transforms import LoadCased, NativeCounterfactuald, ToGridd
 
@@ -93,6 +94,15 @@ def test_a_case_that_fails_does_not_stop_its_batch(tmp_path, on_black):
     assert failure.file.endswith("b.png")
     assert failure.stage == "infer"
     assert ("black" if on_black == "raise" else "not finite") in failure.reason
+
+
+def test_a_target_that_no_case_can_reach_ends_the_run(tmp_path):
+    for name in ("a", "b"):
+        write_png(tmp_path / "in" / f"{name}.png", picture())
+    evaluator, folder = make_run(tmp_path, UnchangedInferer(BrightnessClassifier(), target=5, progress=False))
+    with pytest.raises(ValueError, match="target=5 but the classifier knows classes 0 to 1"):
+        evaluator.run()
+    assert not folder.failures
 
 
 def test_a_file_that_breaks_while_reading_is_recorded(tmp_path):

@@ -19,6 +19,9 @@ IDS = ["a", "b", "c", "d"]
 NAMES = sorted(METHODS.names)
 DIFFUSION = [name for name in NAMES if name not in ("unchanged", "attack")]
 GUIDED = [name for name in DIFFUSION if "classifier_scales" in method_arguments(METHODS[name])[0]]
+NUMBERS = ["num_iterations", "confidence_threshold", "seed", "num_inference_steps", "strength", "guidance_scale"]
+NUMBERS += ["injection_scale", "downsample_factor", "stop_timestep", "depth", "num_inversion_steps"]
+NUMBERS += ["inversion_iterations", "classifier_scales", "perceptual_scale", "guide_every", "epsilon", "num_steps"]
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
 
@@ -48,6 +51,14 @@ def test_all_baselines_and_controls_are_registered_with_a_page_each():
     assert baselines <= set(NAMES)
     for name in baselines:
         assert (DOCS / f"{name}.md").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("option", NUMBERS)
+def test_text_in_place_of_a_number_is_refused_by_the_options_name(make_method, name, option):
+    if option in method_arguments(METHODS[name])[0]:
+        with pytest.raises(ValueError, match=f"^{option}='big' is no .*number"):
+            make_method(name, **{option: "big"})
 
 
 @pytest.mark.parametrize("name", NAMES)
