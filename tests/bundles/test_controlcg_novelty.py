@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 from medcf.data.phantoms import write_brain_demo
 from medcf.engines.checkpoints import read_weights
@@ -25,20 +24,10 @@ CONFIGS = BUNDLE / "configs"
 pytestmark = pytest.mark.bundle
 
 
-def start(configs: list[Path], folder: Path, out: Path, **options: Any) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        [str(config) for config in configs], meta_file=str(CONFIGS / "metadata.json"), logging_file=False,
-        workflow_type="infer", dataset_dir=str(folder), output_dir=str(out), method="unchanged", device="cpu",
-        progress=False, **options,
-    )  # fmt: skip
-    workflow.initialize()
-    return workflow
-
-
-def run(configs: list[Path], folder: Path, out: Path, **options: Any) -> list[dict[str, str]]:
-    start(configs, folder, out, **options).run()
-    with (out / "scores.csv").open() as file:
-        return list(csv.DictReader(file))
+@pytest.fixture(scope="module")
+def options() -> dict[str, Any]:
+    """Options of a job that only looks at its volumes."""
+    return {"method": "unchanged", "device": "cpu", "progress": False}
 
 
 def write_ct(path: Path) -> None:
@@ -68,8 +57,8 @@ def one_volume(tmp_path_factory) -> Path:
     return folder
 
 
-def test_strange_volumes_are_flagged_and_phantoms_in_files_are_not(volumes, tmp_path):
-    rows = run([CONFIGS / "inference.json"], volumes, tmp_path)
+def test_strange_volumes_are_flagged_and_phantoms_in_files_are_not(job, volumes, tmp_path):
+    rows = job.scores(job.run(dataset_dir=str(volumes), output_dir=str(tmp_path)))
     flags = {row["case"]: row["out_of_distribution"] for row in rows}
     strange = {"upside_down", "ct"}
     assert len(flags) == 6
@@ -83,14 +72,14 @@ def test_strange_volumes_are_flagged_and_phantoms_in_files_are_not(volumes, tmp_
     assert "novelty (novelty.pt)" in json.loads((tmp_path / "manifest.json").read_text())["fingerprint"]["weights"]
 
 
-def test_bundle_without_statistics_says_how_to_make_them_or_does_without(one_volume, tmp_path):
-    missing = {"weights#novelty": str(tmp_path / "missing.pt")}
+def test_bundle_without_statistics_says_how_to_make_them_or_does_without(job, one_volume, tmp_path):
+    missing = {"weights#novelty": str(tmp_path / "missing.pt"), "dataset_dir": str(one_volume)}
     with pytest.raises(RuntimeError) as error:
-        start([CONFIGS / "inference.json"], one_volume, tmp_path / "out", **missing)
+        job.start(output_dir=str(tmp_path / "out"), **missing)
     assert "missing.pt does not exist. Make it with calibrate.json." in str(root_cause(error.value))
     off = tmp_path / "off.json"
     off.write_text('{"novelty": null}')
-    (row,) = run([CONFIGS / "inference.json", off], one_volume, tmp_path / "without", **missing)
+    (row,) = job.scores(job.run(str(off), output_dir=str(tmp_path / "without"), **missing))
     assert "out_of_distribution" not in row
     assert json.loads((tmp_path / "without" / "summary.json").read_text())["out_of_distribution"] is None
     manifest = json.loads((tmp_path / "without" / "manifest.json").read_text())
