@@ -45,7 +45,8 @@ class Pool:
     Attributes:
         label: (N,) 0 or 1.
         parts: images by name, (N, 1, X, Y, Z): "image"; "reconstruction", through the same generator to the same
-            class; "counterfactual", to the other class; "truth", the true other state.
+            class; "counterfactual", to the other class; "difference", the same with the reconstruction subtracted; "truth",
+        the true other state.
     """
 
     label: Tensor
@@ -65,7 +66,7 @@ class Pool:
         return Subjects(torch.cat([self.parts[part][chosen] for part in parts]), torch.cat(labels))
 
 
-OTHER_CLASS = ("counterfactual", "truth")
+OTHER_CLASS = ("counterfactual", "difference", "truth")
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def test_training_sets_are_balanced_repeatable_and_of_the_pool():
 def test_counterfactuals_carry_the_other_label_and_reconstructions_their_own():
     pool = make_pool(pairs(16), perfect, perfect)
     chosen = np.array([2, 3])
-    found = pool.subjects(("image", "counterfactual", "reconstruction", "truth"), chosen)
-    assert found.label.tolist() == [0, 1, 1, 0, 0, 1, 1, 0]
+    found = pool.subjects(("image", "counterfactual", "reconstruction", "truth", "difference"), chosen)
+    assert found.label.tolist() == [0, 1, 1, 0, 0, 1, 1, 0, 1, 0]
     assert torch.equal(found.image[2], image(2, 1))
     assert torch.equal(found.image[4], image(2, 0))
 
@@ -81,6 +81,7 @@ def test_counterfactuals_carry_the_other_label_and_reconstructions_their_own():
 def test_perfect_counterfactuals_are_worth_what_the_truth_is_worth(sets):
     pool = make_pool(sets[0], perfect, perfect)
     np.testing.assert_array_equal(arm("counterfactual", pool, sets).logits, arm("truth", pool, sets).logits)
+    np.testing.assert_array_equal(arm("difference", pool, sets).logits, arm("truth", pool, sets).logits)
 
 
 def test_a_generator_that_changes_nothing_is_the_control_itself(sets):
