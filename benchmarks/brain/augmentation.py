@@ -45,8 +45,8 @@ class Pool:
     Attributes:
         label: (N,) 0 or 1.
         parts: images by name, (N, 1, X, Y, Z): "image"; "reconstruction", through the same generator to the same
-            class; "counterfactual", to the other class; "difference", the same with the reconstruction subtracted; "truth",
-        the true other state.
+            class; "counterfactual", to the other class; "difference", the same with the reconstruction subtracted;
+            "truth", the true other state.
     """
 
     label: Tensor
