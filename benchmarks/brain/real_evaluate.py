@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from benchmarks.brain.likeness import deep_csf_fraction
-from benchmarks.brain.real_sets import SETS, RealSet
+from benchmarks.brain.real_sets import SETS, RealSet, prepared
 from benchmarks.counterfactual.environment import describe_machine
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
@@ -108,14 +108,14 @@ def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
         out: folder of the table and of ``models``.
         limit: take only the first so many held-out volumes.
     """
-    real = SETS[name]
+    real, table = SETS[name], prepared(out)
     recipe = Recipe("controlcg", ("inference.json", real.overlay), {"models_dir": str(out / "models")})
     judged = Recipe("controlcg", ("inference.json", "evaluate.json", real.overlay), recipe.overrides).open()
     parser = recipe.open()
     grid = {"size": parser["spatial_size"], "spacing": parser["spacing"], "mask": parser["mask"] or "auto"}
     if real.segmentation is not None:
         grid["targets"] = ("label", "segmentation")
-    train, held_out = (VolumeDataset(out / "volumes.csv", split, **grid) for split in ("train", "val"))
+    train, held_out = (VolumeDataset(table, split, **grid) for split in ("train", "val"))
     items = [held_out[index] for index in range(len(held_out) if limit is None else min(limit, len(held_out)))]
     known = [train[index] for index in range(len(train))]
     label = torch.stack([item["label"] for item in items])

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.labels import deal_folds, read_labels
 from medcf.bundle import find_bundle_root
 
-__all__ = ["FOLDS", "SETS", "RealSet", "Step", "command", "prepare", "train"]
+__all__ = ["FOLDS", "SETS", "RealSet", "Step", "command", "prepare", "prepared", "train"]
 
 FOLDS = 4  # the first is trained on by nothing and explained
 COLUMNS = ("file", "label", "subject", "split", "segmentation")
@@ -138,6 +138,17 @@ def prepare(data: str | Path, out: str | Path, real: RealSet, seed: int = 0) -> 
     return counts
 
 
+def prepared(out: Path) -> Path:
+    """Return the table of `prepare`.
+
+    Raises:
+        FileNotFoundError: it has not been run.
+    """
+    if not (out / "volumes.csv").is_file():
+        raise FileNotFoundError(f"{out / 'volumes.csv'} does not exist: run the step prepare first.")
+    return out / "volumes.csv"
+
+
 def command(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
     """Return the command line of a training.
 
@@ -170,7 +181,6 @@ def train(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | None
         FileNotFoundError: `prepare` has not been run.
         subprocess.CalledProcessError: the training failed; its message is on stderr.
     """
-    if not (out / "volumes.csv").is_file():
-        raise FileNotFoundError(f"{out / 'volumes.csv'} does not exist: run the step prepare first.")
+    prepared(out)
     (out / "models").mkdir(exist_ok=True)
     subprocess.run(command(real, step, out, changes), check=True)

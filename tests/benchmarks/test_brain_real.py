@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import DenseNet
 
-from benchmarks.brain.real_evaluate import RealTask, deep_fluid, measure
+from benchmarks.brain.real_evaluate import RealTask, deep_fluid, load_task, measure
 from benchmarks.brain.real_sets import SETS, command, prepare
 from benchmarks.counterfactual.task import Cases, Recipe
 from medcf.bundle import find_bundle_root
@@ -53,6 +53,8 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "labels.csv").write_text("file,subject\na,b\n")
     with pytest.raises(ValueError, match="label_large, mask"):
         prepare(tmp_path, tmp_path, SETS["hippocampus"])
+    with pytest.raises(FileNotFoundError, match=r"volumes.csv does not exist: run the step prepare first"):
+        load_task("t1", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("name", "step"), [(name, step) for name, real in sorted(SETS.items()) for step in real.steps])
