@@ -16,6 +16,7 @@ from medcf.inferers.chain import Chain, ChainInferer
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
+from medcf.inferers.own_class import BesideOwnClass
 from medcf.inferers.sampling import Hook, denoise, noised
 from medcf.inferers.stacked import standard_noise
 from medcf.networks.denoiser import Denoiser, unwrap
@@ -113,43 +114,25 @@ class ConditionalInferer(ChainInferer):
         super()._iterate(state, network, bar)
 
     def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
-        edits = self._beside_source(state) if self.subtract_reconstruction else state
-        groups = self._groups(edits, indices.tolist(), network)
+        edits, pair = state, None
+        stacked: Callable[[Sequence[int]], list[int]] = list
+        if self.subtract_reconstruction:
+            own = self._logits(state.original).argmax(1)
+            pair = BesideOwnClass(state, own, self.guidance_scale, shared=number == 0)
+            edits, stacked = pair.edits, pair.stacked
+        groups = self._groups(edits, indices.tolist(), network, stacked)
         steps = self._num_steps() // self.num_iterations
         bar.total += (len(groups) - 1) * steps
         for chosen in groups:
-            image = self._edit(edits, self._stacked(edits, chosen), number, network, bar)
+            image = self._edit(edits, stacked(chosen), number, network, bar)
             index = torch.tensor(chosen, device=image.device)
-            if edits is not state:
-                wanted, source = image.chunk(2)
-                image = state.current[index] + (wanted - source)
+            if pair is not None:
+                image = state.current[index] + pair.difference(image, chosen)
             state.current[index] = self._finish(image, state.original[index])
-        if edits is not state:
-            state.evaluations += edits.evaluations.reshape(2, -1).sum(0)
+        if pair is not None:
+            state.evaluations += pair.evaluations()
         current = state.current[indices]
         state.confidence[indices], state.flipped[indices] = self._judge(current, state.target[indices])
-
-    def _beside_source(self, state: Iterates) -> Iterates:
-        """Return the B images twice: towards their targets, and from B on towards the classes they are of."""
-        count, device = len(state.original), state.original.device
-        source = self._logits(state.original).argmax(1)
-        both = Iterates(
-            state.original.repeat(2, *[1] * (state.original.ndim - 1)),
-            torch.cat([state.target, source]),
-            [*state.ids, *state.ids],  # the same noise
-            state.confidence.repeat(2),
-            state.unchanged.repeat(2),
-        )
-        both.current = state.current.repeat(2, *[1] * (state.current.ndim - 1))
-        scales = torch.full((count,), self.guidance_scale, device=device)
-        extras = {"source": torch.arange(count, device=device), "guidance_scale": scales} | state.extras
-        both.extras.update({name: values.repeat(2) for name, values in extras.items()})
-        return both
-
-    def _stacked(self, edits: Iterates, chosen: Sequence[int]) -> list[int]:
-        """Return the images of ``edits`` that run for the images ``chosen``."""
-        count = len(edits.original) // 2
-        return [*chosen, *(count + i for i in chosen)] if self.subtract_reconstruction else list(chosen)
 
     def _finish(self, image: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """Return the output of a pass, in [-1, 1] and with the input's background."""
@@ -196,15 +179,17 @@ class ConditionalInferer(ChainInferer):
             guidance_scale=1 + (self.guidance_scale if guidance_scale is None else guidance_scale),
         )
 
-    def _groups(self, state: Iterates, indices: list[int], network: Any) -> list[list[int]]:
-        """Split images into micro-batches that fit the budget."""
+    def _groups(
+        self, state: Iterates, indices: list[int], network: Any, stacked: Callable[[Sequence[int]], list[int]]
+    ) -> list[list[int]]:
+        """Split images into micro-batches that fit the budget; ``stacked`` names the images that run for some."""
         device = state.current.device
         limit = budget_bytes(self.memory_budget, device)
         if limit is None:
             return [indices]
-        row = self._bytes_per_row(state, self._stacked(state, indices[:1]), network)
-        groups = micro_batches(indices, lambda chosen: row * self._num_rows(state, self._stacked(state, chosen)), limit)
-        least = row * self._num_rows(state, self._stacked(state, indices[:1]))
+        row = self._bytes_per_row(state, stacked(indices[:1]), network)
+        groups = micro_batches(indices, lambda chosen: row * self._num_rows(state, stacked(chosen)), limit)
+        least = row * self._num_rows(state, stacked(indices[:1]))
         logger.info(
             "%s: %.3g GB a row; %d images in micro-batches of %s within %.3g GB",
             self.title,

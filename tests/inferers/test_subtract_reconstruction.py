@@ -115,6 +115,22 @@ def test_several_targets_and_scales_are_those_of_separate_runs(network, volumes)
         torch.testing.assert_close(result.image, alone, rtol=0, atol=1e-4)
 
 
+def test_targets_and_images_share_the_chain_to_the_own_class(network, volumes):
+    """2 K rows of targets, 2 of the own class and 1 reference; second passes start from other images."""
+    sizes = []
+    handle = network.register_forward_hook(lambda _module, args, _output: sizes.append(len(args[0])))
+    method = make(reference_condition="null", num_iterations=2, strength=0.5)
+    results = method.explain_targets(volumes, network, [0, 1], sample_ids=list("abc"), run_unchanged=True)
+    handle.remove()
+    assert sizes == [3 * (2 * 2 + 2 + 1)] * 2 + [3 * (2 * 4 + 1)] * 2
+    for (target, _w), result in results.items():
+        options = {"reference_condition": "null", "num_iterations": 2, "strength": 0.5}
+        alone = make(target=target, **options).explain(volumes, network, list("abc"), run_unchanged=True).image
+        torch.testing.assert_close(result.image, alone, rtol=0, atol=1e-4)
+    total = sum(result.num_function_evaluations for result in results.values())
+    assert total.tolist() == [2 * 7 + 2 * 9] * 3
+
+
 def test_a_second_pass_starts_where_the_first_ended(network, volumes):
     options = {"strength": 0.5, "clip_denoised": False, "guidance_scale": 3.0}
     twice = make(num_iterations=2, **options).explain(volumes, network, list("abc"))
