@@ -107,7 +107,7 @@ class RunFolder:
 
         Raises:
             OSError: the folder cannot be made or written to.
-            ValueError: the folder holds a run with another config, other weights or other inputs; says which.
+            ValueError: the folder holds results of another config, other weights or other inputs; says which.
             RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
         self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
@@ -137,8 +137,8 @@ class RunFolder:
             "inputs": hashes,
         }
         previous = self._read_manifest()
-        if previous is not None and self.overwrite:
-            self._remove(previous)
+        if previous is not None and (self.overwrite or not self._has_results(previous)):
+            self._remove(previous)  # without results, such as after a wrong option, another run may begin
             previous = None
         if previous is not None:
             self._accept_repaired(previous, fingerprint["inputs"])
@@ -282,6 +282,10 @@ class RunFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --output_dir.") from error
+
+    def _has_results(self, manifest: Mapping[str, Any]) -> bool:
+        """Tell whether a case of an earlier run is done."""
+        return any((self.case_dir(case) / MARKER).is_file() for case in manifest.get("inputs", {}))
 
     def _remove(self, manifest: Mapping[str, Any]) -> None:
         """Remove the results of an earlier run: the folders of its cases and its tables, nothing else."""

@@ -53,6 +53,12 @@ def start(tmp_path, inputs, weights, config=None, **options):
     return folder, done
 
 
+def leave_one_done(tmp_path, inputs, weights):
+    folder, _ = start(tmp_path, inputs, weights)
+    folder.complete("a", row("a"))
+    stop(folder)
+
+
 def stop(folder):
     folder._lock.close()
     folder._lock = None
@@ -74,30 +80,41 @@ def test_only_cases_with_a_marker_are_done(tmp_path, inputs, weights):
     ("key", "value"), [("device", "cuda"), ("batch_size", 2), ("output_dir", "b"), ("inferer", {"scales": [5, 10.0]})]
 )
 def test_what_does_not_matter_does_not_stop_a_run(tmp_path, inputs, weights, key, value):
-    stop(start(tmp_path, inputs, weights)[0])
+    leave_one_done(tmp_path, inputs, weights)
     start(tmp_path, inputs, weights, config=CONFIG | {key: value})
 
 
 def test_a_changed_setting_is_named(tmp_path, inputs, weights):
-    stop(start(tmp_path, inputs, weights)[0])
+    leave_one_done(tmp_path, inputs, weights)
     with pytest.raises(ValueError, match=r"config changed: target\n.*--output_dir.*--overwrite true"):
         start(tmp_path, inputs, weights, config=CONFIG | {"target": 0})
 
 
 def test_changed_weights_are_named(tmp_path, inputs, weights):
-    stop(start(tmp_path, inputs, weights)[0])
+    leave_one_done(tmp_path, inputs, weights)
     weights["model"].write_bytes(b"others")
     with pytest.raises(ValueError, match=r"weights changed: model \(model.pt\)"):
         start(tmp_path, inputs, weights)
 
 
 def test_changed_missing_and_new_inputs_are_named(tmp_path, inputs, weights):
-    stop(start(tmp_path, inputs, weights)[0])
+    leave_one_done(tmp_path, inputs, weights)
     Path(inputs[1]["image"]).write_bytes(b"edited")
     (tmp_path / "in" / "d.png").write_bytes(b"d")
     now = [*inputs[1:], {"case": "d", "image": str(tmp_path / "in" / "d.png")}]
     with pytest.raises(ValueError, match=r"(?s)inputs changed: b\n.*inputs missing now: a\n.*inputs new: d"):
         start(tmp_path, now, weights)
+
+
+def test_a_run_that_did_nothing_makes_room_for_another(tmp_path, inputs, weights):
+    folder, _ = start(tmp_path, inputs, weights)
+    (folder.case_dir("a")).mkdir()
+    stop(folder)
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    folder, done = start(tmp_path, inputs, weights, config=CONFIG | {"target": 0})
+    assert done == []
+    assert folder.manifest["config"]["target"] == 0
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
 def test_a_failed_input_may_be_repaired(tmp_path, inputs, weights):
