@@ -17,7 +17,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -230,11 +229,8 @@ class RunFolder:
         """
         rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in self.rows()]
         write_csv(self.path / "scores.csv", rows)
-        write_csv(
-            self.path / "failures.csv",
-            [asdict(self.failures[key]) for key in sorted(self.failures)],
-            columns=("file", "stage", "reason", "remedy"),
-        )
+        failed = [asdict(self.failures[key]) for key in sorted(self.failures)]
+        write_csv(self.path / "failures.csv", failed, columns=("file", "stage", "reason", "remedy"))
         write_json(self.path / "summary.json", dict(summary))
         self.manifest["failed"] = sorted({failure.file for failure in self.failures.values()})
         self.manifest["sessions"][-1]["finished"] = now()
@@ -250,8 +246,7 @@ class RunFolder:
 
     def _accept_repaired(self, previous: dict[str, Any], inputs: Mapping[str, str]) -> None:
         """Let files that failed before come back in another state: nothing of theirs is in the results."""
-        failed = set(previous.get("failed", ()))
-        done = set(self.done())
+        failed, done = set(previous.get("failed", ())), set(self.done())
         for case, path in self.inputs.items():
             if str(path) in failed and case not in done:
                 previous["fingerprint"]["inputs"][case] = inputs[case]
@@ -294,8 +289,7 @@ class RunFolder:
             if folder.resolve().is_relative_to(self.path.resolve()) and folder.resolve() != self.path.resolve():
                 shutil.rmtree(folder, ignore_errors=True)
         for name in ("scores.csv", "failures.csv", "summary.json", MANIFEST):
-            with suppress(FileNotFoundError):
-                (self.path / name).unlink()
+            (self.path / name).unlink(missing_ok=True)
 
 
 def _failure_key(failure: Failure) -> str:
