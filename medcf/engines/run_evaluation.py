@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from medcf.data.atomic import replace_file
+from medcf.engines.atomic import write_json
 
 __all__ = ["Evaluation", "run_evaluation"]
 
@@ -36,6 +37,8 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Evaluate a method, print the figures and write ``evaluation.json``, which has the rows of all cases, too.
 
+    Figures that do not exist, such as the correlation of nothing, are null, since JSON has no NaN.
+
     Args:
         evaluation: the method and its judges.
         loader: batches of what ``evaluation.run`` takes.
@@ -49,8 +52,16 @@ def run_evaluation(
     start = time.perf_counter()
     figures = evaluation.run(loader, device)
     figures["seconds"] = time.perf_counter() - start
-    figures |= further()
-    content = json.dumps({**figures, "per_case": evaluation.rows}, indent=2) + "\n"
-    replace_file(Path(output_dir) / "evaluation.json", lambda file: file.write(content))
+    figures = _finite({**figures, **further()})
+    write_json(Path(output_dir) / "evaluation.json", {**figures, "per_case": _finite(evaluation.rows)})
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return figures
+
+
+def _finite(value: Any) -> Any:
+    """Replace the numbers of a nested structure that are not finite by None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
