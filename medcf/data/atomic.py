@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_file"]
+__all__ = ["remove_leftovers", "replace_file"]
 
 
 def replace_file(path: str | Path, write: Callable[[Any], Any], *, binary: bool = False) -> Path:
@@ -35,3 +35,10 @@ def replace_file(path: str | Path, write: Callable[[Any], Any], *, binary: bool 
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what processes that were killed had begun to write into a folder, where no process writes now."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        if leftover.name.split(".")[-2].isdigit():
+            leftover.unlink(missing_ok=True)

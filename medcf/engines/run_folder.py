@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medcf import __version__
+from medcf.data.atomic import remove_leftovers
 from medcf.engines.atomic import write_csv, write_json
 from medcf.engines.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
 from medcf.engines.ranks import from_main, rank
@@ -111,8 +112,7 @@ class RunFolder:
         """
         self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
         found = from_main("open the run folder", lambda: self._open(cases, failures))
-        names = _digest(self.inputs)
-        if found["inputs"] != names:
+        if found["inputs"] != _digest(self.inputs):
             raise RuntimeError(
                 f"Process {rank()} lists other images than the main process; all machines must see the same folders."
             )
@@ -125,9 +125,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            message = f"{self.path} cannot be written to ({reason}); choose another folder with --output_dir."
-            raise OSError(message) from error
+            reason = f"cannot be written to ({error.strerror or type(error).__name__})"
+            raise OSError(f"{self.path} {reason}; choose another folder with --output_dir.") from error
+        for folder in (self.path, *map(self.case_dir, self.inputs)):
+            remove_leftovers(folder)
         hashes = hash_inputs(cases)
         weights = {name: sha256(path) for name, path in self.weights.items()}
         fingerprint = {
@@ -165,8 +166,7 @@ class RunFolder:
         done = set(self.done())
         if done:
             logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
-        digits = "".join("1" if case in done else "0" for case in self.inputs)
-        return {"inputs": _digest(self.inputs), "done": digits}
+        return {"inputs": _digest(self.inputs), "done": "".join("1" if case in done else "0" for case in self.inputs)}
 
     def case_dir(self, case: str) -> Path:
         """Return the folder of a case."""

@@ -142,6 +142,20 @@ def test_overwrite_removes_the_old_run_and_nothing_else(tmp_path, inputs, weight
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path, inputs, weights):
+    leave_one_done(tmp_path, inputs, weights)
+    out = tmp_path / "out"
+    (out / "b").mkdir()
+    begun = [out / ".scores.csv.123.tmp", out / "a" / ".case.json.123.tmp", out / "b" / ".case.json.77.tmp"]
+    mine = [out / ".mine.tmp", out / "a" / "notes.tmp"]
+    for path in (*begun, *mine):
+        path.write_text("half")
+    _, done = start(tmp_path, inputs, weights)
+    assert done == ["a"]
+    assert [path.exists() for path in begun] == [False] * 3
+    assert all(path.exists() for path in mine)
+
+
 def test_two_processes_cannot_share_a_folder(tmp_path, inputs, weights):
     _folder, _ = start(tmp_path, inputs, weights)
     with pytest.raises(RuntimeError, match="Another process is writing"):
