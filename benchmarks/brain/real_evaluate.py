@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.brain.likeness import deep_csf_fraction
 from benchmarks.brain.real_sets import SETS, RealSet, prepared
+from benchmarks.brain.rows import PAPER, PLAIN, controlcg
 from benchmarks.counterfactual.environment import describe_machine
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
@@ -38,24 +39,13 @@ BATCH = 8
 CHANNELS = {"t1": "deep fluid, % of the inner brain", "hippocampus": "hippocampus, ml"}
 
 
-def _row(name: str, label: str, *, w: float | None = None, **options: Any) -> Row:
-    ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
-    return Row(name, label, ids if w is None else {**ids, "guidance_scale": w})
-
-
 ROWS = (
-    _row("controlcg", "ControlCG, the bundle's default"),
-    _row("off", "default, injection off", injection_scale=0.0),
-    _row("strength_80", "strength 0.8", strength=0.8),
-    _row("plain", "default, reconstruction not subtracted", subtract_reconstruction=False),
-    _row("strength_40", "strength 0.4, w = 8, not subtracted", w=8.0, strength=0.4, subtract_reconstruction=False),
-    _row(
-        "strength_100",
-        "strength 1.0 (paper), w = 3, not subtracted",
-        strength=1.0,
-        reference_condition="same",
-        subtract_reconstruction=False,
-    ),
+    controlcg("controlcg", "ControlCG, the bundle's default"),
+    controlcg("off", "default, injection off", injection_scale=0.0),
+    controlcg("strength_80", "strength 0.8", strength=0.8),
+    controlcg("plain", "default, reconstruction not subtracted", **PLAIN),
+    controlcg("strength_40", "strength 0.4, w = 8, not subtracted", w=8.0, strength=0.4, **PLAIN),
+    controlcg("strength_100", "strength 1.0 (paper), w = 3, not subtracted", **PAPER),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 

@@ -8,11 +8,19 @@ from typing import Any
 
 from benchmarks.counterfactual.rows import Row
 
-__all__ = ["GUIDANCE", "METHODS", "STUDIES", "guidance"]
+__all__ = ["GUIDANCE", "METHODS", "PAPER", "PLAIN", "STUDIES", "controlcg", "guidance"]
 
 
-def _controlcg(name: str, label: str, *, w: float | None = None, own_class: bool = False, **options: Any) -> Row:
-    """A row of ControlCG with some of its options changed."""
+def controlcg(name: str, label: str, *, w: float | None = None, own_class: bool = False, **options: Any) -> Row:
+    """Make a row of ControlCG with some of its options changed.
+
+    Args:
+        name: of the row.
+        label: how it reads.
+        w: guidance scale; None takes the bundle's.
+        own_class: see `Row`.
+        options: of the method.
+    """
     ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
     scale = {} if w is None else {"guidance_scale": w}
     return Row(name, label, {"method": "controlcg", **ids, **scale}, own_class=own_class)
@@ -32,20 +40,21 @@ def _inversion(depth: float, w: float = 3.0) -> Row:
     return Row(name, label, {"method": "ddim_inversion", "guidance_scale": w, **options})
 
 
-_PLAIN: dict[str, Any] = {"subtract_reconstruction": False}  # what is generated is the result, as in the paper
-_PAPER: dict[str, Any] = {"strength": 1.0, "reference_condition": "same", **_PLAIN}
+#: Options with which what is generated is the result, and those of the paper.
+PLAIN: dict[str, Any] = {"subtract_reconstruction": False}
+PAPER: dict[str, Any] = {"strength": 1.0, "reference_condition": "same", **PLAIN}
 
 #: The default and its parts, other strengths, the paper's setting, and the paper's baselines.
 METHODS = (
-    Row("controlcg", "ControlCG, the bundle's default (strength 0.6, w = 3)", {"method": "controlcg"}),
-    _controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
-    _controlcg("same_reference", "default, reference of the target class", reference_condition="same"),
-    _controlcg("plain", "default, reconstruction not subtracted", **_PLAIN),
-    _controlcg("strength_40", "strength 0.4, w = 8, not subtracted", w=8.0, strength=0.4, **_PLAIN),
-    _controlcg("strength_80", "strength 0.8, w = 2", w=2.0, strength=0.8),
-    _controlcg("strength_100", "strength 1.0, w = 2", w=2.0, strength=1.0),
-    _controlcg("paper", "strength 1.0 (paper), w = 3, not subtracted", **_PAPER),
-    _controlcg("paper_off", "strength 1.0, w = 3, not subtracted, injection off", injection_scale=0.0, **_PAPER),
+    controlcg("controlcg", "ControlCG, the bundle's default (strength 0.6, w = 3)"),
+    controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
+    controlcg("same_reference", "default, reference of the target class", reference_condition="same"),
+    controlcg("plain", "default, reconstruction not subtracted", **PLAIN),
+    controlcg("strength_40", "strength 0.4, w = 8, not subtracted", w=8.0, strength=0.4, **PLAIN),
+    controlcg("strength_80", "strength 0.8, w = 2", w=2.0, strength=0.8),
+    controlcg("strength_100", "strength 1.0, w = 2", w=2.0, strength=1.0),
+    controlcg("paper", "strength 1.0 (paper), w = 3, not subtracted", **PAPER),
+    controlcg("paper_off", "strength 1.0, w = 3, not subtracted, injection off", injection_scale=0.0, **PAPER),
     _ilvr(2, 250),
     _ilvr(2, 500),
     _ilvr(4, 250),
@@ -53,7 +62,7 @@ METHODS = (
     _inversion(0.25),
     _inversion(0.5),
     _inversion(0.5, w=10.0),
-    _controlcg("own_class", "control: regenerated in its own class", own_class=True, **_PLAIN),
+    controlcg("own_class", "control: regenerated in its own class", own_class=True, **PLAIN),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 
@@ -62,8 +71,8 @@ def guidance(
     scales: Sequence[float] = (0, 1, 2, 3, 4, 6), paper_scales: Sequence[float] = (0, 2, 6)
 ) -> tuple[Row, ...]:
     """Rows of more and more guidance: of the default and, fewer of them, of the paper's way."""
-    default = [_controlcg(f"w_{w:g}", f"w = {w:g}", w=w) for w in scales]
-    paper = [_controlcg(f"w_{w:g}_strength_1", f"w = {w:g}, strength 1", w=w, **_PAPER) for w in paper_scales]
+    default = [controlcg(f"w_{w:g}", f"w = {w:g}", w=w) for w in scales]
+    paper = [controlcg(f"w_{w:g}_strength_1", f"w = {w:g}, strength 1", w=w, **PAPER) for w in paper_scales]
     return (*default, *paper)
 
 
