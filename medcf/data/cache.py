@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medcf.data.atomic import replace_file
+from medcf.runtime.atomic import replace_file
 
 __all__ = ["Arrays", "cached_arrays", "make_rows"]
 

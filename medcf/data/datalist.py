@@ -24,6 +24,7 @@ from medcf.data.errors import UnreadableImage
 from medcf.data.pixels import planar_affine
 from medcf.data.readers import Study, choose_frame, inspect_study, read_study
 from medcf.data.tables import Case, read_table
+from medcf.runtime.owned import is_ours
 
 __all__ = ["build_datalist", "read_case"]
 
@@ -145,11 +146,7 @@ def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Itera
 
 def _holds_results(folder: Path) -> bool:
     """Tell an output folder by its manifest: counterfactuals must not be taken for images of patients."""
-    try:
-        with (folder / "manifest.json").open("rb") as stream:
-            found = b'"notice": "SYNTHETIC counterfactual' in stream.read(200)
-    except OSError:
-        return False
+    found = is_ours(folder / "manifest.json")
     if found:
         logger.warning("%s holds the results of a run and is left out", folder.name)
     return found

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from nibabel.orientations import aff2axcodes
 from medcf.data import get_spacing, grid_record
 from medcf.engines.case_result import CaseResult
 from medcf.engines.nifti_writer import NiftiWriter
-from medcf.engines.run_folder import RunFolder
+from medcf.engines.run_folder import Failure, RunFolder
 
 __all__ = ["CaseWriter", "score_row"]
+
+logger = logging.getLogger(__name__)
 
 Writer = Callable[[CaseResult, Path], None]
 
@@ -51,12 +55,26 @@ class CaseWriter:
                 continue
             started = time.perf_counter()
             result = _result(item, output)
-            folder = self.run_folder.case_dir(result.case)
-            folder.mkdir(parents=True, exist_ok=True)
-            for writer in self.writers:
-                writer(result, folder)
+            try:
+                self.run_folder.write(result.case, partial(self._write, result))
+            except Exception as error:
+                self.run_folder.fail(Failure(item["file"], "write", *_reason(error)))
+                continue
             result.row["seconds"] = round(output["seconds"] + time.perf_counter() - started, 3)
             self.run_folder.complete(result.case, result.row)
+
+    def _write(self, result: CaseResult, folder: Path) -> None:
+        for writer in self.writers:
+            writer(result, folder)
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """Say why a case could not be written, and what to do."""
+    if isinstance(error, OSError):
+        return str(error), "Make room, or choose another --output_dir, and start the same command again."
+    logger.debug("writing failed", exc_info=error)
+    first_line = (str(error).splitlines() or [""])[0][:200]
+    return f"cannot be written ({type(error).__name__}: {first_line})", "Leave the writer out, or report it."
 
 
 def score_row(item: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:

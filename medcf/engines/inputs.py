@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import Any
 
 from medcf.data import build_datalist
 from medcf.engines.ranks import first_on_main
+from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, remove_files, written_files
 
-__all__ = ["DEMO_FOLDER", "DEMO_TRUTH", "CaseList", "list_cases", "write_once"]
+__all__ = ["DEMO_TRUTH", "CaseList", "list_cases", "write_once"]
 
 logger = logging.getLogger(__name__)
 
-DEMO_FOLDER = "demo_inputs"
 DEMO_TRUTH = "demo_truth"
 
 
@@ -61,43 +59,48 @@ def list_cases(
 
     Raises:
         FileNotFoundError: the folder or the table does not exist.
-        ValueError: there is nothing to read.
+        ValueError: there is nothing to read, or ``output_dir`` could meet the inputs.
     """
     output_dir = Path(output_dir)
     if dataset_dir is None and datalist is None:
         demo_dir = output_dir
         dataset_dir = first_on_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_overlays))
         return CaseList(*build_datalist(dataset_dir))
+    if datalist is None:
+        check_output_dir(output_dir, [dataset_dir or ""])
     return CaseList(*build_datalist(dataset_dir, datalist, frame=frame, exclude=[output_dir]))
 
 
 def _write_demo(output_dir: Path, count: int, overlays: bool) -> Path:
     from medcf.data.phantoms import write_demo
 
-    truth = output_dir / DEMO_TRUTH
-
-    def write(folder: Path) -> None:
+    def write(folder: Path, truth: Path) -> None:
         write_demo(folder, "demo", count, 0, overlays=(False, overlays), truth_dir=truth)
 
-    return write_once(output_dir / DEMO_FOLDER, count, write)
+    return write_once(output_dir, count, write)
 
 
-def write_once(folder: Path, count: int, write: Callable[[Path], object]) -> Path:
-    """Fill a folder unless it is complete; an interrupted run leaves none, because it gets its name last.
+def write_once(output_dir: Path, count: int, write: Callable[[Path, Path], object]) -> Path:
+    """Write demo inputs and their truth unless they are complete.
 
     Args:
-        folder: the folder.
-        count: number of files in it.
-        write: writes them into the folder that it is given.
+        output_dir: folder of the run.
+        count: number of inputs.
+        write: writes the inputs into the first folder that it is given and the truth into the second.
 
     Returns:
-        The folder.
+        The folder of the inputs.
+
+    Raises:
+        FileExistsError: somebody else's file is in the way.
     """
-    if not folder.is_dir() or len(list(folder.iterdir())) != count:
-        logger.info("No --dataset_dir: writing %d phantoms to %s", count, folder)
-        partial = folder.with_name(f".{folder.name}.partial")
-        for leftover in (partial, folder):
-            shutil.rmtree(leftover, ignore_errors=True)
-        write(partial)
-        os.replace(partial, folder)
-    return folder
+    inputs, truth = output_dir / DEMO_FOLDER, output_dir / DEMO_TRUTH
+    names = written_files(inputs)
+    foreign = {path.name for path in inputs.iterdir()} - {RECORD, *names} if inputs.is_dir() else set()
+    if foreign:
+        raise FileExistsError(f"{inputs} holds {min(foreign)}, which is not the demo's: choose another --output_dir.")
+    if len(names) != count or not all((inputs / name).is_file() for name in names):
+        logger.info("No --dataset_dir: writing %d phantoms to %s", count, inputs)
+        remove_files(inputs)
+        fill_folder(truth, lambda folder: fill_folder(inputs, lambda partial: write(partial, folder)))
+    return inputs

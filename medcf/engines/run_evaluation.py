@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from medcf.engines.atomic import write_json
+from medcf.runtime.atomic import write_json
 
 __all__ = ["Evaluation", "run_evaluation"]
 

@@ -14,19 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from medcf import __version__
-from medcf.data.atomic import remove_leftovers
-from medcf.engines.atomic import write_csv, write_json
 from medcf.engines.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
 from medcf.engines.ranks import from_main, rank
 from medcf.engines.session import describe_session, now
+from medcf.runtime.atomic import write_csv, write_json
+from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, written_files
 
 __all__ = ["MARKER", "Failure", "RunFolder"]
 
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MARKER = "case.json"
 MANIFEST = "manifest.json"
-NOTICE = "SYNTHETIC counterfactual images made by medcf. Not for diagnosis."
+TABLES = ("scores.csv", "failures.csv", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class RunFolder:
         config: raw config of the run (`medcf.engines.fingerprint.running_config`).
         weights: name to path of every weights file that the results depend on.
         seed: seed of the run, for the manifest.
-        overwrite: True removes what an earlier run left here (only what its manifest lists) and starts anew.
+        overwrite: True removes what an earlier run wrote here, file by file, and starts anew.
         overrides: options of the command line, for the manifest.
     """
 
@@ -107,10 +106,12 @@ class RunFolder:
 
         Raises:
             OSError: the folder cannot be made or written to.
-            ValueError: the folder holds results of another config, other weights or other inputs; says which.
+            ValueError: the folder is or contains an input, holds files of somebody else where results are to go, or
+                results of another config, other weights or other inputs; says which.
             RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
         self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
+        check_output_dir(self.path, _input_files(cases))
         found = from_main("open the run folder", lambda: self._open(cases, failures))
         if found["inputs"] != _digest(self.inputs):
             raise RuntimeError(
@@ -127,8 +128,6 @@ class RunFolder:
         except OSError as error:
             reason = f"cannot be written to ({error.strerror or type(error).__name__})"
             raise OSError(f"{self.path} {reason}; choose another folder with --output_dir.") from error
-        for folder in (self.path, *map(self.case_dir, self.inputs)):
-            remove_leftovers(folder)
         hashes = hash_inputs(cases)
         weights = {name: sha256(path) for name, path in self.weights.items()}
         fingerprint = {
@@ -140,6 +139,7 @@ class RunFolder:
         if previous is not None and (self.overwrite or not self._has_results(previous)):
             self._remove(previous)  # without results, such as after a wrong option, another run may begin
             previous = None
+        self._expect_free(previous)
         if previous is not None:
             self._accept_repaired(previous, fingerprint["inputs"])
         changes = describe_changes(previous["fingerprint"], fingerprint) if previous is not None else []
@@ -176,6 +176,18 @@ class RunFolder:
         """List the cases of this run whose marker exists, in the order of the run."""
         return [case for case in self.inputs if (self.case_dir(case) / MARKER).is_file()]
 
+    def write(self, case: str, write: Callable[[Path], object]) -> None:
+        """Write the files of a case; what somebody else put into its folder stays.
+
+        Args:
+            case: case id.
+            write: called with an empty folder to write to.
+
+        Raises:
+            FileExistsError: a file of somebody else is in the way.
+        """
+        fill_folder(self.case_dir(case), write, more=(MARKER,))
+
     def complete(self, case: str, row: Mapping[str, Any]) -> None:
         """Mark a case as done, after all its files were written.
 
@@ -183,6 +195,8 @@ class RunFolder:
             case: case id.
             row: its scores, JSON values only.
         """
+        if MARKER not in written_files(self.case_dir(case)):
+            self.write(case, lambda folder: None)
         write_json(self.case_dir(case) / MARKER, dict(row))
         self.completed += 1
 
@@ -271,7 +285,7 @@ class RunFolder:
 
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.path / MANIFEST
-        if not path.is_file():
+        if not is_ours(path):
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -282,14 +296,33 @@ class RunFolder:
         """Tell whether a case of an earlier run is done."""
         return any((self.case_dir(case) / MARKER).is_file() for case in manifest.get("inputs", {}))
 
+    def _expect_free(self, previous: Mapping[str, Any] | None) -> None:
+        """Refuse to write where somebody else has files.
+
+        Raises:
+            ValueError: a table or the folder of a case is there, and no run of medcf wrote it.
+        """
+        taken = [self.path / name for name in (*TABLES, MANIFEST) if previous is None and (self.path / name).exists()]
+        taken += [folder for folder in map(self.case_dir, self.inputs) if not may_fill(folder)]
+        if taken:
+            more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+            raise ValueError(
+                f"{taken[0]}{more} would be overwritten, and no run of this version of medcf wrote it. "
+                "Choose another folder with --output_dir."
+            )
+
     def _remove(self, manifest: Mapping[str, Any]) -> None:
-        """Remove the results of an earlier run: the folders of its cases and its tables, nothing else."""
-        for case in manifest.get("inputs", {}):
-            folder = self.case_dir(case)
-            if folder.resolve().is_relative_to(self.path.resolve()) and folder.resolve() != self.path.resolve():
-                shutil.rmtree(folder, ignore_errors=True)
-        for name in ("scores.csv", "failures.csv", "summary.json", MANIFEST):
+        """Remove what an earlier run wrote: the files that its records list, each by name, and its tables."""
+        for case in map(str, manifest.get("inputs", {})):
+            if Path(case).name == case and case not in ("", ".", ".."):  # the manifest may have been edited
+                remove_files(self.case_dir(case))
+        for name in (*TABLES, MANIFEST):
             (self.path / name).unlink(missing_ok=True)
+
+
+def _input_files(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    named = [(case["image"], *case.get("files", ()), case.get("mask")) for case in cases]
+    return sorted({str(path) for paths in named for path in paths if path})
 
 
 def _failure_key(failure: Failure) -> str:

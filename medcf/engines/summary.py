@@ -9,7 +9,8 @@ from typing import Any
 
 from medcf.engines.error_report import FilesFailed
 from medcf.engines.ranks import collect, rank
-from medcf.engines.run_folder import NOTICE, Failure, RunFolder
+from medcf.engines.run_folder import Failure, RunFolder
+from medcf.runtime.owned import NOTICE
 
 __all__ = ["finish_run", "format_summary", "summarize"]
 

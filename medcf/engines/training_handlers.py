@@ -23,7 +23,7 @@ from monai.utils import CommonKeys
 from torch import nn
 from tqdm.auto import tqdm
 
-from medcf.data.atomic import replace_file
+from medcf.runtime.atomic import replace_file
 
 __all__ = ["GradientClipping", "LossCurve", "MetricsFile", "SampleGrid", "TrainingProgress", "loss_of"]
 

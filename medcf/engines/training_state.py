@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from torch import nn
 
-from medcf.data.atomic import replace_file
+from medcf.runtime.atomic import replace_file
 
 __all__ = ["ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
 

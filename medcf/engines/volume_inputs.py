@@ -6,8 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from medcf.data.volumes import find_volumes
-from medcf.engines.inputs import DEMO_FOLDER, DEMO_TRUTH, CaseList, write_once
+from medcf.engines.inputs import CaseList, write_once
 from medcf.engines.ranks import first_on_main
+from medcf.runtime.owned import check_output_dir
 
 __all__ = ["list_volumes"]
 
@@ -43,15 +44,15 @@ def list_volumes(
         demo_dir = output_dir
         dataset_dir = first_on_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_spacing))
         return CaseList(*find_volumes(dataset_dir))
+    if datalist is None:
+        check_output_dir(output_dir, [dataset_dir or ""])
     return CaseList(*find_volumes(dataset_dir, datalist, exclude=[output_dir]))
 
 
 def _write_demo(output_dir: Path, count: int, spacing: float) -> Path:
     from medcf.data.phantoms import write_brain_demo
 
-    truth = output_dir / DEMO_TRUTH
-
-    def write(folder: Path) -> None:
+    def write(folder: Path, truth: Path) -> None:
         write_brain_demo(folder, "demo", count, spacing=spacing, truth_dir=truth)
 
-    return write_once(output_dir / DEMO_FOLDER, count, write)
+    return write_once(output_dir, count, write)

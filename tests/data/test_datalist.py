@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medcf.data import UnreadableImage, build_datalist, get_spacing, read_case
-from medcf.engines.run_folder import NOTICE
+from medcf.runtime.owned import NOTICE
 
 
 def picture(path: Path, value: int = 100) -> Path:

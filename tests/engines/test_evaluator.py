@@ -139,6 +139,7 @@ def test_an_interrupted_batch_is_computed_whole_and_the_rest_stays(tmp_path):
         write_png(tmp_path / "in" / f"{name}.png", picture())
     evaluator, folder = make_run(tmp_path, Brighten(on_black=None))
     for name in "abc":
+        folder.write(name, lambda path: None)
         folder.complete(name, {"case": name, "mine": True})
     inferer = Brighten(on_black=None)
     folder._lock.close()
@@ -159,16 +160,21 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     assert inferer.calls == []
 
 
-def test_marker_is_written_last(tmp_path):
-    write_png(tmp_path / "in" / "a.png", picture())
+def test_a_case_that_cannot_be_written_costs_one_line_and_is_not_done(tmp_path):
+    for name in "ab":
+        write_png(tmp_path / "in" / f"{name}.png", picture())
 
     def full_disk(result, path):
-        raise OSError("no space left on device")
+        if result.case == "a":
+            raise OSError("no space left on device")
 
     evaluator, folder = make_run(tmp_path, Brighten(on_black=None), writers=[NiftiWriter(), full_disk])
-    with pytest.raises(OSError, match="no space left"):
-        evaluator.run()
-    assert folder.done() == []
+    evaluator.run()
+    assert folder.done() == ["b"]
+    (failure,) = folder.failures.values()
+    assert failure.stage == "write"
+    assert failure.file.endswith("a.png")
+    assert "no space left" in failure.reason
 
 
 def test_counterfactual_keeps_the_originals_detail(tmp_path):

@@ -68,8 +68,7 @@ def test_only_cases_with_a_marker_are_done(tmp_path, inputs, weights):
     folder, done = start(tmp_path, inputs, weights)
     assert done == []
     folder.complete("b", row("b"))
-    folder.case_dir("c").mkdir()
-    (folder.case_dir("c") / "counterfactual.nii.gz").write_bytes(b"half a case")
+    folder.write("c", lambda path: (path / "counterfactual.nii.gz").write_bytes(b"half a case"))
     stop(folder)
     folder, done = start(tmp_path, inputs, weights)
     assert done == ["b"]
@@ -146,13 +145,18 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path, inputs, w
     leave_one_done(tmp_path, inputs, weights)
     out = tmp_path / "out"
     (out / "b").mkdir()
-    begun = [out / ".scores.csv.123.tmp", out / "a" / ".case.json.123.tmp", out / "b" / ".case.json.77.tmp"]
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    number = gone.stdout.strip()
+    begun = [out / f".scores.csv.{number}.tmp", out / "b" / f"..medcf.json.{number}.tmp"]
     mine = [out / ".mine.tmp", out / "a" / "notes.tmp"]
     for path in (*begun, *mine):
         path.write_text("half")
-    _, done = start(tmp_path, inputs, weights)
+    folder, done = start(tmp_path, inputs, weights)
     assert done == ["a"]
-    assert [path.exists() for path in begun] == [False] * 3
+    folder.complete("b", row("b"))
+    folder.complete("c", row("c"))
+    finish_run(folder)
+    assert [path.exists() for path in begun] == [False] * 2
     assert all(path.exists() for path in mine)
 
 
