@@ -26,11 +26,11 @@ from torch import Tensor, nn
 import medcf
 from benchmarks.counterfactual.task import Recipe
 from benchmarks.localization_maps import SMOOTHING, Cases, difference_maps, reference_maps, saliency_maps
-from medcf.data.phantoms import PairedPhantomDataset
-from medcf.data.phantoms.change import TrueChangeDataset
-from medcf.engines.performance import autocast
 from medcf.guidance import frozen
 from medcf.metrics.localization import ChangeAUPRC, ChangeIoU, ChangeLocalization, PointingGame
+from medcf.phantoms import PairedPhantomDataset
+from medcf.phantoms.head.change import TrueChangeDataset
+from medcf.runtime.performance import autocast
 from medcf.transforms import SeededExplanation, explain_with_floor
 
 KINDS = ("appearance", "structure")

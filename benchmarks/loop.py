@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, median_ratio
 from medcf.bundle import find_bundle_root
-from medcf.data.phantoms import PhantomDataset
+from medcf.phantoms import PhantomDataset
 
 
 @dataclass

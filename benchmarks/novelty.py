@@ -22,10 +22,10 @@ from torch import Tensor
 
 from medcf.bundle import find_bundle_root
 from medcf.data.datalist import build_datalist
-from medcf.data.phantoms import DegradeBrain, PhantomDataset, write_brain_demo
-from medcf.data.phantoms.brain_files import GEOMETRIES
-from medcf.data.training import training_dataset
 from medcf.data.volumes import find_volumes
+from medcf.phantoms import DegradeBrain, PhantomDataset, write_brain_demo
+from medcf.phantoms.brain.files import GEOMETRIES
+from medcf.training.datasets import training_dataset
 
 Kinds = Iterator[tuple[str, Tensor]]
 Preprocessing = Callable[[dict[str, Any]], Mapping[str, Any]]

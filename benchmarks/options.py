@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.timing import interleaved
 from medcf.bundle import find_bundle_root
-from medcf.engines.performance import accelerate, autocast
+from medcf.runtime.performance import accelerate, autocast
 
 
 def forward(device: str, batch: int, *, amp: bool, channels_last: bool, compile: bool) -> Callable[[], Tensor]:

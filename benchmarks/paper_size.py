@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.paper import PAPER, SMALL, Networks, build, images_and_target
-from medcf.engines.performance import accelerate, autocast, half_precision
 from medcf.inferers import DiffICEInferer
+from medcf.runtime.performance import accelerate, autocast, half_precision
 from medcf.schedulers import RespacedDDPMScheduler
 
 

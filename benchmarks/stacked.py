@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import interleaved, median_ratio
-from medcf.engines.performance import accelerate, autocast
 from medcf.inferers import AttentionInjectionInferer
-from medcf.inferers.memory import peak_bytes
-from medcf.inferers.stacked import Rows, plan_rows
 from medcf.networks import ClassTokenUNet
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.runtime.performance import accelerate, autocast
+from medcf.sampling.memory import peak_bytes
+from medcf.sampling.rows import Rows, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler
 
 CLASSES = 4

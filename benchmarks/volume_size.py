@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import stopwatch
 from medcf.bundle import find_bundle_root
-from medcf.engines.performance import accelerate, autocast
 from medcf.inferers import AttentionInjectionInferer
-from medcf.inferers.memory import peak_bytes
 from medcf.networks import AttentionInjection
+from medcf.runtime.performance import accelerate, autocast
+from medcf.sampling.memory import peak_bytes
 
 SMALL: dict[str, Any] = {
     "spatial_size": [16, 16, 16],

@@ -11,8 +11,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.data.phantoms import write_demo
-from medcf.engines.performance import autocast
+from medcf.phantoms import write_demo
+from medcf.runtime.performance import autocast
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

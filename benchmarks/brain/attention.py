@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.brain.task import brain_task
 from benchmarks.counterfactual.environment import describe_command
-from medcf.engines.performance import autocast
 from medcf.networks import AttentionInjection
+from medcf.runtime.performance import autocast
 
 __all__ = ["attention_losses", "main"]
 

@@ -23,8 +23,8 @@ from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
 from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, write_csv
 from benchmarks.counterfactual.task import Cases, Recipe, apply
-from medcf.data.phantoms import BrainDataset, DegradeBrain, PairedBrainDataset
 from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.phantoms import BrainDataset, DegradeBrain, PairedBrainDataset
 
 __all__ = ["CONDITIONS", "Condition", "Source", "bundle_source", "main", "make_pool", "study"]
 

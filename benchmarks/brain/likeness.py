@@ -21,8 +21,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from benchmarks.counterfactual.tables import insert
-from medcf.data.phantoms import BrainMRI, BrainState, draw_brain
 from medcf.data.volumes import read_volume, to_volume_grid
+from medcf.phantoms import BrainMRI, BrainState, draw_brain
 
 __all__ = ["PROPERTIES", "compare", "deep_csf_fraction", "markdown", "measure", "spectral_slope"]
 

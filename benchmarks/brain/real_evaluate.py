@@ -25,11 +25,11 @@ from benchmarks.counterfactual.run import Setup, obtain
 from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, write_csv
 from benchmarks.counterfactual.task import Cases, Recipe, apply
 from medcf.data.volumes import VolumeDataset
-from medcf.engines.checkpoints import load_weights
 from medcf.metrics import MSE, SSIM, CaseMetric, FrechetDistance, ReIdentification, pooled_pixels
 from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.metrics.volumes import SegmentedVolumes
 from medcf.networks.pooled_features import pooled_features
+from medcf.runtime.weights import load_weights
 
 __all__ = ["ROWS", "RealTask", "deep_fluid", "evaluate", "load_task", "measure"]
 

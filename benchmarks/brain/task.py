@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.counterfactual.task import Cases, Recipe, apply
-from medcf.data.phantoms import TISSUES, BrainDataset, PairedBrainDataset
 from medcf.metrics import pooled_pixels
+from medcf.phantoms import TISSUES, BrainDataset, PairedBrainDataset
 
 __all__ = ["CHANGED", "BrainTask", "brain_task"]
 

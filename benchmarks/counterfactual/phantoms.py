@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.counterfactual.task import Cases, Recipe, Task
-from medcf.data.phantoms import CONCEPTS, FetalHead, PairedPhantomDataset, PhantomDataset
-from medcf.data.phantoms.change import TrueChangeDataset
-from medcf.data.phantoms.identities import subject_parameters
-from medcf.engines.checkpoints import load_weights
 from medcf.metrics import pooled_pixels
 from medcf.networks.identity import IdentityNetwork
+from medcf.phantoms import CONCEPTS, FetalHead, PairedPhantomDataset, PhantomDataset
+from medcf.phantoms.head.change import TrueChangeDataset
+from medcf.phantoms.head.identities import subject_parameters
+from medcf.runtime.weights import load_weights
 
 __all__ = ["CONCEPT_COLUMNS", "STRUCTURES", "phantom_task"]
 

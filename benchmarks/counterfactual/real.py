@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.counterfactual.task import Cases, Recipe, Task, truncate
-from medcf.data.image_dataset import ImageDataset
-from medcf.engines.checkpoints import load_weights
 from medcf.metrics import pooled_pixels
 from medcf.networks import SonoNet
+from medcf.runtime.weights import load_weights
+from medcf.training.image_dataset import ImageDataset
 from medcf.transforms import RemoveOverlays
 
 __all__ = ["REAL_TASKS", "real_task"]

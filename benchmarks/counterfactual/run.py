@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.task import Cases, Recipe
-from medcf.engines.performance import autocast
-from medcf.engines.training_state import save_atomically
+from medcf.runtime.performance import autocast
+from medcf.training.state import save_atomically
 
 __all__ = ["Result", "Setup", "obtain"]
 

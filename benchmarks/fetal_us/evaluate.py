@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from benchmarks.counterfactual.task import Recipe, apply
 from benchmarks.fetal_us.statistics import balanced_accuracy, bootstrap, chance_of_reidentification, share
-from medcf.data.image_dataset import ImageDataset
-from medcf.engines.checkpoints import load_weights
-from medcf.engines.performance import autocast
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.metrics import ReIdentification, flip_survival
 from medcf.networks import SonoNet
+from medcf.runtime.performance import autocast
+from medcf.runtime.weights import load_weights
+from medcf.training.image_dataset import ImageDataset
 from medcf.transforms import RemoveOverlays
 
 __all__ = ["Images", "evaluate", "explain", "judge_accuracy", "load_images", "measure", "open_bundle"]

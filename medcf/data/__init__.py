@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from medcf.data.datalist import build_datalist, read_case
-from medcf.data.errors import UnreadableImage
 from medcf.data.grid import GridRecord, apply_difference, from_grid, grid_record, to_grid
 from medcf.data.pixels import get_spacing, to_luminance
 from medcf.data.readers import inspect_study, read_study, sniff
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = [
     "GridRecord",

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from medcf.data.errors import UnreadableImage
 from medcf.data.pixels import planar_affine
 from medcf.data.readers import Study, choose_frame, inspect_study, read_study
 from medcf.data.tables import Case, read_table
+from medcf.runtime.errors import UnreadableImage
 from medcf.runtime.owned import is_ours
 
 __all__ = ["build_datalist", "read_case"]

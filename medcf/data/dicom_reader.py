@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcf.data.dicom_geometry import calibration
-from medcf.data.errors import UnreadableImage
 from medcf.data.pixels import Pixels
+from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

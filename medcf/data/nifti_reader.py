@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcf.data.errors import UnreadableImage
 from medcf.data.pixels import Pixels
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["read_nifti"]
 

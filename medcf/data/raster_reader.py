@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medcf.data.errors import UnreadableImage
 from medcf.data.pixels import Pixels
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["SPACING_ENTRY", "read_raster"]
 

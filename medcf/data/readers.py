@@ -13,10 +13,10 @@ from typing import cast
 from monai.data import MetaTensor
 
 from medcf.data.dicom_reader import count_dicom_frames, discreet, looks_like_dicom, open_dicom, read_dicom
-from medcf.data.errors import UnreadableImage
 from medcf.data.nifti_reader import check_nifti, read_nifti
 from medcf.data.pixels import to_luminance
 from medcf.data.raster_reader import count_raster_frames, read_raster
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["Study", "choose_frame", "inspect_study", "read_study", "sniff"]
 

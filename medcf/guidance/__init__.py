@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from medcf.guidance.estimators import DiMEGradient, GradientEstimator, NoisyL1, X0Gradient, XtGradient
-from medcf.guidance.frozen import frozen
 from medcf.guidance.loss import CounterfactualLoss, LossTerms
 from medcf.guidance.perceptual import PerceptualFeatures
+from medcf.runtime.frozen import frozen
 
 __all__ = [
     "CounterfactualLoss",

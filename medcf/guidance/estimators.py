@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Three estimates of the guidance gradient: at the predicted clean image, at the noisy image, and DiME's.
 
-Each is a hook of the denoising loop (``medcf.inferers.sampling.Hook``) that moves the mean of a step: on stochastic
+Each is a hook of the denoising loop (``medcf.sampling.loop.Hook``) that moves the mean of a step: on stochastic
 steps mean - Sigma g (Diff-ICE, eq. 2), on deterministic ones noise + sqrt(1 - A) g, which is the same shift with
 another gain. The step knows its own gain. A stands for the cumulative product of alphas at the step.
 """

@@ -16,11 +16,11 @@ from medcf.inferers.dime import DiMEInferer
 from medcf.inferers.fastdime import FastDiMEInferer
 from medcf.inferers.guided import GuidedInferer
 from medcf.inferers.ilvr import ILVRInferer, LowPass
-from medcf.inferers.sampling import Hook, denoise, make_generators
 from medcf.inferers.sdedit import SDEditInferer
 from medcf.inferers.selection import create_method, select_method
 from medcf.inferers.unchanged import UnchangedInferer
 from medcf.inferers.universal import UniversalInferer
+from medcf.sampling.loop import Hook, denoise, make_generators
 
 __all__ = [
     "AttackInferer",

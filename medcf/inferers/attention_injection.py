@@ -17,10 +17,10 @@ from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.iterates import Iterates
-from medcf.inferers.sampling import make_generators
-from medcf.inferers.stacked import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows, standard_noise
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.registry import METHODS
+from medcf.sampling.loop import make_generators
+from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows, standard_noise
 
 __all__ = ["AttentionInjectionInferer"]
 

@@ -13,8 +13,8 @@ import torch
 from medcf.guidance.loss import BoundLoss
 from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.sampling import Hook, denoise, make_generators, noised
 from medcf.networks.denoiser import Denoiser
+from medcf.sampling.loop import Hook, denoise, make_generators, noised
 
 __all__ = ["Chain", "ChainInferer", "StartVariant", "check_choice"]
 

@@ -13,9 +13,9 @@ from medcf.inferers.chain import check_choice
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.iterates import Iterates
-from medcf.inferers.sampling import denoise
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
+from medcf.sampling.loop import denoise
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler
 
 __all__ = ["DDIMInversionInferer", "SourceCondition"]

@@ -18,8 +18,8 @@ from medcf.inferers.chain import Chain, check_choice
 from medcf.inferers.checks import Target
 from medcf.inferers.dime import nested_gradient
 from medcf.inferers.guided import GuidedInferer
-from medcf.inferers.sampling import Hook
 from medcf.registry import METHODS
+from medcf.sampling.loop import Hook
 
 __all__ = ["DiffICEInferer"]
 

@@ -17,8 +17,8 @@ from medcf.guidance.loss import Features
 from medcf.inferers.chain import Chain, ChainInferer
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
-from medcf.inferers.sampling import Hook
 from medcf.networks.denoiser import Denoiser
+from medcf.sampling.loop import Hook
 
 __all__ = ["ClassLoss", "GuidedInferer"]
 

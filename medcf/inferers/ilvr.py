@@ -14,8 +14,8 @@ from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.regions import KnownNoise, Level
-from medcf.inferers.sampling import Hook, noised
 from medcf.registry import METHODS
+from medcf.sampling.loop import Hook, noised
 
 __all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
 

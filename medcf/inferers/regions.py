@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.inferers.chain import Chain
-from medcf.inferers.sampling import Hook, noised
+from medcf.sampling.loop import Hook, noised
 
 __all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
 

@@ -13,8 +13,8 @@ from medcf.guidance.loss import Features
 from medcf.inferers.chain import Chain, check_choice
 from medcf.inferers.checks import Target
 from medcf.inferers.guided import GuidedInferer
-from medcf.inferers.sampling import Hook
 from medcf.registry import METHODS
+from medcf.sampling.loop import Hook
 
 __all__ = ["UniversalInferer"]
 

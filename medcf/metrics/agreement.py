@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcf.guidance.frozen import frozen
 from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
@@ -20,6 +19,7 @@ from medcf.metrics.reasons import (
     summarize,
 )
 from medcf.registry import METRICS
+from medcf.runtime.frozen import frozen
 
 __all__ = ["OracleAgreement"]
 

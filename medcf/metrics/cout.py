@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcf.guidance.frozen import frozen
 from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, PRED_NOT_FINITE, ReasonedMetric, calls_target
 from medcf.registry import METRICS
+from medcf.runtime.frozen import frozen
 
 __all__ = ["COUT", "TransitionCurves", "transition_curves"]
 

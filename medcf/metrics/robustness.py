@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from medcf.guidance.frozen import frozen
 from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
@@ -24,6 +23,7 @@ from medcf.metrics.reasons import (
     summarize,
 )
 from medcf.registry import METRICS
+from medcf.runtime.frozen import frozen
 
 __all__ = ["DISTURBANCES", "FlipSurvival", "SeedAgreement", "flip_survival", "perturbations"]
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from medcf.inference.panel import PanelWriter, draw_panel
+from medcf.inference.volume_panel import VolumePanelWriter, draw_volume_panel
 from medcf.report.contact_sheet import SheetColumn, read_run, summary_figure
-from medcf.report.panel import PanelWriter, draw_panel
-from medcf.report.volume_panel import VolumePanelWriter, draw_volume_panel
 
 __all__ = [
     "PanelWriter",

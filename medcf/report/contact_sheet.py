@@ -19,10 +19,10 @@ from skimage.transform import resize
 
 from medcf.data import UnreadableImage, read_study
 from medcf.data.volumes import read_volume
-from medcf.engines.case_result import CaseResult
-from medcf.engines.run_folder import MARKER
-from medcf.report.drawing import colored_difference
-from medcf.report.volume_panel import focus, slices_through
+from medcf.inference.case_result import CaseResult
+from medcf.inference.drawing import colored_difference
+from medcf.inference.run_folder import MARKER
+from medcf.inference.volume_panel import focus, slices_through
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,10 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 
 from medcf.data import grid_record
-from medcf.data.errors import UnreadableImage
 from medcf.data.volumes import from_volume_grid, read_mask, read_volume, resolve_mask, to_volume_grid
 from medcf.data.volumes.brain_mask import MASK_METHODS
 from medcf.data.volumes.grid import check_grid_options
+from medcf.runtime.errors import UnreadableImage
 from medcf.transforms.grid import GridTransform
 
 __all__ = [

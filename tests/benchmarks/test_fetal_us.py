@@ -17,8 +17,8 @@ from benchmarks.fetal_us.evaluate import Images, measure
 from benchmarks.fetal_us.prepare import TABLES, prepare
 from benchmarks.fetal_us.report import BEGIN, END, insert, table
 from benchmarks.fetal_us.statistics import balanced_accuracy, bootstrap, chance_of_reidentification, share
-from medcf.data.image_dataset import ImageDataset
 from medcf.inferers.counterfactual import Counterfactual
+from medcf.training.image_dataset import ImageDataset
 
 COLUMNS = ("file", "mask", "mask_kind", "subject", "source", "label_brain", "label_hc_plane")
 

@@ -16,10 +16,10 @@ from monai.bundle import ConfigParser
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from medcf.data.phantoms import BrainMRI, write_brain_demo
-from medcf.data.phantoms.brain_files import GEOMETRIES
 from medcf.inferers.unchanged import UnchangedInferer
 from medcf.metrics.novelty import fit_novelty
+from medcf.phantoms import BrainMRI, write_brain_demo
+from medcf.phantoms.brain.files import GEOMETRIES
 from medcf.registry import METHODS
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "controlcg"

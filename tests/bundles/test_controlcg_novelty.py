@@ -14,9 +14,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.data.phantoms import write_brain_demo
-from medcf.engines.checkpoints import read_weights
-from medcf.engines.error_report import root_cause
+from medcf.phantoms import write_brain_demo
+from medcf.runtime.error_report import root_cause
+from medcf.runtime.weights import read_weights
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "controlcg"
 CONFIGS = BUNDLE / "configs"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.data.phantoms.datasets import SPLITS
-from medcf.engines.checkpoints import load_weights
+from medcf.phantoms.head.datasets import SPLITS
+from medcf.runtime.weights import load_weights
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "controlcg"
 CONFIGS = BUNDLE / "configs"

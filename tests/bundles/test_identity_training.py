@@ -10,9 +10,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.data.phantoms.datasets import SPLITS
-from medcf.engines.checkpoints import load_weights
 from medcf.networks.identity import IdentityNetwork
+from medcf.phantoms.head.datasets import SPLITS
+from medcf.runtime.weights import load_weights
 
 CONFIG = Path(__file__).parents[2] / "bundles" / "diffice" / "configs" / "train_identity.json"
 

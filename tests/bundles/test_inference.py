@@ -17,9 +17,9 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from medcf.data.phantoms import draw_case, write_demo
-from medcf.engines.error_report import root_cause
 from medcf.metrics.novelty import fit_novelty
+from medcf.phantoms import draw_case, write_demo
+from medcf.runtime.error_report import root_cause
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffice"
 CONFIG = str(BUNDLE / "configs" / "inference.json")

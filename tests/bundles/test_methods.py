@@ -9,9 +9,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.engines.error_report import root_cause
 from medcf.inferers import DiffICEInferer
 from medcf.registry import METHODS
+from medcf.runtime.error_report import root_cause
 
 CONFIG = Path(__file__).parents[2] / "bundles" / "diffice" / "configs" / "inference.json"
 NAMES = sorted(METHODS.names)
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(options, message):
 @torch.no_grad()
 def test_class_of_the_demo_network_is_the_classifiers():
     """A short chain towards each class moves the same head to opposite sides."""
-    from medcf.data.phantoms import draw_case
+    from medcf.phantoms import draw_case
 
     image = (
         torch.from_numpy(draw_case("fetal_head", "val", 3, size=(64, 80), spacing=1.75)[1].image)[None, None] * 2 - 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from medcf.data.phantoms import write_demo
+from medcf.phantoms import write_demo
 
 CONFIG = str(Path(__file__).parents[2] / "bundles" / "diffice" / "configs" / "inference.json")
 OPTIONS = {

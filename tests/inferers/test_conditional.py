@@ -11,9 +11,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from medcf.inferers import base, conditional, create_method, denoise, make_generators
 from medcf.inferers.conditional import background
-from medcf.inferers.sampling import noised
-from medcf.inferers.stacked import InjectedDenoiser, plan_rows, standard_noise
 from medcf.networks import AttentionInjection
+from medcf.sampling.loop import noised
+from medcf.sampling.rows import InjectedDenoiser, plan_rows, standard_noise
 from medcf.schedulers import RespacedDDIMScheduler
 
 IDS = ["a", "b"]

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from medcf.inferers import Hook, create_method, denoise, make_generators
 from medcf.inferers.chain import Chain
 from medcf.inferers.ilvr import _Replace
-from medcf.inferers.stacked import InjectedDenoiser, plan_rows, standard_noise
 from medcf.networks import AttentionInjection, ClassTokenUNet, Denoiser
+from medcf.sampling.rows import InjectedDenoiser, plan_rows, standard_noise
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 DEVICE = torch.device("meta")

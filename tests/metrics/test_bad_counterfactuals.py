@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from medcf.data.phantoms import PairedPhantomDataset
-from medcf.data.phantoms.change import TrueChangeDataset
 from medcf.metrics.biometry import BiometryShift
 from medcf.metrics.localization import ChangeAUPRC, ChangeIoU, PointingGame
 from medcf.metrics.structures import StructureChanges
 from medcf.metrics.truth import RelativeTruthError, TruthError, TruthSimilarity, TruthSimilarityGain
+from medcf.phantoms import PairedPhantomDataset
+from medcf.phantoms.head.change import TrueChangeDataset
 
 COUNT = 5
 BAD = ("unchanged", "noise", "another subject", "mirrored")

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ellipe
 
-from medcf.data.phantoms.datasets import draw_case, on_grid
 from medcf.metrics.biometry import BiometryShift, head_biometry
+from medcf.phantoms.head.datasets import draw_case, on_grid
 
 
 def ring(

@@ -11,9 +11,9 @@ import torch
 from monai.metrics import FIDMetric
 from scipy.linalg import sqrtm
 
-from medcf.data.phantoms import PairedPhantomDataset
 from medcf.metrics.frechet import FrechetDistance, frechet_distance
 from medcf.metrics.identity import pooled_pixels
+from medcf.phantoms import PairedPhantomDataset
 
 # The textbook formula warns of the singular products that the tests give it.
 pytestmark = pytest.mark.filterwarnings("ignore:Matrix is singular")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from medcf.engines.calibration import calibrate_novelty
-from medcf.engines.checkpoints import read_weights
 from medcf.metrics.novelty import NoveltyDetector, fit_novelty
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
 from medcf.networks.sononet import SonoNet
+from medcf.runtime.weights import read_weights
+from medcf.training.calibration import calibrate_novelty
 
 
 class Segmenter(torch.nn.Module):

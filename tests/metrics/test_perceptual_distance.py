@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from medcf.data.phantoms import PhantomDataset
 from medcf.guidance import PerceptualFeatures
 from medcf.metrics.perceptual_distance import PerceptualDistance
+from medcf.phantoms import PhantomDataset
 
 
 def network(dims=2):

@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 from skimage.transform import downscale_local_mean
 
-from medcf.data.phantoms import PhantomDataset
 from medcf.metrics.similarity import MSE, PSNR, SCALE_WEIGHTS, SSIM, FeatureCosine, MultiScaleSSIM
+from medcf.phantoms import PhantomDataset
 
 
 def pair(*size, batch=3, noise=0.3):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.data.phantoms import FetalHead, PairedPhantomDataset
-from medcf.data.phantoms.identities import HEAD, RECOVERABLE, subject_parameters
-from medcf.engines.checkpoints import load_weights
 from medcf.metrics.subject_parameters import SubjectParameters
 from medcf.networks.identity import IdentityNetwork
+from medcf.phantoms import FetalHead, PairedPhantomDataset
+from medcf.phantoms.head.identities import HEAD, RECOVERABLE, subject_parameters
+from medcf.runtime.weights import load_weights
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffice"
 

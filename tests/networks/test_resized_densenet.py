@@ -8,9 +8,9 @@ import torch
 from monai.networks.nets import DenseNet
 from torch.nn.functional import interpolate
 
-from medcf.engines.checkpoints import load_weights
 from medcf.networks import pooled_features
 from medcf.networks.resized_densenet import ResizedDenseNet
+from medcf.runtime.weights import load_weights
 
 OPTIONS = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2), "bn_size": 2}
 

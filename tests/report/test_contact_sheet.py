@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from medcf.data import read_study
-from medcf.data.phantoms import write_brain_demo, write_demo
-from medcf.data.phantoms.brain_files import GEOMETRIES
-from medcf.engines.case_result import CaseResult
-from medcf.engines.nifti_writer import NiftiWriter
-from medcf.engines.run_folder import RunFolder
+from medcf.inference.case_result import CaseResult
+from medcf.inference.nifti_writer import NiftiWriter
+from medcf.inference.run_folder import RunFolder
+from medcf.phantoms import write_brain_demo, write_demo
+from medcf.phantoms.brain.files import GEOMETRIES
 from medcf.report import read_run, summary_figure
 
 

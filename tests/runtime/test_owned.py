@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from medcf.engines.run_folder import RunFolder
+from medcf.inference.run_folder import RunFolder
 from medcf.runtime.owned import RECORD, check_output_dir, fill_folder, remove_files, written_files
 
 ROOT = Path(__file__).parents[2]

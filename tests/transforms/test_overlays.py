@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from medcf.data.phantoms import FetalHead
-from medcf.data.phantoms.overlays import burn_in
+from medcf.phantoms import FetalHead
+from medcf.phantoms.head.overlays import burn_in
 from medcf.transforms import RemoveOverlays, RemoveOverlaysd
 
 COUNT = 12

@@ -15,12 +15,12 @@ import torch
 from monai.data import MetaTensor
 from torch.utils.data import Dataset
 
-from medcf.data.cache import cached_arrays, make_rows
-from medcf.data.errors import UnreadableImage
-from medcf.data.image_dataset import choose_cases
 from medcf.data.volumes.discovery import find_volumes
 from medcf.data.volumes.grid import resample_volume, to_volume_grid
 from medcf.data.volumes.reading import read_mask, read_volume, resolve_mask
+from medcf.phantoms.cache import cached_arrays, make_rows
+from medcf.runtime.errors import UnreadableImage
+from medcf.training.image_dataset import choose_cases
 
 __all__ = ["VolumeDataset"]
 
@@ -34,7 +34,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     The table is read by `medcf.data.volumes.find_volumes`: the column ``file``, and as far as the training needs them
     ``label`` (class index), ``segmentation`` (volume of class indices on the same voxels), ``mask`` (brain mask),
     beside ``subject`` and ``split``. Where ``split`` is missing, the volumes are split by subject (by file where
-    ``subject`` is missing too), see `medcf.data.image_dataset.split_of_subject`.
+    ``subject`` is missing too), see `medcf.training.image_dataset.split_of_subject`.
 
     An item holds ``image`` float32 (1, *size) in [-1, 1] (-1 outside of the brain; to a precision of 0.0005), ``case``
     and ``subject``, and the targets: ``label`` int64, ``segmentation`` int64 (1, *size).

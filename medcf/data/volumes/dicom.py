@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from medcf.data.datalist import walk_files
 from medcf.data.dicom_reader import count_dicom_frames, decode_frame, discreet, open_dicom
-from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
 from medcf.data.volumes.series_geometry import Slice, arrange
+from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from medcf.data.datalist import Case, Failure, case_ids, check_root, describe_failure, walk_files
 from medcf.data.dicom_reader import discreet, open_dicom
-from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
 from medcf.data.tables import read_table
 from medcf.data.volumes.dicom import list_dicom_files, open_slices
 from medcf.data.volumes.nifti import check_nifti_volume, header_of_pair
 from medcf.data.volumes.series_geometry import Slice, arrange
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["find_volumes"]
 

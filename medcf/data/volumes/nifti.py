@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["check_nifti_volume", "header_of_pair", "read_nifti_volume"]
 

@@ -14,11 +14,11 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import MetaKeys, SpaceKeys
 
-from medcf.data.errors import UnreadableImage
 from medcf.data.readers import sniff
 from medcf.data.volumes.brain_mask import brain_mask
 from medcf.data.volumes.dicom import list_dicom_files, read_dicom_volume
 from medcf.data.volumes.nifti import header_of_pair, read_nifti_volume
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["read_mask", "read_volume", "resolve_mask"]
 

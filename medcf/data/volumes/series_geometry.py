@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medcf.data.errors import UnreadableImage
+from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["Slice", "arrange"]
 

@@ -12,7 +12,7 @@ from monai.data import list_data_collate
 
 from medcf.data import UnreadableImage
 from medcf.data.volumes import find_volumes, read_mask, read_volume
-from medcf.engines.fingerprint import hash_inputs
+from medcf.runtime.fingerprint import hash_inputs
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "ASR"])

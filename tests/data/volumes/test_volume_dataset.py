@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from medcf.data.training import training_dataset
 from medcf.data.volumes import VolumeDataset, dataset, read_volume, to_volume_grid
+from medcf.training.datasets import training_dataset
 
 GRID = {"size": (12, 14, 11), "spacing": 8.0}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 
-from medcf.data.phantoms import BrainMRI
-from medcf.data.phantoms.brain_dataset import brain_on_grid
 from medcf.data.volumes import apply_volume_difference, from_volume_grid, read_volume, to_volume_grid
+from medcf.phantoms import BrainMRI
+from medcf.phantoms.brain.dataset import brain_on_grid
 
 GRID = {"size": (24, 28, 22), "spacing": 4.0}
 

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's output folder: what is done stays done, also after ``kill -9``, and two different runs never mix.
+
+Layout::
+
+    output_dir/
+      manifest.json     versions, config, seeds, hashes of weights and inputs, one entry a session
+      <case>/case.json  the case's scores; written atomically and last, it marks the case as done
+      scores.csv, failures.csv, summary.json   written when the run ends, from the cases' own records
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from medcf import __version__
+from medcf.runtime.atomic import write_csv, write_json
+from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
+from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, written_files
+from medcf.runtime.ranks import from_main, rank
+from medcf.runtime.session import describe_session, now
+
+__all__ = ["MARKER", "Failure", "RunFolder"]
+
+logger = logging.getLogger(__name__)
+
+MARKER = "case.json"
+MANIFEST = "manifest.json"
+TABLES = ("scores.csv", "failures.csv", "summary.json")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that gave no counterfactual.
+
+    Attributes:
+        file: path of the input.
+        stage: ``"read"``, ``"infer"`` or ``"write"``.
+        reason: what was wrong.
+        remedy: what the user can do about it.
+    """
+
+    file: str
+    stage: str
+    reason: str
+    remedy: str
+
+
+class RunFolder:
+    """The output folder of one run, opened before the first case and closed after the last.
+
+    Under torchrun all processes write their cases into it; the main process alone opens it, locks it and writes its
+    manifest and tables.
+
+    Args:
+        output_dir: folder to write to; made when it does not exist.
+        config: raw config of the run (`medcf.runtime.fingerprint.running_config`).
+        weights: name to path of every weights file that the results depend on.
+        seed: seed of the run, for the manifest.
+        overwrite: True removes what an earlier run wrote here, file by file, and starts anew.
+        overrides: options of the command line, for the manifest.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        weights: Mapping[str, str | Path] | None = None,
+        seed: int = 0,
+        overwrite: bool = False,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(output_dir)
+        self.config = dict(config or {})
+        self.weights = {name: Path(path) for name, path in (weights or {}).items()}
+        self.seed = seed
+        self.overwrite = overwrite
+        self.overrides = dict(overrides or {})
+        self.inputs: dict[str, Path] = {}
+        #: Cases that an earlier session finished, as `open` found them; the same on every process.
+        self.finished_before: list[str] = []
+        self.completed = 0
+        self.failures: dict[str, Failure] = {}
+        self.manifest: dict[str, Any] = {}
+        self._started = time.perf_counter()
+        self._lock: IO[str] | None = None
+
+    def open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]] = ()) -> list[str]:
+        """Start or continue a run.
+
+        Args:
+            cases: dictionaries with ``case`` (id), ``image`` (path) and, of a series, ``files``, in the order of the
+                run.
+            failures: files that are known to be unusable: dictionaries with ``file``, ``reason`` and ``remedy``.
+
+        Returns:
+            The cases that an earlier session finished, whose results stay as they are.
+
+        Raises:
+            OSError: the folder cannot be made or written to.
+            ValueError: the folder is or contains an input, holds files of somebody else where results are to go, or
+                results of another config, other weights or other inputs; says which.
+            RuntimeError: another run is writing to this folder, or the processes of this one see different images.
+        """
+        self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
+        check_output_dir(self.path, _input_files(cases))
+        found = from_main("open the run folder", lambda: self._open(cases, failures))
+        if found["inputs"] != _digest(self.inputs):
+            raise RuntimeError(
+                f"Process {rank()} lists other images than the main process; all machines must see the same folders."
+            )
+        self.finished_before = [case for case, done in zip(self.inputs, found["done"], strict=True) if done == "1"]
+        return self.finished_before
+
+    def _open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """Open the folder on the main process; returns which cases are done, a digit each, to be sent to the others."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            reason = f"cannot be written to ({error.strerror or type(error).__name__})"
+            raise OSError(f"{self.path} {reason}; choose another folder with --output_dir.") from error
+        hashes = hash_inputs(cases)
+        weights = {name: sha256(path) for name, path in self.weights.items()}
+        fingerprint = {
+            "config": config_fingerprint(self.config) | {"medcf version": __version__},
+            "weights": {f"{name} ({path.name})": weights[name] for name, path in self.weights.items()},
+            "inputs": hashes,
+        }
+        previous = self._read_manifest()
+        if previous is not None and (self.overwrite or not self._has_results(previous)):
+            self._remove(previous)  # without results, such as after a wrong option, another run may begin
+            previous = None
+        self._expect_free(previous)
+        if previous is not None:
+            self._accept_repaired(previous, fingerprint["inputs"])
+        changes = describe_changes(previous["fingerprint"], fingerprint) if previous is not None else []
+        if changes:
+            raise ValueError(
+                f"{self.path} holds the results of another run. Since then:\n  "
+                + "\n  ".join(changes)
+                + "\nChoose another folder with --output_dir, or replace those results with --overwrite true."
+            )
+        self.manifest = previous or {
+            "notice": NOTICE,
+            "created": now(),
+            "seed": self.seed,
+            "config": self.config,
+            "weights": {name: {"path": str(path), "sha256": weights[name]} for name, path in self.weights.items()},
+            "inputs": {case: {"path": str(path), "sha256": hashes[case]} for case, path in self.inputs.items()},
+            "fingerprint": fingerprint,
+            "sessions": [],
+        }
+        self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
+        write_json(self.path / MANIFEST, self.manifest)
+        for failure in failures:
+            self.fail(Failure(failure["file"], "read", failure["reason"], failure["remedy"]))
+        done = set(self.done())
+        if done:
+            logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
+        return {"inputs": _digest(self.inputs), "done": "".join("1" if case in done else "0" for case in self.inputs)}
+
+    def case_dir(self, case: str) -> Path:
+        """Return the folder of a case."""
+        return self.path / case
+
+    def done(self) -> list[str]:
+        """List the cases of this run whose marker exists, in the order of the run."""
+        return [case for case in self.inputs if (self.case_dir(case) / MARKER).is_file()]
+
+    def write(self, case: str, write: Callable[[Path], object]) -> None:
+        """Write the files of a case; what somebody else put into its folder stays.
+
+        Args:
+            case: case id.
+            write: called with an empty folder to write to.
+
+        Raises:
+            FileExistsError: a file of somebody else is in the way.
+        """
+        fill_folder(self.case_dir(case), write, more=(MARKER,))
+
+    def complete(self, case: str, row: Mapping[str, Any]) -> None:
+        """Mark a case as done, after all its files were written.
+
+        Args:
+            case: case id.
+            row: its scores, JSON values only.
+        """
+        if MARKER not in written_files(self.case_dir(case)):
+            self.write(case, lambda folder: None)
+        write_json(self.case_dir(case) / MARKER, dict(row))
+        self.completed += 1
+
+    def fail(self, failure: Failure) -> None:
+        """Record that a file gave no counterfactual; the run goes on."""
+        if self.failures.setdefault(_failure_key(failure), failure) is failure:
+            logger.warning("%s failed (%s): %s", Path(failure.file).name, failure.stage, failure.reason)
+
+    def shard(self) -> dict[str, Any]:
+        """Return what the main process must know of this process's cases: how many are done, and the failures."""
+        return {"completed": self.completed, "failures": [asdict(failure) for failure in self.failures.values()]}
+
+    def merge(self, shards: Sequence[Mapping[str, Any]], patience: float = 90.0) -> None:
+        """Take over what the other processes did.
+
+        Args:
+            shards: what `shard` returned on each of them.
+            patience: seconds that a network file system gets to show the files that another machine wrote.
+
+        Raises:
+            RuntimeError: cases are missing that another process has completed.
+        """
+        for failure in (Failure(**record) for shard in shards for record in shard["failures"]):
+            self.failures.setdefault(_failure_key(failure), failure)
+        expected = len(self.finished_before) + self.completed + sum(shard["completed"] for shard in shards)
+        deadline = time.monotonic() + patience
+        while shards and len(self.done()) < expected:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{self.path} shows {len(self.done())} of {expected} done cases; all machines must write to one "
+                    "and the same folder. Start the same command again: what is done stays."
+                )
+            time.sleep(0.5)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the scores of all done cases, in the order of the run."""
+        return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in self.done()]
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Write the tables of the run.
+
+        Args:
+            summary: content of ``summary.json``.
+        """
+        rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in self.rows()]
+        write_csv(self.path / "scores.csv", rows)
+        failed = [asdict(self.failures[key]) for key in sorted(self.failures)]
+        write_csv(self.path / "failures.csv", failed, columns=("file", "stage", "reason", "remedy"))
+        write_json(self.path / "summary.json", dict(summary))
+        self.manifest["failed"] = sorted({failure.file for failure in self.failures.values()})
+        self.manifest["sessions"][-1]["finished"] = now()
+        self.manifest["sessions"][-1]["seconds"] = round(self.seconds(), 1)
+        write_json(self.path / MANIFEST, self.manifest)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def seconds(self) -> float:
+        """Return the seconds since this object was made."""
+        return time.perf_counter() - self._started
+
+    def _accept_repaired(self, previous: dict[str, Any], inputs: Mapping[str, str]) -> None:
+        """Let files that failed before come back in another state: nothing of theirs is in the results."""
+        failed, done = set(previous.get("failed", ())), set(self.done())
+        for case, path in self.inputs.items():
+            if str(path) in failed and case not in done:
+                previous["fingerprint"]["inputs"][case] = inputs[case]
+                previous["inputs"][case] = {"path": str(path), "sha256": inputs[case]}
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        try:
+            import fcntl
+        except ImportError:  # Windows: no lock, everything else works
+            return
+        lock = (self.path / ".lock").open("w")
+        try:  # the kernel drops the lock when the process dies, however it dies
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise RuntimeError(
+                f"Another process is writing to {self.path}; wait for it or choose another --output_dir."
+            ) from None
+        self._lock = lock
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        path = self.path / MANIFEST
+        if not is_ours(path):
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another --output_dir.") from error
+
+    def _has_results(self, manifest: Mapping[str, Any]) -> bool:
+        """Tell whether a case of an earlier run is done."""
+        return any((self.case_dir(case) / MARKER).is_file() for case in manifest.get("inputs", {}))
+
+    def _expect_free(self, previous: Mapping[str, Any] | None) -> None:
+        """Refuse to write where somebody else has files.
+
+        Raises:
+            ValueError: a table or the folder of a case is there, and no run of medcf wrote it.
+        """
+        taken = [self.path / name for name in (*TABLES, MANIFEST) if previous is None and (self.path / name).exists()]
+        taken += [folder for folder in map(self.case_dir, self.inputs) if not may_fill(folder)]
+        if taken:
+            more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+            raise ValueError(
+                f"{taken[0]}{more} would be overwritten, and no run of this version of medcf wrote it. "
+                "Choose another folder with --output_dir."
+            )
+
+    def _remove(self, manifest: Mapping[str, Any]) -> None:
+        """Remove what an earlier run wrote: the files that its records list, each by name, and its tables."""
+        for case in map(str, manifest.get("inputs", {})):
+            if Path(case).name == case and case not in ("", ".", ".."):  # the manifest may have been edited
+                remove_files(self.case_dir(case))
+        for name in (*TABLES, MANIFEST):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def _input_files(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    named = [(case["image"], *case.get("files", ()), case.get("mask")) for case in cases]
+    return sorted({str(path) for paths in named for path in paths if path})
+
+
+def _failure_key(failure: Failure) -> str:
+    return f"{failure.file}\0{failure.reason}"
+
+
+def _digest(inputs: Mapping[str, Path]) -> str:
+    return hashlib.sha256(json.dumps([[case, str(path)] for case, path in inputs.items()]).encode()).hexdigest()

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phantoms as a torch data set, rendered once and kept in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.transform import resize_local_mean
+from torch.utils.data import Dataset
+
+from medcf.phantoms.base import PhantomSample
+from medcf.phantoms.cache import Arrays, cached_arrays, make_rows
+from medcf.registry import PHANTOMS, load_plugins, lookup
+
+__all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "on_grid", "shrink", "subject_seed", "to_tensors"]
+
+_SUBJECTS = 1_000_000
+
+#: First subject of each split; the ranges of a million subjects do not overlap.
+SPLITS: dict[str, int] = {
+    name: index * _SUBJECTS for index, name in enumerate(("train", "val", "oracle", "test", "demo"))
+}
+
+_NATIVE_SIZE = (128, 160)
+_NATIVE_SPACING = 0.875
+_LABELS = 5
+
+
+def subject_seed(split: str, index: int, seed: int = 0) -> int:
+    """Seed of the subject of a case.
+
+    Args:
+        split: a key of ``SPLITS``.
+        index: number of the case, at least 0.
+        seed: shifts to other subjects of the same split.
+
+    Returns:
+        A seed within the split's million.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    return SPLITS[split] + (index + 7919 * 13 * seed) % _SUBJECTS
+
+
+def draw_case(
+    name: str,
+    split: str,
+    index: int,
+    *,
+    seed: int = 0,
+    label: int | None = None,
+    sp_fraction: float = 0.45,
+    **render: Any,
+) -> tuple[Any, PhantomSample]:
+    """Draw and render one case; depends on its arguments alone.
+
+    Args:
+        name: phantom in ``PHANTOMS``.
+        split: a key of ``SPLITS``.
+        index: number of the case.
+        seed: seed of the whole set.
+        label: class of the pose; None draws it.
+        sp_fraction: probability of label 1 when it is drawn.
+        render: options of the subject's ``render``.
+
+    Returns:
+        The subject and the rendered sample.
+    """
+    load_plugins()
+    subject = lookup(PHANTOMS, name)(subject_seed(split, index, seed))
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xCA5E, subject.seed, seed])))
+    drawn = int(rng.random() < sp_fraction)
+    pose = subject.sample_pose(rng, drawn if label is None else label)
+    return subject, subject.render(pose, seed=int(rng.integers(2**31)), **render)
+
+
+class PhantomDataset(Dataset[dict[str, Any]]):
+    """Rendered phantoms on the network's grid, one subject per case.
+
+    Images are rendered at 128 x 160 pixels of 0.875 mm and averaged over areas; labels are the most frequent in each
+    area. An item holds ``image`` float32 (1, H, W) in [-1, 1], ``segmentation`` int64 (1, H, W), ``label`` int64,
+    ``concepts`` float32 (K,), ``quality`` float32, ``subject`` int64 and ``case`` (string).
+
+    Args:
+        name: phantom in ``PHANTOMS``.
+        split: "train", "val", "oracle", "test" or "demo"; their subjects are disjoint.
+        count: number of cases.
+        seed: seed of the set.
+        size: rows and columns of the images.
+        spacing: pixel spacing in mm.
+        sp_fraction: share of standard planes (label 1).
+        cache_file: .npz file that is read if it holds this very set and written otherwise; None keeps it in memory.
+        transform: applied to every item.
+        num_workers: processes that render; 0 renders in this one. The result does not depend on it.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        name: str = "fetal_head",
+        split: str = "train",
+        count: int = 1000,
+        *,
+        seed: int = 0,
+        size: tuple[int, int] = (64, 80),
+        spacing: float = 1.75,
+        sp_fraction: float = 0.45,
+        cache_file: str | Path | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        num_workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if not 1 <= count <= _SUBJECTS:
+            raise ValueError(f"count must lie in 1..{_SUBJECTS}, not {count}")
+        subject_seed(split, 0)  # an unknown split fails before anything is rendered
+        self.transform = transform
+        self.split = split
+        options = (name, split, seed, (int(size[0]), int(size[1])), float(spacing), float(sp_fraction))
+        jobs = [(*options, index) for index in range(count)]
+        self._arrays = cached_arrays(
+            cache_file,
+            repr((_VERSION, count, *options)),
+            lambda: _render(jobs, title=f"rendering {split}", unit="image", num_workers=num_workers, progress=progress),
+        )
+        self.concept_names: tuple[str, ...] = tuple(str(concept) for concept in self._arrays.pop("concept_names"))
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self._arrays["label"])
+
+    def __getitem__(self, index: int) -> Any:
+        """One case, after the transform if there is one."""
+        arrays = self._arrays
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"case {index} is outside a set of {len(self)}")
+        image, segmentation = to_tensors(arrays["image"][index], arrays["segmentation"][index])
+        item = {
+            "image": image,
+            "segmentation": segmentation,
+            "label": torch.tensor(int(arrays["label"][index])),
+            "concepts": torch.from_numpy(arrays["concepts"][index].astype(np.float32)),
+            "quality": torch.tensor(float(arrays["quality"][index]), dtype=torch.float32),
+            "subject": torch.tensor(int(arrays["subject"][index])),
+            "case": f"{self.split}-{int(arrays['subject'][index]):07d}",
+        }
+        return item if self.transform is None else self.transform(item)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of all cases, for weighted sampling."""
+        return self._arrays["label"].astype(np.int64)
+
+
+_VERSION = 1  # of the renderer; a cache of another version is not used
+
+
+def _render(jobs: Sequence[Any], **options: Any) -> Arrays:
+    arrays = make_rows(_render_row, jobs, **options)
+    return {**arrays, "concept_names": arrays["concept_names"][0]}
+
+
+def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -> dict[str, Any]:
+    """One case on the network's grid (a function of the module, so that processes can call it)."""
+    name, split, seed, size, spacing, sp_fraction, index = job
+    native, native_spacing = native_size(size, spacing)
+    _, sample = draw_case(name, split, index, seed=seed, sp_fraction=sp_fraction, size=native, spacing=native_spacing)
+    image, segmentation = on_grid(sample, size)
+    return {
+        "image": image,
+        "segmentation": segmentation,
+        "label": np.int64(sample.label),
+        "concepts": np.array(list(sample.concepts.values()), np.float32),
+        "quality": np.float32(sample.quality),
+        "subject": np.int64(sample.subject),
+        "concept_names": np.array(list(sample.concepts)),
+    }
+
+
+def native_size(size: tuple[int, int], spacing: float) -> tuple[tuple[int, int], float]:
+    """Give the size and the spacing at which an image is rendered before it is averaged to ``size`` and ``spacing``."""
+    factor = spacing / _NATIVE_SPACING
+    native = (round(size[0] * factor), round(size[1] * factor))
+    return native, spacing * size[0] / native[0]
+
+
+def on_grid(sample: PhantomSample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Give image (gray values) and labels of a rendered sample on the network's grid, both of shape ``size``."""
+    pixels = np.rint(shrink(sample.image, size) * 255.0).astype(np.uint8)
+    return pixels, shrink_labels(sample.segmentation, size)
+
+
+def to_tensors(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn them into an image in [-1, 1], float32, and labels, int64, both (1, H, W)."""
+    image = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1.0
+    return image[None], torch.from_numpy(labels.astype(np.int64))[None]
+
+
+def shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Average over areas."""
+    image = image.astype(np.float64)
+    rows, cols = image.shape[0] // size[0], image.shape[1] // size[1]
+    if (rows * size[0], cols * size[1]) == image.shape:
+        return image.reshape(size[0], rows, size[1], cols).mean(axis=(1, 3))
+    return np.asarray(resize_local_mean(image, size, preserve_range=True), np.float64)
+
+
+def shrink_labels(segmentation: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Most frequent label of each area; the rarer structures (larger labels) win a tie."""
+    count = max(_LABELS, int(segmentation.max()) + 1)
+    shares = [shrink(segmentation == label, size) for label in range(count)]
+    return (count - 1 - np.argmax(np.stack(shares[::-1]), axis=0)).astype(np.uint8)

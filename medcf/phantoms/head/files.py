@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phantoms as files: PNG, NIfTI and DICOM, with their truth beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+
+from medcf.phantoms.base import PhantomSample
+from medcf.phantoms.head.datasets import draw_case
+from medcf.phantoms.head.overlays import burn_in
+
+__all__ = ["write_demo", "write_dicom", "write_nifti", "write_png", "write_table"]
+
+_SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm"}
+
+
+def write_demo(
+    out_dir: str | Path,
+    split: str = "demo",
+    count: int = 16,
+    label: int | None = 0,
+    formats: Sequence[str] = ("png", "nifti", "dicom"),
+    *,
+    overlays: bool | Sequence[bool] = False,
+    color: bool = False,
+    name: str = "fetal_head",
+    seed: int = 0,
+    size: tuple[int, int] = (128, 160),
+    spacing: float = 0.875,
+    truth_dir: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Write cases to read back; case i gets format i modulo the number of formats.
+
+    Args:
+        out_dir: folder of the images; made if it is missing. Nothing else is written there.
+        split: a key of ``SPLITS``.
+        count: number of cases.
+        label: class of all cases; None mixes them.
+        formats: any of "png", "nifti" and "dicom".
+        overlays: whether text and calipers are burned in, for all cases or one after the other in turn.
+        color: whether overlays are yellow; such PNG and DICOM files are RGB. NIfTI stays grey.
+        name: phantom in ``PHANTOMS``.
+        seed: seed of the set.
+        size: rows and columns.
+        spacing: pixel spacing in mm.
+        truth_dir: folder for ``truth.csv``, the paired standard planes (``<case>_standard.png``) and the segmentations
+            of both planes (``<case>_segmentation.png``, ``<case>_standard_segmentation.png``); None writes no truth.
+
+    Returns:
+        One record per case: what ``truth.csv`` holds, and ``path`` of the image.
+    """
+    unknown = sorted(set(formats) - set(_SUFFIXES))
+    if unknown or not formats:
+        raise ValueError(f"formats {unknown} are unknown; choose from {', '.join(_SUFFIXES)}")
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    truth = Path(truth_dir) if truth_dir is not None else None
+    marks = [overlays] if isinstance(overlays, bool) else list(overlays)
+    records = []
+    for index in range(count):
+        subject, sample = draw_case(name, split, index, seed=seed, label=label, size=size, spacing=spacing)
+        case = f"{split}-{sample.subject:07d}"
+        kind = formats[index % len(formats)]
+        pixels = np.rint(sample.image * 255.0).astype(np.uint8)
+        if marks[index % len(marks)]:
+            pixels = burn_in(sample, color=color and kind != "nifti")
+        path = out / f"{case}{_SUFFIXES[kind]}"
+        _WRITERS[kind](path, pixels, sample)
+        if truth is not None:
+            paired = subject.render(seed=1, size=size, spacing=spacing)
+            _write_truth(truth, case, sample, paired)
+        records.append(_record(case, sample) | {"path": str(path)})
+    if truth is not None:
+        write_table(truth / "truth.csv", records)
+    return records
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
+    """Write a PNG; its pHYs chunk holds the spacing."""
+    row, col = sample.spacing_mm
+    Image.fromarray(pixels).save(path, dpi=(25.4 / col, 25.4 / row))
+
+
+def write_nifti(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
+    """Write a NIfTI of shape (W, H, 1): first axis across, second axis down the image, affine in mm (RAS+)."""
+    row, col = sample.spacing_mm
+    image = nib.Nifti1Image(np.ascontiguousarray(pixels.T[..., None]), np.diag([-col, -row, 1.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def write_dicom(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
+    """Write an Ultrasound Image Storage instance whose UIDs depend on the phantom alone.
+
+    Args:
+        path: file to write.
+        pixels: (H, W) or (H, W, 3) uint8 image.
+        sample: subject, pose and spacing.
+    """
+    key = [f"medcf-phantom-{sample.subject}"]
+    instance = [*key, repr(sample.pose), pixels.tobytes().hex()]
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.SyntheticData = "YES"
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "OBSTETRICAL", "0001"]
+    ds.SOPClassUID = UltrasoundImageStorage
+    ds.SOPInstanceUID = generate_uid(entropy_srcs=instance)
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=[*key, "study"])
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=[*key, "series"])
+    ds.StudyDate, ds.StudyTime = "20000101", "120000"
+    ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ds.Laterality = ""
+    ds.LossyImageCompression = "00"
+    ds.Modality = "US"
+    ds.Manufacturer = "medcf phantom"
+    ds.PatientName = f"PHANTOM^HEAD{sample.subject:07d}"
+    ds.PatientID = f"PHANTOM-{sample.subject:07d}"
+    ds.PatientSex = "O"
+    ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "1", 1, 1
+    ds.PatientOrientation = ""
+    _set_pixels(ds, pixels)
+    ds.SequenceOfUltrasoundRegions = [_region(pixels.shape, sample.spacing_mm)]
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.save_as(path, enforce_file_format=True)
+
+
+def _set_pixels(ds: Dataset, pixels: NDArray[np.uint8]) -> None:
+    color = pixels.ndim == 3
+    ds.Rows, ds.Columns = pixels.shape[:2]
+    ds.SamplesPerPixel = 3 if color else 1
+    ds.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
+    if color:
+        ds.PlanarConfiguration = 0
+        ds.UltrasoundColorDataPresent = 1
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.PixelRepresentation = 0
+    data = pixels.tobytes()
+    ds.PixelData = data + b"\x00" * (len(data) % 2)
+    ds["PixelData"].VR = "OB"
+
+
+def _region(shape: tuple[int, ...], spacing: tuple[float, float]) -> Dataset:
+    """The one calibrated region: all of the image, in centimetres (PS3.3 C.8.5.5)."""
+    region = Dataset()
+    region.RegionSpatialFormat = 1  # 2D
+    region.RegionDataType = 1  # tissue
+    region.RegionFlags = 0
+    region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = shape[1] - 1, shape[0] - 1
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
+    region.PhysicalDeltaX, region.PhysicalDeltaY = spacing[1] / 10.0, spacing[0] / 10.0
+    return region
+
+
+_WRITERS: dict[str, Callable[[Path, NDArray[np.uint8], PhantomSample], None]] = {
+    "png": write_png,
+    "nifti": write_nifti,
+    "dicom": write_dicom,
+}
+
+
+def _record(case: str, sample: PhantomSample) -> dict[str, Any]:
+    pose = asdict(sample.pose) if is_dataclass(sample.pose) and not isinstance(sample.pose, type) else sample.pose
+    return {
+        "case": case,
+        "subject": sample.subject,
+        "label": sample.label,
+        "quality": round(sample.quality, 6),
+        **{name: round(score, 6) for name, score in sample.concepts.items()},
+        "spacing_row": sample.spacing_mm[0],
+        "spacing_col": sample.spacing_mm[1],
+        "hc_mm": round(sample.hc_mm, 4),
+        "bpd_mm": round(sample.bpd_mm, 4),
+        "pose": json.dumps(pose),
+    }
+
+
+def _write_truth(folder: Path, case: str, sample: PhantomSample, paired: PhantomSample) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_png(folder / f"{case}_standard.png", np.rint(paired.image * 255.0).astype(np.uint8), paired)
+    write_png(folder / f"{case}_standard_segmentation.png", paired.segmentation, paired)
+    write_png(folder / f"{case}_segmentation.png", sample.segmentation, sample)
+
+
+def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as CSV, but for where their files lie (``path``)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One forward a step for everything that attention injection needs: targets, null condition and noised references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from medcf.sampling.loop import noised
+from medcf.schedulers.step import Step
+
+__all__ = ["InjectedDenoiser", "ReferenceCondition", "ReferenceNoise", "Rows", "plan_rows", "standard_noise"]
+
+ReferenceCondition = Literal["same", "null"]
+ReferenceNoise = Literal["fresh", "shared", "start"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a stacked forward over N edits of M inputs.
+
+    Attributes:
+        origin: of each row, which image it shows: 0 to N - 1 the edits' noisy images, from N on the M noised inputs.
+        labels: class that each row is conditioned on.
+        reference: row whose tokens each row sees beside its own; a row that names itself sees its own alone.
+        null: of each edit, the row of its null condition; its own row where it is not guided.
+        cost: of each edit, the rows that the stack holds for it; a row that several edits share counts for the first.
+    """
+
+    origin: list[int]
+    labels: list[int]
+    reference: list[int]
+    null: list[int]
+    cost: list[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def plan_rows(
+    sources: Sequence[int],
+    targets: Sequence[int],
+    guided: Sequence[bool],
+    *,
+    null_class_labels: int | None = None,
+    reference: ReferenceCondition | None = None,
+) -> Rows:
+    """Lay out a stacked forward: conditional rows first, then null rows, then the references that they need.
+
+    Each pair of an input and a condition is one row, whichever edits read it: with ``reference="null"`` all targets
+    and guidance scales of an input share one.
+
+    Args:
+        sources: of each edit, a number for the input that it belongs to.
+        targets: of each edit, the class.
+        guided: of each edit, whether it is compared with the null class.
+        null_class_labels: index of the null class.
+        reference: condition of the reference: that of the row that reads it, the null class, or None for no reference.
+
+    Example:
+        >>> rows = plan_rows([0], [1], [True], null_class_labels=2, reference="same")  # [x|c, x|null, y|c, y|null]
+        >>> rows.origin, rows.labels, rows.reference
+        ([0, 0, 1, 1], [1, 2, 1, 2], [2, 3, 2, 3])
+        >>> plan_rows([0, 0], [0, 1], [True, True], null_class_labels=2, reference="null").reference
+        [4, 4, 4, 4, 4]
+    """
+    count = len(targets)
+    if null_class_labels is None and (any(guided) or reference == "null"):
+        raise ValueError("null_class_labels=None, but the null class is needed: give the index that was trained as it.")
+    null_label = -1 if null_class_labels is None else null_class_labels
+    origin, labels, null = list(range(count)), list(targets), list(range(count))
+    for edit in range(count):
+        if guided[edit]:
+            null[edit] = len(labels)
+            origin.append(edit)
+            labels.append(null_label)
+    cost = [1 + bool(one) for one in guided]
+    own = len(labels)
+    reads = list(range(own))
+    if reference is not None:
+        place = {source: index for index, source in enumerate(dict.fromkeys(sources))}
+        rows: dict[tuple[int, int], int] = {}
+        for row in range(own):
+            edit = origin[row]
+            key = (sources[edit], labels[row] if reference == "same" else null_label)
+            if key not in rows:
+                rows[key] = len(labels)
+                origin.append(count + place[key[0]])
+                labels.append(key[1])
+                reads.append(rows[key])
+                cost[edit] += 1
+            reads[row] = rows[key]
+    return Rows(origin, labels, reads, null, cost)
+
+
+def standard_noise(like: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Draw N(0, I) shaped like the images (B, C, *spatial), each image's from its own generator."""
+    return Step(torch.zeros_like(like), 1.0, 0.0, like, like, 0).draw(generators)
+
+
+class InjectedDenoiser:
+    """Predicts for N edits with classifier-free guidance and reads from the M noised inputs, in one forward.
+
+    Called as ``denoiser(sample, t)`` like ``medcf.networks.Denoiser``, and equal to it without references. Nothing in
+    the call waits for the device.
+
+    Args:
+        network: denoising network with class labels.
+        scheduler: gives ``convert(model_output, t, sample)`` and ``alpha_bar(t)``.
+        rows: layout of the stack.
+        guidance_scales: w of each edit.
+        references: the inputs y_0 (M, C, *spatial), in the order of their first edits.
+        generators: one per input; draws its noise anew at each step. Not used if ``noise`` is given.
+        noise: noise (M, C, *spatial) of the inputs for all steps.
+        injection: an entered ``AttentionInjection`` of the network; None without references.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        scheduler: Any,
+        rows: Rows,
+        guidance_scales: Sequence[float],
+        references: torch.Tensor,
+        *,
+        generators: Sequence[torch.Generator] = (),
+        noise: torch.Tensor | None = None,
+        injection: Any = None,
+    ) -> None:
+        device = references.device
+        self.network = network
+        self.scheduler = scheduler
+        self.references = references
+        self.generators = generators
+        self.noise = noise
+        self.injected = injection is not None
+        self._origin, self._labels, self._null = (
+            torch.tensor(index, device=device) for index in (rows.origin, rows.labels, rows.null)
+        )
+        weights = torch.tensor([1 + float(w) for w in guidance_scales], dtype=torch.float64).float()
+        self._weights = weights.reshape(-1, *[1] * (references.ndim - 1)).to(device)
+        if injection is not None:
+            injection.reference = rows.reference
+        #: Forwards of a row so far, for each edit.
+        self.num_function_evaluations = torch.zeros(len(rows.null), dtype=torch.long)
+        self._cost = torch.tensor(rows.cost)
+
+    def __call__(self, sample: torch.Tensor, t: int) -> Any:
+        """Predict noise, clean image and velocity of noisy images (N, C, *spatial) at step ``t``."""
+        self.num_function_evaluations += self._cost
+        pool = torch.cat([sample, self._noised(t).to(sample.dtype)]) if self.injected else sample
+        stack = pool[self._origin].contiguous(memory_format=_layout(sample))
+        timesteps = torch.full((len(stack),), t, device=stack.device, dtype=torch.long)
+        output = self.network(stack, timesteps=timesteps, class_labels=self._labels)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        conditional, null = output[: len(sample)], output[self._null]
+        channels = sample.shape[1]
+        mixed = null[:, :channels] + self._weights * (conditional - null)[:, :channels]
+        return self.scheduler.convert(torch.cat([mixed, conditional[:, channels:]], dim=1), t, sample)
+
+    def _noised(self, t: int) -> torch.Tensor:
+        """Return y_t = sqrt(A) y_0 + sqrt(1 - A) noise."""
+        if self.noise is None:
+            return noised(self.scheduler, self.references, t, self.generators)
+        alpha_bar = self.scheduler.alpha_bar(t)
+        return alpha_bar**0.5 * self.references + (1 - alpha_bar) ** 0.5 * self.noise
+
+
+def _layout(image: torch.Tensor) -> torch.memory_format:
+    """The image's memory layout, which indexing would lose."""
+    last = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+    return last if image.is_contiguous(memory_format=last) else torch.contiguous_format

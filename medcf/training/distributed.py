@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training by several processes under torchrun, on GPUs or on CPUs; inference has `medcf.runtime.ranks`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.handlers import StatsHandler, TensorBoardImageHandler, TensorBoardStatsHandler
+from torch import nn
+
+from medcf.runtime.ranks import local_device
+from medcf.training.handlers import SampleGrid, TrainingProgress
+
+__all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers", "rank_writer"]
+
+MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler, SampleGrid, TrainingProgress)
+
+
+def join_processes() -> None:
+    """Join the processes that torchrun started, over nccl on GPUs and gloo on CPUs.
+
+    Raises:
+        RuntimeError: not started by torchrun.
+    """
+    if "RANK" not in os.environ:
+        raise RuntimeError(
+            "This config is for several processes. Start it with: "
+            "torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
+        )
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def close_processes() -> None:
+    """Leave the process group, after all have arrived."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def distribute(network: nn.Module) -> nn.parallel.DistributedDataParallel:
+    """Wrap a network that already is on its device, so that gradients are averaged over the processes."""
+    device = next(network.parameters()).device
+    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def rank_handlers(handlers: Sequence[Any]) -> list[Any]:
+    """Keep all handlers on the main process, and elsewhere those that do more than report.
+
+    Args:
+        handlers: the handlers of a trainer or an evaluator.
+    """
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return [handler for handler in handlers if not isinstance(handler, MAIN_PROCESS_ONLY)]
+    return list(handlers)
+
+
+def rank_writer(log_dir: str) -> Any:
+    """Make TensorBoard's writer on the main process, and elsewhere one that writes nothing.
+
+    Args:
+        log_dir: folder of the event files.
+    """
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return _SilentWriter()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=log_dir)
+
+
+class _SilentWriter:
+    """Takes every call of a SummaryWriter; MONAI's handlers would make a real one where they get None."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

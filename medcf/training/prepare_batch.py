@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a batch of a loader to what a network and its loss take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.engines import DiffusionPrepareBatch, PrepareBatch
+from monai.utils import CommonKeys
+
+__all__ = ["ClassConditionalPrepareBatch", "TargetPrepareBatch"]
+
+
+class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
+    """Noise, time steps and class labels for the training of a denoiser.
+
+    A part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional
+    model, the other one the class-conditional model, in one network. For inferers that take ``noise``, ``timesteps``
+    and ``class_labels``, such as `medcf.training.inferer.DiffusionTrainingInferer`.
+
+    Args:
+        num_train_timesteps: time steps T are drawn from 0 .. T - 1.
+        null_class: index of the null class, ``num_class_embeds - 1``.
+        dropout: probability of the null class.
+        timestep_power: time steps are ``floor(T u ** power)`` for uniform u. 1 is the uniform law of the papers; above
+            1, small time steps are seen more often, those that an image noised only part of the way goes through.
+        label_key: key of the class labels, integers of shape (B,).
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        null_class: int = 2,
+        dropout: float = 0.5,
+        timestep_power: float = 1.0,
+        label_key: str = CommonKeys.LABEL,
+    ) -> None:
+        super().__init__(num_train_timesteps=num_train_timesteps)
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout is {dropout}; it is a probability.")
+        self.null_class = null_class
+        self.dropout = dropout
+        self.timestep_power = timestep_power
+        self.label_key = label_key
+
+    def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
+        """Draw one time step an image."""
+        uniform = torch.rand(images.shape[0], device=images.device, dtype=torch.float64)
+        return (self.num_train_timesteps * uniform**self.timestep_power).long()
+
+    def get_class_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Replace a random part of ``labels`` (B,) by the null class."""
+        dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+        return labels.masked_fill(dropped, self.null_class)
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+        """Prepare a batch.
+
+        Returns:
+            Images, the target (the noise), no positional arguments, and ``noise``, ``timesteps``, ``class_labels``.
+        """
+        images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
+        labels = batchdata[self.label_key].to(device=images.device, non_blocking=non_blocking).long()
+        return images, target, args, {**arguments, "class_labels": self.get_class_labels(labels)}
+
+
+class TargetPrepareBatch(PrepareBatch):
+    """Image and target of a supervised training, by key.
+
+    Args:
+        target: key of the target; several keys give a dictionary of targets.
+    """
+
+    def __init__(self, target: str | Sequence[str] = CommonKeys.LABEL) -> None:
+        self.target = target
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        """Prepare a batch: the image and the target(s) on ``device``."""
+
+        def moved(key: str) -> torch.Tensor:
+            return batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
+
+        if isinstance(self.target, str):
+            return moved(CommonKeys.IMAGE), moved(self.target)
+        return moved(CommonKeys.IMAGE), {key: moved(key) for key in self.target}

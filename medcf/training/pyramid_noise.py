@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise with more power at low frequencies for the training of a denoiser, and the v target made with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import interpolate
+
+from medcf.training.prepare_batch import ClassConditionalPrepareBatch
+
+__all__ = ["PyramidNoisePrepareBatch", "pyramid_noise"]
+
+_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
+
+
+class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
+    """Pyramid noise (or white noise), time steps, class labels, and noise or velocity as the target.
+
+    ControlCG trains its 3D model with v-prediction (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x) and
+    pyramid noise; the same noise makes the noised image and the target.
+
+    Args:
+        scheduler: noise scheduler with MONAI's ``get_velocity``; its ``prediction_type`` says what the target is:
+            "v_prediction", "epsilon" or "sample".
+        discount: weight of each coarser level of the noise relative to the one before; 0 is white noise.
+        white_fraction: share of the images that are trained with white noise, from which sampling starts.
+        reference_pairs: train attention injection, too: every image comes twice with the same time step and noise of
+            its own, the first copy reads the second by injection, the second stands alone, as the reference will. So
+            half of the batch teaches what a reference is good for, which a short training otherwise never finds out.
+            The second copy has the first one's class or, in half of the cases, none (``reference_condition``).
+        options: see `ClassConditionalPrepareBatch`; ``num_train_timesteps`` is the scheduler's.
+
+    Raises:
+        ValueError: an option that is out of range.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        *,
+        discount: float = 0.9,
+        white_fraction: float = 0.0,
+        reference_pairs: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_train_timesteps=scheduler.num_train_timesteps, **options)
+        if not 0.0 <= discount <= 1.0 or not 0.0 <= white_fraction <= 1.0:
+            raise ValueError(f"discount={discount} and white_fraction={white_fraction} lie in [0, 1].")
+        self.scheduler = scheduler
+        self.discount = discount
+        self.white_fraction = white_fraction
+        self.reference_pairs = reference_pairs
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+        """Prepare a batch.
+
+        Returns:
+            Images, the target, no positional arguments, and ``noise``, ``timesteps``, ``class_labels``; with
+            ``reference_pairs`` all twice as many, and ``reference``, the row that each row reads.
+        """
+        if not self.reference_pairs:
+            return super().__call__(batchdata, device, non_blocking, **kwargs)
+        images, target, args, first = super().__call__(batchdata, device, non_blocking, **kwargs)
+        count = len(images)
+        noise = self.get_noise(images)
+        labels = first["class_labels"]
+        nameless = torch.rand(labels.shape, device=labels.device) < 0.5
+        arguments = {
+            "noise": torch.cat([first["noise"], noise]),
+            "timesteps": first["timesteps"].repeat(2),
+            "class_labels": torch.cat([labels, labels.masked_fill(nameless, self.null_class)]),
+            "reference": [*range(count, 2 * count), *range(count, 2 * count)],
+        }
+        target = torch.cat([target, self.get_target(images, noise, first["timesteps"])])
+        return images.repeat(2, *(1,) * (images.ndim - 1)), target, args, arguments
+
+    def get_noise(self, images: torch.Tensor) -> torch.Tensor:
+        """Draw the noise of a batch (B, C, *spatial)."""
+        noise = pyramid_noise(images, discount=self.discount)
+        if self.white_fraction:
+            white = torch.rand(len(images), device=images.device) < self.white_fraction
+            noise = torch.where(white.view(-1, *(1,) * (images.ndim - 1)), torch.randn_like(images), noise)
+        return noise
+
+    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return what the network is to predict, made with the very noise that it sees."""
+        kind = str(self.scheduler.prediction_type)
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(images, noise, timesteps)
+        return images if kind == "sample" else noise
+
+
+def pyramid_noise(
+    images: torch.Tensor, *, discount: float = 0.9, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Draw noise summed over resolutions, of standard deviation 1 in every sample.
+
+    Level 0 is white noise at full size; level i is white noise at size / r^i with r ~ U[2, 4) drawn anew for each
+    level, brought to full size by (bi-, tri-)linear interpolation and weighted by ``discount ** i``, until a side is 1.
+
+    Args:
+        images: (B, C, *spatial) whose shape, device and dtype the noise takes.
+        discount: weight of a level relative to the one before; 0 is white noise.
+        generator: source of the draws; None is torch's own.
+
+    Returns:
+        Noise (B, C, *spatial); every sample is divided by its own standard deviation.
+    """
+    spatial = images.shape[2:]
+    draw: dict[str, Any] = {"generator": generator, "device": images.device, "dtype": torch.float32}
+    noise = torch.randn(images.shape, **draw)
+    level = 0
+    while discount > 0:
+        level += 1
+        ratio = 2.0 + 2.0 * float(torch.rand(1, generator=generator, device=images.device))
+        size = [max(1, int(n / ratio**level)) for n in spatial]
+        coarse = torch.randn((*images.shape[:2], *size), **draw)
+        noise += discount**level * interpolate(coarse, size=spatial, mode=_MODES[images.ndim], align_corners=False)
+        if min(size) == 1:
+            break
+    deviation = noise.flatten(1).std(1).view(-1, *(1,) * (images.ndim - 1))
+    return (noise / deviation).to(images.dtype)

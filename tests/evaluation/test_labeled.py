@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation on labeled images tells a change of class from doing nothing and from another subject."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medcf.evaluation.labeled import LabeledEvaluation
+from medcf.evaluation.run import run_evaluation
+from medcf.metrics import bootstrap_interval
+
+# A toy world: the subject is a pattern in [0, 0.5]; the upper half is 0.5 brighter in class 1; outside is -1.
+SIZE = (12, 14, 16)
+INSIDE = (slice(1, -1),) * 3
+
+
+def draw(subject: int, label: int) -> Tensor:
+    pattern = torch.rand(1, 1, *SIZE, generator=torch.Generator().manual_seed(subject)) / 2
+    pattern[..., 8:] += label / 2
+    volume = torch.full_like(pattern, -1.0)
+    volume[(..., *INSIDE)] = pattern[(..., *INSIDE)]
+    return volume[0]
+
+
+def classify(image: Tensor) -> Tensor:
+    bright = (image[(..., *INSIDE)][..., 7:].flatten(1).mean(1) - 0.5) * 20
+    return torch.stack([-bright, bright], 1)
+
+
+def features(image: Tensor) -> Tensor:
+    halves = image[(..., *INSIDE)].flatten(1, 4).unflatten(1, (-1, 14))
+    return torch.stack([halves[..., 7:].mean((1, 2)), halves[..., :7].mean((1, 2))], 1)
+
+
+class Method:
+    """Explains towards the class that is not predicted, by ``change(subject, label)``."""
+
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def explain(self, image: Tensor, network: Any, sample_ids: list[str]) -> SimpleNamespace:
+        target = 1 - classify(image).argmax(1)
+        drawn = [self.change(int(case), int(label)) for case, label in zip(sample_ids, target, strict=True)]
+        return SimpleNamespace(image=torch.stack(drawn), target=target)
+
+
+def loader(count: int = 24) -> list[dict[str, Any]]:
+    items = [{"image": draw(i, i % 2), "label": i % 2, "subject": f"s{i}", "case": str(i)} for i in range(count)]
+    parts = [items[:10], items[10:]]
+    return [
+        {
+            "image": torch.stack([item["image"] for item in part]),
+            "label": torch.tensor([item["label"] for item in part]),
+            **{key: [item[key] for item in part] for key in ("subject", "case")},
+        }
+        for part in parts
+    ]
+
+
+def evaluation(change: Any) -> LabeledEvaluation:
+    flat = {"voxels": lambda image: image[(..., *INSIDE)][..., :6].flatten(1) - 0.25}
+    return LabeledEvaluation(Method(change), torch.nn.Identity(), classify, features, ["CN", "AD"], embeddings=flat)  # type: ignore[arg-type]
+
+
+def test_the_true_change_flips_keeps_the_subject_and_meets_the_other_class():
+    figures = evaluation(draw).run(loader())
+    assert figures["cases"] == figures["subjects"] == 24
+    assert figures["classifier_balanced_accuracy"] == 1.0
+    assert figures["flipped"] == {way: {"mean": 1.0, "interval": [1.0, 1.0], "cases": 12} for way in ("to_CN", "to_AD")}
+    assert figures["confidence_before"]["to_AD"]["mean"] < 0.1 < 0.9 < figures["confidence_after"]["to_AD"]["mean"]
+    assert figures["rank_1_reidentification"]["voxels"]["mean"] == 1.0
+    distances = figures["set_distances"]
+    assert distances["real_AD_to_generated_AD"]["distance"] < 0.1 * distances["real_CN_to_generated_AD"]["distance"]
+    assert distances["real_CN_to_generated_AD"]["distance"] == pytest.approx(
+        distances["real_CN_to_real_AD"]["distance"], rel=0.2
+    )
+    # half of the subject's voxels change by 0.5 of [-1, 1], which is 0.25 of [0, 1]
+    assert figures["mse"]["mean"] == pytest.approx(0.25**2 / 2, rel=1e-4)
+
+
+def test_doing_nothing_is_alike_and_flips_nothing():
+    figures = evaluation(lambda subject, label: draw(subject, 1 - label)).run(loader())
+    assert figures["flipped"]["to_AD"]["mean"] == 0.0
+    assert figures["ssim"]["mean"] == pytest.approx(1.0)
+    assert figures["mse"]["mean"] == 0.0
+
+
+def test_another_subject_is_not_the_same():
+    figures = evaluation(lambda subject, label: draw(subject + 1000, label)).run(loader())
+    low, high = figures["rank_1_reidentification"]["voxels"]["interval"]
+    assert low <= figures["rank_1_reidentification"]["voxels"]["mean"] <= high < 0.5
+    assert figures["flipped"]["to_AD"]["mean"] == 1.0
+
+
+def test_a_result_that_is_nearer_to_another_subject_is_not_re_identified():
+    """The generated looks for itself among the inputs, not the other way round."""
+    figures = evaluation(lambda subject, label: 0.6 * draw(0, label) + 0.4 * draw(subject, label)).run(loader())
+    assert figures["rank_1_reidentification"]["voxels"]["mean"] == pytest.approx(1 / 24)
+
+
+def test_intervals_resample_subjects_not_cases():
+    batches = [{**batch, "subject": [f"s{int(case) // 8}" for case in batch["case"]]} for batch in loader()]
+    change = evaluation(lambda subject, label: draw(subject, label if subject < 8 else 1 - label))
+    found = change.run(batches)
+    flipped = np.array([row["flipped"] for row in change.rows], float)
+    to_ad = np.array([row["target"] == 1 for row in change.rows])
+    subjects = [row["subject"] for row, keep in zip(change.rows, to_ad, strict=True) if keep]
+    expected = bootstrap_interval(np.mean, flipped[to_ad], groups=subjects)
+    assert found["subjects"] == 3
+    assert found["flipped"]["to_AD"]["interval"] == pytest.approx(expected)
+    assert bootstrap_interval(np.mean, flipped[to_ad])[1] < expected[1] == 1.0  # one subject drawn three times
+
+
+def test_inputs_that_already_are_of_the_target_class_count_for_no_flip():
+    class ToAD(Method):
+        def explain(self, image: Tensor, network: Any, sample_ids: list[str]) -> SimpleNamespace:
+            drawn = torch.stack([draw(int(case), 1) for case in sample_ids])
+            return SimpleNamespace(image=drawn, target=torch.ones(len(image), dtype=torch.long))
+
+    fixed = evaluation(draw)
+    fixed.inferer = ToAD(draw)  # type: ignore[assignment]
+    figures = fixed.run(loader())
+    assert [row["flipped"] for row in fixed.rows] == [True, None] * 12
+    assert all(row["target"] == 1 for row in fixed.rows)
+    assert figures["flipped"] == {"to_AD": {"mean": 1.0, "interval": [1.0, 1.0], "cases": 12}}
+    assert figures["confidence_before"]["to_AD"]["mean"] < 0.1  # of the 12 that were to change
+
+
+def test_what_is_drawn_outside_the_subject_is_no_error():
+    def painted(subject: int, label: int) -> Tensor:
+        image = draw(subject, 1 - label)
+        image[:, 0] = 0.9
+        return image
+
+    assert evaluation(painted).run(loader())["mse"]["mean"] == 0.0
+
+
+def test_similarity_looks_at_the_subject_alone():
+    wide = [{**batch, "image": torch.nn.functional.pad(batch["image"], (6,) * 6, value=-1.0)} for batch in loader()]
+    narrow = evaluation(draw)
+    expected = narrow.run(loader())
+
+    class Padded(Method):
+        def explain(self, image: Tensor, network: Any, sample_ids: list[str]) -> SimpleNamespace:
+            result = super().explain(image[(..., *(slice(6, -6),) * 3)], network, sample_ids)
+            result.image = torch.nn.functional.pad(result.image, (6,) * 6, value=-1.0)
+            return result
+
+    padded = evaluation(draw)
+    padded.inferer = Padded(draw)  # type: ignore[assignment]
+    inner = (..., *(slice(6, -6),) * 3)
+    padded.classifier = lambda image: classify(image[inner])
+    padded.features = lambda image: features(image[inner])
+    figures = padded.run(wide)
+    assert figures["mse"]["mean"] == pytest.approx(expected["mse"]["mean"])
+    assert figures["ssim"]["mean"] == pytest.approx(expected["ssim"]["mean"])
+
+
+def test_the_file_has_a_row_a_case(tmp_path, capsys):
+    run_evaluation(evaluation(draw), loader(), tmp_path)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["case"] for row in content["per_case"]] == [str(i) for i in range(24)]
+    assert all(row["flipped"] for row in content["per_case"])
+    assert "set_distances" in json.loads(capsys.readouterr().out)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="no case"):
+        evaluation(draw).run([])

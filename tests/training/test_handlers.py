@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The handlers of the trainings."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.engines import SupervisedTrainer
+from PIL import Image
+from torch import nn
+
+from medcf.schedulers import RespacedDDIMScheduler
+from medcf.training.handlers import GradientClipping, LossCurve, MetricsFile, SampleGrid, loss_of
+
+
+def trainer(network, handlers, scale=1.0):
+    data = [{"image": torch.full((2, 1), scale), "label": torch.zeros(2, 1)}] * 3
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    return SupervisedTrainer(
+        torch.device("cpu"), 1, data, network, optimizer, nn.MSELoss(), train_handlers=handlers, decollate=False
+    )
+
+
+def test_the_step_is_clipped_to_the_norm():
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(5.0)
+    trainer(network, [GradientClipping(network, max_norm=0.1)]).run()
+    assert network.weight.item() == pytest.approx(5.0 - 3 * 0.1, abs=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training():
+    network = nn.Linear(1, 1, bias=False)
+    with pytest.raises(FloatingPointError, match="iteration 1"):
+        trainer(network, [GradientClipping(network)], scale=float("inf")).run()
+
+
+def test_the_loss_curve_is_complete_and_goes_on(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.25)
+    before = LossCurve(tmp_path / "loss.csv", optimizer)
+    trainer(network, [before]).run()
+    after = LossCurve(tmp_path / "loss.csv", optimizer)
+    after.load_state_dict(before.state_dict())
+    trainer(network, [after]).run()
+    with (tmp_path / "loss.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["1", "2", "3", "1", "2", "3"]
+    assert {row["learning_rate"] for row in rows} == {"0.25"}
+    assert float(rows[0]["loss"]) == before.rows[0][1] > 0
+
+
+def test_the_loss_is_read_from_either_kind_of_output():
+    assert loss_of({"loss": torch.tensor(2.0, requires_grad=True)}) == loss_of([{"loss": 2.0}]) == 2.0
+
+
+class ClassPainter(nn.Module):
+    """Denoises every image to a gray value that its class label gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.table = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0)
+
+    def forward(self, x, timesteps, context=None, class_labels=None):
+        a = self.table[timesteps.long()].reshape(-1, 1, 1, 1)
+        clean = (class_labels.float() - 1).reshape(-1, 1, 1, 1)
+        return (x - a.sqrt() * clean) / (1 - a).sqrt()
+
+
+def test_the_sample_grid_has_a_row_for_each_class(tmp_path):
+    grid = SampleGrid(
+        ClassPainter(), RespacedDDIMScheduler(1000), tmp_path, (1, 4, 6), columns=2, num_inference_steps=5, every=2
+    )
+    engine = Engine(lambda engine, batch: None)
+    grid.attach(engine)
+    engine.run([0], max_epochs=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples_0000002.png", "samples_0000003.png"]
+    pixels = np.asarray(Image.open(tmp_path / "samples_0000003.png")).astype(int)
+    assert pixels.shape == (12, 12)
+    for row, expected in enumerate((0, 128, 255)):
+        assert abs(pixels[4 * row : 4 * row + 4] - expected).max() <= 1
+
+
+def test_the_metrics_of_the_last_validation_are_written_and_kept(tmp_path):
+    evaluator, engine = Engine(lambda *_: None), Engine(lambda *_: None)
+    evaluator.state.metrics = {"val_loss": torch.tensor(0.5)}
+    MetricsFile(evaluator, tmp_path / "metrics.json").attach(engine)
+    engine.run([0], max_epochs=2)
+    evaluator.state.metrics = {}  # started again after the end: nothing was validated
+    again = Engine(lambda *_: None)
+    MetricsFile(evaluator, tmp_path / "metrics.json").attach(again)
+    again.run([0], max_epochs=1)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["metrics"] == {"val_loss": 0.5}
+    assert record["iterations"] == 2

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch becomes: labels dropped at their rate, time steps by their law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medcf.training.prepare_batch import ClassConditionalPrepareBatch, TargetPrepareBatch
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_labels_are_replaced_by_the_null_class_at_the_rate_asked_for(dropout):
+    torch.manual_seed(0)
+    labels = ClassConditionalPrepareBatch(dropout=dropout).get_class_labels(torch.ones(20000, dtype=torch.long))
+    assert float((labels == 2).float().mean()) == pytest.approx(dropout, abs=0.02)
+    assert set(labels.tolist()) <= {1, 2}
+
+
+def test_an_unknown_class_stays_the_null_class():
+    labels = torch.tensor([0, 1, 2])
+    assert ClassConditionalPrepareBatch(dropout=0.0).get_class_labels(labels).tolist() == [0, 1, 2]
+    batch = {"image": torch.zeros(3, 1, 4, 4), "label": labels}
+    *_, arguments = ClassConditionalPrepareBatch(dropout=0.9)(batch, "cpu")
+    assert arguments["class_labels"][2] == 2
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 3.0])
+def test_time_steps_follow_the_power_law(power):
+    torch.manual_seed(0)
+    steps = ClassConditionalPrepareBatch(1000, timestep_power=power).get_timesteps(torch.zeros(40000, 1))
+    assert steps.min() >= 0
+    assert steps.max() <= 999
+    for quantile in (0.1, 0.5, 0.9):
+        expected = 1000 * quantile**power
+        assert float(steps.double().quantile(quantile)) == pytest.approx(expected, abs=0.01 * 1000)
+
+
+def test_the_target_is_the_noise_that_the_network_is_given():
+    batch = {"image": torch.zeros(3, 1, 4, 4), "label": torch.zeros(3, dtype=torch.int32)}
+    images, target, args, arguments = ClassConditionalPrepareBatch(10)(batch, "cpu")
+    assert torch.equal(images, batch["image"])
+    assert torch.equal(target, arguments["noise"])
+    assert args == ()
+    assert arguments["class_labels"].dtype == torch.long
+    assert arguments["timesteps"].shape == (3,)
+
+
+def test_a_dropout_that_is_no_probability_is_refused():
+    with pytest.raises(ValueError, match=r"dropout is 1\.5"):
+        ClassConditionalPrepareBatch(dropout=1.5)
+
+
+def test_several_targets_come_as_a_dictionary():
+    batch = {"image": torch.zeros(2, 1), "label": torch.tensor([0, 1]), "quality": torch.tensor([0.1, 0.2])}
+    image, label = TargetPrepareBatch("label")(batch, "cpu")
+    assert label.tolist() == [0, 1]
+    _, targets = TargetPrepareBatch(["label", "quality"])(batch, "cpu")
+    assert targets.keys() == {"label", "quality"}
+    assert image is batch["image"]
