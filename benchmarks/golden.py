@@ -49,7 +49,7 @@ def grids(bundle: str, folder: str | Path) -> Arrays:
     parser = open_bundle(bundle, output_dir=str(folder))
     cases = parser.get_parsed_content("case_list").cases[:COUNT]
     prepare = parser.get_parsed_content("preprocessing")
-    return {str(case["case"]): np.asarray(prepare(dict(case))["image"], dtype=np.float32) for case in cases}
+    return {case.id: prepare(case.item())["image"].numpy() for case in cases}
 
 
 def results(bundle: str, method: str, images: Mapping[str, NDArray[np.float32]]) -> Arrays:

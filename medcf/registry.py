@@ -16,7 +16,7 @@ from typing import Any
 
 from monai.utils import ComponentStore
 
-__all__ = ["METHODS", "METRICS", "PHANTOMS", "PLUGIN_GROUP", "SCHEDULERS", "load_plugins", "lookup"]
+__all__ = ["METHODS", "METRICS", "PHANTOMS", "PLUGIN_GROUP", "SCHEDULERS", "WRITERS", "load_plugins", "lookup"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ METHODS = ComponentStore("methods", "Counterfactual methods: inferers called as 
 SCHEDULERS = ComponentStore("schedulers", "Noise schedulers that follow their own list of kept steps")
 METRICS = ComponentStore("metrics", "Metrics of counterfactuals: validity, realism, identity, localization")
 PHANTOMS = ComponentStore("phantoms", "Seeded phantoms with paired ground truth")
+WRITERS = ComponentStore("writers", "Writers of cases: called with the result and its folder")
 
 
 @cache

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles: where they are, whether their command line is right, and whether they are whole."""
+"""Bundles: where they are, loading them, whether their command line is right, and whether they are whole."""
 
 from __future__ import annotations
 
+from medcf.bundle.load import load
 from medcf.bundle.options import check_options
 from medcf.bundle.root import find_bundle_root
 from medcf.bundle.verify import verify_bundle
 
-__all__ = ["check_options", "find_bundle_root", "verify_bundle"]
+__all__ = ["check_options", "find_bundle_root", "load", "verify_bundle"]

@@ -1,62 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find a bundle's folder, from wherever its config was started."""
+"""Where a bundle lies: the folder of the config that is being read, and nothing else."""
 
 from __future__ import annotations
 
+import inspect
 import json
-import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import medcf
-from medcf.bundle.command_line import config_files
+from monai.bundle import ConfigWorkflow
 
-__all__ = ["find_bundle_root"]
+__all__ = ["bundle_folder", "find_bundle_root"]
 
 
 def find_bundle_root(name: str) -> str:
-    """Find the folder of the bundle ``name``.
+    """Find the folder of the bundle whose config is being evaluated.
 
-    A config has no variable for its own place, and MONAI resolves ``.`` against the working directory; this function
-    lets the same config run from the project's root, from inside the bundle, from anywhere by its absolute path, and
-    from an installed wheel. Looked at, in this order: the bundle of the config named on the command line,
-    ``$MEDCF_BUNDLE_ROOT`` and the bundle inside it, the working directory and its parent (inside ``configs/``),
-    ``bundles/<name>`` below the working directory, and the bundles that came with the installed package.
+    A config has no variable for its own place, and MONAI resolves ``.`` against the working directory. To be called
+    from an expression of a config (``"bundle_root": "$find_bundle_root('diffice')"``): the folder is that of the config
+    files of the workflow that evaluates it, whoever named them (the command line, ``--args_file``, Python), or the
+    entry of ``sys.path`` that MONAI Deploy and MONAI Label make of a bundle. No other bundle of the same name is ever
+    taken: its weights would be others.
 
     Args:
-        name: folder name of the bundle, for example ``"diffice"``.
+        name: name of the bundle in its metadata, for example ``"diffice"``.
 
     Returns:
         Absolute path of the folder that holds ``configs/metadata.json`` of that bundle.
 
     Raises:
-        FileNotFoundError: no such bundle; the message lists the places that were tried.
+        FileNotFoundError: nothing tells it; the message says how to give it.
     """
-    tried = []
-    for candidate in _candidates(name):
+    for candidate in _candidates():
         if _is_bundle(candidate, name):
             return str(candidate.resolve())
-        tried.append(str(candidate))
-    places = "\n  ".join(dict.fromkeys(tried))
     raise FileNotFoundError(
-        f"The bundle {name!r} was found in none of these places:\n  {places}\n"
-        "Set MEDCF_BUNDLE_ROOT to the folder that holds it, or pass --bundle_root."
+        f"Nothing tells where the bundle {name!r} lies: give its folder as bundle_root (--bundle_root FOLDER, or "
+        "bundle_root=... in Python)."
     )
 
 
-def _candidates(name: str) -> Iterator[Path]:
-    for config in config_files():
-        yield Path(config).resolve().parent.parent
-    if root := os.environ.get("MEDCF_BUNDLE_ROOT"):
-        yield Path(root) / name
-        yield Path(root)
-    cwd = Path.cwd()
-    yield cwd
-    yield cwd.parent
-    yield cwd / "bundles" / name
-    package = Path(medcf.__file__).resolve().parent
-    yield package / "_bundles" / name
-    yield package.parent / "bundles" / name
+def bundle_folder(name: str) -> Path:
+    """Return the folder of a bundle that came with medcf.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists those that exist.
+    """
+    package = Path(__file__).resolve().parents[1]
+    homes = [home for home in (package / "_bundles", package.parent / "bundles") if home.is_dir()]
+    for home in homes:
+        if _is_bundle(home / name, name):
+            return home / name
+    known = sorted({path.parents[1].name for home in homes for path in home.glob("*/configs/metadata.json")})
+    raise FileNotFoundError(
+        f"{name!r} is neither a folder nor an archive of a bundle, nor one that came with medcf: {', '.join(known)}."
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    frame = inspect.currentframe()
+    try:
+        while frame is not None:
+            workflow = frame.f_locals.get("self")
+            if isinstance(workflow, ConfigWorkflow):
+                yield Path(workflow.config_root_path).resolve().parent
+                break
+            frame = frame.f_back
+    finally:
+        del frame
+    yield from (Path(entry) for entry in sys.path if entry)
 
 
 def _is_bundle(path: Path, name: str) -> bool:

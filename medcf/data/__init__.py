@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading studies, lists of cases, the network's grid, and phantoms."""
+"""Cases, the images they are read from, and the network's grid."""
 
 from __future__ import annotations
 
-from medcf.data.datalist import build_datalist, read_case
-from medcf.data.grid import GridRecord, apply_difference, from_grid, grid_record, to_grid
-from medcf.data.pixels import get_spacing, to_luminance
-from medcf.data.readers import inspect_study, read_study, sniff
-from medcf.runtime.errors import UnreadableImage
+from medcf.data.case import Case
+from medcf.data.find import find_cases
+from medcf.data.grid import Grid, GridRecord, grid_record
+from medcf.data.image import get_spacing, to_luminance
+from medcf.data.read import StudyReader, read
 
 __all__ = [
+    "Case",
+    "Grid",
     "GridRecord",
-    "UnreadableImage",
-    "apply_difference",
-    "build_datalist",
-    "from_grid",
+    "StudyReader",
+    "find_cases",
     "get_spacing",
     "grid_record",
-    "inspect_study",
-    "read_case",
-    "read_study",
-    "sniff",
-    "to_grid",
+    "read",
     "to_luminance",
 ]

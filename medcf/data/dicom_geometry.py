@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Millimetres per pixel and the picture proper, from the header of a 2D DICOM image."""
+"""Where DICOM images lie: the pixel spacing of a picture, and the slices of a series.
+
+Slices are placed by ImagePositionPatient and ImageOrientationPatient alone (PS3.3 C.7.6.2.1.1); SliceThickness, the
+instance number and file names say nothing reliable about it. The step from slice to slice need not be perpendicular to
+them: that of a tilted gantry shears the affine.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["calibration"]
+__all__ = ["SlicePlace", "arrange", "calibration"]
+
+logger = logging.getLogger(__name__)
 
 Spacing = tuple[float, float]
 Region = tuple[int, int, int, int]
 
-_CENTIMETRES = 3  # physical units code, PS3.3 C.8.5.5.1.15
+_CENTIMETERS = 3  # physical units code, PS3.3 C.8.5.5.1.15
 _SPATIAL_2D = 1  # region spatial format, C.8.5.5.1.1
 _TISSUE = 1  # region data type, C.8.5.5.1.2
 _TOLERANCE = 2  # pixels by which scanners overshoot the matrix
@@ -23,7 +39,7 @@ _TOLERANCE = 2  # pixels by which scanners overshoot the matrix
 def calibration(dataset: Dataset) -> tuple[Spacing | None, Region | None, str]:
     """Find the pixel spacing and the region of the picture.
 
-    The largest 2D region of SequenceOfUltrasoundRegions in centimetres is taken, tissue before others (PS3.3 C.8.5.5);
+    The largest 2D region of SequenceOfUltrasoundRegions in centimeters is taken, tissue before others (PS3.3 C.8.5.5);
     without one, PixelSpacing, ImagerPixelSpacing or NominalScannedPixelSpacing. A region that sticks out of the matrix
     in both directions was written for another matrix (the image was scaled afterwards), so its spacing is not used; one
     that sticks out in one direction belongs to a cropped image and keeps it.
@@ -32,7 +48,7 @@ def calibration(dataset: Dataset) -> tuple[Spacing | None, Region | None, str]:
         dataset: header with Rows and Columns.
 
     Returns:
-        Millimetres between (rows, columns) or None; (first row, first column, end row, end column) or None; and a
+        Millimeters between (rows, columns) or None; (first row, first column, end row, end column) or None; and a
         remark, empty if nothing was odd.
     """
     found = _ultrasound_region(dataset)
@@ -54,7 +70,7 @@ def _ultrasound_region(dataset: Dataset) -> tuple[Spacing, Region] | None:
     for item in dataset.get("SequenceOfUltrasoundRegions", None) or []:
         units = (item.get("PhysicalUnitsXDirection"), item.get("PhysicalUnitsYDirection"))
         spacing = _positive(item.get("PhysicalDeltaY"), item.get("PhysicalDeltaX"), scale=10.0)
-        if item.get("RegionSpatialFormat") != _SPATIAL_2D or units != (_CENTIMETRES, _CENTIMETRES) or spacing is None:
+        if item.get("RegionSpatialFormat") != _SPATIAL_2D or units != (_CENTIMETERS, _CENTIMETERS) or spacing is None:
             continue
         corners = [item.get(f"RegionLocation{k}") for k in ("MinY0", "MinX0", "MaxY1", "MaxX1")]
         if any(c is None for c in corners):
@@ -83,3 +99,147 @@ def _positive(row: object, column: object, scale: float = 1.0) -> Spacing | None
     except (TypeError, ValueError):
         return None
     return values if all(math.isfinite(v) and v > 0 for v in values) else None
+
+
+_SAME_DIRECTION = 1e-3  # of direction cosines, which are written with few digits
+_SAME_PLACE = 1e-3  # mm
+_EVEN, _UNEVEN = 0.02, 0.2  # of the step: how far a slice may lie off; more gets a warning, still more is refused
+_FEW = 0.25  # share of slices that may be localizers
+
+
+@dataclass(frozen=True)
+class SlicePlace:
+    """One slice: a file, or a frame of one.
+
+    Attributes:
+        path: the file.
+        frame: index of the frame.
+        uid: SOP instance UID.
+        size: rows and columns.
+        position: mm, LPS+, of the middle of its first pixel.
+        rows: unit vector, LPS+, along a row (in which the column index grows).
+        columns: unit vector, LPS+, along a column.
+        spacing: mm between rows and between columns.
+    """
+
+    path: Path
+    frame: int
+    uid: str
+    size: tuple[int, int]
+    position: NDArray[np.float64]
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+    spacing: tuple[float, float]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Unit vector perpendicular to the slice."""
+        return np.cross(self.rows, self.columns)
+
+
+def arrange(slices: Sequence[SlicePlace]) -> tuple[list[SlicePlace], NDArray[np.float64]]:
+    """Sort the slices of a series by their position and check that they are the slices of one volume.
+
+    A few slices of another orientation are taken for localizers and dropped, and so is a second copy of the same
+    instance; the log says so.
+
+    Returns:
+        The slices along their normal, and the affine from (column, row, slice) indices to RAS+ mm.
+
+    Raises:
+        UnreadableImage: if they have several orientations, sizes or pixel spacings, share a position, or are missing or
+            uneven by more than a fifth of their distance.
+    """
+    kept = _one_orientation(_without_copies(slices))
+    first = kept[0]
+    for other in kept[1:]:
+        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-3):
+            reason = f"differs in size or pixel spacing from {first.path.name} of the same series"
+            raise UnreadableImage(other.path, reason, "Give the slices of one acquisition alone.")
+    if len(kept) < 2:
+        raise UnreadableImage(first.path, "is a single slice, no volume", "Give all slices of the series.")
+    kept = sorted(kept, key=lambda one: float(one.position @ first.normal))
+    return kept, _affine(kept, _step(kept))
+
+
+def _without_copies(slices: Sequence[SlicePlace]) -> list[SlicePlace]:
+    unique: dict[tuple[str, int], SlicePlace] = {}
+    for one in slices:
+        unique.setdefault((one.uid or str(one.path), one.frame), one)
+    if copies := len(slices) - len(unique):
+        kept = {id(one) for one in unique.values()}
+        first = next(one for one in slices if id(one) not in kept)
+        logger.warning("%d copies of slices that are there already, %s first, are left out", copies, first.path.name)
+    return list(unique.values())
+
+
+def _one_orientation(slices: Sequence[SlicePlace]) -> list[SlicePlace]:
+    """Keep the slices of the prevailing orientation."""
+    groups: list[list[SlicePlace]] = []
+    for one in slices:
+        for group in groups:
+            turned = max(np.abs(one.rows - group[0].rows).max(), np.abs(one.columns - group[0].columns).max())
+            if turned < _SAME_DIRECTION:
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    groups.sort(key=len, reverse=True)
+    others = [one for group in groups[1:] for one in group]
+    if others and len(others) > _FEW * len(slices):
+        reason = f"is one of {len(slices)} slices in {len(groups)} orientations (such as a rotating view), no volume"
+        raise UnreadableImage(others[0].path, reason, "Give the slices of one orientation alone.")
+    if others:
+        logger.warning(
+            "%d slices of another orientation (localizers), %s first, are left out", len(others), others[0].path.name
+        )
+    return groups[0]
+
+
+def _step(slices: Sequence[SlicePlace]) -> NDArray[np.float64]:
+    """Vector (mm, LPS+) from slice to slice.
+
+    Raises:
+        UnreadableImage: if there is no such vector.
+    """
+    normal = slices[0].normal
+    places = np.array([one.position for one in slices])
+    heights = places @ normal
+    gaps = np.diff(heights)
+    tight = int(gaps.argmin())
+    if gaps[tight] < _SAME_PLACE:
+        reason = f"lies where {slices[tight].path.name} lies: several echoes, time points or series in one"
+        if slices[tight].path == slices[tight + 1].path:
+            reason = "holds several frames of the same place: several echoes, time points or stacks"
+        raise UnreadableImage(slices[tight + 1].path, reason, "Give one echo or time point alone.")
+    usual, wide = float(np.median(gaps)), int(gaps.argmax())
+    missing = round(gaps[wide] / usual) - 1
+    if missing > 0 and gaps[wide] > 1.5 * usual:
+        between = f"{slices[wide].path.name} and {slices[wide + 1].path.name}"
+        reason = f"does not follow its neighbor: about {missing} slices are missing between {between}"
+        raise UnreadableImage(slices[wide + 1].path, reason, "Export the series again, complete.")
+    step = (places[-1] - places[0]) / (len(slices) - 1)
+    expected = places[0] + np.arange(len(slices))[:, None] * step
+    off = np.linalg.norm(places - expected, axis=1)
+    worst = int(off.argmax())
+    share = float(off[worst]) / float(np.linalg.norm(step))
+    if share > _UNEVEN:
+        reason = f"lies {off[worst]:.2f} mm off the even spacing of its series"
+        raise UnreadableImage(slices[worst].path, reason, "Resample the series to even slices first.")
+    if share > _EVEN:
+        logger.warning("%s lies %.2f mm off even spacing, which is assumed", slices[worst].path.name, off[worst])
+    tilt = math.degrees(math.acos(min(1.0, abs(float(step @ normal)) / float(np.linalg.norm(step)))))
+    if tilt > 0.1:
+        logger.info("%s: the slices are shifted by a tilt of %.1f degrees", slices[0].path.name, tilt)
+    return step
+
+
+def _affine(slices: Sequence[SlicePlace], step: NDArray[np.float64]) -> NDArray[np.float64]:
+    first = slices[0]
+    affine = np.eye(4)
+    # the column index runs along a row: from column to column
+    affine[:3, 0] = first.rows * first.spacing[1]
+    affine[:3, 1] = first.columns * first.spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = first.position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine

@@ -1,258 +1,285 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network's grid: to it, and back to the matrix of the study.
-
-Both ways are separable linear resampling with exact pixel positions, so nothing shifts by a fraction of a pixel: an
-area average where pixels become larger (no aliasing of speckle), linear interpolation where they become smaller. What
-lies outside is black on the way in, and no difference on the way back.
-"""
+"""The network's grid: where it lies in an image, to it, and back into the image's own pixels or voxels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from medcf.data.pixels import get_spacing, to_luminance
+from medcf.data.image import geometry, meta_of, to_luminance
+from medcf.data.resample import resample
+from medcf.data.subject import SUBJECTS, find_subject, middle_of, picture_box
 
-__all__ = ["GridRecord", "apply_difference", "from_grid", "grid_record", "resample_from", "resample_to", "to_grid"]
+__all__ = ["Grid", "GridRecord", "grid_record"]
 
-_VISIBLE = 0.04  # luminance above which a pixel counts as part of the picture (10 of 255)
+_ROUNDING = 1e-4  # half of a voxel is half of it, also after float32
 
 
-class GridRecord(TypedDict):
-    """Where a grid lies in the native matrix. Plain numbers only, so that it can be collated and stored as JSON.
+@dataclass(frozen=True, eq=False)
+class GridRecord:
+    """Where a grid lies in an image: all that the way back takes.
 
-    Pixel (i, j) of the grid is centred on row ``origin[0] + step[0] * i``, column ``origin[1] + step[1] * j``.
+    Attributes:
+        matrix: (4, 4), index on the grid to index in the image; of a picture the third index is 0.
+        native: size of the image.
+        grid: size of the grid.
+        intensity: values of the image that are -1 and 1 on the grid.
+        mask: the subject, bool (1, *native); None is everywhere.
+        image: what was put onto the grid, (1, *native) in its own values.
     """
 
-    native_size: tuple[int, int]
-    grid_size: tuple[int, int]
-    origin: tuple[float, float]
-    step: tuple[float, float]
-    metric: int
+    matrix: NDArray[np.float64]
+    native: tuple[int, ...]
+    grid: tuple[int, ...]
+    intensity: tuple[float, float]
+    mask: torch.Tensor | None = field(default=None, repr=False)
+    image: MetaTensor | None = field(default=None, repr=False)
+
+    ndim: ClassVar[int] = 0  # what MONAI's decollate_batch hands on as one thing
+
+    def item(self) -> GridRecord:
+        """Return the record itself, as a scalar tensor its number."""
+        return self
+
+    def back(self, values: torch.Tensor) -> torch.Tensor:
+        """Resample a difference from the grid into the image's own pixels or voxels, linearly; zero outside.
+
+        Args:
+            values: (C, *grid), such as counterfactual minus input.
+
+        Returns:
+            float32 (C, *native), a plain tensor in the units of ``values``.
+
+        Raises:
+            ValueError: if the shape is not the grid's.
+        """
+        if tuple(values.shape[1:]) != self.grid:
+            shown = ", ".join(map(str, self.grid))
+            raise ValueError(f"values must have the shape (C, {shown}), got {tuple(values.shape)}")
+        return resample(values, np.linalg.inv(self.matrix), self.native)
 
 
-def to_grid(
-    image: torch.Tensor,
-    size: Sequence[int] = (64, 80),
-    spacing: float | Sequence[float] = 1.75,
-    *,
-    intensity: tuple[float, float] = (-1.0, 1.0),
-) -> tuple[MetaTensor, GridRecord]:
-    """Resample an image onto the network's grid.
-
-    Where the pixel spacing is known the grid has ``spacing`` in mm and is centred on the image if the whole of it fits,
-    else on the picture in it (the non-black part of its ultrasound region). Where it is unknown the picture is fitted
-    into the grid, its aspect ratio kept.
-
-    Args:
-        image: (1 or 3, H, W) in [0, 1] from :func:`medcf.data.read_study`; colour becomes luminance.
-        size: rows and columns of the grid.
-        spacing: mm between rows and columns of the grid: one number or two.
-        intensity: what black (0) and white (1) become.
-
-    Returns:
-        The (1, *size) image in the range ``intensity``, with the affine of the grid, and the record of the way back.
-
-    Raises:
-        ValueError: if shape, size or spacing make no sense.
-    """
-    rows, columns = (int(n) for n in size)
-    if min(rows, columns) < 1:
-        raise ValueError(f"size must be two positive numbers, got {tuple(size)}")
-    source = to_luminance(image)
-    if source.ndim != 3 or min(source.shape[1:]) < 1:
-        raise ValueError(f"image must be (1 or 3, H, W), got shape {tuple(image.shape)}")
-    step = _metric_step(image, spacing)
-    record = _place(source, image, (rows, columns), step)
-    plane = _plain(source).to(torch.float32)
-    low, high = intensity
-    grid = resample_to(plane, record) * (high - low) + low
-    meta = dict(getattr(image, "meta", {}))
-    affine = _grid_affine(meta.get("affine"), record)
-    meta["spacing_mm"] = tuple(math.nan if step is None else float(n) for n in _pair(spacing))
-    meta["region"] = (0, 0, rows, columns)
-    if isinstance(meta.get("overlay_mask"), torch.Tensor):
-        # native masks differ in size from case to case, those on the grid can be collated
-        meta["overlay_mask"] = resample_to(meta["overlay_mask"].to(torch.float32), record) > 0.1
-    meta.pop("affine", None)
-    return MetaTensor(grid, affine=affine, meta=meta), record
+# several records are a list: they hold images of several sizes
+default_collate_fn_map[GridRecord] = lambda batch, *, collate_fn_map=None: list(batch)
 
 
-def from_grid(values: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
-    """Resample a difference from the grid to the native matrix, linearly in the values; zero outside of the grid.
-
-    Args:
-        values: (..., rows, columns) on the grid, such as counterfactual minus input.
-        record: from :func:`to_grid` or :func:`grid_record`.
-
-    Returns:
-        (..., H, W), a plain tensor, in the units of ``values``.
-    """
-    return resample_from(values, record)
-
-
-def apply_difference(
-    original: torch.Tensor,
-    difference: torch.Tensor,
-    record: Mapping[str, Any],
-    *,
-    intensity: tuple[float, float] = (-1.0, 1.0),
-) -> torch.Tensor:
-    """Add a difference on the grid to the original at full resolution, so that no detail is lost to the grid.
-
-    Args:
-        original: (1, H, W) in [0, 1].
-        difference: (1, rows, columns), counterfactual minus input on the grid.
-        record: from :func:`to_grid`.
-        intensity: the range of the grid, as given to :func:`to_grid`.
-
-    Returns:
-        (1, H, W) in [0, 1], a MetaTensor with the original's geometry if the original is one.
-    """
-    native = from_grid(difference, record).to(original.dtype) / (intensity[1] - intensity[0])
-    return (original + native).clamp(0, 1)
-
-
-def grid_record(image: MetaTensor) -> GridRecord:
-    """The record that :class:`medcf.transforms.ToGrid` left in the meta data.
+def grid_record(image: torch.Tensor) -> GridRecord:
+    """Return the record that :class:`medcf.transforms.ToGrid` left in the meta data of an image on the grid.
 
     Raises:
         ValueError: if the image did not go through it.
     """
-    record = image.meta.get("grid_record")
+    record = getattr(image, "meta", {}).get("grid_record")
     if record is None:
         raise ValueError("image carries no grid_record: apply medcf.transforms.ToGrid to it first")
-    return record
+    return record[0] if isinstance(record, list) and len(record) == 1 else record
 
 
-def resample_to(plane: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
-    """Resample (..., H, W) onto the grid of ``record``; zero where the grid reaches beyond the matrix."""
-    (height, width), (rows, columns), origin, step = _fields(record)
-    _check_shape(plane, (height, width), "image")
-    vertical = _weights(height, rows, origin[0], step[0], hold_edges=True)
-    horizontal = _weights(width, columns, origin[1], step[1], hold_edges=True)
-    return _separable(plane, vertical, horizontal)
+@dataclass(frozen=True)
+class Grid:
+    """The network's grid, as it is specified for all images.
 
+    Where the spacing of a picture is known, the grid has ``spacing`` in mm and is centered on the image if the whole of
+    it fits, else on the picture in it (the part of its ultrasound region that is not black); where it is unknown, the
+    picture is fitted into the grid, its aspect ratio kept. On a volume the grid is centered on the subject; voxels of
+    which less than half belongs to it are exactly -1, the others take the mean over what does.
 
-def resample_from(plane: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
-    """Resample (..., rows, columns) from the grid of ``record`` to the native matrix; falls to zero outside."""
-    (height, width), (rows, columns), origin, step = _fields(record)
-    _check_shape(plane, (rows, columns), "values")
-    vertical = _weights(rows, height, -origin[0] / step[0], 1 / step[0], hold_edges=False)
-    horizontal = _weights(columns, width, -origin[1] / step[1], 1 / step[1], hold_edges=False)
-    return _separable(plane, vertical, horizontal)
+    Attributes:
+        size: of the grid: rows and columns, or voxels along ``axes``.
+        spacing: mm between them: one number, or one along each axis.
+        axes: ``"screen"``: rows run downward and columns to the right of a picture as viewers show it; or the
+            directions of a volume's axes, such as ``"RAS"``.
+        subject: how the subject is found where no mask is given: ``"picture"``; of a volume ``"auto"``, ``"nonzero"``,
+            ``"estimate"`` or ``"all"`` (see :func:`medcf.data.subject.find_subject`); or a function from the image to a
+            bool tensor of its shape.
+        center: ``"subject"``, the middle of its bounding box, or ``"image"``.
+        percentile: of a volume's subject that becomes 1. -1 is 0, or the opposite percentile where it is negative.
+        intensity: values that become -1 and 1, such as 0 and 80 HU of a CT; None takes them from the image.
 
-
-def _separable(plane: torch.Tensor, vertical: torch.Tensor, horizontal: torch.Tensor) -> torch.Tensor:
-    plane = _plain(plane)
-    dtype = plane.dtype if plane.is_floating_point() else torch.float32
-    values = plane.to(torch.float64)
-    return (vertical.to(plane.device) @ values @ horizontal.to(plane.device).mT).to(dtype)
-
-
-def _weights(count_in: int, count_out: int, origin: float, step: float, *, hold_edges: bool) -> torch.Tensor:
-    """Matrix (count_out, count_in) of a 1D resampling: output i is centred on input ``origin + step * i``.
-
-    Steps above 1 average over the exact area of the output pixel; smaller ones interpolate linearly. With
-    ``hold_edges`` the outer half of the border pixels keeps its value; otherwise it runs to zero over one
-    pixel.
+    Raises:
+        ValueError: an attribute that makes no sense; names it.
     """
-    centers = origin + step * torch.arange(count_out, dtype=torch.float64)[:, None]
-    pixels = torch.arange(count_in, dtype=torch.float64)[None]
-    if step > 1:
-        begin = torch.maximum(centers - step / 2, pixels - 0.5)
-        end = torch.minimum(centers + step / 2, pixels + 0.5)
-        return (end - begin).clamp(min=0) / step
-    if hold_edges:
-        inside = (centers > -0.5 - 1e-9) & (centers < count_in - 0.5 + 1e-9)
-        held = centers.clamp(0, count_in - 1)
-        return (1 - (held - pixels).abs()).clamp(min=0) * inside
-    return (1 - (centers - pixels).abs()).clamp(min=0)
+
+    size: Sequence[int] = (64, 80)
+    spacing: float | Sequence[float] = 1.75
+    axes: str = "screen"
+    subject: str | Callable[[torch.Tensor], torch.Tensor] = "picture"
+    center: str = "subject"
+    percentile: float = 99.5
+    intensity: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        sizes, steps = np.asarray(self.size), np.asarray(self.spacing)
+        count = 2 if self.axes == "screen" else 3
+        if sizes.shape != (count,) or sizes.dtype.kind != "i" or sizes.min() < 1:
+            raise ValueError(f"size must be {('two', 'three')[count - 2]} positive numbers, got {self.size!r}")
+        right = steps.shape in ((), (count,)) and steps.dtype.kind in "if"
+        if not right or not (np.isfinite(steps) & (steps > 0)).all():
+            raise ValueError(f"spacing must be positive millimeters, one number or {count}, got {self.spacing!r}")
+        if count == 3 and sorted("RAS"["RLAPSI".index(c) // 2] if c in "RLAPSI" else "" for c in self.axes) != [*"ARS"]:
+            raise ValueError(f"axes={self.axes!r} is neither 'screen' nor three directions such as 'RAS'.")
+        if isinstance(self.subject, str) and self.subject not in SUBJECTS:
+            raise ValueError(f"subject={self.subject!r} is none of {', '.join(SUBJECTS)}; masks are given as such.")
+        if self.center not in ("subject", "image"):
+            raise ValueError(f"center={self.center!r} is neither 'subject' nor 'image'.")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile={self.percentile}: choose one above 50, up to 100.")
+
+    def fit(
+        self, image: torch.Tensor, mask: torch.Tensor | None = None, registered: tuple[Any, Any] | None = None
+    ) -> GridRecord:
+        """Find out where the grid lies in an image.
+
+        Args:
+            image: (C, X, Y) or (1, X, Y, Z) in any units.
+            mask: the subject, (1, *spatial); None finds it.
+            registered: of a volume that was registered to a template: the middle of the template's subject, and the
+                matrix (4, 4) from mm in the template to mm in the volume.
+
+        Returns:
+            The record, ``image`` (as luminance) included.
+
+        Raises:
+            ValueError: an image or a mask that makes no sense, or without a range of intensities.
+        """
+        source = to_luminance(image)
+        if source.ndim != len(self.size) + 1 or min(source.shape[1:]) < 1:
+            wanted = "(1 or 3, X, Y)" if len(self.size) == 2 else "(1, X, Y, Z)"
+            raise ValueError(f"image must be {wanted}, got shape {tuple(image.shape)}")
+        native = tuple(int(n) for n in source.shape[1:])
+        sizes = tuple(int(n) for n in self.size)
+        if len(native) == 2:
+            intensity = self.intensity or _display_range(source)
+            return GridRecord(self._place_picture(source, intensity), native, sizes, intensity, None, _kept(source))
+        inside = _checked(mask, source) if mask is not None else find_subject(source, self.subject)
+        matrix = self._place_volume(source, inside, registered)
+        intensity = self.intensity or self._intensity(source, inside)
+        if not intensity[1] > intensity[0]:
+            raise ValueError("there is no range of intensities: check the volume and its mask")
+        return GridRecord(matrix, native, sizes, intensity, inside, _kept(source))
+
+    def to(self, image: torch.Tensor, record: GridRecord) -> MetaTensor:
+        """Resample an image onto the grid of a record, with the record's intensities.
+
+        Args:
+            image: (C, *native), the image of the record or another one on its voxels.
+            record: from ``fit``.
+
+        Returns:
+            float32 (1, *size) in [-1, 1], with the affine of the grid and the meta data of the image.
+        """
+        source = to_luminance(image)
+        if tuple(source.shape[1:]) != record.native:
+            raise ValueError(f"image must have the size {record.native} of the record, got {tuple(source.shape[1:])}")
+        low, high = record.intensity
+        values = source.as_subclass(torch.Tensor).detach().float()
+        if record.mask is None:
+            shift = values if low == 0 else values - low
+            grid = resample(shift, record.matrix, record.grid, hold_edges=True) * (2 / (high - low)) - 1
+        else:
+            inside = record.mask.to(values.device)
+            # black is zero while resampling, so what lies outside adds nothing
+            sources = torch.cat([inside.float(), torch.where(inside, values - low, torch.zeros(()))])
+            share, brain = resample(sources, record.matrix, record.grid)
+            scaled = (2 * (brain / share.clamp(min=1e-3)) / (high - low) - 1).clamp(-1, 1)
+            grid = torch.where(share >= 0.5 - _ROUNDING, scaled, torch.tensor(-1.0))[None]
+        affine = torch.from_numpy(geometry(image)[0] @ record.matrix)
+        return MetaTensor(grid, affine=affine, meta=meta_of(image, *_OF_THE_PIXELS))
+
+    def back(self, values: torch.Tensor, record: GridRecord) -> torch.Tensor:
+        """Resample a difference from the grid into the image's own pixels or voxels, see `GridRecord.back`."""
+        return record.back(values)
+
+    def _place_picture(self, source: torch.Tensor, intensity: tuple[float, float]) -> NDArray[np.float64]:
+        """Decide which part of a picture the grid covers."""
+        affine, known = geometry(source)
+        turn, edges = _screen(affine), np.linalg.norm(affine[:3, :2], axis=0)
+        along = [int(np.abs(turn[:2, axis]).argmax()) for axis in range(2)]  # the image's axis of each of the grid's
+        lengths = np.array([source.shape[1 + axis] for axis in along], dtype=float)
+        size = np.array(self.size, dtype=float)
+        # pixel edges run from 0 to n, so that the center of pixel 0 is at 0.5
+        center = lengths / 2
+        steps = np.broadcast_to(np.asarray(self.spacing, dtype=float), 2) / edges[along] if known else None
+        if steps is None or (lengths > size * steps + 1).any():
+            low, high = picture_box(source, intensity)
+            box = np.array([[low[axis], high[axis]] for axis in along], dtype=float)
+            center = box.mean(axis=1)
+            if steps is None:
+                steps = np.full(2, ((box[:, 1] - box[:, 0]) / size).max())
+        matrix = np.eye(4)
+        matrix[:2, :2] = 0
+        for axis, (to, sign) in enumerate(zip(along, turn[along, [0, 1]], strict=True)):
+            matrix[to, axis] = sign * steps[axis]
+            matrix[to, 3] = center[axis] - 0.5 + sign * steps[axis] * (0.5 - size[axis] / 2)
+        return matrix
+
+    def _place_volume(
+        self, source: torch.Tensor, inside: torch.Tensor, registered: tuple[Any, Any] | None
+    ) -> NDArray[np.float64]:
+        affine = geometry(source)[0]
+        steps = np.broadcast_to(np.asarray(self.spacing, dtype=np.float64), 3)
+        whole = np.ones(source.shape[1:], bool)
+        middle, moved = registered or (None, np.eye(4))
+        if middle is None:
+            middle = middle_of(inside[0].numpy() if self.center == "subject" else whole, affine)
+        directions = np.zeros((3, 3))
+        for axis, code in enumerate(self.axes):
+            directions["RLAPSI".index(code) // 2, axis] = 1.0 if code in "RAS" else -1.0
+        frame = np.eye(4)
+        frame[:3, :3] = directions * steps
+        frame[:3, 3] = middle - frame[:3, :3] @ ((np.array(self.size) - 1) / 2)
+        return np.linalg.inv(affine) @ moved @ frame
+
+    def _intensity(self, source: torch.Tensor, inside: torch.Tensor) -> tuple[float, float]:
+        """Values of a volume that become black and white."""
+        brain = source.as_subclass(torch.Tensor).detach().cpu().float().numpy()[inside.numpy()]
+        darkest, high = (float(value) for value in np.percentile(brain, [100 - self.percentile, self.percentile]))
+        return min(darkest, 0.0), high
 
 
-def _metric_step(image: torch.Tensor, spacing: float | Sequence[float]) -> tuple[float, float] | None:
-    """Native pixels per grid pixel, None if the native spacing is unknown."""
-    wanted = _pair(spacing)
-    if not all(math.isfinite(n) and n > 0 for n in wanted):
-        raise ValueError(f"spacing must be positive millimetres, got {spacing!r}")
-    native = get_spacing(image)
-    return None if native is None else (wanted[0] / native[0], wanted[1] / native[1])
+_OF_THE_PIXELS = ("mask", "overlay_mask", "region")  # of the image's meta data: they lie on its own pixels
 
 
-def _pair(spacing: float | Sequence[float]) -> tuple[float, float]:
-    if isinstance(spacing, int | float):
-        return float(spacing), float(spacing)
-    row, column = spacing
-    return float(row), float(column)
+def _kept(source: torch.Tensor) -> MetaTensor:
+    plain = source.as_subclass(torch.Tensor).detach().float()
+    return MetaTensor(plain, affine=torch.from_numpy(geometry(source)[0]), meta=meta_of(source, "mask"))
 
 
-def _place(
-    source: torch.Tensor, image: torch.Tensor, size: tuple[int, int], step: tuple[float, float] | None
-) -> GridRecord:
-    """Decide which part of the matrix the grid covers."""
-    height, width = (int(n) for n in source.shape[-2:])
-    # pixel edges run from 0 to H, so that the centre of pixel 0 is at 0.5
-    center = (height / 2, width / 2)
-    metric = step is not None
-    if step is None:
-        top, left, bottom, right = _picture(source, image)
-        scale = max((bottom - top) / size[0], (right - left) / size[1])
-        step, center = (scale, scale), ((top + bottom) / 2, (left + right) / 2)
-    elif any(n > k * s + 1 for n, k, s in zip((height, width), size, step, strict=True)):
-        top, left, bottom, right = _picture(source, image)
-        center = ((top + bottom) / 2, (left + right) / 2)
-    origin = tuple(c - 0.5 + s * (0.5 - n / 2) for c, s, n in zip(center, step, size, strict=True))
-    return {
-        "native_size": (height, width),
-        "grid_size": size,
-        "origin": (float(origin[0]), float(origin[1])),
-        "step": (float(step[0]), float(step[1])),
-        "metric": int(metric),
-    }
+def _display_range(picture: torch.Tensor) -> tuple[float, float]:
+    """Values of a picture that are black and white: [0, 1], [0, 255], or its own ends beyond these."""
+    low, high = (float(value) for value in picture.as_subclass(torch.Tensor).float().aminmax())
+    if low >= -1e-6 and high <= 255:
+        return 0.0, 1.0 if high <= 1 + 1e-6 else 255.0
+    return low, max(high, low + 1e-6)
 
 
-def _picture(source: torch.Tensor, image: torch.Tensor) -> tuple[int, int, int, int]:
-    """Bounding box (first row, first column, end row, end column) of the non-black part of the ultrasound region.
+def _screen(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Signed permutation (2, 2): axes of the grid, rows downward and columns to the right, to axes of a picture.
 
-    A row or column counts if 2 % of it is visible, so that single bright pixels or a thin line do not widen the box.
+    A radiological view shows patient left on the right, anterior up, and in sagittal and coronal planes the head up.
     """
-    height, width = (int(n) for n in source.shape[-2:])
-    region = getattr(image, "meta", {}).get("region", (0, 0, height, width))
-    top, left, bottom, right = (int(n) for n in region)
-    visible = (_plain(source)[0, top:bottom, left:right] > _VISIBLE).to(torch.float32)
-    rows = torch.nonzero(visible.mean(dim=1) > 0.02).flatten()
-    columns = torch.nonzero(visible.mean(dim=0) > 0.02).flatten()
-    if not len(rows) or not len(columns):
-        return top, left, bottom, right
-    return top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1
+    import nibabel as nib
+
+    world = nib.orientations.io_orientation(affine)
+    # the horizontal axis of the screen is x, or y in a sagittal plane: the smaller of the two world axes
+    horizontal = 0 if world[0, 0] <= world[1, 0] else 1
+    turn = np.zeros((2, 2))
+    for axis, source in ((0, 1 - horizontal), (1, horizontal)):
+        turn[source, axis] = -world[source, 1]  # right, down and to the back are the negative directions of RAS+
+    return turn
 
 
-def _grid_affine(affine: object, record: Mapping[str, Any]) -> torch.Tensor:
-    """Affine of the grid: the native one after the grid's scale and offset."""
-    native = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine).to(torch.float64)
-    index = torch.eye(4, dtype=torch.float64)
-    index[0, 0], index[1, 1] = record["step"]
-    index[0, 3], index[1, 3] = record["origin"]
-    return native @ index
-
-
-def _fields(
-    record: Mapping[str, Any],
-) -> tuple[tuple[int, int], tuple[int, int], tuple[float, float], tuple[float, float]]:
-    """Read a record; collating and decollating may have made tensors of its numbers."""
-    native, grid = ((int(a), int(b)) for a, b in (record["native_size"], record["grid_size"]))
-    origin, step = ((float(a), float(b)) for a, b in (record["origin"], record["step"]))
-    return native, grid, origin, step
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
-def _check_shape(tensor: torch.Tensor, expected: tuple[int, int], name: str) -> None:
-    if tuple(tensor.shape[-2:]) != expected:
-        raise ValueError(f"{name} must have the shape (..., {expected[0]}, {expected[1]}), got {tuple(tensor.shape)}")
+def _checked(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    if tuple(mask.shape) != tuple(image.shape):
+        raise ValueError(f"mask must be on the image's voxels {tuple(image.shape)}, got shape {tuple(mask.shape)}")
+    inside = mask.as_subclass(torch.Tensor).detach().cpu() > 0
+    if not inside.any():
+        raise ValueError("mask is empty: give one in which the subject is 1")
+    return inside

@@ -1,2 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a case to its files: the job of a bundle."""
+"""From a case to its files: the explainer, the job of a bundle, and what they write."""
+
+from __future__ import annotations
+
+from medcf.inference.case_result import CaseResult
+from medcf.inference.evaluator import CaseWriter, CounterfactualEvaluator
+from medcf.inference.explainer import Explainer
+from medcf.inference.inputs import CaseList, list_cases
+from medcf.inference.panel import PanelWriter
+from medcf.inference.run_folder import RunFolder
+from medcf.inference.summary import finish_run
+from medcf.inference.writers import NiftiWriter, create_writers
+
+__all__ = [
+    "CaseList",
+    "CaseResult",
+    "CaseWriter",
+    "CounterfactualEvaluator",
+    "Explainer",
+    "NiftiWriter",
+    "PanelWriter",
+    "RunFolder",
+    "create_writers",
+    "finish_run",
+    "list_cases",
+]

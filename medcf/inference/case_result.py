@@ -3,37 +3,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-__all__ = ["CaseResult"]
+from medcf.runtime.atomic import write_json
+from medcf.runtime.owned import fill_folder
+
+__all__ = ["MARKER", "CaseResult", "Writer"]
+
+#: The case's scores: the last file that is written, it marks the case as done.
+MARKER = "case.json"
+
+Writer = Callable[["CaseResult", Path], object]
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case's images and scores; ``*spatial`` is (H, W) of an image or (X, Y, Z) of a volume.
+    """A case's images and scores; ``*spatial`` is (X, Y) of a picture, columns first, or (X, Y, Z) of a volume.
 
     Attributes:
         case: case id, also the name of its folder.
         path: the input file, or the first of a series.
-        original: (*spatial) float32, the input as it was read: an image (colour as luminance) in [0, 1], before any
+        original: (*spatial) float32, the input as the network's grid was made of it: a picture in [0, 1] after its
             clean-up, a volume in its own units.
         counterfactual: (*spatial) float32: original plus difference, in the units of the original.
         difference: (*spatial) float32, signed, counterfactual minus input as the network sees them, in fractions of
             the full intensity range.
         trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference.
-        affine: (4, 4) from (row, column, slice) indices, or (i, j, k) of a volume, to RAS+ mm.
+        affine: (4, 4) from indices to RAS+ mm.
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
         spacing: mm between neighbors along each axis; None when the file does not say.
         segmentation: (2, *spatial) uint8 labels of the input and of the counterfactual, None without a segmenter.
-        region: first row, first column, end row, end column of what the network saw of an image; None for all.
+        region: of a picture, first column and row, end column and row of what the network saw; None for all.
         window: the original's values that are the network's black and white, the full intensity range.
-        mask: (*spatial) bool, the brain of a volume; None where there is none.
+        mask: (*spatial) bool, the subject of a volume; None where there is none.
         row: the scores, as in ``scores.csv``.
+        on_grid: ``image`` and ``pred`` (1, *grid) in [-1, 1].
+        writers: what ``save`` calls, in this order.
     """
 
     case: str
@@ -50,3 +62,27 @@ class CaseResult:
     window: tuple[float, float] = (0.0, 1.0)
     mask: NDArray[np.bool_] | None = None
     row: dict[str, Any] = field(default_factory=dict)
+    on_grid: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    writers: Sequence[Writer] = field(default=(), repr=False)
+
+    def write(self, folder: Path) -> None:
+        """Let the writers write into a folder."""
+        for writer in self.writers:
+            writer(self, folder)
+
+    def save(self, output_dir: str | Path) -> Path:
+        """Write the images and ``case.json`` into a folder called after the case.
+
+        Args:
+            output_dir: folder of that folder.
+
+        Returns:
+            The case's folder. What medcf wrote there before is replaced, what anybody else did stays.
+
+        Raises:
+            FileExistsError: a file of somebody else is in the way; names it.
+        """
+        folder = Path(output_dir) / self.case
+        fill_folder(folder, self.write, more=(MARKER,))
+        write_json(folder / MARKER, self.row)
+        return folder

@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import Dataset
-from torch.utils.data import Sampler
+from monai.data import Dataset, MetaTensor, decollate_batch
+from torch.utils.data import DataLoader, Sampler
 
-from medcf.inference.run_folder import Failure, RunFolder
+from medcf.data import Case
+from medcf.inference.run_folder import RunFolder
 from medcf.runtime.error_report import root_cause
-from medcf.runtime.errors import UnreadableImage
+from medcf.runtime.errors import Failure, UnreadableImage
 from medcf.runtime.ranks import rank, world_size
 
-__all__ = ["CaseDataset", "PendingBatches", "collate_cases"]
+__all__ = [
+    "CaseDataset",
+    "PendingBatches",
+    "case_loader",
+    "collate_cases",
+    "describe_failure",
+    "explainable",
+    "split_batch",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,40 +35,21 @@ class CaseDataset(Dataset):
     """A dataset whose items are a case, or the reason why there is none.
 
     Args:
-        data: cases as `medcf.data.build_datalist` lists them: dictionaries with ``image`` (path) and ``case`` (id).
-        transform: preprocessing, from such a dictionary to one whose ``image`` is a tensor (C, *spatial).
+        data: cases as `medcf.data.find_cases` lists them.
+        transform: preprocessing, from ``{"image": case, ...}`` to a dictionary whose ``image`` is (C, *spatial).
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+    def __init__(self, data: Sequence[Case], transform: Callable[[Any], Any]) -> None:
         super().__init__(data, transform=None)
         self.preprocessing = transform
 
     def _transform(self, index: int) -> dict[str, Any]:
-        case = dict(self.data[index])
+        case: Case = self.data[index]
+        named = {"case": case.id, "file": str(case.path)}
         try:
-            item = self.preprocessing(dict(case))
-            if not torch.isfinite(item["image"]).all():
-                raise UnreadableImage(case["image"], "holds values that are not finite", "Export it again.")
+            return {**explainable(self.preprocessing(case.item()), case), **named}
         except Exception as error:
-            return {"case": case["case"], "file": str(case["image"]), "failure": _describe(case, error)}
-        return {**item, "case": case["case"], "file": str(case["image"])}
-
-
-def collate_cases(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Batch cases: images on the network's grid are stacked, everything else stays a list.
-
-    Args:
-        items: what `CaseDataset` returns.
-
-    Returns:
-        ``image`` (B, C, *spatial) of the readable cases (absent when there is none), ``items`` their dictionaries and
-        ``failures`` the `Failure` of the others.
-    """
-    good = [dict(item) for item in items if "failure" not in item]
-    batch: dict[str, Any] = {"items": good, "failures": [item["failure"] for item in items if "failure" in item]}
-    if good:
-        batch["image"] = torch.stack([torch.as_tensor(item["image"]).as_subclass(torch.Tensor) for item in good])
-    return batch
+            return {**named, "failure": describe_failure(case, error)}
 
 
 class PendingBatches(Sampler[list[int]]):
@@ -75,12 +65,12 @@ class PendingBatches(Sampler[list[int]]):
         batch_size: cases a batch.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], run_folder: RunFolder, batch_size: int) -> None:
+    def __init__(self, data: Sequence[Case], run_folder: RunFolder, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: use at least 1.")
         done = set(run_folder.finished_before)
         chunks = [range(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
-        pending = [list(chunk) for chunk in chunks if any(data[index]["case"] not in done for index in chunk)]
+        pending = [list(chunk) for chunk in chunks if any(data[index].id not in done for index in chunk)]
         self.batches = pending[rank() :: world_size()]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -90,19 +80,62 @@ class PendingBatches(Sampler[list[int]]):
         return len(self.batches)
 
 
-def _describe(case: Mapping[str, Any], error: Exception) -> Failure:
+def case_loader(
+    cases: Sequence[Case],
+    preprocessing: Callable[[Any], Any],
+    run_folder: RunFolder,
+    batch_size: int = 1,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Load the batches of a run that are not done."""
+    batches = PendingBatches(cases, run_folder, batch_size)
+    dataset = CaseDataset(cases, preprocessing)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_cases)
+
+
+def collate_cases(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Keep the ``items`` that `CaseDataset` read apart from the ``failures``, in a list each."""
+    return {
+        "items": [dict(item) for item in items if "failure" not in item],
+        "failures": [item["failure"] for item in items if "failure" in item],
+    }
+
+
+def split_batch(batch: Mapping[str, Any]) -> list[Any]:
+    """List the items of a batch, of `collate_cases` or of any MONAI data loader whose items hold ``image``."""
+    if "items" in batch:
+        return [*batch["items"], *batch["failures"]]
+    image = batch["image"]
+    images = decollate_batch(image) if isinstance(image, MetaTensor) else list(image)
+    others = {key: value for key, value in batch.items() if key != "image" and len(value) == len(images)}
+    rows = [{key: value[index] for key, value in others.items()} for index in range(len(images))]
+    return [{**row, "image": one} for row, one in zip(rows, images, strict=True)]
+
+
+def explainable(item: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    """Refuse an image that is not finite.
+
+    Raises:
+        UnreadableImage: it holds NaN or infinite values.
+    """
+    if not torch.isfinite(item["image"]).all():
+        raise UnreadableImage(case.path, "holds values that are not finite", "Export it again.")
+    return dict(item)
+
+
+def describe_failure(case: Case, error: Exception) -> Failure:
     """Turn what went wrong into a line of ``failures.csv``; MONAI wraps a transform's error in its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UnreadableImage):
             other = Path(cause.path).name  # its mask, or another file of its series
-            reason = cause.reason if other == Path(case["image"]).name else f"{other} {cause.reason}"
-            if cause.path == str(case.get("mask")):
+            reason = cause.reason if other == case.path.name else f"{other} {cause.reason}"
+            if cause.path == str(case.mask):
                 reason = f"its mask {other} {cause.reason}"
-            return Failure(str(case["image"]), "read", reason, cause.remedy)
+            return Failure(str(case.path), "read", reason, cause.remedy)
         cause = cause.__cause__ or cause.__context__
-    logger.debug("reading %s failed", case["image"], exc_info=error)
+    logger.debug("reading %s failed", case.path, exc_info=error)
     plain = root_cause(error)
     first_line = (str(plain).splitlines() or [""])[0]
     reason = f"cannot be prepared ({type(plain).__name__}: {first_line[:200]})"
-    return Failure(str(case["image"]), "read", reason, "Check the file and the options of the preprocessing.")
+    return Failure(str(case.path), "read", reason, "Check the file and the options of the preprocessing.")

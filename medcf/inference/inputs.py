@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcf.data import build_datalist
+from medcf.data import Case, find_cases
+from medcf.phantoms import write_phantoms
+from medcf.runtime.errors import Failure
 from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, remove_files, written_files
 from medcf.runtime.ranks import first_on_main
 
-__all__ = ["DEMO_TRUTH", "CaseList", "list_cases", "write_once"]
+__all__ = ["DEMO_TRUTH", "CaseList", "list_cases"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,10 @@ DEMO_TRUTH = "demo_truth"
 
 @dataclass(frozen=True)
 class CaseList:
-    """The images of a run.
+    """The images of a run: its cases, and the files that cannot be used."""
 
-    Attributes:
-        cases: dictionaries with ``image`` (path), ``case`` (id) and what a datalist adds.
-        failures: files that cannot be used: dictionaries with ``file``, ``reason`` and ``remedy``.
-    """
-
-    cases: list[dict[str, Any]]
-    failures: list[dict[str, str]] = field(default_factory=list)
+    cases: list[Case]
+    failures: list[Failure] = field(default_factory=list)
 
 
 def list_cases(
@@ -38,58 +34,39 @@ def list_cases(
     datalist: str | Path | None,
     output_dir: str | Path,
     *,
-    frame: int | str = "middle",
+    phantom: str = "fetal_head",
     demo_count: int = 16,
-    demo_overlays: bool = True,
+    demo_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> CaseList:
     """List the images of a folder or table; without either, write demo phantoms and list those.
 
     Args:
-        dataset_dir: folder of DICOM, NIfTI, PNG or JPEG files, searched through.
-        datalist: CSV or JSON table, see `medcf.data.build_datalist`.
+        dataset_dir: folder of images, searched through.
+        datalist: CSV or JSON table, see `medcf.data.find_cases`.
         output_dir: folder of the run. It is left out of ``dataset_dir``, and the phantoms go into its ``demo_inputs``:
-            non-standard planes of heads that no training has seen, as PNG, NIfTI and DICOM files in turn; their truth
-            (the standard plane of the same head) goes into ``demo_truth``.
-        frame: which frame of a loop: ``"first"``, ``"middle"``, ``"last"``, an index, or ``"all"``.
+            subjects that no training has seen, in the formats and geometries of scanners; their truth (the same
+            subjects in the other class) goes into ``demo_truth``.
+        phantom: name of the demo's phantom.
         demo_count: number of demo phantoms.
-        demo_overlays: burn text and calipers into every second demo phantom.
-
-    Returns:
-        The cases and the files that cannot be used.
+        demo_options: how they are written, see `medcf.phantoms.write_phantoms`.
+        options: of `medcf.data.find_cases`: ``spatial_dims``, ``frame``, ``split``, ...
 
     Raises:
         FileNotFoundError: the folder or the table does not exist.
         ValueError: there is nothing to read, or ``output_dir`` could meet the inputs.
     """
-    output_dir = Path(output_dir)
+    folder = Path(output_dir)
     if dataset_dir is None and datalist is None:
-        demo_dir = output_dir
-        dataset_dir = first_on_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_overlays))
-        return CaseList(*build_datalist(dataset_dir))
+        demo = first_on_main("write phantoms", lambda: _write_demo(folder, phantom, demo_count, demo_options or {}))
+        return CaseList(*find_cases(demo, **options))
     if datalist is None:
-        check_output_dir(output_dir, [dataset_dir or ""])
-    return CaseList(*build_datalist(dataset_dir, datalist, frame=frame, exclude=[output_dir]))
+        check_output_dir(folder, [dataset_dir or ""])
+    return CaseList(*find_cases(dataset_dir, datalist, exclude=[folder], **options))
 
 
-def _write_demo(output_dir: Path, count: int, overlays: bool) -> Path:
-    from medcf.phantoms import write_demo
-
-    def write(folder: Path, truth: Path) -> None:
-        write_demo(folder, "demo", count, 0, overlays=(False, overlays), truth_dir=truth)
-
-    return write_once(output_dir, count, write)
-
-
-def write_once(output_dir: Path, count: int, write: Callable[[Path, Path], object]) -> Path:
-    """Write demo inputs and their truth unless they are complete.
-
-    Args:
-        output_dir: folder of the run.
-        count: number of inputs.
-        write: writes the inputs into the first folder that it is given and the truth into the second.
-
-    Returns:
-        The folder of the inputs.
+def _write_demo(output_dir: Path, phantom: str, count: int, options: dict[str, Any]) -> Path:
+    """Write the demo's inputs and their truth, unless they are complete; returns the folder of the inputs.
 
     Raises:
         FileExistsError: somebody else's file is in the way.
@@ -102,5 +79,9 @@ def write_once(output_dir: Path, count: int, write: Callable[[Path, Path], objec
     if len(names) != count or not all((inputs / name).is_file() for name in names):
         logger.info("No --dataset_dir: writing %d phantoms to %s", count, inputs)
         remove_files(inputs)
-        fill_folder(truth, lambda folder: fill_folder(inputs, lambda partial: write(partial, folder)))
+
+        def write(folder: Path) -> None:
+            fill_folder(inputs, lambda part: write_phantoms(phantom, part, count, truth_dir=folder, **options))
+
+        fill_folder(truth, write)
     return inputs

@@ -16,41 +16,26 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from medcf import __version__
+from medcf.data import Case
+from medcf.inference.case_result import MARKER, CaseResult
 from medcf.runtime.atomic import write_csv, write_json
+from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
 from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, written_files
 from medcf.runtime.ranks import from_main, rank
 from medcf.runtime.session import describe_session, now
 
-__all__ = ["MARKER", "Failure", "RunFolder"]
+__all__ = ["RunFolder"]
 
 logger = logging.getLogger(__name__)
 
-MARKER = "case.json"
 MANIFEST = "manifest.json"
 TABLES = ("scores.csv", "failures.csv", "summary.json")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A file that gave no counterfactual.
-
-    Attributes:
-        file: path of the input.
-        stage: ``"read"``, ``"infer"`` or ``"write"``.
-        reason: what was wrong.
-        remedy: what the user can do about it.
-    """
-
-    file: str
-    stage: str
-    reason: str
-    remedy: str
 
 
 class RunFolder:
@@ -93,13 +78,12 @@ class RunFolder:
         self._started = time.perf_counter()
         self._lock: IO[str] | None = None
 
-    def open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]] = ()) -> list[str]:
+    def open(self, cases: Sequence[Case], failures: Sequence[Failure] = ()) -> list[str]:
         """Start or continue a run.
 
         Args:
-            cases: dictionaries with ``case`` (id), ``image`` (path) and, of a series, ``files``, in the order of the
-                run.
-            failures: files that are known to be unusable: dictionaries with ``file``, ``reason`` and ``remedy``.
+            cases: in the order of the run.
+            failures: files that are known to be unusable.
 
         Returns:
             The cases that an earlier session finished, whose results stay as they are.
@@ -110,8 +94,8 @@ class RunFolder:
                 results of another config, other weights or other inputs; says which.
             RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
-        self.inputs = {str(case["case"]): Path(case["image"]) for case in cases}
-        check_output_dir(self.path, _input_files(cases))
+        self.inputs = {case.id: case.path for case in cases}
+        check_output_dir(self.path, {file for case in cases for file in (*case.files, case.mask) if file})
         found = from_main("open the run folder", lambda: self._open(cases, failures))
         if found["inputs"] != _digest(self.inputs):
             raise RuntimeError(
@@ -120,7 +104,7 @@ class RunFolder:
         self.finished_before = [case for case, done in zip(self.inputs, found["done"], strict=True) if done == "1"]
         return self.finished_before
 
-    def _open(self, cases: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    def _open(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, str]:
         """Open the folder on the main process; returns which cases are done, a digit each, to be sent to the others."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -162,7 +146,7 @@ class RunFolder:
         self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
         write_json(self.path / MANIFEST, self.manifest)
         for failure in failures:
-            self.fail(Failure(failure["file"], "read", failure["reason"], failure["remedy"]))
+            self.fail(failure)
         done = set(self.done())
         if done:
             logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
@@ -175,6 +159,29 @@ class RunFolder:
     def done(self) -> list[str]:
         """List the cases of this run whose marker exists, in the order of the run."""
         return [case for case in self.inputs if (self.case_dir(case) / MARKER).is_file()]
+
+    def take(self, result: CaseResult | Failure) -> CaseResult | Failure:
+        """Write a case and mark it as done, or record why that fails; the run goes on.
+
+        Args:
+            result: what became of a case; one that is done already stays as it is.
+
+        Returns:
+            The result, or the `Failure` of writing it.
+        """
+        if isinstance(result, Failure):
+            self.fail(result)
+        elif not (self.case_dir(result.case) / MARKER).is_file():
+            started = time.perf_counter()
+            try:
+                self.write(result.case, result.write)
+            except Exception as error:
+                failure = Failure(str(result.path), "write", *_reason(error))
+                self.fail(failure)
+                return failure
+            seconds = round(result.row.get("seconds", 0.0) + time.perf_counter() - started, 3)
+            self.complete(result.case, result.row | {"seconds": seconds})
+        return result
 
     def write(self, case: str, write: Callable[[Path], object]) -> None:
         """Write the files of a case; what somebody else put into its folder stays.
@@ -320,14 +327,18 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
 
-def _input_files(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    named = [(case["image"], *case.get("files", ()), case.get("mask")) for case in cases]
-    return sorted({str(path) for paths in named for path in paths if path})
-
-
 def _failure_key(failure: Failure) -> str:
     return f"{failure.file}\0{failure.reason}"
 
 
 def _digest(inputs: Mapping[str, Path]) -> str:
     return hashlib.sha256(json.dumps([[case, str(path)] for case, path in inputs.items()]).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """Say why a case could not be written, and what to do."""
+    if isinstance(error, OSError):
+        return str(error), "Make room, or choose another --output_dir, and start the same command again."
+    logger.debug("writing failed", exc_info=error)
+    first_line = (str(error).splitlines() or [""])[0][:200]
+    return f"cannot be written ({type(error).__name__}: {first_line})", "Leave the writer out, or report it."

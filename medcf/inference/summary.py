@@ -7,20 +7,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medcf.inference.run_folder import Failure, RunFolder
+from medcf.inference.run_folder import RunFolder
 from medcf.runtime.error_report import FilesFailed
+from medcf.runtime.errors import Failure
 from medcf.runtime.owned import NOTICE
 from medcf.runtime.ranks import collect, rank
 
-__all__ = ["finish_run", "format_summary", "summarize"]
+__all__ = ["end_run", "finish_run", "format_summary", "summarize"]
 
 logger = logging.getLogger(__name__)
 
 
 def finish_run(run_folder: RunFolder) -> dict[str, Any]:
-    """Write the tables of a run and tell its outcome; the last expression of ``run`` in a bundle.
-
-    Under torchrun the main process waits for the others and does this for all.
+    """End a run as a command does: the last expression of ``run`` in a bundle.
 
     Args:
         run_folder: the run's folder, all of whose cases were done or failed.
@@ -31,6 +30,23 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     Raises:
         FilesFailed: files failed; counts them. Everything else was written before.
     """
+    summary = end_run(run_folder)
+    if summary:
+        logger.info("%s", format_summary(summary, str(run_folder.path)))
+    if summary.get("failed"):
+        raise FilesFailed(
+            f"{summary['failed']} of {summary['files']} files failed, the others are done; "
+            f"{run_folder.path / 'failures.csv'} says why and what to do."
+        )
+    return summary
+
+
+def end_run(run_folder: RunFolder) -> dict[str, Any]:
+    """Write the tables of a run; under torchrun the main process waits for the others and does this for all.
+
+    Returns:
+        What ``summary.json`` holds; empty on any process but the main one.
+    """
     shards = collect("finish", run_folder.shard())
     if rank() > 0:
         return {}
@@ -38,13 +54,6 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     failures = list(run_folder.failures.values())
     summary = summarize(run_folder.rows(), failures) | {"seconds_of_this_session": round(run_folder.seconds(), 1)}
     run_folder.close(summary)
-    logger.info("%s", format_summary(summary, str(run_folder.path)))
-    if failures:
-        total = len({failure.file for failure in failures})
-        raise FilesFailed(
-            f"{total} of {summary['files']} files failed, the others are done; "
-            f"{run_folder.path / 'failures.csv'} says why and what to do."
-        )
     return summary
 
 

@@ -19,6 +19,7 @@ from medcf.phantoms.head.files import write_demo
 from medcf.phantoms.head.overlays import burn_in
 from medcf.phantoms.head.pairs import PairedPhantomDataset
 from medcf.phantoms.head.poses import HeadPose
+from medcf.phantoms.write import write_phantoms
 
 __all__ = [
     "CONCEPTS",
@@ -44,4 +45,5 @@ __all__ = [
     "write_brain_demo",
     "write_brains",
     "write_demo",
+    "write_phantoms",
 ]

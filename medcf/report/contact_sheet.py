@@ -17,12 +17,12 @@ from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from medcf.data import UnreadableImage, read_study
-from medcf.data.volumes import read_volume
-from medcf.inference.case_result import CaseResult
+from medcf.data import read, to_luminance
+from medcf.data.image import geometry
+from medcf.inference.case_result import MARKER, CaseResult
 from medcf.inference.drawing import colored_difference
-from medcf.inference.run_folder import MARKER
-from medcf.inference.volume_panel import focus, slices_through
+from medcf.inference.slices import focus, slices_through
+from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,81 +131,68 @@ def _tiles(column: SheetColumn, limit: float) -> list[NDArray | None]:
 
 def _column(folder: Path, case: str) -> SheetColumn:
     row = json.loads((folder / case / MARKER).read_text(encoding="utf-8"))
-    if "size_k" in row:
-        return _volume_column(folder, case, row)
-    original = read_study(row["file"], row["frame"])
-    images = {}
-    for name in ("counterfactual", "difference"):
-        image = cast(nib.Nifti1Image, nib.load(folder / case / f"{name}.nii.gz"))
-        images[name] = _as_picture(image, original.affine.numpy(), tuple(original.shape[1:]))
-    truth = folder / "demo_truth" / f"{case}_standard.png"
+    result = _read_result(folder / case, row)
+    shown = slices_through(result, focus(result))[0]
+    picture = result.original.ndim == 2
+    images = {"image": shown.image, "counterfactual": shown.counterfactual, "difference": shown.difference}
+    truth = folder / "demo_truth" / (f"{case}_standard.png" if picture else f"{case}_other.nii.gz")
+    if truth.is_file():
+        other = read(truth).numpy()[0]
+        if picture:
+            images["truth"] = slices_through(replace(result, **dict.fromkeys(_IMAGES, other)), (0, 0, 0))[0].image
+        else:
+            low, high = result.window
+            images["truth"] = np.clip((shown.cut(other) - low) / (high - low), 0, 1)
+    if not picture:
+        images = {name: _field_of_view(image, shown.size_mm) for name, image in images.items()}
     return SheetColumn(
         title=f"{row['confidence_before']:.2f} → {row['confidence_after']:.2f}",
-        image=original[0].numpy(),
-        counterfactual=images["counterfactual"],
-        difference=images["difference"],
-        truth=read_study(truth)[0].numpy() if truth.is_file() else None,
+        truth_name="truth: standard plane\nof the same head"
+        if picture
+        else "truth: the same brain\nin the other class",
+        **images,
     )
 
 
-def _volume_column(folder: Path, case: str, row: Mapping[str, Any]) -> SheetColumn:
-    paths = {name: folder / case / f"{name}.nii.gz" for name in ("counterfactual", "difference", "mask")}
-    paths["truth"] = folder / "demo_truth" / f"{case}_other.nii.gz"
-    shape = tuple(row[f"size_{axis}"] for axis in "ijk")
+_IMAGES = ("original", "counterfactual", "difference")
+
+
+def _read_result(folder: Path, row: Mapping[str, Any]) -> CaseResult:
+    """Read a case back from its files."""
+    paths = {name: folder / f"{name}.nii.gz" for name in ("counterfactual", "difference", "mask")}
     stored = {name: cast(nib.Nifti1Image, nib.load(path)) for name, path in paths.items() if path.is_file()}
-    images = {name: image.get_fdata(dtype=np.float32).reshape(shape) for name, image in stored.items()}
-    window = row["black"], row["white"]
-    original = _input_volume(row, shape)
-    if original is None:  # exact but for voxels that were cut off at black
-        original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
-    result = CaseResult(
-        case=case,
+    window = (row.get("black", 0.0), row.get("white", 1.0))
+    images = {name: np.squeeze(image.get_fdata(dtype=np.float32)) for name, image in stored.items()}
+    # the input is what lies below the difference, exact but for what was cut off at black and white
+    original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
+    source = _input(row, original.shape)
+    return CaseResult(
+        case=str(row["case"]),
         path=Path(row["file"]),
-        original=original,
+        original=original if source is None else source[0],
         counterfactual=images["counterfactual"],
         difference=images["difference"],
         trajectory=original[None],
-        affine=stored["difference"].affine,
+        affine=stored["difference"].affine if source is None else source[1],
         source_format="nifti",
         window=window,
         mask=images["mask"] > 0.5 if "mask" in images else None,
     )
-    axial = slices_through(result, focus(result))[0]
-    truth = None
-    if "truth" in images:
-        shown = replace(result, counterfactual=images["truth"])
-        truth = _field_of_view(slices_through(shown, focus(result))[0].counterfactual, axial.size_mm)
-    return SheetColumn(
-        title=f"{row['confidence_before']:.2f} → {row['confidence_after']:.2f}",
-        image=_field_of_view(axial.image, axial.size_mm),
-        counterfactual=_field_of_view(axial.counterfactual, axial.size_mm),
-        difference=_field_of_view(axial.difference, axial.size_mm),
-        truth=truth,
-        truth_name="truth: the same brain\nin the other class",
-    )
 
 
-def _input_volume(row: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray | None:
-    """Read the input of a case again; None if it is gone, or a series whose folder holds others, too."""
+def _input(row: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[NDArray, NDArray] | None:
+    """Read the input of a case again, and where it lies; None if it is gone, or a series whose folder holds others."""
     path = Path(row["file"])
+    series = row["format"] == "dicom" and len(shape) == 3
     try:
-        volume = read_volume(path.parent if row["format"] == "dicom" else path)
+        image = read(path.parent if series else path, row.get("frame"))
     except UnreadableImage:
         return None
-    return volume.numpy()[0] if tuple(volume.shape[1:]) == shape else None
+    plain = to_luminance(image).numpy()[0]
+    return (plain, geometry(image)[0]) if plain.shape == shape else None
 
 
 def _field_of_view(picture: NDArray, size_mm: tuple[float, float]) -> NDArray:
     """Put a slice into the middle of a square, at a pixel a mm."""
     picture = resize(picture, tuple(max(round(mm), 1) for mm in size_mm), order=1)
     return np.asarray(ResizeWithPadOrCrop(_FIELD_MM, value=0)(torch.from_numpy(picture)[None]))[0]
-
-
-def _as_picture(image: nib.Nifti1Image, affine: NDArray, shape: tuple[int, ...]) -> NDArray:
-    """Turn a case's NIfTI back to rows and columns as on a screen."""
-    from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
-
-    array = image.get_fdata(dtype=np.float32)
-    array = array.reshape(array.shape[:3] + (1,) * (3 - array.ndim))
-    turn = ornt_transform(io_orientation(image.affine), io_orientation(affine))
-    return apply_orientation(array, turn).reshape(shape)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception of everything that reads images."""
+"""A file that cannot be used: as an error, and as a line of ``failures.csv``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["UnreadableImage"]
+__all__ = ["Failure", "UnreadableImage"]
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - the name says what happened to the file, as pydicom's and PIL's do
-    """A file that cannot be used as a 2D image.
+    """A file that cannot be used as an image.
 
     Neither the message nor the fields hold anything from inside the file, so they may be logged and put in a table.
 
@@ -29,3 +30,25 @@ class UnreadableImage(ValueError):  # noqa: N818 - the name says what happened t
     def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
         """Keep the three fields when a data loader's worker sends the error to the main process."""
         return type(self), (self.path, self.reason, self.remedy)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that gave no counterfactual.
+
+    Attributes:
+        file: path of the input.
+        stage: ``"read"``, ``"infer"`` or ``"write"``.
+        reason: what was wrong.
+        remedy: what the user can do about it.
+    """
+
+    file: str
+    stage: str
+    reason: str
+    remedy: str
+
+    @classmethod
+    def of(cls, error: UnreadableImage) -> Failure:
+        """Name the file, the reason and the remedy of an error."""
+        return cls(error.path, "read", error.reason, error.remedy)

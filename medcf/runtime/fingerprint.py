@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from monai.bundle import ConfigParser
 
@@ -19,7 +19,7 @@ INDIFFERENT_KEYS = frozenset(
     {
         "_meta_", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist", "output_dir",
         "device", "batch_size", "memory_budget", "num_workers", "num_threads", "overwrite", "progress", "panels",
-        "weights", "handlers", "run_folder",
+        "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list",
     }
 )  # fmt: skip
 """Top-level ids of a config that say where and how fast, not what; weights and inputs are hashed by their content."""
@@ -47,11 +47,24 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_inputs(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Hash what each case is read from: its file, or the files of its series, and its mask.
+class Input(Protocol):
+    """What a case is read from; `medcf.data.Case`."""
 
-    Args:
-        cases: dictionaries with ``case`` (id) and ``image`` (path), some with ``files`` (a series) and ``mask`` (path).
+    @property
+    def id(self) -> str:
+        """Case id."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its files."""
+
+    @property
+    def mask(self) -> Path | None:
+        """File of its mask."""
+
+
+def hash_inputs(cases: Iterable[Input]) -> dict[str, str]:
+    """Hash what each case is read from: its file, or the files of its series, and its mask.
 
     Returns:
         Case id to SHA-256.
@@ -59,15 +72,15 @@ def hash_inputs(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     hashes: dict[Path, str] = {}  # several cases may be frames of one file
     digests = {}
     for case in cases:
-        path = Path(case["image"])
-        if path.suffix.lower() == ".hdr" and path.with_suffix(".img").is_file():
-            case = {**case, "files": [path, path.with_suffix(".img")]}  # the pixels of a NIfTI pair
-        if case.get("files") or case.get("mask"):
-            digests[str(case["case"])] = _hash_together([*(case.get("files") or [path]), case.get("mask")])
+        files = list(case.files)
+        if files[0].suffix.lower() == ".hdr" and files[0].with_suffix(".img").is_file():
+            files.append(files[0].with_suffix(".img"))  # the pixels of a NIfTI pair
+        if len(files) > 1 or case.mask:
+            digests[case.id] = _hash_together([*files, case.mask])
             continue
-        if path not in hashes:
-            hashes[path] = sha256(path)
-        digests[str(case["case"])] = hashes[path]
+        if files[0] not in hashes:
+            hashes[files[0]] = sha256(files[0])
+        digests[case.id] = hashes[files[0]]
     return digests
 
 

@@ -1,20 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The datasets of the training configs: phantoms, until the user names images of their own."""
+"""The datasets of the training configs: phantoms, until the user names images of their own.
+
+The user's images are read by the same preprocessing as in inference, over MONAI's datasets, which keep what it made.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import math
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from monai.data import CacheDataset, PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose, Transform
 from torch.utils.data import Dataset
 
-__all__ = ["training_dataset"]
+from medcf.data import Case, find_cases, grid_record, read
+from medcf.data.image import geometry
+from medcf.data.resample import shares_of_labels
+from medcf.runtime.errors import Failure, UnreadableImage
+
+__all__ = ["TargetsOnGridd", "choose_cases", "own_dataset", "split_of_subject", "training_dataset"]
 
 logger = logging.getLogger(__name__)
+
+#: Where a table has no column ``split``, a subject falls into one of these by the hash of its name.
+SHARES = {"train": 0.6, "val": 0.2, "oracle": 0.2}
+TARGETS = ("label", "segmentation", "quality", "concepts")
 
 
 def training_dataset(
@@ -31,28 +50,27 @@ def training_dataset(
     cache_dir: str | Path | None = None,
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
-    preprocessing: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    preprocessing: Callable[[Any], Any] | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
     """Build the dataset of one split.
 
     Args:
         split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
-        datalist: CSV of the user's own images, see `medcf.training.image_dataset.ImageDataset`, or of volumes where
-            ``size`` has three entries, see `medcf.data.volumes.VolumeDataset`; None renders phantoms.
+        datalist: table of the user's own images, see `own_dataset`; None renders phantoms.
         dataset_dir: folder that the paths of ``datalist`` are relative to; by default the folder of ``datalist``.
         phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
-        size: size (H, W) or (X, Y, Z) of the network's grid.
+        size: size of the network's grid.
         spacing: spacing of the grid in mm.
         seed: seed of poses and speckle.
         sp_fraction: share of class 1 (standard planes, AD) among the phantoms.
-        cache_dir: folder where the rendered phantoms, or the user's volumes on the grid, are kept; None makes them anew
-            in every run. Under torchrun the main process renders, the others wait.
+        cache_dir: folder where the rendered phantoms, or the user's images on the grid, are kept; None makes them anew
+            in every run. Under torchrun the main process makes them, the others wait.
         targets: what the training needs beside the image; the user's images that lack one of them are left out.
             Phantoms have everything.
         null_label: class index of the user's images without a label; None: they are left out too.
-        preprocessing: cleans the user's images before they are resampled, see `ImageDataset`; phantoms are clean.
+        preprocessing: reads the user's images and puts them onto the grid, as in inference; phantoms are there already.
         transform: applied to every sample, usually augmentation.
 
     Returns:
@@ -60,63 +78,226 @@ def training_dataset(
         knows: ``segmentation``, ``concepts``, ``quality``.
 
     Raises:
-        ValueError: ``dataset_dir`` was given without ``datalist``.
+        ValueError: ``dataset_dir`` was given without ``datalist``, or a table without ``preprocessing``.
     """
-    if datalist is not None:
-        own: dict[str, Any] = {
-            "dataset_dir": dataset_dir,
-            "size": size,
-            "spacing": spacing,
-            "targets": targets,
-            "null_label": null_label,
-            "preprocessing": preprocessing,
-            "transform": transform,
-        }
-        if len(size) == 3:
-            from medcf.data.volumes import VolumeDataset
-
-            cache_file = _cache_of_volumes(cache_dir, datalist, split, size, spacing)
-            return VolumeDataset(datalist, split, cache_file=cache_file, **own)
-        from medcf.training.image_dataset import ImageDataset
-
-        return ImageDataset(datalist, split, **own)
-    if dataset_dir is not None:
+    if datalist is None and dataset_dir is not None:
         raise ValueError("A training needs labels: name them with --datalist FILE.csv, beside --dataset_dir.")
-    cache_file = None
-    if cache_dir is not None:
-        grid = "x".join(str(n) for n in size)
-        name = f"{phantom}_{split}_{count}_{grid}_{spacing:g}mm_{sp_fraction:g}_seed{seed}.npz"
-        cache_file = Path(cache_dir) / name
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-    waiting = dist.is_available() and dist.is_initialized() and cache_file is not None
+    if datalist is not None and preprocessing is None:
+        raise ValueError("preprocessing is missing: images of a table must be read and put onto the grid.")
+    folder = None if cache_dir is None else Path(cache_dir)
+    waiting = dist.is_available() and dist.is_initialized() and folder is not None
     if waiting and dist.get_rank() > 0:
         dist.barrier()
-    options: dict[str, Any] = {
-        "seed": seed,
-        "size": tuple(int(n) for n in size),
-        "spacing": spacing,
-        "cache_file": cache_file,
-        "transform": transform,
-    }
-    dataset = _phantoms(phantom, split, count, sp_fraction, options)
+    if datalist is not None:
+        chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
+        dataset = own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
+    else:
+        dataset = _phantoms(phantom, split, count, sp_fraction, size, spacing, seed, folder, transform)
     if waiting and dist.get_rank() == 0:
         dist.barrier()
     return dataset
 
 
-def _cache_of_volumes(
-    folder: str | Path | None, datalist: str | Path, split: str, size: Sequence[int], spacing: float
-) -> Path | None:
-    if folder is None:
-        return None
-    return Path(folder) / f"{Path(datalist).stem}_{split}_{'x'.join(str(n) for n in size)}_{spacing:g}mm.npz"
+def own_dataset(
+    datalist: str | Path,
+    split: str,
+    preprocessing: Callable[[Any], Any] | None,
+    dataset_dir: str | Path | None = None,
+    cache_dir: Path | None = None,
+    transform: Callable[[dict[str, Any]], Any] | None = None,
+    *,
+    spatial_dims: int = 2,
+    targets: Sequence[str] = ("label",),
+    null_label: int | None = None,
+    label_column: str = "label",
+) -> Dataset:
+    """Put the images of a table onto the grid, once each.
+
+    The table is read by `medcf.data.find_cases`: the column ``file``, and as far as the training needs them ``label``
+    (class index), ``segmentation`` (image of class indices on the same pixels; of pictures also ``mask``), ``quality``
+    (in [0, 1]) and ``concepts`` (numbers in [0, 1] with blanks between), beside ``subject`` and ``split``. Where
+    ``split`` is missing, the images are split by subject (by file where ``subject`` is missing too).
+
+    Args:
+        datalist: CSV or JSON table.
+        split: the split to keep.
+        preprocessing: as in inference.
+        dataset_dir: folder that the table's paths are relative to.
+        cache_dir: folder in which MONAI's PersistentDataset keeps the images; None keeps them in memory.
+        transform: applied to every sample whenever it is taken.
+        spatial_dims: 2 or 3.
+        targets: what every sample carries beside ``image``, ``case`` and ``subject``.
+        null_label: label of the images without one; None leaves them out where ``label`` is a target.
+        label_column: column that holds the class index.
+
+    Raises:
+        ValueError: a file cannot be read, or no image of the split has all targets.
+    """
+    if unknown := sorted(set(targets) - set(TARGETS)):
+        raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(TARGETS)}.")
+    found = find_cases(dataset_dir, datalist, spatial_dims=spatial_dims, label_column=label_column)
+    cases = choose_cases(*found, datalist, split, targets, null_label=null_label)
+    items = [{**case.item(), "state": _state(case)} for case in cases]
+    # flat, so that MONAI's datasets see the first random step, before which they keep what was made
+    steps = Compose([step for step in (preprocessing, TargetsOnGridd(targets), transform) if step]).flatten()
+    if cache_dir is None:
+        return CacheDataset(items, steps, cache_rate=1.0, num_workers=0, copy_cache=True)
+    return PersistentDataset(items, steps, cache_dir, hash_transform=pickle_hashing)
 
 
-def _phantoms(phantom: str, split: str, count: int, fraction: float, options: dict[str, Any]) -> Dataset:
+def choose_cases(
+    cases: Sequence[Case],
+    failures: Sequence[Failure],
+    datalist: str | Path,
+    split: str,
+    columns: Sequence[str],
+    *,
+    null_label: int | None = None,
+) -> list[Case]:
+    """Choose the cases of a split that have all columns; how many do and do not is logged.
+
+    Args:
+        cases: rows of the table.
+        failures: files that cannot be used.
+        datalist: the table, for messages.
+        split: the split; a case without one falls into that of its subject, see `split_of_subject`.
+        columns: what a training needs of each case.
+        null_label: ``label`` of the cases without one.
+
+    Raises:
+        ValueError: a file cannot be used, or no case is left.
+    """
+    if failures:
+        named = "; ".join(f"{failure.file} {failure.reason}" for failure in failures[:3])
+        raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
+    own = {} if null_label is None else {"label": null_label}
+    labeled = [Case(case.id, case.files, case.frame, case.mask, {**own, **case.columns}) for case in cases]
+    members = [
+        case
+        for case in labeled
+        if case.columns.get("split", split_of_subject(str(case.columns.get("subject", case.id)))) == split
+    ]
+    if not members:
+        raise ValueError(f"{datalist} names no image of the split {split!r}; fill its column 'split'.")
+    kept = [case for case in members if all(column in case.columns for column in columns)]
+    if not kept:
+        raise ValueError(
+            f"No image of the split {split!r} in {datalist} has all that this training needs; fill the columns "
+            f"{', '.join(columns)}."
+        )
+    if left_out := len(members) - len(kept):
+        logger.warning("%d images of %s lack one of %s and are left out", left_out, datalist, ", ".join(columns))
+    logger.info("%d images of the split %r in %s", len(kept), split, datalist)
+    return kept
+
+
+def split_of_subject(subject: str) -> str:
+    """Assign a subject to a split, always the same one: 60 % train, 20 % val, 20 % oracle.
+
+    Example:
+        >>> split_of_subject("subject 7") == split_of_subject("subject 7")
+        True
+    """
+    position = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") / 2**64
+    for name, share in SHARES.items():
+        if position < share:
+            return name
+        position -= share
+    return "train"
+
+
+class TargetsOnGridd(Transform):
+    """Make a training sample of a preprocessed case: plain tensors, as far as ``targets`` asks for them.
+
+    Args:
+        targets: of ``label`` int64, ``segmentation`` int64 (1, *grid), ``quality`` float32 and ``concepts`` float32.
+    """
+
+    def __init__(self, targets: Sequence[str] = ("label",)) -> None:
+        self.targets = tuple(targets)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``image``, ``case``, ``subject`` and the targets.
+
+        Raises:
+            UnreadableImage: a segmentation that does not lie on its image.
+            ValueError: a score outside of [0, 1].
+        """
+        sample: dict[Hashable, Any] = {
+            "image": data["image"].as_subclass(torch.Tensor),
+            "case": str(data["case"]),
+            "subject": str(data.get("subject", data["case"])),
+        }
+        for target in self.targets:
+            value = data[target]
+            if target == "segmentation":
+                sample[target] = _labels_on_grid(Path(value), data["image"])
+            elif target == "concepts":
+                parts = list(value) if isinstance(value, list | tuple) else str(value).split()
+                sample[target] = torch.tensor([_score(part, data) for part in parts])
+            else:
+                sample[target] = torch.tensor(int(value) if target == "label" else _score(value, data))
+        return sample
+
+
+def _score(value: Any, data: Mapping[Hashable, Any]) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{data['case']}: {value!r} is no score; quality and concepts are numbers in [0, 1].")
+    return number
+
+
+def _labels_on_grid(path: Path, image: torch.Tensor) -> torch.Tensor:
+    """Resample class indices: each pixel of the grid takes the class that fills most of it."""
+    record, stored = grid_record(image), read(path)
+    fits = tuple(stored.shape[1:]) == record.native
+    if fits and stored.ndim == 4 and record.image is not None:
+        fits = np.allclose(geometry(stored)[0], geometry(record.image)[0], atol=0.05)
+    if not fits:
+        remedy = "Resample it onto the image, nearest neighbor."
+        raise UnreadableImage(path, "is a segmentation on other pixels than its image", remedy)
+    labels = stored.as_subclass(torch.Tensor)[:1]
+    if stored.ndim == 3:  # gray values in [0, 1]
+        low, high = (float(value) for value in stored.meta["value_range"])
+        labels = labels * (high - low) + low
+    labels = labels.round().long()
+    if int(labels.min()) < 0 or int(labels.max()) > 255:
+        raise UnreadableImage(path, "holds labels outside of 0 to 255", "Number the classes 0, 1, 2, ...")
+    return shares_of_labels(labels, record.matrix, record.grid)
+
+
+def _state(case: Case) -> list[tuple[str, int, int]]:
+    """Tell a file from one that took its place: its size and time are part of the key under which it is kept."""
+    files = [*case.files, case.mask, case.columns.get("segmentation")]
+    states = [(str(file), os.stat(file)) for file in files if file]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _phantoms(
+    phantom: str,
+    split: str,
+    count: int,
+    fraction: float,
+    size: Sequence[int],
+    spacing: float,
+    seed: int,
+    folder: Path | None,
+    transform: Callable[[dict[str, Any]], Any] | None,
+) -> Dataset:
+    from medcf.phantoms import BrainDataset, PhantomDataset
+
+    grid = "x".join(str(n) for n in size)
+    name = f"{phantom}_{split}_{count}_{grid}_{spacing:g}mm_{fraction:g}_seed{seed}.npz"
+    options: dict[str, Any] = {
+        "seed": seed,
+        "size": tuple(int(n) for n in size),
+        "spacing": spacing,
+        "cache_file": None if folder is None else folder / name,
+        "transform": transform,
+    }
     if phantom == "brain_mri":
-        from medcf.phantoms import BrainDataset
-
         return BrainDataset(split, count, ad_fraction=fraction, **options)
-    from medcf.phantoms import PhantomDataset
-
     return PhantomDataset(phantom, split, count, sp_fraction=fraction, **options)

@@ -1,37 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms in MONAI's style: reading cases, removing overlays, to the network's grid and back."""
+"""Transforms in MONAI's style: removing overlays, to the network's grid and back, difference maps."""
 
 from __future__ import annotations
 
-from medcf.transforms.difference import NativeCounterfactual, NativeCounterfactuald
-from medcf.transforms.difference_map import (
-    DifferenceMap,
-    DifferenceMapD,
-    DifferenceMapd,
-    DifferenceMapDict,
-    SeededExplanation,
-    explain_with_floor,
-)
+from medcf.transforms.corrections import CorrectBias, CorrectBiasD, CorrectBiasd, CorrectBiasDict
+from medcf.transforms.difference import AddDifference, AddDifferenceD, AddDifferenced, AddDifferenceDict
+from medcf.transforms.difference_map import DifferenceMap, DifferenceMapD, DifferenceMapd, DifferenceMapDict
 from medcf.transforms.grid import ToGrid, ToGridD, ToGridd, ToGridDict
-from medcf.transforms.load_case import LoadCased
 from medcf.transforms.overlays import RemoveOverlays, RemoveOverlaysD, RemoveOverlaysd, RemoveOverlaysDict
 
 __all__ = [
+    "AddDifference",
+    "AddDifferenceD",
+    "AddDifferenceDict",
+    "AddDifferenced",
+    "CorrectBias",
+    "CorrectBiasD",
+    "CorrectBiasDict",
+    "CorrectBiasd",
     "DifferenceMap",
     "DifferenceMapD",
     "DifferenceMapDict",
     "DifferenceMapd",
-    "LoadCased",
-    "NativeCounterfactual",
-    "NativeCounterfactuald",
     "RemoveOverlays",
     "RemoveOverlaysD",
     "RemoveOverlaysDict",
     "RemoveOverlaysd",
-    "SeededExplanation",
     "ToGrid",
     "ToGridD",
     "ToGridDict",
     "ToGridd",
-    "explain_with_floor",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the network's grid back to the study's matrix: the original plus what the network changed."""
+"""From the network's grid back to the image's own matrix: the original plus what the network changed."""
 
 from __future__ import annotations
 
@@ -7,68 +7,90 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from monai.transforms import Transform
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
 
-from medcf.data import from_grid, grid_record, to_luminance
+from medcf.data import Grid, GridRecord, grid_record
+from medcf.data.image import meta_of
 
-__all__ = ["NativeCounterfactual", "NativeCounterfactuald"]
+__all__ = ["AddDifference", "AddDifferenceD", "AddDifferenceDict", "AddDifferenced"]
 
 
-class NativeCounterfactual(Transform):
-    """Add what changed on the network's grid to the original image.
+class AddDifference(Transform):
+    """Add what changed on the network's grid to the original, in its own values and pixels or voxels.
 
-    The original keeps its resolution, so detail that the grid cannot hold never looks like a finding.
-
-    Args:
-        intensity: the network's values of black and white.
+    The original keeps its resolution, so detail that the grid cannot hold never looks like a finding. Where nothing
+    changed it stays as it is, to the bit; nowhere does it fall below its own smallest value or black, and a picture
+    nowhere exceeds white.
     """
 
-    def __init__(self, intensity: tuple[float, float] = (-1.0, 1.0)) -> None:
-        self.range = float(intensity[1] - intensity[0])
-
-    def __call__(  # type: ignore[override]
-        self, original: torch.Tensor, trajectory: torch.Tensor, record: Mapping[str, object]
-    ) -> dict[str, torch.Tensor]:
-        """Bring a trajectory to the original's matrix.
+    def __call__(self, pred: torch.Tensor, image: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bring a prediction to the original's matrix.
 
         Args:
-            original: (1 or 3, H, W) in [0, 1]; color becomes luminance.
-            trajectory: (L + 1, 1, rows, columns) on the grid: the input, then the iterates.
-            record: where the grid lies, from `medcf.data.to_grid`.
+            pred: (C, *grid) in [-1, 1], a MetaTensor that carries the grid's record; C images of one channel, such as
+                the iterates of a method.
+            image: the image on the grid that ``pred`` was made of, (1, *grid); None puts the original onto it again.
 
         Returns:
-            ``original`` (H, W) in [0, 1]; ``counterfactual`` (H, W), original plus difference, clipped to [0, 1];
-            ``difference`` (H, W), last iterate minus input in fractions of the full intensity range, not clipped;
-            ``trajectory`` (L + 1, H, W) in [0, 1].
+            The C predictions (C, *native) in the original's values, and their signed differences to the image, as
+            fractions of the full intensity range, not clipped; plain tensors.
+
+        Raises:
+            ValueError: if no record is there.
         """
-        plane = torch.as_tensor(to_luminance(original)).as_subclass(torch.Tensor)[0].float()
-        steps = trajectory.as_subclass(torch.Tensor).detach().cpu().float()[:, 0]
-        differences = from_grid(steps - steps[:1], record) / self.range
-        images = (plane + differences).clamp(0, 1)
-        return {"original": plane, "counterfactual": images[-1], "difference": differences[-1], "trajectory": images}
+        record = grid_record(pred if image is None else image)
+        if record.image is None:
+            raise ValueError("the grid_record holds no image to add to: apply medcf.transforms.ToGrid to one")
+        source = _on_grid(record) if image is None else image.as_subclass(torch.Tensor).detach().cpu().float()
+        differences = record.back(pred.as_subclass(torch.Tensor).detach().cpu().float() - source) / 2
+        original = record.image.as_subclass(torch.Tensor).float()
+        low, high = record.intensity
+        changed = (original + differences * (high - low)).clamp(min=min(low, float(original.min())))
+        if original.ndim == 3:
+            changed = changed.clamp(max=max(high, float(original.max())))
+        return torch.where(differences == 0, original, changed), differences
 
 
-class NativeCounterfactuald(Transform):
-    """Dictionary version of `NativeCounterfactual`, for the postprocessing of `CounterfactualEvaluator`.
+class AddDifferenced(MapTransform):
+    """Dictionary version of `AddDifference`: the postprocessing of a bundle; the prediction alone is enough.
 
     Args:
-        image_key: the image on the grid, which carries the grid's record.
-        original_key: the image as it was read; the result is written under ``native``.
-        trajectory_key: the trajectory on the grid.
-        intensity: the network's values of black and white.
+        keys: predictions (1, *grid), which become the counterfactual (1, *native).
+        image_key: the image on the grid, if it is there.
+        difference_key: where the signed difference (1, *native) is written.
+        allow_missing_keys: whether a key of ``keys`` may be missing.
     """
 
     def __init__(
         self,
+        keys: KeysCollection = "pred",
         image_key: str = "image",
-        original_key: str = "original",
-        trajectory_key: str = "trajectory",
-        intensity: tuple[float, float] = (-1.0, 1.0),
+        difference_key: str = "difference",
+        allow_missing_keys: bool = False,
     ) -> None:
-        self.keys = (image_key, original_key, trajectory_key)
-        self.transform = NativeCounterfactual(intensity)
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+        self.difference_key = difference_key
+        self.transform = AddDifference()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` with the images on the native matrix under ``native``."""
-        image, original, trajectory = (data[key] for key in self.keys)
-        return {**data, "native": self.transform(original, trajectory, grid_record(image))}
+        """Return ``data`` with predictions and differences on the original's matrix, MetaTensors with its affine."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result.get(self.image_key)
+            record = grid_record(result[key] if image is None else image)
+            pred, difference = self.transform(result[key], image)
+            affine = None if record.image is None else record.image.affine
+            for name, values in ((key, pred), (self.difference_key, difference)):
+                result[name] = MetaTensor(values, affine=affine, meta=meta_of(record.image))
+        return result
+
+
+AddDifferenceD = AddDifferenceDict = AddDifferenced
+
+
+def _on_grid(record: GridRecord) -> torch.Tensor:
+    spec = Grid(record.grid, 1.0, "screen" if len(record.grid) == 2 else "RAS")
+    return spec.to(record.image, record).as_subclass(torch.Tensor)  # type: ignore[arg-type]  # not None here

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resamples images onto the network's grid, and whatever the network made of them back to the study's matrix."""
+"""Resamples images onto the network's grid, and whatever the network made of them back to the images' own matrix."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,29 +13,96 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 
-from medcf.data import from_grid, to_grid
+from medcf.data import Grid, read
+from medcf.data.image import meta_of
+from medcf.runtime.errors import UnreadableImage
 
-__all__ = ["GridTransform", "ToGrid", "ToGridD", "ToGridDict", "ToGridd"]
+__all__ = ["ToGrid", "ToGridD", "ToGridDict", "ToGridd"]
 
 
-class GridTransform(InvertibleTransform):
-    """Onto a grid by a record of the way, and back by MONAI's ``Invert``.
+class ToGrid(InvertibleTransform):
+    """Resample an image onto the network's grid, see `medcf.data.Grid`, and back by MONAI's ``Invert``.
 
-    The record is in the meta data (``grid_record``, see :func:`medcf.data.grid_record`) and among the applied
+    The record of the way is in the meta data (``grid_record``, see `medcf.data.grid_record`) and among the applied
     operations. The inverse is linear and zero outside of the grid, which suits a difference; it does not change the
     units.
+
+    Args:
+        size: rows and columns of the grid, or voxels along its axes.
+        spacing: mm between them: one number, or one along each axis.
+        axes: ``"screen"`` for pictures, or the directions of a volume's axes; None is "screen" of two sizes and "RAS"
+            of three.
+        subject: how the subject is found where no mask is given; None is "picture" of two sizes and "auto" of three.
+        center: ``"subject"`` or ``"image"``.
+        percentile: of a volume's subject that becomes 1.
+        intensity: values that become -1 and 1; None takes them from the image.
+        template: file of a volume to register to first (SimpleITK); None does not register.
+        registration: ``"rigid"`` or ``"affine"``.
+
+    Raises:
+        ValueError: if an option makes no sense.
+        UnreadableImage: if the template cannot be read.
     """
 
-    def remember(self, image: torch.Tensor, grid: MetaTensor, record: Mapping[str, Any]) -> MetaTensor:
-        """Keep the record of the way from ``image`` (C, *spatial) to ``grid`` on the grid, which is returned."""
+    def __init__(
+        self,
+        size: Sequence[int] = (64, 80),
+        spacing: float | Sequence[float] = 1.75,
+        axes: str | None = None,
+        subject: str | Callable[[torch.Tensor], torch.Tensor] | None = None,
+        center: str = "subject",
+        percentile: float = 99.5,
+        intensity: Sequence[float] | None = None,
+        template: str | Path | None = None,
+        registration: str = "rigid",
+    ) -> None:
+        flat = len(size) == 2
+        self.grid = Grid(
+            size=tuple(size),
+            spacing=spacing,
+            axes=axes or ("screen" if flat else "RAS"),
+            subject=subject or ("picture" if flat else "auto"),
+            center=center,
+            percentile=percentile,
+            intensity=None if intensity is None else (float(intensity[0]), float(intensity[1])),
+        )
+        if registration not in ("rigid", "affine"):
+            raise ValueError(f"registration={registration!r} is neither 'rigid' nor 'affine'.")
+        self.registration = registration
+        self.template = None if template is None else read(template)
+
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor | None = None) -> MetaTensor:
+        """Resample a picture (1 or 3, X, Y) or a volume (1, X, Y, Z) to (1, *size) in [-1, 1].
+
+        Args:
+            image: the image.
+            mask: its subject, (1, *spatial); None takes the meta entry ``mask``, or finds it.
+
+        Raises:
+            UnreadableImage: if no subject is found, or no voxel of the grid belongs to it.
+        """
+        meta = getattr(image, "meta", {})
+        name = str(meta.get("filename_or_obj", "the image"))
+        given = meta.get("mask") if mask is None else mask
+        given = None if given is None else torch.as_tensor(given)
+        try:
+            record = self.grid.fit(image, given)
+            if self.template is not None:
+                from medcf.transforms.corrections import register
+
+                record = self.grid.fit(
+                    image, record.mask, register(image, record.mask, self.template, self.registration)
+                )
+        except ValueError as error:
+            reason = f"cannot be put onto the network's grid ({error})"
+            raise UnreadableImage(name, reason, "Check the image and its mask.") from error
+        grid = self.grid.to(image, record)
+        if record.mask is not None and not bool((grid > -1).any()):
+            raise UnreadableImage(name, "holds less brain than a voxel of the grid", "Check the volume and its mask.")
         grid.meta["grid_record"] = record
         grid.applied_operations = list(getattr(image, "applied_operations", []))
         self.push_transform(grid, orig_size=image.shape[1:], extra_info={"record": record})
         return grid
-
-    @abstractmethod
-    def back(self, data: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
-        """Resample (C, *size) by a record to (C, *spatial)."""
 
     def inverse(self, data: torch.Tensor) -> MetaTensor:
         """Resample what came of the grid, (C, *size), to the pixels or voxels of what was put onto it.
@@ -44,74 +111,41 @@ class GridTransform(InvertibleTransform):
             TypeError: if ``data`` is not a MetaTensor that carries the record of the way.
         """
         if not isinstance(data, MetaTensor):
-            name, got = type(self).__name__, type(data).__name__
-            raise TypeError(f"data must be a MetaTensor that went through {name}, got {got}")
-        transform = self.pop_transform(data)
-        native = self.back(data, transform[TraceKeys.EXTRA_INFO]["record"])
-        meta: dict[str, Any] = {k: v for k, v in data.meta.items() if k not in ("affine", "grid_record")}
-        affine = data.meta.get("original_affine")
-        return MetaTensor(native, affine=affine, meta=meta, applied_operations=data.applied_operations)
-
-
-class ToGrid(GridTransform):
-    """Resample a study onto the network's grid, see :func:`medcf.data.to_grid`, and back, see `GridTransform`.
-
-    Args:
-        size: rows and columns of the grid.
-        spacing: mm between rows and columns: one number or two.
-        intensity: what black (0) and white (1) become.
-    """
-
-    def __init__(
-        self,
-        size: Sequence[int] = (64, 80),
-        spacing: float | Sequence[float] = 1.75,
-        intensity: tuple[float, float] = (-1.0, 1.0),
-    ) -> None:
-        self.size = tuple(size)
-        self.spacing = spacing
-        self.intensity = (float(intensity[0]), float(intensity[1]))
-
-    def __call__(self, image: torch.Tensor) -> MetaTensor:
-        """Resample (1 or 3, H, W) in [0, 1] to (1, *size) in the range ``intensity``."""
-        return self.remember(image, *to_grid(image, self.size, self.spacing, intensity=self.intensity))
-
-    def back(self, data: torch.Tensor, record: Mapping[str, Any]) -> torch.Tensor:
-        """Resample (C, *size) to (C, H, W) of the study."""
-        return from_grid(data, record)
+            raise TypeError(f"data must be a MetaTensor that went through ToGrid, got {type(data).__name__}")
+        record = self.pop_transform(data)[TraceKeys.EXTRA_INFO]["record"]
+        meta = meta_of(data, "grid_record")
+        return MetaTensor(
+            record.back(data), affine=record.image.affine, meta=meta, applied_operations=data.applied_operations
+        )
 
 
 class ToGridd(MapTransform, InvertibleTransform):
-    """Dictionary version of :class:`ToGrid`.
+    """Dictionary version of `ToGrid`.
 
     Args:
         keys: images to resample.
-        size: rows and columns of the grid.
-        spacing: mm between rows and columns: one number or two.
-        intensity: what black (0) and white (1) become.
+        mask_key: holds the subject's mask, if anything does; it is removed, for the record holds it then.
         allow_missing_keys: whether a key may be missing.
+        options: of `ToGrid`.
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        size: Sequence[int] = (64, 80),
-        spacing: float | Sequence[float] = 1.75,
-        intensity: tuple[float, float] = (-1.0, 1.0),
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, mask_key: str = "mask", allow_missing_keys: bool = False, **options: Any
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.resampler = ToGrid(size, spacing, intensity)
+        self.mask_key = mask_key
+        self.resampler = ToGrid(**options)
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Resample the images of one case; other entries are kept."""
         resampled = dict(data)
+        mask = resampled.pop(self.mask_key, None) if isinstance(data.get(self.mask_key), torch.Tensor) else None
         for key in self.key_iterator(resampled):
-            resampled[key] = self.resampler(resampled[key])
+            resampled[key] = self.resampler(resampled[key], mask)
         return resampled
 
-    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Bring the entries back to the matrix of the study."""
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Bring the entries back to the images' own matrix."""
         native = dict(data)
         for key in self.key_iterator(native):
             native[key] = self.resampler.inverse(native[key])

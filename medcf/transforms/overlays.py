@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from medcf.data import to_luminance
+from medcf.data.image import meta_of
 from medcf.transforms.overlay_detection import fill_in, find_overlays
 
 __all__ = ["RemoveOverlays", "RemoveOverlaysD", "RemoveOverlaysDict", "RemoveOverlaysd"]
@@ -24,8 +25,8 @@ class RemoveOverlays(Transform):
     color Doppler, which hides the echoes below it) by their chroma; whatever stands beside the picture becomes black.
     An image without any of these comes back unchanged.
 
-    Give it the image at full resolution, with color if the file has it (``read_study(..., color=True)``): resampling
-    smears the edges that give drawings away. The result is luminance. Its meta data hold ``overlay_mask`` (1, H, W),
+    Give it the image at full resolution, with color if the file has it (as :func:`medcf.read` gives it): resampling
+    smears the edges that give drawings away. The result is luminance. Its meta data hold ``overlay_mask`` (1, X, Y),
     bool, and ``overlay_fraction``, the share of pixels that were replaced.
     """
 
@@ -33,29 +34,34 @@ class RemoveOverlays(Transform):
         """Clean one image.
 
         Args:
-            image: (1 or 3, H, W) in [0, 1]; the meta entry ``region``, if any, bounds the picture.
+            image: (1 or 3, X, Y) in [0, 1]; the meta entry ``region``, if any, bounds the picture.
 
         Returns:
-            (1, H, W) in [0, 1].
+            (1, X, Y) in [0, 1].
 
         Raises:
             ValueError: if the shape or the range is wrong.
         """
         if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
-            raise ValueError(f"image must be (1 or 3, H, W), got shape {tuple(image.shape)}")
-        array = _array(image)
+            raise ValueError(f"image must be (1 or 3, X, Y), got shape {tuple(image.shape)}")
+        array = np.ascontiguousarray(_array(image).swapaxes(1, 2))  # the detection thinks in rows and columns
         if not (np.isfinite(array).all() and array.min() >= -1e-6 and array.max() <= 1 + 1e-6):
             raise ValueError(f"image must lie in [0, 1], got {float(array.min()):g} to {float(array.max()):g}")
-        luminance = _array(to_luminance(image))[0]
+        luminance = np.ascontiguousarray(_array(to_luminance(image))[0].T)
         height, width = luminance.shape
-        meta = dict(getattr(image, "meta", {}))
-        top, left, bottom, right = (int(n) for n in meta.get("region", (0, 0, height, width)))
+        meta = meta_of(image)
+        left, top, right, bottom = (int(n) for n in meta.get("region", (0, 0, width, height)))
         marks, black = find_overlays(array, luminance, (top, left, bottom, right))
         cleaned = fill_in(np.where(black, np.float32(0), luminance), marks & ~black)
-        meta["overlay_mask"] = torch.from_numpy(marks)[None]
+        meta["overlay_mask"] = torch.from_numpy(np.ascontiguousarray(marks.T))[None]
         meta["overlay_fraction"] = float(marks.mean())
-        affine = meta.pop("affine", None)
-        return MetaTensor(torch.from_numpy(cleaned)[None].to(image.device), affine=affine, meta=meta)
+        result = torch.from_numpy(np.ascontiguousarray(cleaned.T))[None].to(image.device)
+        return MetaTensor(
+            result,
+            affine=getattr(image, "affine", None),
+            meta=meta,
+            applied_operations=getattr(image, "applied_operations", None),
+        )
 
 
 class RemoveOverlaysd(MapTransform):

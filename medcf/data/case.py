@@ -1,28 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads tables of cases: CSV as any spreadsheet saves it, or JSON."""
+"""A case, and tables of cases: CSV as any spreadsheet saves it, or JSON."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "read_table"]
-
-Case = dict[str, Any]
+__all__ = ["Case", "as_case", "read_table"]
 
 
-def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[Case]:
-    """Read a table of cases, see :func:`medcf.data.build_datalist`.
+@dataclass(frozen=True)
+class Case:
+    """What an image is read from.
+
+    It is a path, too: that of its first file. So it may stand for one in the dictionaries of MONAI's datasets.
+
+    Attributes:
+        id: unique and stable name, which holds no patient data that the path does not hold.
+        files: one file, or those of a series in the order of its slices.
+        frame: of a loop: an index, ``"first"``, ``"middle"`` or ``"last"``; None is the middle one.
+        mask: file of the subject's mask, on the image's own voxels.
+        columns: what a table says beside: ``label`` (class index), ``subject``, ``split``, ``spacing_mm`` and others.
+    """
+
+    id: str
+    files: tuple[Path, ...]
+    frame: int | str | None = None
+    mask: Path | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0]
+
+    def __fspath__(self) -> str:
+        return str(self.files[0])
+
+    def __str__(self) -> str:
+        return str(self.files[0])
+
+    def item(self) -> dict[str, Any]:
+        """Return the case as an item of a MONAI dataset: itself under ``image``, beside ``case`` and its columns."""
+        return {**self.columns, "image": self, "case": self.id}
+
+
+def as_case(source: Case | str | PathLike[str] | Sequence[str | PathLike[str]]) -> Case:
+    """Make a case of a file, a folder that holds one series, or the files of a series.
+
+    Raises:
+        ValueError: an empty list.
+    """
+    if isinstance(source, Case):
+        return source
+    if isinstance(source, str | PathLike):
+        path = Path(source).expanduser()
+        name = path.name
+        for suffix in (".gz", *path.suffixes[-2:]):
+            name = name.removesuffix(suffix) or name
+        return Case(name or "case", (path,))
+    parts = list(source)
+    if len(parts) == 1:
+        return as_case(parts[0])
+    files = tuple(Path(os.fspath(part)) for part in parts)
+    if not files:
+        raise ValueError("path is an empty list: name the files of one series")
+    return Case(files[0].parent.name or "series", files)
+
+
+def read_table(table: Path, root: Path, label_column: str) -> list[dict[str, Any]]:
+    """Read a table of cases, see :func:`medcf.data.find_cases`.
 
     Args:
         table: CSV or JSON file.
         root: folder that its paths are relative to.
         label_column: column that holds the class index.
-        series: whether a path may be a folder, which holds a series.
+
+    Returns:
+        The rows: ``image`` (path of a file, or of the folder of a series), and what else the table says.
 
     Raises:
         FileNotFoundError: if the table or files named in it do not exist.
@@ -37,12 +99,11 @@ def read_table(table: Path, root: Path, label_column: str, *, series: bool = Fal
     if not records:
         raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
     rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
-    if not series:
-        for number, row in enumerate(rows, start=1):
-            if "spacing_mm" in row:
-                row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
-    named = [Path(path) for row in rows for path in (row["image"], row.get("mask")) if path]
-    missing = [path for path in named if not path.is_file() and not (series and path.is_dir())]
+    for number, row in enumerate(rows, start=1):
+        if "spacing_mm" in row:
+            row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
+    named = [Path(path) for row in rows for path in (row["image"], row.get("mask"), row.get("segmentation")) if path]
+    missing = [path for path in named if not path.is_file() and not path.is_dir()]
     if missing:
         shown = ", ".join(path.name for path in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -77,7 +138,7 @@ def _json_records(table: Path) -> list[dict[str, Any]]:
     return [dict(item) if isinstance(item, Mapping) else {"file": item} for item in content]
 
 
-def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_column: str) -> Case:
+def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_column: str) -> dict[str, Any]:
     """Turn one line into a case: empty cells are left out, paths resolved, label and spacing parsed."""
     # csv files the cells beyond the header under the key None
     filled = {str(k): v for k, v in record.items() if k and v is not None and str(v).strip() != ""}
@@ -87,13 +148,14 @@ def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_col
             f"datalist {table.name!r} has no column 'file' (row {number}; its columns: {', '.join(map(str, record))}): "
             "name the column with the image paths 'file'"
         )
-    row: Case = {"image": str(root / str(name))}
+    row: dict[str, Any] = {"image": str(root / str(name))}
     label = filled.pop(label_column, None)
     filled.pop("label", None)  # the table's own label is not meant if another column was chosen
     if label is not None:
         row["label"] = _integer(label, f"{label_column!r} in row {number} of datalist {table.name!r}")
-    if "mask" in filled:
-        row["mask"] = str(root / str(filled.pop("mask")))
+    for column in ("mask", "segmentation"):
+        if column in filled:
+            row[column] = str(root / str(filled.pop(column)))
     return {**filled, **row}
 
 
@@ -108,6 +170,7 @@ def _integer(value: Any, where: str) -> int:
 
 
 def _spacing(value: Any, where: str) -> tuple[float, float]:
+    """Millimeters between rows and between columns."""
     parts = value if isinstance(value, list | tuple) else str(value).replace(",", " ").strip("[]() ").split()
     try:
         numbers = [float(part) for part in parts]

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
 from numpy.typing import NDArray
 
-from medcf.data.volumes.brain_mask import brain_mask
-from medcf.data.volumes.grid import middle_of, to_volume_grid
+from medcf.data import Grid
+from medcf.data.image import geometry, meta_of, voxel_sizes
+from medcf.data.subject import find_subject, middle_of
 
-__all__ = ["correct_bias", "register"]
+__all__ = ["CorrectBias", "CorrectBiasD", "CorrectBiasDict", "CorrectBiasd", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,55 +27,82 @@ _FIELD_SPACING = 4.0  # mm, at which the bias field is fitted: it is smooth
 _OVERLAP_LOW, _OVERLAP_FAILED = 0.8, 0.5  # Dice coefficients of the masks
 
 
-def correct_bias(
-    values: NDArray[np.float32], inside: NDArray[np.bool_], affine: NDArray[np.float64]
-) -> NDArray[np.float32]:
+class CorrectBias(Transform):
     """Divide by the bias field that N4 finds within the brain (Tustison et al. 2010, 10.1109/TMI.2010.2046908).
 
     Args:
-        values: (X, Y, Z), not negative.
-        inside: the brain.
-        affine: indices to mm.
-
-    Returns:
-        (X, Y, Z), of the same mean within the brain.
-
-    Raises:
-        ValueError: if the brain has negative values, which no MR magnitude image has.
-        ImportError: if SimpleITK is missing.
+        subject: how the brain is found where the image brings no mask, see `medcf.data.subject.find_subject`.
     """
-    sitk = _simpleitk("bias_correction")
-    if values[inside].min() < 0:
-        raise ValueError("bias_correction: the brain has negative values, so this is no MR magnitude image: switch off")
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    floor = max(float(values[inside].mean()) * 1e-3, 1e-6)
-    image = sitk.GetImageFromArray(np.maximum(values, floor))
-    mask = sitk.GetImageFromArray(inside.astype(np.uint8))
-    for one in (image, mask):
-        one.SetSpacing([float(mm) for mm in sizes[::-1]])  # the array's last axis is ITK's first
-    shrink = [max(int(_FIELD_SPACING // mm), 1) for mm in sizes[::-1]]
-    correction = sitk.N4BiasFieldCorrectionImageFilter()
-    correction.SetMaximumNumberOfIterations([40, 40, 40])
-    correction.SetNumberOfThreads(1)  # so that sums, and with them the result, do not depend on the machine
-    correction.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
-    field = np.exp(sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(image)))
-    corrected = values / np.maximum(field, 1e-3)
-    return (corrected * (values[inside].mean() / corrected[inside].mean())).astype(np.float32)
+
+    def __init__(self, subject: str = "auto") -> None:
+        self.subject = subject
+
+    def __call__(self, image: torch.Tensor) -> MetaTensor:
+        """Correct a volume (1, X, Y, Z) that is not negative; its mean within the brain stays, and so does its mask.
+
+        Raises:
+            ValueError: if the brain has negative values, which no MR magnitude image has.
+            ImportError: if SimpleITK is missing.
+        """
+        sitk = _simpleitk("bias_correction")
+        meta = meta_of(image)
+        given = meta.get("mask")
+        mask = find_subject(image, self.subject) if given is None else torch.as_tensor(given)
+        values, inside = image.as_subclass(torch.Tensor).float().numpy()[0], mask.numpy()[0] > 0
+        if values[inside].min() < 0:
+            remedy = "switch it off"
+            raise ValueError(
+                f"bias_correction: the brain has negative values, which no MR magnitude image has: {remedy}"
+            )
+        affine = geometry(image)[0]
+        floor = max(float(values[inside].mean()) * 1e-3, 1e-6)
+        sizes = voxel_sizes(affine)[::-1]  # the array's last axis is ITK's first
+        volume = sitk.GetImageFromArray(np.maximum(values, floor))
+        brain = sitk.GetImageFromArray(inside.astype(np.uint8))
+        for one in (volume, brain):
+            one.SetSpacing(sizes)
+        shrink = [max(int(_FIELD_SPACING // mm), 1) for mm in sizes]
+        correction = sitk.N4BiasFieldCorrectionImageFilter()
+        correction.SetMaximumNumberOfIterations([40, 40, 40])
+        correction.SetNumberOfThreads(1)  # so that sums, and with them the result, do not depend on the machine
+        correction.Execute(sitk.Shrink(volume, shrink), sitk.Shrink(brain, shrink))
+        field = np.exp(sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(volume)))
+        corrected = values / np.maximum(field, 1e-3)
+        corrected = (corrected * (values[inside].mean() / corrected[inside].mean())).astype(np.float32)
+        result = MetaTensor(torch.from_numpy(corrected)[None], affine=torch.from_numpy(affine), meta=meta)
+        result.meta["mask"] = mask.numpy()
+        return result
+
+
+class CorrectBiasd(MapTransform):
+    """Dictionary version of `CorrectBias`.
+
+    Args:
+        keys: volumes to correct.
+        subject: how the brain is found where they bring no mask.
+        allow_missing_keys: whether a key may be missing.
+    """
+
+    def __init__(self, keys: KeysCollection, subject: str = "auto", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = CorrectBias(subject)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Correct the volumes of one case; other entries are kept."""
+        return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(dict(data))}}
+
+
+CorrectBiasD = CorrectBiasDict = CorrectBiasd
 
 
 def register(
-    values: NDArray[np.float32],
-    inside: NDArray[np.bool_],
-    affine: NDArray[np.float64],
-    template: torch.Tensor,
-    kind: str = "rigid",
+    image: torch.Tensor, mask: torch.Tensor | None, template: torch.Tensor, kind: str = "rigid"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Register the brain to that of a template: moments first, then Mattes' mutual information.
 
     Args:
-        values: (X, Y, Z).
-        inside: the brain.
-        affine: indices to RAS+ mm.
+        image: (1, X, Y, Z).
+        mask: its brain, (1, X, Y, Z); None finds it.
         template: (1, X, Y, Z), a MetaTensor with an affine; its brain is found by ``"auto"``.
         kind: ``"rigid"`` or ``"affine"``.
 
@@ -79,18 +110,15 @@ def register(
         The middle of the template's brain (mm), and the matrix (4, 4) from mm in the template to mm in the volume.
 
     Raises:
-        ValueError: an unknown kind, a template without affine, or brains that do not overlap afterwards.
+        ValueError: a template without affine, or brains that do not overlap afterwards.
         ImportError: if SimpleITK is missing.
     """
     sitk = _simpleitk("template")
-    if kind not in ("rigid", "affine"):
-        raise ValueError(f"registration={kind!r} is neither 'rigid' nor 'affine'.")
     if not isinstance(template, MetaTensor):
-        raise ValueError("template must come from read_volume, so that its voxels have a place in space")
-    template_inside = brain_mask(template)[0]
-    volume = MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(affine))
-    fixed = _brain_image(sitk, template, template_inside)
-    moving = _brain_image(sitk, volume, torch.from_numpy(inside[None]))
+        raise ValueError("template must come from medcf.read, so that its voxels have a place in space")
+    inside = find_subject(template)
+    fixed = _brain_image(sitk, template, inside)
+    moving = _brain_image(sitk, image, find_subject(image) if mask is None else mask)
     transform = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
     )
@@ -107,16 +135,17 @@ def register(
     for axis in range(3):
         unit = [float(index == axis) for index in range(3)]
         moved[:3, axis] = np.array(transform.TransformPoint(unit)) - moved[:3, 3]
-    return middle_of(template_inside[0].numpy(), np.asarray(template.affine, dtype=np.float64)), moved
+    return middle_of(inside[0].numpy(), geometry(template)[0]), moved
 
 
-def _brain_image(sitk: Any, volume: MetaTensor, inside: torch.Tensor) -> Any:
+def _brain_image(sitk: Any, volume: torch.Tensor, inside: torch.Tensor) -> Any:
     """The brain on a grid along the world's axes, 0 outside; its physical space is RAS+ mm."""
     ends = torch.nonzero(inside[0]).aminmax(dim=0)
     corners = np.array(np.meshgrid(*zip(ends.min.tolist(), ends.max.tolist(), strict=True))).reshape(3, -1)
-    world = np.asarray(volume.affine, dtype=np.float64)[:3, :3] @ corners
+    world = geometry(volume)[0][:3, :3] @ corners
     size = np.ceil(np.ptp(world, axis=1) / _WORKING_SPACING).astype(int) + 8
-    grid, _ = to_volume_grid(volume, size.tolist(), _WORKING_SPACING, mask=inside)
+    spec = Grid(size.tolist(), _WORKING_SPACING, "RAS", "auto")
+    grid = spec.to(volume, spec.fit(volume, inside))
     image = sitk.GetImageFromArray((grid.as_tensor()[0].numpy().T + 1) / 2)
     image.SetSpacing([_WORKING_SPACING] * 3)
     image.SetOrigin([float(mm) for mm in grid.affine[:3, 3]])

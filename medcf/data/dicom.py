@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads one frame of a 2D DICOM image: ultrasound foremost, other modalities with a warning.
+"""Reads one frame of a DICOM image: ultrasound foremost, other modalities with a warning.
 
-Pixel data are decoded by pydicom with the plugins that are installed; colour spaces, palettes, MONOCHROME1, modality
+Pixel data are decoded by pydicom with the plugins that are installed; color spaces, palettes, MONOCHROME1, modality
 and VOI transformations are applied in the order of DICOM PS3.4 N.2, so that 0 is black and 1 is white. Messages hold no
 attribute that could identify a patient.
 """
@@ -20,13 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcf.data.dicom_geometry import calibration
-from medcf.data.pixels import Pixels
+from medcf.data.image import Pixels, picture_affine
 from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["count_dicom_frames", "decode_frame", "discreet", "looks_like_dicom", "open_dicom", "read_dicom"]
+__all__ = [
+    "VOLUME_MODALITIES",
+    "count_dicom_frames",
+    "decode_frame",
+    "discreet",
+    "holds_volume",
+    "looks_like_dicom",
+    "open_dicom",
+    "read_dicom",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +51,7 @@ _NOT_PICTURES = {
     "ECG": "a waveform",
     "REG": "a registration",
 }
-_VOLUME_MODALITIES = ("CT", "MR", "PT", "NM")
+VOLUME_MODALITIES = ("CT", "MR", "PT", "NM")
 _ENHANCED_US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _PLUGIN_OF = {
@@ -80,27 +89,32 @@ def discreet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def open_dicom(path: Path, *, volume: bool = False) -> Dataset:
-    """Parse the header (pixel data are left in the file) and check that it describes a single 2D image or a cine loop.
+def open_dicom(path: Path) -> Dataset:
+    """Parse the header (pixel data are left in the file) and check that it describes an image.
 
     Args:
         path: the file, with or without preamble.
-        volume: accept a file whose frames are the slices of a volume as well.
 
     Raises:
-        UnreadableImage: if the file is damaged, no image, or a volume.
+        UnreadableImage: if the file is damaged or no image.
     """
     import pydicom
 
     try:
         with discreet():
             dataset = pydicom.dcmread(path, force=True, defer_size=1024)
-            _check(path, dataset, volume)
+            _check(path, dataset)
     except UnreadableImage:
         raise
     except Exception as error:
         raise UnreadableImage(path, f"is damaged DICOM ({type(error).__name__})", "Export it again.") from error
     return dataset
+
+
+def holds_volume(dataset: Dataset) -> bool:
+    """Tell whether the frames of a file are the slices of a volume."""
+    frames, modality = dataset.get("NumberOfFrames", None) or 1, str(dataset.get("Modality", "") or "")
+    return dataset.get("SOPClassUID") == _ENHANCED_US_VOLUME or (int(frames) > 1 and modality in VOLUME_MODALITIES)
 
 
 def count_dicom_frames(path: Path, dataset: Dataset) -> int:
@@ -144,11 +158,13 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
             raise UnreadableImage(path, f"is damaged DICOM ({type(error).__name__})", "Export it again.") from error
     if note:
         logger.warning("%s: %s", path.name, note)
+    if region is not None:
+        top, left, bottom, right = region
+        region = (left, top, right, bottom)
     return Pixels(
-        array=array,
-        spacing=spacing,
+        array=array[None].swapaxes(1, 2) if array.ndim == 2 else array.transpose(2, 1, 0),
+        affine=None if spacing is None else picture_affine(spacing[::-1]),
         source_format="dicom",
-        photometric=str(dataset.PhotometricInterpretation),
         value_range=value_range,
         region=region,
         frame=frame,
@@ -157,7 +173,7 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
     )
 
 
-def _check(path: Path, dataset: Dataset, volume: bool) -> None:
+def _check(path: Path, dataset: Dataset) -> None:
     if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
         raise UnreadableImage(path, "is a DICOMDIR, an index of other files", "Give the folder that it indexes.")
     modality = str(dataset.get("Modality", "") or "")
@@ -171,12 +187,7 @@ def _check(path: Path, dataset: Dataset, volume: bool) -> None:
         raise UnreadableImage(path, f"is damaged DICOM ({', '.join(missing)} missing)", "Export it again.")
     if min(int(dataset.Rows), int(dataset.Columns)) < 2:
         raise UnreadableImage(path, f"has the wrong dimension: {dataset.Rows} x {dataset.Columns}", "Give a 2D image.")
-    frames = count_dicom_frames(path, dataset)
-    if volume:
-        return
-    if dataset.get("SOPClassUID") == _ENHANCED_US_VOLUME or (frames > 1 and modality in _VOLUME_MODALITIES):
-        reason = f"has the wrong dimension: a volume of {frames} slices where a 2D image is expected"
-        raise UnreadableImage(path, reason, "Cut the plane of interest out of it and save that.")
+    count_dicom_frames(path, dataset)
 
 
 def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic]:
@@ -194,7 +205,7 @@ def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = syntax
     try:
-        # J2K decoders apply the reversible and irreversible colour transforms themselves
+        # J2K decoders apply the reversible and irreversible color transforms themselves
         array = pixel_array(dataset, index=frame)
     except Exception as error:
         plugin = _PLUGIN_OF.get(str(syntax))
@@ -222,14 +233,14 @@ def _to_display(stored: NDArray[np.generic], dataset: Dataset) -> tuple[NDArray[
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        coloured = apply_color_lut(stored, dataset)
-        top = 255.0 if coloured.dtype == np.uint8 else 65535.0
-        return _grey_if_colourless(coloured[..., :3].astype(np.float32) / top), (math.nan, math.nan)
+        colored = apply_color_lut(stored, dataset)
+        top = 255.0 if colored.dtype == np.uint8 else 65535.0
+        return _gray_if_colorless(colored[..., :3].astype(np.float32) / top), (math.nan, math.nan)
     bits = int(dataset.get("BitsStored", 0) or dataset.BitsAllocated)
     signed = int(dataset.get("PixelRepresentation", 0) or 0) == 1
     if stored.ndim == 3:
         top = float(2**bits - 1)
-        return _grey_if_colourless(np.clip(stored.astype(np.float32) / top, 0, 1)), (0.0, top)
+        return _gray_if_colorless(np.clip(stored.astype(np.float32) / top, 0, 1)), (0.0, top)
     values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
     voi = _apply_voi(values, dataset)
     if voi is not None:
@@ -266,7 +277,7 @@ def _apply_voi(values: NDArray[np.float64], dataset: Dataset) -> tuple[NDArray[n
     return None
 
 
-def _grey_if_colourless(array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _gray_if_colorless(array: NDArray[np.float32]) -> NDArray[np.float32]:
     """Most ultrasound is stored as RGB with three equal channels: one is enough."""
     if (array[..., 0] == array[..., 1]).all() and (array[..., 1] == array[..., 2]).all():
         return array[..., 0]

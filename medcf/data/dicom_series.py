@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the DICOM files of a CT, MR or PET series, single slices or enhanced multi-frame objects.
 
-pydicom decodes; the geometry is worked out in :mod:`medcf.data.volumes.series_geometry`. ITK's series readers make any
+pydicom decodes; the geometry is worked out in :mod:`medcf.data.dicom_geometry`. ITK's series readers make any
 set of slices a volume, and a tilted one a straight one; highdicom's refuses a tilted one and is an optional
 package. The tests compare with both.
 """
@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcf.data.datalist import walk_files
-from medcf.data.dicom_reader import count_dicom_frames, decode_frame, discreet, open_dicom
-from medcf.data.readers import sniff
-from medcf.data.volumes.series_geometry import Slice, arrange
+from medcf.data.dicom import count_dicom_frames, decode_frame, discreet, looks_like_dicom, open_dicom
+from medcf.data.dicom_geometry import SlicePlace, arrange
+from medcf.data.image import Pixels
 from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _MODALITIES = ("CT", "MR", "PT")
 
 @discreet()
 def list_dicom_files(folder: Path) -> list[Path]:
-    """List what a folder holds for :func:`medcf.data.volumes.read_volume`: its DICOM images, or its only NIfTI file.
+    """List what a folder holds that could be one image: its DICOM images, or its only NIfTI file.
 
     Side-cars, DICOMDIR, reports and other objects without pixels are left out, with a line in the log.
 
@@ -43,13 +42,14 @@ def list_dicom_files(folder: Path) -> list[Path]:
     """
     files: list[Path] = []
     others: list[Path] = []
-    for path in walk_files(folder):
-        kind = sniff(path)
-        if kind != "dicom":
-            others += [path] if kind == "nifti" else []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        with path.open("rb") as stream:
+            head = stream.read(352)
+        if not looks_like_dicom(head):
+            others += [path] if path.name.lower().endswith((".nii", ".nii.gz")) else []
             continue
         try:
-            open_dicom(path, volume=True)
+            open_dicom(path)
         except UnreadableImage as error:
             if "no image" not in error.reason and "DICOMDIR" not in error.reason:
                 raise
@@ -64,19 +64,16 @@ def list_dicom_files(folder: Path) -> list[Path]:
 
 
 @discreet()
-def read_dicom_volume(
-    files: Sequence[Path],
-) -> tuple[NDArray[np.float32], NDArray[np.float64], Path, str]:
+def read_dicom_volume(files: Sequence[Path]) -> tuple[Path, Pixels]:
     """Read the files of one series, in any order.
 
     Returns:
-        (columns, rows, slices) in rescaled units; the affine from these indices to RAS+ mm; the file of the first
-        slice; the modality.
+        The file of the first slice; the volume (1, columns, rows, slices) in rescaled units.
 
     Raises:
         UnreadableImage: if a file is damaged or of another series, or if the slices make up no volume.
     """
-    headers = {path: open_dicom(path, volume=True) for path in files}
+    headers = {path: open_dicom(path) for path in files}
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers.values()}
     if len(series) > 1:
         reason = f"is one of {len(files)} files of {len(series)} series"
@@ -88,11 +85,13 @@ def read_dicom_volume(
         values[:, :, index] = _pixels(one, headers[one.path]).T
     if not np.isfinite(values).all():
         raise UnreadableImage(first.path, "holds values that are not finite", "Export it again.")
-    return values, affine, first.path, str(headers[first.path].get("Modality", ""))
+    ends = (float(values.min()), float(values.max()))
+    modality = str(headers[first.path].get("Modality", "") or "")
+    return first.path, Pixels(values[None], affine, "dicom", ends, modality=modality)
 
 
 @discreet()
-def open_slices(path: Path, header: Dataset) -> list[Slice]:
+def open_slices(path: Path, header: Dataset) -> list[SlicePlace]:
     """Find out where the slices of a file lie.
 
     Raises:
@@ -117,7 +116,7 @@ def open_slices(path: Path, header: Dataset) -> list[Slice]:
         raise UnreadableImage(path, reason, "Give the original slices, with position and orientation.") from error
 
 
-def _slice(path: Path, header: Dataset, frame: int) -> Slice:
+def _slice(path: Path, header: Dataset, frame: int) -> SlicePlace:
     plane = _group(header, frame, "PlanePositionSequence")
     turn = _group(header, frame, "PlaneOrientationSequence")
     measures = _group(header, frame, "PixelMeasuresSequence")
@@ -129,7 +128,7 @@ def _slice(path: Path, header: Dataset, frame: int) -> Slice:
     right = abs(rows @ columns) < 1e-2 and np.allclose(lengths, 1, atol=1e-2)
     if not right or len(position) != 3 or len(spacing) != 2 or min(spacing) <= 0 or not np.isfinite(position).all():
         raise UnreadableImage(path, "says nothing usable about where it lies in the patient", "Export it again.")
-    return Slice(
+    return SlicePlace(
         path=path,
         frame=frame,
         uid=str(header.get("SOPInstanceUID", "")),
@@ -150,7 +149,7 @@ def _group(header: Dataset, frame: int, name: str) -> Any:
     return header
 
 
-def _pixels(one: Slice, header: Dataset) -> NDArray[np.float32]:
+def _pixels(one: SlicePlace, header: Dataset) -> NDArray[np.float32]:
     """Decode a slice to (rows, columns) in rescaled units."""
     from pydicom.pixels import apply_modality_lut
 

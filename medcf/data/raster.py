@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads PNG, JPEG, BMP and TIFF.
 
-Millimetres come from a PNG text entry named ``medcf_spacing_mm`` ("row column"), from the datalist, or from a PNG's
+Millimeters come from a PNG text entry named ``medcf_spacing_mm`` ("row column"), from the datalist, or from a PNG's
 pHYs chunk if that names a resolution no screen, printer or plotting library uses: 72, 96, 100, 150 or 300 dots per inch
 describe a display, not the patient, and are not taken for a pixel spacing.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medcf.data.pixels import Pixels
+from medcf.data.image import Pixels, picture_affine
 from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["SPACING_ENTRY", "read_raster"]
@@ -60,16 +60,14 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
                 if num_frames > 1:
                     picture.seek(frame)
                 picture.load()
-                mode = picture.mode
                 array, top = _decode(picture)
                 spacing = _stated_spacing(picture)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error and its own
         raise UnreadableImage(path, f"cannot be decoded ({type(error).__name__})", "Export it again.") from error
     return Pixels(
-        array=array,
-        spacing=spacing,
+        array=array[None].swapaxes(1, 2) if array.ndim == 2 else array.transpose(2, 1, 0),
+        affine=None if spacing is None else picture_affine(spacing[::-1]),
         source_format="raster",
-        photometric=mode,
         value_range=(0.0, top),
         frame=frame,
         num_frames=num_frames,

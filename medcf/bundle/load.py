@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle as one Python object: ``medcf.load("diffice")("head.png").save("out")``."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from medcf.bundle.options import unknown_options
+from medcf.bundle.root import bundle_folder
+from medcf.inference import Explainer
+from medcf.runtime.error_report import root_cause
+
+__all__ = ["BundleExplainer", "load"]
+
+CONFIG = "inference.json"
+
+
+class BundleExplainer(Explainer):
+    """The `Explainer` of a bundle's ``inference.json``; its networks are built when they are first needed.
+
+    It pickles as the bundle's folder and the options, so that a data loader's worker builds its own.
+
+    Args:
+        folder: folder of the bundle.
+        overrides: ids of the config and their values.
+
+    Raises:
+        FileNotFoundError: the folder holds no bundle.
+        ValueError: an override is no id of the config; names the nearest that exist.
+    """
+
+    def __init__(self, folder: str | PathLike[str], overrides: dict[str, Any]) -> None:
+        root = Path(folder).resolve()
+        config = root / "configs" / CONFIG
+        if not config.is_file():
+            raise FileNotFoundError(f"{root} is no bundle that can be loaded: it holds no configs/{CONFIG}.")
+        self.folder, self.overrides = root, overrides
+        self.parser = ConfigParser()
+        self.parser.read_config(str(config))
+        if (metadata := root / "configs" / "metadata.json").is_file():
+            self.parser.read_meta(str(metadata))
+        if problems := unknown_options(list(overrides), self.parser.get()):
+            raise ValueError("\n".join(problems).replace("--", ""))
+        self.parser.update({"bundle_root": str(root), **overrides})
+
+    def __getattr__(self, name: str) -> Any:
+        """Build the parts when one of them is first asked for."""
+        if name.startswith("__") or "parser" not in vars(self) or "preprocessing" in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            built = self.parser.get_parsed_content("explainer")
+        except Exception as error:
+            raise root_cause(error) from None
+        vars(self).update(vars(built))
+        return getattr(self, name)
+
+    def __reduce__(self) -> tuple[type[BundleExplainer], tuple[str, dict[str, Any]]]:
+        return type(self), (str(self.folder), self.overrides)
+
+
+def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
+    """Load a bundle: parse its ``inference.json`` and build its parts when they are needed.
+
+    Nothing is run: no ``initialize``, no seeds, no logging, no command line, no change of the working directory.
+
+    Args:
+        source: a bundle's folder, its zip archive, or the name of one that came with medcf (``"diffice"``).
+        overrides: what a command line would override: ``target=0``, ``method="sdedit"``,
+            ``**{"inferer#strength": 0.4}``.
+
+    Returns:
+        Called with an image it returns a `medcf.inference.CaseResult`; ``run`` explains whole folders.
+
+    Raises:
+        FileNotFoundError: there is no such bundle.
+        ValueError: an override is no id of the config; or the archive holds no bundle.
+
+    Example:
+        >>> load("diffice", tagret=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Unknown option tagret. Did you mean target? ...
+    """
+    path = Path(source)
+    if path.is_dir() and (path / "configs").is_dir():
+        return BundleExplainer(path, overrides)
+    if path.is_file():
+        return BundleExplainer(_unpack(path), overrides)
+    if len(path.parts) != 1:
+        raise FileNotFoundError(f"{path} does not exist: give a bundle's folder, its zip archive, or its name.")
+    return BundleExplainer(bundle_folder(str(source)), overrides)
+
+
+def _unpack(archive: Path) -> Path:
+    """Unpack an archive into a folder that its content names, once; returns the bundle's folder in it.
+
+    Raises:
+        ValueError: it is no zip archive, or holds no bundle.
+    """
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    target = Path(tempfile.gettempdir()) / f"medcf-bundle-{digest}"
+    if not zipfile.is_zipfile(archive):
+        raise ValueError(f"{archive} is no zip archive: give a bundle's folder, its zip archive, or its name.")
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory(dir=tempfile.gettempdir()) as partial, zipfile.ZipFile(archive) as stored:
+            stored.extractall(partial)  # members that lead out of the folder are kept inside by zipfile
+            (Path(partial) / "unpacked").mkdir(exist_ok=True)
+            for member in Path(partial).iterdir():
+                if member.name != "unpacked":
+                    member.rename(Path(partial) / "unpacked" / member.name)
+            (Path(partial) / "unpacked").rename(target)
+    found = sorted(target.rglob(f"configs/{CONFIG}"))
+    if not found:
+        raise ValueError(f"{archive} holds no bundle: no configs/{CONFIG} is in it.")
+    return found[0].parents[1]

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the cases of a folder or a table, pictures or volumes, and names what in it cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from medcf.data.case import Case, read_table
+from medcf.data.dicom import VOLUME_MODALITIES, discreet, open_dicom
+from medcf.data.dicom_geometry import SlicePlace, arrange
+from medcf.data.dicom_series import list_dicom_files, open_slices
+from medcf.data.nifti import header_of_pair
+from medcf.data.read import FileInfo, choose_frame, inspect_file, sniff
+from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.owned import is_ours
+
+__all__ = ["find_cases"]
+
+logger = logging.getLogger(__name__)
+
+_SIDECARS = {
+    *(".csv", ".tsv", ".json", ".txt", ".md", ".rst", ".yaml", ".yml", ".xml", ".html", ".log", ".pdf", ".py", ".bval"),
+    *(".sha256", ".md5", ".pt", ".npz", ".npy", ".ini", ".cfg", ".conf", ".xlsx", ".docx"),
+}
+_SIDECAR_NAMES = {"dicomdir", "readme", "license", "licence", "thumbs.db", "desktop.ini"}
+_IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".gz", ".dcm", ".dicom", ".ima", ".img", ".hdr"),
+}
+_RESERVED = {"manifest.json", "scores.csv", "failures.csv", "summary.json", "demo_inputs", "demo_truth"}
+_LONGEST_ID = 150  # bytes: the ids become file names, of which most file systems take 255
+
+Row = dict[str, Any]
+
+
+def find_cases(
+    dataset_dir: str | PathLike[str] | None = None,
+    datalist: str | PathLike[str] | None = None,
+    *,
+    spatial_dims: int = 2,
+    frame: int | str = "middle",
+    split: str | None = None,
+    label_column: str = "label",
+    exclude: Sequence[str | PathLike[str]] = (),
+) -> tuple[list[Case], list[Failure]]:
+    """List the images of a folder (searched through) or of a table, and what in it cannot be used.
+
+    In a folder everything is tried except hidden files, side-cars such as ``.csv`` or ``.json``, and DICOMDIR; the
+    format is told by the content. Only headers are read, so a case may still fail in :func:`medcf.read`. Among
+    pictures, CT, MR and PET slices that share a series are parts of a volume and fail; a lone slice is a picture. Among
+    volumes every NIfTI volume is a case, and so is every DICOM series (SeriesInstanceUID), however its files are
+    spread.
+
+    A table is a CSV with a header line, or JSON: a list of objects, or an object of such lists whose keys become
+    ``split``. ``file`` (or ``image``) is required and relative to ``dataset_dir`` if that is given, else to the table;
+    of a volume it may be the folder of a series. ``label``, ``subject``, ``split``, ``mask`` (of a volume its subject;
+    of a picture its ``segmentation``), ``segmentation`` and ``spacing_mm`` ("row column", or one number, for pictures
+    that do not carry it) are understood, other columns are kept.
+
+    Args:
+        dataset_dir: folder to search, or the folder to which the table's paths are relative.
+        datalist: CSV or JSON file.
+        spatial_dims: 2 finds pictures and loops of them, 3 volumes.
+        frame: of a loop: ``"first"``, ``"middle"``, ``"last"``, an index, or ``"all"`` for a case per frame.
+        split: keep only the rows of this split.
+        label_column: column that holds the class index.
+        exclude: files and folders to leave out, such as an output folder inside of ``dataset_dir``.
+
+    Returns:
+        The cases, sorted by path or in the table's order, with ids made from their paths: unique, stable, no patient
+        data beyond the path's. And the failures.
+
+    Raises:
+        FileNotFoundError: if the folder, the table or files named in it do not exist.
+        ValueError: if there is nothing to read, neither argument is given, or the table lacks ``file``.
+    """
+    kind = "images" if spatial_dims == 2 else "volumes"
+    if dataset_dir is None and datalist is None:
+        raise ValueError(f"neither dataset_dir nor datalist is given: name a folder of {kind} or a table of them")
+    root = _check_root(dataset_dir, datalist)
+    if datalist is not None:
+        rows = read_table(Path(datalist), root, label_column)
+        if split is not None:
+            known = sorted({str(row.get("split", "")) for row in rows})
+            rows = [row for row in rows if str(row.get("split", "")) == split]
+            if not rows:
+                raise ValueError(f"datalist {Path(datalist).name!r} has no row of split {split!r}; it has {known}")
+    else:
+        rows = [{"image": str(path)} for path in _walk_files(root, exclude)]
+        if not rows:
+            formats = "DICOM, NIfTI, PNG or JPEG files" if spatial_dims == 2 else "NIfTI files or DICOM series"
+            raise ValueError(f"dataset_dir {str(root)!r} holds no {kind[:-1]}: give one of {formats}")
+    if spatial_dims == 2:
+        rows = [{"segmentation" if key == "mask" else key: value for key, value in row.items()} for row in rows]
+        found, failures = _pictures(rows, frame)
+    else:
+        found, failures = _volumes(rows, root) if datalist is not None else _volumes_of_files(rows, root)
+    cases = [_case(row, name) for row, name in zip(found, _case_ids(found, root), strict=True)]
+    logger.info("%d %s to read, %d files that cannot be used", len(cases), kind, len(failures))
+    return cases, failures
+
+
+def _case(row: Row, name: str) -> Case:
+    """Make a case of a row: what is not its id, its files, its frame or its mask stays a column."""
+    columns = {key: value for key, value in row.items() if key not in ("image", "files", "frame", "mask", "case")}
+    columns = {key: value for key, value in columns.items() if not key.startswith("_")}
+    files = tuple(Path(file) for file in row.get("files") or [row["image"]])
+    return Case(name, files, row.get("frame"), Path(row["mask"]) if "mask" in row else None, columns)
+
+
+def _check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLike[str] | None) -> Path:
+    """Return the folder to search, or the one that the table's paths are relative to.
+
+    Raises:
+        FileNotFoundError: if it does not exist, or is a file.
+    """
+    root = Path(dataset_dir) if dataset_dir is not None else Path(datalist or "").parent
+    if root.is_file():
+        raise FileNotFoundError(f"dataset_dir {str(root)!r} is a file: give the folder it is in, or a datalist")
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
+    return root
+
+
+def _walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Iterator[Path]:
+    """Yield the files that could be images, in a fixed order; folders below ``root`` that hold results are left out."""
+    unwanted = {Path(path).resolve() for path in exclude}
+    for folder, names, files in os.walk(root):
+        below = {name: Path(folder) / name for name in sorted(names) if not name.startswith(".")}
+        names[:] = [n for n, path in below.items() if path.resolve() not in unwanted and not _holds_results(path)]
+        for name in sorted(files):
+            path = Path(folder) / name
+            hidden = name.startswith((".", "~$"))
+            sidecar = path.suffix.lower() in _SIDECARS or name.lower() in _SIDECAR_NAMES
+            if not hidden and not sidecar and path.resolve() not in unwanted:
+                yield path
+
+
+def _holds_results(folder: Path) -> bool:
+    """Tell an output folder by its manifest: counterfactuals must not be taken for images of patients."""
+    found = is_ours(folder / "manifest.json")
+    if found:
+        logger.warning("%s holds the results of a run and is left out", folder.name)
+    return found
+
+
+def _pictures(rows: list[Row], frame: int | str) -> tuple[list[Row], list[Failure]]:
+    """Look into every header and choose frames."""
+    failures: list[Failure] = []
+    inspected: list[tuple[Row, FileInfo]] = []
+    for row in rows:
+        try:
+            inspected.append((row, _expect_picture(inspect_file(row["image"]))))
+        except UnreadableImage as error:
+            failures.append(Failure.of(error))
+    slices = Counter(info.series for _, info in inspected if info.series and info.modality in VOLUME_MODALITIES)
+    found: list[Row] = []
+    for row, info in inspected:
+        count = slices.get(info.series, 0) if info.modality in VOLUME_MODALITIES else 0
+        try:
+            if count > 1:
+                reason = f"has the wrong dimension: one of {count} slices of a {info.modality} series, a volume"
+                raise UnreadableImage(info.path, reason, "Put the plane of interest alone into the folder.")
+            frames = list(range(info.num_frames)) if frame == "all" else [choose_frame(info, frame)]
+        except UnreadableImage as error:
+            failures.append(Failure.of(error))
+            continue
+        several = frame == "all" and info.num_frames > 1
+        found += [{**row, "frame": i, "_suffix": f"_f{i:04d}" if several else ""} for i in frames]
+    return found, failures
+
+
+def _expect_picture(info: FileInfo) -> FileInfo:
+    if info.spatial_dims == 3:
+        size = f" of {info.num_frames} slices" if info.num_frames > 1 else ""
+        reason = f"has the wrong dimension: a volume{size} where a 2D image is expected"
+        raise UnreadableImage(info.path, reason, "Cut the plane of interest out of it and save that.")
+    return info
+
+
+def _volumes(rows: list[Row], root: Path) -> tuple[list[Row], list[Failure]]:
+    """Look into the headers of the files and folders of a table."""
+    found: list[Row] = []
+    failures: list[Failure] = []
+    for row in rows:
+        path = header_of_pair(Path(row["image"])) or Path(row["image"])
+        try:
+            files = list_dicom_files(path) if path.is_dir() else [path]
+            if len(files) == 1 and sniff(files[0]) == "nifti":
+                found.append({**row, "image": str(_expect_volume(files[0]))})
+                continue
+            for file in files:
+                _expect_slice(file)
+            name = row.get("case") or _folder_name(os.path.relpath(path, root))
+            found.append({**row, **_series([place for file in files for place in _slices(file)[1]]), "case": name})
+        except UnreadableImage as error:
+            failures.append(Failure.of(error))
+    return found, failures
+
+
+def _volumes_of_files(rows: list[Row], root: Path) -> tuple[list[Row], list[Failure]]:
+    """Look into every header of a folder and gather the files of each series."""
+    failures: list[Failure] = []
+    placed: list[tuple[str, Row]] = []
+    series: dict[str, list[SlicePlace]] = {}
+    refused: dict[tuple[Path, str, str], list[Path]] = {}
+    for path in (Path(row["image"]) for row in rows):
+        kind = ""
+        try:
+            if header_of_pair(path):
+                continue  # read with its header
+            kind = sniff(path)
+            if kind == "nifti":
+                placed.append((str(path), {"image": str(_expect_volume(path))}))
+            else:
+                _expect_slice(path)
+                uid, slices = _slices(path)
+                series.setdefault(uid or str(path.parent), []).extend(slices)
+        except UnreadableImage as error:
+            # an ultrasound loop, or a series in colors, comes as hundreds of files: one line for all of them
+            group = path.parent if kind == "dicom" else path
+            refused.setdefault((group, error.reason, error.remedy), []).append(path)
+    for (_, reason, remedy), files in refused.items():
+        others = f" (and so are {len(files) - 1} more files of its folder)" if len(files) > 1 else ""
+        failures.append(Failure(str(files[0]), "read", reason + others, remedy))
+    folders = [os.path.commonpath([place.path.parent for place in slices]) for slices in series.values()]
+    for slices, folder in zip(series.values(), folders, strict=True):
+        try:
+            row = _series(slices)
+        except UnreadableImage as error:
+            failures.append(Failure.of(error))
+            continue
+        if folders.count(folder) == 1 and len(row["files"]) > 1:  # else the case is called after its first file
+            row["case"] = _folder_name(os.path.relpath(folder, root))
+        placed.append((str(slices[0].path), row))
+    order = {row["image"]: index for index, row in enumerate(rows)}
+    return [row for _, row in sorted(placed, key=lambda pair: order[pair[0]])], failures
+
+
+def _expect_volume(path: Path) -> Path:
+    if inspect_file(path).spatial_dims == 2:
+        raise UnreadableImage(path, "has the wrong dimension: a picture, not a volume", "Give a 3D volume.")
+    return path
+
+
+def _expect_slice(path: Path) -> None:
+    if sniff(path) != "dicom":
+        if inspect_file(path).source_format == "raster":
+            raise UnreadableImage(path, "is a picture, not a volume", "Give NIfTI files, or folders of DICOM series.")
+        raise UnreadableImage(path, "is one of several files of a case", "Give one NIfTI file, or one DICOM series.")
+
+
+@discreet()
+def _slices(path: Path) -> tuple[str, list[SlicePlace]]:
+    header = open_dicom(path)
+    return str(header.get("SeriesInstanceUID", "") or ""), open_slices(path, header)
+
+
+def _series(slices: Sequence[SlicePlace]) -> Row:
+    """Check that the slices make up a volume, and name its files in their order."""
+    arranged, _ = arrange(slices)
+    files = list(dict.fromkeys(str(place.path) for place in arranged))
+    return {"image": files[0], "files": files}
+
+
+def _folder_name(path: str) -> str:
+    """Name of a series after its folder."""
+    parts = [part for part in Path(path).parts if part not in ("..", ".", os.sep)]
+    # the folder that was given is not part of any name: folders are often called after patients
+    return "__".join(parts) or "series"
+
+
+def _case_ids(rows: list[Row], root: Path) -> list[str]:
+    """Name every case after its path; add the suffix, then a number, to those that would be called the same."""
+    stems, full = [], []
+    for row in rows:
+        path = Path(os.path.relpath(row["image"], root))
+        suffixes = [s for s in path.suffixes[-2:] if s.lower() in _IMAGE_SUFFIXES]
+        suffix = "".join(suffixes) if path.suffix.lower() in _IMAGE_SUFFIXES else ""
+        stem = str(path)[: len(str(path)) - len(suffix)]
+        parts = [p for p in Path(stem).parts if p not in ("..", os.sep)]
+        name = re.sub(r"[^\w.+-]+", "_", "__".join(parts)).strip("._") or "case"
+        stems.append(_file_name(str(row.get("case") or name)) + row.get("_suffix", ""))
+        full.append(_file_name(name + suffix.replace(".", "_")) + row.get("_suffix", ""))
+    # compared without case: the ids become file names, also where "A" and "a" are the same file
+    counts = Counter(s.casefold() for s in stems)
+    names = [s if counts[s.casefold()] == 1 else f for s, f in zip(stems, full, strict=True)]
+    used: set[str] = set()
+    unique = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate.casefold() in used:
+            number += 1
+            candidate = f"{name}_{number}"
+        used.add(candidate.casefold())
+        unique.append(candidate)
+    return unique
+
+
+def _file_name(name: str) -> str:
+    """Make an id that a table or a folder gave the name of a file: no folders, nothing reserved, not too long."""
+    name = re.sub(r"[\\/\0]+", "__", name).strip(" .") or "case"
+    if name.casefold() in _RESERVED:
+        name += "_case"
+    if len(name.encode()) > _LONGEST_ID:  # trees of UIDs are
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{name.encode()[: _LONGEST_ID - 13].decode(errors='ignore')}_{digest}"
+    return name

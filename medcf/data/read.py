@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads an image of any supported format, told by its content: DICOM, NIfTI, PNG, JPEG, BMP or TIFF."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import ImageReader, MetaTensor
+from numpy.typing import NDArray
+
+from medcf.data.case import Case, as_case
+from medcf.data.dicom import count_dicom_frames, discreet, holds_volume, looks_like_dicom, open_dicom, read_dicom
+from medcf.data.dicom_series import list_dicom_files, read_dicom_volume
+from medcf.data.image import Pixels, picture_affine, voxel_sizes
+from medcf.data.nifti import check_nifti, header_of_pair, is_nifti, read_nifti
+from medcf.data.raster import count_raster_frames, read_raster
+from medcf.runtime.errors import UnreadableImage
+
+__all__ = ["FileInfo", "StudyReader", "choose_frame", "inspect_file", "read", "sniff"]
+
+logger = logging.getLogger(__name__)
+
+_RASTER_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+_OTHER_MARKS = {
+    b"PK\x03\x04": "a zip archive",
+    b"%PDF": "a PDF document",
+    b"GIF8": "a GIF",
+    b"\x89HDF": "an HDF5 file",
+    b"NRRD": "an NRRD file",
+}
+_SHORTEST, _LONGEST = 1.0, 3000.0  # mm, the longest edge of a volume
+
+Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What can be told about a file without decoding its pixels.
+
+    Attributes:
+        path: the file.
+        source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
+        spatial_dims: 2 of a picture or a loop, 3 of a volume.
+        num_frames: number of frames of a loop.
+        series: DICOM's series instance UID, empty for other formats. Never to be shown.
+        modality: DICOM's modality, empty for other formats.
+    """
+
+    path: Path
+    source_format: str
+    spatial_dims: int = 2
+    num_frames: int = 1
+    series: str = ""
+    modality: str = ""
+
+
+def read(source: Source, frame: int | str | None = None) -> MetaTensor:
+    """Read an image: a picture, a frame of a loop, or a volume.
+
+    The array's axes are those of the file (NIfTI), or column, row and slice. Meta data: ``affine`` and
+    ``original_affine`` (indices to RAS+ mm), ``space`` (absent where the file does not say where it lies, see
+    :mod:`medcf.data.image`), ``region`` (first column and row, end column and row of the picture proper, where DICOM
+    names an ultrasound region), ``value_range`` (the stored values that became 0 and 1, or the ends of a volume),
+    ``source_format``, ``modality``, ``frame``, ``num_frames``, ``filename_or_obj`` (the file; of a series the first
+    slice) and, where the case names one, ``mask`` (bool, on the image's voxels).
+
+    Args:
+        source: a case; a file, whatever its name; a folder that holds one DICOM series; or its files.
+        frame: of a loop: ``"first"``, ``"middle"``, ``"last"`` or an index (negative ones count from the end); None is
+            the case's, or the middle one.
+
+    Returns:
+        float32: a picture (C, X, Y) in [0, 1], where 0 is black and 1 is white whatever the format's convention, C = 3
+        if it is colored; or a volume (1, X, Y, Z) in its own units, DICOM's after the rescaling to HU or whatever
+        they are.
+
+    Raises:
+        UnreadableImage: if a file is missing, damaged, no image, has no such frame, or if slices make up no volume.
+        ValueError: if ``frame`` is none of the above.
+    """
+    array, meta = _load(as_case(source), frame)
+    affine = torch.from_numpy(np.asarray(meta.pop("affine"), dtype=np.float64))
+    return MetaTensor(torch.from_numpy(array), affine=affine, meta=meta)
+
+
+class StudyReader(ImageReader):
+    """Reads whatever :func:`read` reads for MONAI's loaders: ``LoadImaged(keys="image", reader=StudyReader)``.
+
+    Give the loader ``expanduser=False`` where the items hold a :class:`medcf.data.Case`, and leave its
+    ``ensure_channel_first`` off: the channel is first.
+
+    Args:
+        frame: see :func:`read`.
+    """
+
+    def __init__(self, frame: int | str | None = None) -> None:
+        self.frame = frame
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Take any file: its content tells the format."""
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Case:
+        """Name what is to be read; an error of the reading itself must not be taken for a missing reader."""
+        if isinstance(data, Sequence) and not isinstance(data, str) and len(data) == 1:
+            data = data[0]
+        return as_case(data)
+
+    def get_data(self, img: Case) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Read the array and its meta data.
+
+        Raises:
+            UnreadableImage: as :func:`read`.
+        """
+        return _load(img, self.frame)
+
+
+def sniff(path: str | PathLike[str]) -> str:
+    """Tell the format from the first bytes.
+
+    Returns:
+        ``"dicom"``, ``"nifti"``, ``"raster"``, or ``""`` for anything else.
+
+    Raises:
+        UnreadableImage: if the file is missing, empty or must not be read.
+    """
+    head = _head(Path(path))
+    if head[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(path) as stream:
+                head = stream.read(352)
+        except (OSError, EOFError, zlib.error):
+            return ""
+        return "nifti" if is_nifti(head) else ""
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if is_nifti(head):
+        return "nifti"
+    if head.startswith(_RASTER_MARKS):
+        return "raster"
+    return "dicom" if looks_like_dicom(head) else ""
+
+
+@discreet()
+def inspect_file(path: str | PathLike[str]) -> FileInfo:
+    """Tell from the header what image a file holds, if it holds one.
+
+    Raises:
+        UnreadableImage: if it does not.
+    """
+    path = Path(path)
+    kind = sniff(path)
+    if kind == "dicom":
+        header = open_dicom(path)
+        series, modality = str(header.get("SeriesInstanceUID", "") or ""), str(header.get("Modality", "") or "")
+        frames, dims = count_dicom_frames(path, header), 3 if holds_volume(header) else 2
+        return FileInfo(path, kind, dims, frames, series, modality)
+    if kind == "nifti":
+        return FileInfo(path, kind, check_nifti(path))
+    if kind == "raster":
+        return FileInfo(path, kind, 2, count_raster_frames(path))
+    raise _unknown(path)
+
+
+def choose_frame(info: FileInfo, frame: int | str | None) -> int:
+    """Turn a choice of frame into an index.
+
+    A file with a single frame yields that frame, whatever index was asked for, so that one setting serves a folder in
+    which loops and stills are mixed.
+
+    Raises:
+        UnreadableImage: if a loop has no such frame.
+        ValueError: if ``frame`` is neither a word nor a whole number.
+    """
+    count = info.num_frames
+    words = {"first": 0, "middle": count // 2, "last": count - 1}
+    if frame is None or (isinstance(frame, str) and frame in words):
+        return words[frame or "middle"]
+    try:
+        index = int(frame)
+    except ValueError as error:
+        raise ValueError(f"frame must be 'first', 'middle', 'last' or a whole number, got {frame!r}") from error
+    if count == 1:
+        return 0
+    if not -count <= index < count:
+        reason = f"has {count} frames, and frame {index} was asked for"
+        raise UnreadableImage(info.path, reason, f"Choose a frame from 0 to {count - 1}.")
+    return index % count
+
+
+def _load(case: Case, frame: int | str | None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    files = list(case.files)
+    if len(files) == 1 and files[0].is_dir():
+        files = list_dicom_files(files[0])
+    files = [header_of_pair(file) or file for file in files]
+    first, pixels = _decode(files, case.frame if frame is None else frame)
+    if pixels.array.ndim == 4 and pixels.affine is not None:
+        longest = max(mm * n for mm, n in zip(voxel_sizes(pixels.affine), pixels.array.shape[1:], strict=True))
+        if not _SHORTEST <= longest <= _LONGEST:
+            reason = f"is {longest:.3g} mm long by its header, no part of a body"
+            raise UnreadableImage(first, reason, "Correct the voxel size or its unit in the header.")
+    meta = pixels.describe() | {"filename_or_obj": str(first)}
+    if "spacing_mm" in case.columns and pixels.array.ndim == 3:
+        row, column = (float(mm) for mm in case.columns["spacing_mm"])
+        meta |= {name: picture_affine((column, row)) for name in ("affine", "original_affine")} | {"space": "RAS"}
+    array = np.ascontiguousarray(pixels.array, dtype=np.float32)
+    if case.mask is not None:
+        meta["mask"] = _read_mask(case.mask, array.shape, meta["affine"])
+    return array, meta
+
+
+def _decode(files: Sequence[Path], frame: int | str | None) -> tuple[Path, Pixels]:
+    """Read the one file, or the series; return the file that it is called after, too."""
+    if len(files) > 1:
+        if odd := next((file for file in files if sniff(file) != "dicom"), None):
+            reason = "is one of several files that are no DICOM series"
+            raise UnreadableImage(odd, reason, "Give a NIfTI file, or a folder with one DICOM series.")
+        return read_dicom_volume(files)
+    info = inspect_file(files[0])
+    if info.source_format == "nifti":
+        return files[0], read_nifti(files[0])
+    if info.spatial_dims == 3 and frame is None:
+        return read_dicom_volume(files)
+    index = choose_frame(info, frame)
+    return files[0], read_dicom(files[0], index) if info.source_format == "dicom" else read_raster(files[0], index)
+
+
+def _read_mask(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Read a mask that lies on the voxels of its image: whatever in it is above 0."""
+    array, meta = _load(as_case(path), None)
+    if array.shape[1:] != shape[1:] or not np.allclose(meta["affine"], affine, atol=0.05):
+        remedy = "Resample it onto the volume, nearest neighbor."
+        raise UnreadableImage(path, "is a mask on other voxels than its volume", remedy)
+    inside = array[:1] > 0
+    if not inside.any():
+        raise UnreadableImage(path, "is an empty mask", "Give one in which the brain is 1.")
+    if (labels := len(np.unique(array[:1][inside]))) > 1:
+        logger.warning("%s holds %d labels; all of them count as brain", path.name, labels)
+    return inside
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(352)
+    except FileNotFoundError as error:
+        raise UnreadableImage(path, "does not exist", "Check the path.") from error
+    except IsADirectoryError as error:
+        raise UnreadableImage(path, "is a folder", "Give it as dataset_dir.") from error
+    except OSError as error:
+        raise UnreadableImage(path, f"cannot be opened ({type(error).__name__})", "Check its permissions.") from error
+    if not head:
+        raise UnreadableImage(path, "is empty", "Export it again.")
+    return head
+
+
+def _unknown(path: Path) -> UnreadableImage:
+    """Say what a file of no supported format is, as far as that can be told."""
+    head, name = _head(path), path.name.lower()
+    what = next((name for mark, name in _OTHER_MARKS.items() if head.startswith(mark)), "of an unknown format")
+    remedy = "Give DICOM, NIfTI, PNG, JPEG, BMP or TIFF files."
+    if name.endswith((".mgz", ".mgh")):
+        what, remedy = "a FreeSurfer volume", f"Convert it: mri_convert {path.name} {path.stem}.nii.gz"
+    elif head[:2] == b"\x1f\x8b":
+        what = "a compressed archive"
+    elif name.endswith((".hdr", ".img")):
+        what, remedy = "not a NIfTI file (Analyze files name no orientation)", "Save the volume as NIfTI."
+    elif name.endswith((".nii", ".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff", ".bmp")):
+        what = "not what its name says: damaged or of another format"
+    return UnreadableImage(path, f"is {what}", remedy)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The road of every image as one Python object: read, grid, explain, back, write."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from monai.networks.utils import eval_mode
+from monai.transforms import Compose
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+
+from medcf.data import Case
+from medcf.data.case import as_case
+from medcf.inference.case_result import CaseResult, Writer
+from medcf.inference.cases import case_loader, describe_failure, explainable
+from medcf.inference.inputs import list_cases
+from medcf.inference.results import case_result
+from medcf.inference.run_folder import RunFolder
+from medcf.inference.summary import end_run
+from medcf.inferers.checks import TargetError
+from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.performance import autocast
+
+__all__ = ["Explainer"]
+
+logger = logging.getLogger(__name__)
+
+Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]] | Tensor | Mapping[str, Any]
+
+
+class Explainer:
+    """Answers for images how they would look if they were of another class.
+
+    ``medcf.load("diffice")`` makes one of a bundle; a bundle's evaluator drives one; ten lines of Python make one of
+    parts of their own. It can be pickled, into the workers of a data loader for example.
+
+    Args:
+        preprocessing: from ``{"image": path or Case, ...}`` to ``image`` (1, *grid) in [-1, 1], a MetaTensor that
+            carries its `medcf.data.GridRecord`.
+        inferer: the method: ``explain(inputs, network, sample_ids, target)``.
+        network: the denoising network.
+        postprocessing: from ``image`` and ``pred`` on the grid to ``pred`` and ``difference`` on the image's own
+            matrix, see `medcf.transforms.AddDifferenced`.
+        classifier: the explained classifier, images to logits.
+        segmenter: images to logits of structures; for the report.
+        novelty: images to a dictionary of tensors (B,); `medcf.metrics.NoveltyDetector`.
+        writers: what `CaseResult.save` and `run` call.
+        listing: options of `medcf.inference.list_cases` for `run`.
+        trajectory: bring all iterates back to the image's own matrix; None does so for pictures alone, since a volume
+            of the scanner is large.
+        device: where to compute.
+        amp: compute in 16 bits, always or where the device has them ("auto"), see `medcf.runtime.performance.autocast`.
+        batch_size: cases that `run` explains at once.
+        num_workers: processes that read for `run`.
+        manifest: what `RunFolder` notes of a run: ``config``, ``weights``, ``seed``.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Callable[[Any], Any],
+        inferer: Any,
+        network: nn.Module,
+        postprocessing: Callable[[Any], Any],
+        classifier: Callable[[Tensor], Tensor],
+        *,
+        segmenter: Callable[[Tensor], Tensor] | None = None,
+        novelty: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        writers: Sequence[Writer] = (),
+        listing: Mapping[str, Any] | None = None,
+        trajectory: bool | None = None,
+        device: torch.device | str = "cpu",
+        amp: bool | Literal["auto"] = False,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.network = network
+        self.postprocessing = postprocessing
+        self.classifier = classifier
+        self.segmenter = segmenter
+        self.novelty = novelty
+        self.writers = writers
+        self.listing = dict(listing or {})
+        self.trajectory = trajectory
+        self.device = device
+        self.amp = amp
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.manifest = dict(manifest or {})
+
+    def __call__(self, case: Source, target: Any = None) -> CaseResult:
+        """Explain one image.
+
+        Args:
+            case: a file, a folder with one DICOM series, its files, a `medcf.data.Case`, an image (C, X, Y[, Z]) from
+                `medcf.read` or MONAI's loaders, or an item of the preprocessing.
+            target: wanted class; None is the method's.
+
+        Raises:
+            UnreadableImage: the image cannot be used; names the file and the remedy.
+            RuntimeError: it could not be explained.
+        """
+        (result,) = self.batch([case], target)
+        if isinstance(result, Failure):
+            if result.stage == "read":
+                raise UnreadableImage(result.file, result.reason, result.remedy)
+            raise RuntimeError(f"{Path(result.file).name}: {result.reason}. {result.remedy}")
+        return result
+
+    def batch(self, items: Sequence[Source | Failure], target: Any = None) -> list[CaseResult | Failure]:
+        """Explain images together; one that fails does not stop the others.
+
+        Args:
+            items: as `__call__` takes them, prepared or not; a `Failure` stays one.
+            target: wanted class of all; None is the method's.
+
+        Returns:
+            A result for each, in their order.
+
+        Raises:
+            TargetError: the classifier does not know the target, which would fail every image.
+        """
+        prepared = [item if isinstance(item, Failure) else self.prepare(item) for item in items]
+        good = [item for item in prepared if not isinstance(item, Failure)]
+        results = iter(self._explain_all(good, target) if good else [])
+        return [item if isinstance(item, Failure) else next(results) for item in prepared]
+
+    def prepare(self, source: Source) -> dict[str, Any] | Failure:
+        """Read an image and put it onto the grid, or say why that fails.
+
+        Returns:
+            An item with ``image`` (1, *grid), ``case`` and ``file``.
+        """
+        item = dict(source) if isinstance(source, Mapping) else {"image": source}
+        image: Any = item["image"]
+        loaded = isinstance(image, Tensor)
+        name = str(getattr(image, "meta", {}).get("filename_or_obj", "image")) if loaded else ""
+        case = as_case(name) if loaded else as_case(image)
+        named = {"case": item.get("case", case.id), "file": item.get("file", str(case.path))}
+        if loaded and "grid_record" in getattr(image, "meta", {}):
+            return {**item, **named}
+        steps = self.preprocessing
+        if loaded and isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
+            steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
+        try:
+            return {**explainable(steps(item if loaded else {**item, "image": case}), case), **named}
+        except Exception as error:
+            return describe_failure(case, error)
+
+    def run(
+        self,
+        folder: str | Path | None,
+        output_dir: str | Path,
+        *,
+        datalist: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> Iterator[CaseResult | Failure]:
+        """Explain all images of a folder or a table, as the bundle's command does; a run that was killed goes on.
+
+        Args:
+            folder: folder of images, or the one to which the table's paths are relative; without it or a table, demo
+                phantoms are written and explained.
+            output_dir: gets a folder for each case and the run's tables.
+            datalist: table of images, see `medcf.data.find_cases`.
+            overwrite: replace what an earlier run wrote there.
+
+        Yields:
+            What became of each image, written already. Those that an earlier session finished are left out.
+        """
+        listed = list_cases(folder, datalist, output_dir, **self.listing)
+        run_folder = RunFolder(output_dir, overwrite=overwrite, **self.manifest)
+        run_folder.open(listed.cases, listed.failures)
+        loader = case_loader(listed.cases, self.preprocessing, run_folder, self.batch_size, self.num_workers)
+        yield from listed.failures
+        for batch in loader:
+            for result in self.batch([*batch["items"], *batch["failures"]]):
+                yield run_folder.take(result)
+        end_run(run_folder)
+
+    def _explain_all(self, items: list[dict[str, Any]], target: Any) -> list[CaseResult | Failure]:
+        """Explain a batch; when that raises, each of its cases alone, so that one cannot stop the others."""
+        try:
+            return self._explain(items, target)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"Out of memory with {len(items)} images at once; use a smaller --batch_size or --device cpu."
+            ) from error
+        except TargetError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            if len(items) == 1:
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
+                return [
+                    Failure(items[0]["file"], "infer", first_line[:300], "Check the image; report it if it is fine.")
+                ]
+            logger.warning("A batch of %d failed (%s); trying its cases one by one.", len(items), error)
+            return [self._explain_all([item], target)[0] for item in items]
+
+    @torch.no_grad()
+    def _explain(self, items: list[dict[str, Any]], target: Any) -> list[CaseResult | Failure]:
+        started = time.perf_counter()
+        device = torch.device(self.device)
+        image = torch.stack([item["image"].as_subclass(Tensor) for item in items]).to(device)
+        with eval_mode(self.network), torch.no_grad(), autocast(device, enabled=self.amp):
+            found = self.inferer.explain(image, self.network, [item["case"] for item in items], target)
+        pred = found.image.as_subclass(Tensor).float()
+        columns = self._columns(image, pred, found)
+        seconds = (time.perf_counter() - started) / len(items)
+        results: list[CaseResult | Failure] = []
+        for index, item in enumerate(items):
+            begun = time.perf_counter()
+            if not bool(torch.isfinite(found.trajectory[index]).all()):
+                remedy = "Lower classifier_scales, or give --amp False."
+                results.append(Failure(item["file"], "infer", "the counterfactual is not finite (NaN)", remedy))
+                continue
+            output = {name: values[index] for name, values in columns.items()}
+            restored = convert_to_dst_type(pred[index], item["image"], device=torch.device("cpu"))[0]
+            native = self.postprocessing({"image": item["image"], "pred": restored})
+            result = case_result(item, restored, native, output, all_steps=self.trajectory, writers=self.writers)
+            result.row["seconds"] = round(seconds + time.perf_counter() - begun, 3)
+            results.append(result)
+        return results
+
+    def _columns(self, image: Tensor, pred: Tensor, found: Any) -> dict[str, Any]:
+        """Everything that is known of a batch, each entry indexed by case."""
+        count = range(len(image))
+        columns: dict[str, Any] = {
+            "trajectory": found.trajectory,
+            "label_before": self.classifier(image).argmax(1).tolist(),
+            "label_after": self.classifier(pred).argmax(1).tolist(),
+            "extras": [{name: float(values[index]) for name, values in found.extras.items()} for index in count],
+        }
+        names = ("confidences", "target", "flipped", "unchanged", "scale", "iterations", "num_function_evaluations")
+        columns |= {name: getattr(found, name).tolist() for name in names}
+        if self.segmenter is not None:
+            labels = [self.segmenter(picture).argmax(1) for picture in (image, pred)]
+            columns["segmentation"] = torch.stack(labels, dim=1).to(torch.uint8)
+        if self.novelty is not None:
+            scores = {name: values.tolist() for name, values in self.novelty(image).items()}
+            columns["novelty"] = [{name: values[index] for name, values in scores.items()} for index in count]
+        return columns

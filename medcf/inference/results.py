@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a method found on the network's grid to a case's images and scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.orientations import aff2axcodes
+
+from medcf.data import GridRecord, get_spacing, grid_record
+from medcf.data.image import geometry, meta_of
+from medcf.data.resample import resample_labels
+from medcf.inference.case_result import CaseResult, Writer
+from medcf.transforms import AddDifference
+
+__all__ = ["case_result", "score_row"]
+
+
+def case_result(
+    item: Mapping[str, Any],
+    pred: torch.Tensor,
+    native: Mapping[str, torch.Tensor],
+    output: Mapping[str, Any],
+    *,
+    all_steps: bool | None = None,
+    writers: Sequence[Writer] = (),
+) -> CaseResult:
+    """Collect the images of a case on its own matrix, and its scores.
+
+    Args:
+        item: the prepared case: ``image`` (1, *grid), ``case``, ``file``.
+        pred: the counterfactual (1, *grid).
+        native: ``pred`` and ``difference`` (1, *native), from the postprocessing.
+        output: what the explainer found: ``trajectory`` (L + 1, 1, *grid), ``confidences``, ...
+        all_steps: bring the whole trajectory back; None does so for pictures alone.
+        writers: of the result.
+    """
+    record = grid_record(item["image"])
+    original = record.image if record.image is not None else native["pred"]
+    plain = original.as_subclass(torch.Tensor).float()[0]
+    changed, difference = (native[name].as_subclass(torch.Tensor).float()[0] for name in ("pred", "difference"))
+    if all_steps or (all_steps is None and plain.ndim == 2):
+        trajectory = AddDifference()(output["trajectory"][:, 0], item["image"])[0]
+    else:
+        trajectory = torch.stack([plain, changed])
+    labels = output.get("segmentation")
+    back = np.linalg.inv(record.matrix)
+    return CaseResult(
+        case=str(item["case"]),
+        path=Path(item["file"]),
+        original=plain.numpy(),
+        counterfactual=changed.numpy(),
+        difference=difference.numpy(),
+        trajectory=trajectory.numpy(),
+        affine=geometry(original)[0],
+        source_format=str(meta_of(original).get("source_format", "")),
+        spacing=get_spacing(original),
+        segmentation=None if labels is None else resample_labels(labels.cpu().numpy(), back, record.native),
+        region=_region(record) if plain.ndim == 2 else None,
+        window=record.intensity,
+        mask=None if record.mask is None else record.mask.numpy()[0] > 0,
+        row=score_row(item, output, record, difference),
+        on_grid={"image": item["image"], "pred": pred},
+        writers=writers,
+    )
+
+
+def score_row(
+    item: Mapping[str, Any], output: Mapping[str, Any], record: GridRecord, difference: torch.Tensor
+) -> dict[str, Any]:
+    """Collect a case's scores, JSON values only; unknown numbers are None.
+
+    Args:
+        item: the prepared case.
+        output: what the explainer found.
+        record: where its grid lies.
+        difference: (*native), in fractions of the full intensity range.
+
+    Returns:
+        Column name to value.
+    """
+    confidences = [_number(value) for value in output["confidences"]]
+    inside = None if record.mask is None or not record.mask.any() else record.mask[0] > 0
+    meta = getattr(item["image"], "meta", {})
+    row: dict[str, Any] = {
+        "case": str(item["case"]),
+        "file": str(item["file"]),
+        "format": str(meta.get("source_format", "")),
+        **(_picture_columns(record) if len(record.native) == 2 else _volume_columns(record)),
+        "target": int(output["target"]),
+        "label_before": int(output["label_before"]),
+        "label_after": int(output["label_after"]),
+        "confidence_before": confidences[0],
+        "confidence_after": confidences[-1],
+        "flipped": bool(output["flipped"]),
+        "unchanged": bool(output["unchanged"]),
+        "scale": _number(output["scale"]),
+        "iterations": int(output["iterations"]),
+        "num_function_evaluations": int(output["num_function_evaluations"]),
+        "mean_absolute_difference": _number((difference if inside is None else difference[inside]).abs().mean()),
+    }
+    if len(record.native) == 2:
+        row["overlay_fraction"] = _number(float(meta.get("overlay_fraction", 0.0)))
+    for scores in (output.get("extras", {}), output.get("novelty", {})):
+        row |= {name: _number(value) for name, value in scores.items()}
+    if "out_of_distribution" in row:
+        row["out_of_distribution"] = bool(row["out_of_distribution"])
+    row |= {f"confidence_{index}": value for index, value in enumerate(confidences)}
+    return row | {"confidences": confidences}
+
+
+def _picture_columns(record: GridRecord) -> dict[str, Any]:
+    """Frame, size and spacing of a picture, rows and columns as on a screen."""
+    rows, columns = (int(np.abs(record.matrix[:2, axis]).argmax()) for axis in range(2))
+    spacing = None if record.image is None else get_spacing(record.image)
+    return {
+        "frame": int(meta_of(record.image).get("frame", 0)),
+        "rows": record.native[rows],
+        "columns": record.native[columns],
+        "spacing_row_mm": _number(spacing[rows]) if spacing else None,
+        "spacing_column_mm": _number(spacing[columns]) if spacing else None,
+    }
+
+
+def _volume_columns(record: GridRecord) -> dict[str, Any]:
+    """Size, spacing, orientation and intensity range of a volume."""
+    affine = np.eye(4) if record.image is None else geometry(record.image)[0]
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    columns: dict[str, Any] = {f"size_{axis}": n for axis, n in zip("ijk", record.native, strict=True)}
+    columns |= {f"spacing_{axis}_mm": _number(mm) for axis, mm in zip("ijk", spacing, strict=True)}
+    columns["orientation"] = "".join(str(code) for code in aff2axcodes(affine))
+    return columns | {"black": _number(record.intensity[0]), "white": _number(record.intensity[1])}
+
+
+def _region(record: GridRecord) -> tuple[int, int, int, int]:
+    """First column and row, end column and row of a picture that the grid covers."""
+    first, end = [0, 0], [0, 0]
+    for axis in range(2):
+        source = int(np.abs(record.matrix[:2, axis]).argmax())
+        origin, step = record.matrix[source, 3], record.matrix[source, axis]
+        ends = sorted((origin - step / 2, origin + step * (record.grid[axis] - 0.5)))
+        first[source] = max(round(ends[0] + 0.5), 0)
+        end[source] = min(round(ends[1] + 0.5), record.native[source])
+    return first[0], first[1], end[0], end[1]
+
+
+def _number(value: Any) -> float | None:
+    """Round to what float32 holds; None for what is unknown."""
+    return round(float(value), 7) if math.isfinite(value) else None

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planes of a case as a radiologist hangs them: three of a volume, the one of a picture.
+
+Slices follow the axes nearest to the anatomical ones, so an oblique volume is shown as it was acquired. The
+radiological convention holds: the patient's right is on the left of axial and coronal slices, the front on the left of
+sagittal ones; letters name the directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from medcf.data.image import voxel_sizes
+from medcf.inference.case_result import CaseResult
+
+__all__ = ["Slice", "cropped", "focus", "slices_through"]
+
+_MARGIN = 6.0  # mm around the subject of a volume
+_BLUR = 3.0  # mm over which a difference must hold to be the largest
+_WHOLE = 0.9  # share of a picture that counts as all of it
+_PLANES = {"sagittal": "A P S I", "coronal": "R L S I", "axial": "R L A P"}  # by the axis that they are cut across
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One plane of a case, as it hangs: rows downward, columns to the right.
+
+    Attributes:
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        image: (H, W) in [0, 1].
+        counterfactual: (H, W) in [0, 1].
+        difference: (H, W), signed, in fractions of the full intensity range.
+        mask: (H, W) bool, the subject; None where nobody knows it.
+        letters: directions of the left, right, upper and lower edge.
+        size_mm: height and width in mm.
+        cut: takes the same plane out of another array (*spatial) of the case.
+    """
+
+    plane: str
+    image: NDArray[np.floating]
+    counterfactual: NDArray[np.floating]
+    difference: NDArray[np.floating]
+    mask: NDArray[np.bool_] | None
+    letters: tuple[str, ...]
+    size_mm: tuple[float, float]
+    cut: Callable[[NDArray], NDArray] = field(repr=False)
+
+
+def focus(result: CaseResult) -> tuple[int, int, int]:
+    """Find the voxel where the difference is largest over a few mm, in the subject if that is known.
+
+    Args:
+        result: the case.
+
+    Returns:
+        The voxel; where nothing differs the middle of the subject, or of the image.
+    """
+    difference, mask = _solid(result.difference), None if result.mask is None else _solid(result.mask)
+    sigma = [
+        _BLUR / size if n > 1 else 0.0 for size, n in zip(voxel_sizes(result.affine), difference.shape, strict=True)
+    ]
+    strength = np.abs(gaussian_filter(difference, sigma))
+    if mask is not None and mask.any():
+        strength = np.where(mask, strength, 0)
+    if strength.max() > 0:
+        where = np.unravel_index(int(np.argmax(strength)), strength.shape)
+        return int(where[0]), int(where[1]), int(where[2])
+    if mask is not None and mask.any():
+        x, y, z = (int(np.median(axis)) for axis in np.nonzero(mask))
+        return x, y, z
+    x, y, z = (n // 2 for n in difference.shape)
+    return x, y, z
+
+
+def slices_through(result: CaseResult, voxel: Sequence[int]) -> list[Slice]:
+    """Cut the planes through a voxel, of a volume cropped to the subject if that is known.
+
+    Args:
+        result: the case, its images in any orientation.
+        voxel: indices in that orientation.
+
+    Returns:
+        The axial, the coronal and the sagittal slice of a volume; the one plane of a picture.
+    """
+    turn = io_orientation(result.affine)
+    sizes, position = np.empty(3), np.empty(3, int)
+    shape = _solid(result.difference).shape
+    for axis, (to, flip) in enumerate(turn):
+        sizes[int(to)] = voxel_sizes(result.affine)[axis]
+        position[int(to)] = voxel[axis] if flip > 0 else shape[axis] - 1 - voxel[axis]
+    mask = None if result.mask is None else apply_orientation(_solid(result.mask), turn)
+    box = _box(mask, apply_orientation(np.empty(shape, bool), turn).shape, sizes)
+    low, high = result.window
+    flat = result.difference.ndim == 2
+    cuts = []
+    for axis in [int(turn[2, 0])] if flat else [2, 1, 0]:
+        plane, letters = list(_PLANES.items())[axis]
+        window = tuple(position[a] if a == axis else slice(*box[a]) for a in range(3))
+
+        def cut(array: NDArray, window: tuple = window) -> NDArray:
+            # a view: nothing is copied until the slice is cut; its second axis goes upward, its first to the left
+            return np.ascontiguousarray(apply_orientation(_solid(array), turn)[window][::-1, ::-1].T)
+
+        difference = cut(result.difference)
+        edges = np.delete(sizes, axis)[::-1]
+        cuts.append(
+            Slice(
+                plane=plane,
+                image=np.clip((cut(result.original) - low) / (high - low), 0, 1),
+                counterfactual=np.clip((cut(result.counterfactual) - low) / (high - low), 0, 1),
+                difference=difference,
+                mask=None if result.mask is None else cut(result.mask),
+                letters=tuple(letters.split()),
+                size_mm=(float(difference.shape[0] * edges[0]), float(difference.shape[1] * edges[1])),
+                cut=cut,
+            )
+        )
+    return cuts
+
+
+def cropped(result: CaseResult) -> CaseResult:
+    """Cut a picture to what the network saw, where that is a smaller part of it."""
+    if result.region is None:
+        return result
+    left, top, right, bottom = result.region
+    if (bottom - top) * (right - left) > _WHOLE * result.original.size:
+        return replace(result, region=None)
+    window = (..., slice(left, right), slice(top, bottom))
+    images = {
+        name: getattr(result, name)[window] for name in ("original", "counterfactual", "difference", "trajectory")
+    }
+    segmentation = None if result.segmentation is None else result.segmentation[window]
+    return replace(result, segmentation=segmentation, **images)
+
+
+def _solid(array: NDArray) -> NDArray:
+    """A picture is a volume of one slice."""
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _box(mask: NDArray[np.bool_] | None, shape: Sequence[int], sizes: NDArray) -> list[tuple[int, int]]:
+    """First and end index along each axis of what is shown."""
+    if mask is None or not mask.any():
+        return [(0, n) for n in shape]
+    box = []
+    for axis in range(3):
+        filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        margin = int(np.ceil(_MARGIN / sizes[axis]))
+        box.append((max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, shape[axis])))
+    return box

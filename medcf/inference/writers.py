@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writers of cases, by name: NIfTI in the geometry of the input, and panels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from medcf.inference.case_result import CaseResult, Writer
+from medcf.inference.panel import PanelWriter
+from medcf.registry import WRITERS, lookup
+
+__all__ = ["NiftiWriter", "create_writers", "to_nifti"]
+
+DESCRIPTION = b"SYNTHETIC counterfactual (medcf)"  # the header field holds 80 bytes
+
+_GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+class NiftiWriter:
+    """Writes ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
+
+    ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white of a picture, a volume's own
+    units; ``difference`` is signed, in fractions of the full intensity range. All are float32 and say SYNTHETIC in the
+    header's ``descrip``. A volume with a mask also gets ``saliency``, the magnitude of the difference within the mask
+    and 0 outside (ControlCG, section 2), and ``mask``.
+
+    Args:
+        trajectory: whether to write the path; None does so for pictures alone, whose methods have one.
+    """
+
+    def __init__(self, trajectory: bool | None = None) -> None:
+        self.trajectory = trajectory
+
+    def __call__(self, result: CaseResult, folder: Path) -> None:
+        """Write the images of ``result`` into ``folder``."""
+        images = {"counterfactual": result.counterfactual, "difference": result.difference}
+        if result.mask is not None:
+            images |= {"saliency": np.abs(result.difference) * result.mask, "mask": result.mask.astype(np.float32)}
+        if self.trajectory or (self.trajectory is None and result.original.ndim == 2):
+            images["trajectory"] = np.moveaxis(result.trajectory, 0, -1)
+        for name, image in images.items():
+            nib.save(to_nifti(image, result), folder / f"{name}.nii.gz")
+
+
+def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image:
+    """Bring an image into the shape and geometry in which its input was stored.
+
+    A NIfTI input's own shape, affine and header fields come back exactly. Other formats keep their axes, columns first,
+    and lie where the input lies.
+
+    Args:
+        image: (*spatial), or (*spatial, T).
+        result: the case, for its affine and its input file.
+
+    Returns:
+        Image of shape (X, Y, 1), (X, Y, Z) or, for a NIfTI input, of that file's shape; T, if any, is the fourth axis.
+    """
+    flat = result.original.ndim == 2
+    series = image.shape[result.original.ndim :]
+    shape = (*result.original.shape, *((1,) if flat else ()), *series)
+    array = np.ascontiguousarray(image, dtype=np.float32)
+    if result.source_format == "nifti":
+        source = cast(nib.Nifti1Image, nib.load(result.path))
+        # a file may store an image with further axes of length 1
+        shape = (*source.shape[:3], *(1,) * (3 - len(source.shape)), *series) if series else source.shape
+        stored = nib.Nifti1Image(array.reshape(shape), source.affine)
+        for name in _GEOMETRY:
+            stored.header[name] = source.header[name]
+        stored.header["pixdim"][:4] = source.header["pixdim"][:4]
+    else:
+        stored = nib.Nifti1Image(array.reshape(shape), result.affine)
+        if not flat:
+            stored.set_qform(result.affine, code=1)
+            stored.set_sform(result.affine, code=1)
+        stored.header.set_xyzt_units("mm" if result.spacing else 0)
+    stored.header["descrip"] = DESCRIPTION
+    return stored
+
+
+WRITERS.add("nifti", "Counterfactual, difference and trajectory as NIfTI in the input's geometry", NiftiWriter)
+WRITERS.add("panel", "One picture a case: input, counterfactual, difference", PanelWriter)
+
+
+def create_writers(**options: Mapping[str, Any] | None) -> list[Writer]:
+    """Make writers by name.
+
+    Args:
+        options: name in ``medcf.registry.WRITERS`` to the arguments of the writer; None leaves one out that another
+            config names.
+
+    Raises:
+        ValueError: there is no such writer (the message lists those that exist), or it does not take an argument.
+    """
+    writers = []
+    for name, arguments in options.items():
+        if arguments is None:
+            continue
+        try:
+            writers.append(lookup(WRITERS, name)(**arguments))
+        except TypeError as error:
+            raise ValueError(f"The writer {name!r} does not fit its arguments: {error}.") from error
+    return writers

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes phantoms by name in the formats and geometries in which scanners leave images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medcf.phantoms.brain.files import write_brain_demo
+from medcf.phantoms.head.files import write_demo
+
+__all__ = ["write_phantoms"]
+
+
+def write_phantoms(
+    name: str, out_dir: str | Path, count: int, *, truth_dir: str | Path | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Write demo phantoms: subjects that no training has seen.
+
+    Args:
+        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, CN and AD in turn; others are non-standard planes, as
+            PNG, NIfTI and DICOM files in turn.
+        out_dir: folder of the images.
+        count: number of subjects.
+        truth_dir: folder for their truth, the same subjects in the other class; None writes none.
+        options: of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`.
+
+    Returns:
+        One record per case: what the truth's table holds, and ``path`` of the image.
+    """
+    if name == "brain_mri":
+        return write_brain_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
+    return write_demo(out_dir, "demo", count, 0, name=name, truth_dir=truth_dir, **options)
