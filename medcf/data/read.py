@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,9 @@ class StudyReader(ImageReader):
 
     def __init__(self, frame: int | str | None = None) -> None:
         self.frame = frame
+        # MONAI's loader registers every reader it knows and warns of the one whose GPU decoder is not installed
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
     def verify_suffix(self, filename: Any) -> bool:
         """Take any file: its content tells the format."""
