@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from scipy import ndimage
 
-from medcf.inferers.chain import Chain, ChainInferer
+from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.own_class import BesideOwnClass
 from medcf.networks.denoiser import Denoiser, unwrap
-from medcf.sampling.loop import Hook, denoise, noised
+from medcf.sampling.chain import Chain
+from medcf.sampling.loop import Hook, denoise
 from medcf.sampling.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
-from medcf.sampling.rows import standard_noise
+from medcf.sampling.noise import noised, standard_noise
 
 __all__ = ["ConditionalInferer", "background"]
 

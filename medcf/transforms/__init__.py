@@ -9,8 +9,6 @@ from medcf.transforms.difference_map import (
     DifferenceMapD,
     DifferenceMapd,
     DifferenceMapDict,
-    SeededExplanation,
-    explain_with_floor,
 )
 from medcf.transforms.grid import ToGrid, ToGridD, ToGridd, ToGridDict
 from medcf.transforms.load_case import LoadCased
@@ -28,10 +26,8 @@ __all__ = [
     "RemoveOverlaysD",
     "RemoveOverlaysDict",
     "RemoveOverlaysd",
-    "SeededExplanation",
     "ToGrid",
     "ToGridD",
     "ToGridDict",
     "ToGridd",
-    "explain_with_floor",
 ]

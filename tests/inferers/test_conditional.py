@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from medcf.inferers import base, conditional, create_method, denoise, make_generators
+from medcf.inferers import base, conditional, create_method
 from medcf.inferers.conditional import background
 from medcf.networks import AttentionInjection
-from medcf.sampling.loop import noised
-from medcf.sampling.rows import InjectedDenoiser, plan_rows, standard_noise
+from medcf.sampling import denoise, make_generators, noised, standard_noise
+from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler
 
 IDS = ["a", "b"]
