@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import ndimage
 
@@ -231,15 +232,6 @@ def background(image: torch.Tensor) -> torch.Tensor:
     Args:
         image: (B, C, *spatial) in [-1, 1].
     """
-    black = (image == -1).all(dim=1).cpu()
-    masks = []
-    for one in black:
-        labels, _count = ndimage.label(one.numpy())
-        edges = {label for axis in range(labels.ndim) for end in (0, -1) for label in _edge(labels, axis, end)}
-        masks.append(torch.isin(torch.from_numpy(labels), torch.tensor(sorted(edges - {0}), dtype=torch.int32)))
-    return torch.stack(masks)[:, None].to(image.device)
-
-
-def _edge(labels: Any, axis: int, end: int) -> list[int]:
-    """Return the labels on one side of the volume."""
-    return [int(label) for label in set(labels.take(end, axis=axis).flat)]
+    black = (image == -1).all(dim=1).cpu().numpy()
+    outside = np.stack([one & ~ndimage.binary_fill_holes(~one) for one in black])
+    return torch.from_numpy(outside)[:, None].to(image.device)
