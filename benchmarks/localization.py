@@ -26,12 +26,12 @@ from torch import Tensor, nn
 import medcf
 from benchmarks.counterfactual.task import Recipe
 from benchmarks.localization_maps import SMOOTHING, Cases, difference_maps, reference_maps, saliency_maps
-from medcf.guidance import frozen
+from medcf.inferers import SeededExplanation, explain_with_floor
 from medcf.metrics.localization import ChangeAUPRC, ChangeIoU, ChangeLocalization, PointingGame
 from medcf.phantoms import PairedPhantomDataset
 from medcf.phantoms.head.change import TrueChangeDataset
+from medcf.runtime.frozen import frozen
 from medcf.runtime.performance import autocast
-from medcf.transforms import SeededExplanation, explain_with_floor
 
 KINDS = ("appearance", "structure")
 METRICS: dict[str, Callable[[], ChangeLocalization]] = {

@@ -13,7 +13,8 @@ from monai.visualize import GradCAM, OcclusionSensitivity, SmoothGrad
 from skimage.filters import sobel
 from torch import Tensor, nn
 
-from medcf.transforms import DifferenceMap, SeededExplanation
+from medcf.inferers import SeededExplanation
+from medcf.transforms import DifferenceMap
 
 __all__ = ["SMOOTHING", "Cases", "difference_maps", "reference_maps", "saliency_maps"]
 

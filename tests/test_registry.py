@@ -88,3 +88,15 @@ def test_a_broken_plugin_does_not_stop_the_others(
 def test_importing_medcf_loads_nothing_heavy() -> None:
     code = "import sys, medcf; assert not {'torch', 'monai', 'numpy', 'pydicom'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_entry_may_be_text_that_is_imported_on_look_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "medcf_late.py").write_text("def write(case): return [case]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry.WRITERS, "components", {})
+    registry.WRITERS.add("late", "a writer that is imported when it is used", "medcf_late:write")
+    assert "medcf_late" not in sys.modules
+    assert registry.create(registry.WRITERS, "late", case=1) == [1]
+    registry.WRITERS.add("missing", "a writer whose extra is not installed", "no_such_module_anywhere:write")
+    with pytest.raises(ImportError, match="no_such_module_anywhere"):
+        registry.lookup(registry.WRITERS, "missing")

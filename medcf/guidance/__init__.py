@@ -6,7 +6,6 @@ from __future__ import annotations
 from medcf.guidance.estimators import DiMEGradient, GradientEstimator, NoisyL1, X0Gradient, XtGradient
 from medcf.guidance.loss import CounterfactualLoss, LossTerms
 from medcf.guidance.perceptual import PerceptualFeatures
-from medcf.runtime.frozen import frozen
 
 __all__ = [
     "CounterfactualLoss",
@@ -17,5 +16,4 @@ __all__ = [
     "PerceptualFeatures",
     "X0Gradient",
     "XtGradient",
-    "frozen",
 ]

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 
 from medcf.guidance.loss import BoundLoss, LossTerms
+from medcf.sampling.loop import Hook
 
 __all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
 
 
-class GradientEstimator:
+class GradientEstimator(Hook):
     """A hook that guides every step down the gradient of a loss; subclasses say where the gradient is taken.
 
     Args:
@@ -40,10 +41,6 @@ class GradientEstimator:
         #: Logits (B, K) at the last image whose gradient was taken; None before the first step.
         self.logits: torch.Tensor | None = None
 
-    def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:
-        """Return the noisy images the model is to see, here unchanged."""
-        return sample
-
     def on_step(self, step: Any) -> Any:
         """Return the step with its mean moved against the gradient."""
         return step.guide(self.current(step))
@@ -58,10 +55,6 @@ class GradientEstimator:
         self._held = gradient
         self._steps += 1
         return gradient
-
-    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
-        """Return the drawn images, here unchanged."""
-        return sample
 
     def gradient(self, step: Any) -> torch.Tensor:
         """Return the estimate g, shaped like the sample."""
@@ -205,7 +198,7 @@ class DiMEGradient(GradientEstimator):
         return self.at(point) / self.alpha_bar(step.timestep) ** 0.5
 
 
-class NoisyL1:
+class NoisyL1(Hook):
     """A hook that pulls the noisy image towards the input by the L1 distance between them (DiME's and FastDiME's code).
 
     The gradient, scale * sign(x_t - x), is used as it is, whatever the noise level. Comes after an estimator.
@@ -219,14 +212,6 @@ class NoisyL1:
         self.reference = reference
         self.scale = float(scale)
 
-    def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:
-        """Return the noisy images the model is to see, here unchanged."""
-        return sample
-
     def on_step(self, step: Any) -> Any:
         """Return the step with its mean moved towards the input."""
         return step.guide(self.scale * torch.sign(step.sample.detach() - self.reference))
-
-    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
-        """Return the drawn images, here unchanged."""
-        return sample

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.inference.panel import PanelWriter
-from medcf.registry import WRITERS, lookup
+from medcf.registry import WRITERS, create
 
 __all__ = ["NiftiWriter", "create_writers", "to_nifti"]
 
@@ -100,12 +100,4 @@ def create_writers(**options: Mapping[str, Any] | None) -> list[Writer]:
     Raises:
         ValueError: there is no such writer (the message lists those that exist), or it does not take an argument.
     """
-    writers = []
-    for name, arguments in options.items():
-        if arguments is None:
-            continue
-        try:
-            writers.append(lookup(WRITERS, name)(**arguments))
-        except TypeError as error:
-            raise ValueError(f"The writer {name!r} does not fit its arguments: {error}.") from error
-    return writers
+    return [create(WRITERS, name, **arguments) for name, arguments in options.items() if arguments is not None]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counterfactual methods as MONAI inferers, and the denoising loop they share."""
+"""Counterfactual methods as MONAI inferers."""
 
 from __future__ import annotations
 
 from medcf.inferers.attack import AttackInferer
 from medcf.inferers.attention_injection import AttentionInjectionInferer
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.chain import Chain, ChainInferer
+from medcf.inferers.chain import ChainInferer
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.ddim_inversion import DDIMInversionInferer
@@ -14,18 +14,17 @@ from medcf.inferers.diffice import DiffICEInferer
 from medcf.inferers.diffice_single import DiffICESingleInferer
 from medcf.inferers.dime import DiMEInferer
 from medcf.inferers.fastdime import FastDiMEInferer
+from medcf.inferers.floor import SeededExplanation, explain_with_floor
 from medcf.inferers.guided import GuidedInferer
 from medcf.inferers.ilvr import ILVRInferer, LowPass
 from medcf.inferers.sdedit import SDEditInferer
 from medcf.inferers.selection import create_method, select_method
 from medcf.inferers.unchanged import UnchangedInferer
 from medcf.inferers.universal import UniversalInferer
-from medcf.sampling.loop import Hook, denoise, make_generators
 
 __all__ = [
     "AttackInferer",
     "AttentionInjectionInferer",
-    "Chain",
     "ChainInferer",
     "ConditionalInferer",
     "Counterfactual",
@@ -36,14 +35,13 @@ __all__ = [
     "DiffICESingleInferer",
     "FastDiMEInferer",
     "GuidedInferer",
-    "Hook",
     "ILVRInferer",
     "LowPass",
     "SDEditInferer",
+    "SeededExplanation",
     "UnchangedInferer",
     "UniversalInferer",
     "create_method",
-    "denoise",
-    "make_generators",
+    "explain_with_floor",
     "select_method",
 ]

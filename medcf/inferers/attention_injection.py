@@ -19,8 +19,8 @@ from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.iterates import Iterates
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.registry import METHODS
-from medcf.sampling.loop import make_generators
-from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows, standard_noise
+from medcf.sampling.noise import make_generators, standard_noise
+from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows
 
 __all__ = ["AttentionInjectionInferer"]
 

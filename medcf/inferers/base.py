@@ -14,7 +14,6 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from tqdm import tqdm
 
-from medcf.guidance import frozen
 from medcf.inferers.checks import (
     Target,
     check_image,
@@ -27,6 +26,7 @@ from medcf.inferers.checks import (
 )
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.iterates import Iterates
+from medcf.runtime.frozen import frozen
 
 __all__ = ["CounterfactualInferer"]
 

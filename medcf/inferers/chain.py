@@ -4,58 +4,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import torch
 
-from medcf.guidance.loss import BoundLoss
 from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.checks import Target, check_numbers
-from medcf.networks.denoiser import Denoiser
-from medcf.sampling.loop import Hook, denoise, make_generators, noised
+from medcf.sampling.chain import Chain
+from medcf.sampling.loop import Hook, denoise
+from medcf.sampling.noise import noised
+from medcf.schedulers.base import StartVariant
 
-__all__ = ["Chain", "ChainInferer", "StartVariant", "check_choice"]
-
-StartVariant = Literal["exact", "code"]
-
-
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """One pass over a stack of N images; what a method's hooks are made from.
-
-    Attributes:
-        start: clean images (N, C, *spatial) that are noised: the output of the pass before.
-        original: the inputs (N, C, *spatial) that are explained.
-        ids: one identity per image.
-        number: number of the pass, from 0.
-        timesteps: kept steps that run, the noisiest first.
-        denoiser: the network with its condition.
-        scheduler: the inferer's own.
-        seed: seed of the run.
-        loss: counterfactual loss of guided methods, bound to the originals; None without guidance.
-    """
-
-    start: torch.Tensor
-    original: torch.Tensor
-    ids: Sequence[Hashable]
-    number: int
-    timesteps: Sequence[int]
-    denoiser: Denoiser
-    scheduler: Any
-    seed: int
-    loss: BoundLoss | None = None
-
-    def generators(self, stream: str) -> list[torch.Generator]:
-        """Make one generator an image for an independent stream of noise of this pass."""
-        return make_generators(self.seed, self.ids, self.start.device, (stream, self.number))
-
-    def guidance(self) -> BoundLoss:
-        """Return the loss of a guided chain."""
-        if self.loss is None:
-            raise ValueError("This chain is not guided: it has no loss.")
-        return self.loss
+__all__ = ["ChainInferer", "check_choice"]
 
 
 class ChainInferer(CounterfactualInferer):
@@ -115,7 +76,7 @@ class ChainInferer(CounterfactualInferer):
     def _schedule(self, number: int) -> tuple[list[int], int]:
         """Return the steps of a pass and the timestep to which it noises."""
         strength = self.strengths[min(number, len(self.strengths) - 1)]
-        start = self.scheduler.start_timestep(strength, "code" if self.start_variant == "code" else "paper")
+        start = self.scheduler.start_timestep(strength, self.start_variant)
         return self.scheduler.timesteps_from(strength), start
 
     def _num_steps(self) -> int:

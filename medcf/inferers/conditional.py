@@ -9,17 +9,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import ndimage
 
-from medcf.inferers.chain import Chain, ChainInferer
+from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.inferers.own_class import BesideOwnClass
 from medcf.networks.denoiser import Denoiser, unwrap
-from medcf.sampling.loop import Hook, denoise, noised
+from medcf.sampling.chain import Chain
+from medcf.sampling.loop import Hook, denoise
 from medcf.sampling.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
-from medcf.sampling.rows import standard_noise
+from medcf.sampling.noise import noised, standard_noise
 
 __all__ = ["ConditionalInferer", "background"]
 
@@ -230,15 +232,6 @@ def background(image: torch.Tensor) -> torch.Tensor:
     Args:
         image: (B, C, *spatial) in [-1, 1].
     """
-    black = (image == -1).all(dim=1).cpu()
-    masks = []
-    for one in black:
-        labels, _count = ndimage.label(one.numpy())
-        edges = {label for axis in range(labels.ndim) for end in (0, -1) for label in _edge(labels, axis, end)}
-        masks.append(torch.isin(torch.from_numpy(labels), torch.tensor(sorted(edges - {0}), dtype=torch.int32)))
-    return torch.stack(masks)[:, None].to(image.device)
-
-
-def _edge(labels: Any, axis: int, end: int) -> list[int]:
-    """Return the labels on one side of the volume."""
-    return [int(label) for label in set(labels.take(end, axis=axis).flat)]
+    black = (image == -1).all(dim=1).cpu().numpy()
+    outside = np.stack([one & ~ndimage.binary_fill_holes(~one) for one in black])
+    return torch.from_numpy(outside)[:, None].to(image.device)

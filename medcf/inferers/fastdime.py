@@ -10,11 +10,12 @@ import torch
 
 from medcf.guidance import NoisyL1, X0Gradient
 from medcf.guidance.loss import Features
-from medcf.inferers.chain import Chain, check_choice
+from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask
+from medcf.inferers.chain import check_choice
 from medcf.inferers.checks import Target
 from medcf.inferers.guided import GuidedInferer
-from medcf.inferers.regions import KnownNoise, KnownRegion, Level, SelfMask
 from medcf.registry import METHODS
+from medcf.sampling.chain import Chain
 from medcf.sampling.loop import Hook
 
 __all__ = ["FastDiMEInferer"]

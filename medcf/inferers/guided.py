@@ -14,10 +14,11 @@ import torch
 
 from medcf.guidance import CounterfactualLoss
 from medcf.guidance.loss import Features
-from medcf.inferers.chain import Chain, ChainInferer
+from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.networks.denoiser import Denoiser
+from medcf.sampling.chain import Chain
 from medcf.sampling.loop import Hook
 
 __all__ = ["ClassLoss", "GuidedInferer"]

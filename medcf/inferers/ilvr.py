@@ -9,13 +9,15 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from medcf.inferers.chain import Chain, check_choice
+from medcf.guidance.regions import KnownNoise, Level
+from medcf.inferers.chain import check_choice
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.iterates import Iterates
-from medcf.inferers.regions import KnownNoise, Level
 from medcf.registry import METHODS
-from medcf.sampling.loop import Hook, noised
+from medcf.sampling.chain import Chain
+from medcf.sampling.loop import Hook
+from medcf.sampling.noise import noised
 
 __all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
 

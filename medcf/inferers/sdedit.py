@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from medcf.inferers.chain import Chain, ChainInferer
+from medcf.guidance.regions import KnownNoise, KnownRegion
+from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
 from medcf.inferers.iterates import Iterates
-from medcf.inferers.regions import KnownNoise, KnownRegion
 from medcf.networks.denoiser import Denoiser, unwrap
 from medcf.registry import METHODS
+from medcf.sampling.chain import Chain
 
 __all__ = ["SDEditInferer"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from medcf.registry import METHODS, load_plugins, lookup
+from medcf.registry import METHODS, create, lookup
 
 __all__ = ["create_method", "method_arguments", "select_method"]
 
@@ -29,12 +29,7 @@ def create_method(name: str, **kwargs: Any) -> Any:
     Raises:
         ValueError: there is no such method (the message lists those that exist), or it does not take an argument.
     """
-    load_plugins()
-    method = lookup(METHODS, name)
-    try:
-        return method(**kwargs)
-    except TypeError as error:
-        raise ValueError(f"The method {name!r} does not fit its arguments: {error}.") from error
+    return create(METHODS, name, **kwargs)
 
 
 def select_method(name: str, *, options: Mapping[str, Mapping[str, Any]] | None = None, **shared: Any) -> Any:
@@ -58,13 +53,12 @@ def select_method(name: str, *, options: Mapping[str, Mapping[str, Any]] | None 
         >>> control.target
         1
     """
-    load_plugins()
     method = lookup(METHODS, name)
     for other in options or {}:
         lookup(METHODS, other)
     own = dict((options or {}).get(name) or {})
     known, takes_any = method_arguments(method)
-    everywhere = set().union(*(method_arguments(METHODS[other])[0] for other in METHODS.names))
+    everywhere = set().union(*(method_arguments(lookup(METHODS, other))[0] for other in METHODS.names))
     for argument in own:
         if argument not in known and not takes_any:
             raise ValueError(_unknown(argument, known, f"The method {name!r} does not take the option"))

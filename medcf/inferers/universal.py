@@ -10,10 +10,11 @@ import torch
 
 from medcf.guidance import XtGradient
 from medcf.guidance.loss import Features
-from medcf.inferers.chain import Chain, check_choice
+from medcf.inferers.chain import check_choice
 from medcf.inferers.checks import Target
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
+from medcf.sampling.chain import Chain
 from medcf.sampling.loop import Hook
 
 __all__ = ["UniversalInferer"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals of any statistic by resampling cases, or whole subjects where a subject gave several."""
+"""Intervals: of any statistic by resampling cases or whole subjects, of a proportion by the binomial distribution."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
-__all__ = ["bootstrap_interval", "group_members", "half_sampled_indices", "resampled_indices"]
+__all__ = ["bootstrap_interval", "group_members", "half_sampled_indices", "proportion_interval"]
 
 Groups = Sequence[Hashable] | NDArray[Any]
 
@@ -21,29 +22,9 @@ def group_members(groups: Groups) -> list[NDArray[np.int64]]:
     return np.split(np.argsort(member_of, kind="stable"), np.cumsum(np.bincount(member_of))[:-1])
 
 
-def resampled_indices(count: int, rng: np.random.Generator, groups: Groups | None = None) -> NDArray[np.int64]:
-    """Draw one bootstrap sample of case numbers.
-
-    Args:
-        count: number of cases N.
-        rng: source of the draw.
-        groups: whose case it is, one entry per case; whole groups are drawn then. None draws single cases.
-
-    Returns:
-        Indices into the cases: N of them, or the cases of as many groups as there are.
-    """
-    return _draw(count, rng, None if groups is None else group_members(groups))
-
-
 def half_sampled_indices(members: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw the cases of half of the groups (rounded down), each group at most once."""
     return np.concatenate([members[group] for group in rng.permutation(len(members))[: len(members) // 2]])
-
-
-def _draw(count: int, rng: np.random.Generator, members: Sequence[NDArray[np.int64]] | None) -> NDArray[np.int64]:
-    if members is None:
-        return rng.integers(0, count, count)
-    return np.concatenate([members[group] for group in rng.integers(0, len(members), len(members))])
 
 
 def bootstrap_interval(
@@ -82,11 +63,13 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is a share of the resamples: use a value between 0 and 1.")
     rng = np.random.default_rng(seed)
-    count = len(values[0])
     members = None if groups is None else group_members(groups)
+    count = len(values[0]) if members is None else len(members)
     drawn = []
     for _ in range(num_resamples):
-        chosen = _draw(count, rng, members)
+        chosen = rng.integers(0, count, count)
+        if members is not None:
+            chosen = np.concatenate([members[group] for group in chosen])
         result = float(statistic(*(array[chosen] for array in values)))
         if math.isfinite(result):
             drawn.append(result)
@@ -95,3 +78,33 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def proportion_interval(
+    hits: ArrayLike, *, groups: Groups | None = None, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper & Pearson 1934), which does not claim certainty where all cases agree.
+
+    Args:
+        hits: 0 or 1, one entry per case.
+        groups: whose case it is; the cases must be independent, so each group may give one.
+        confidence: coverage of the interval.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: no case, other values, a group with several cases, or a confidence outside (0, 1).
+
+    Example:
+        >>> low, high = proportion_interval([1] * 64)
+        >>> round(low, 3), high
+        (0.944, 1.0)
+    """
+    values = np.asarray(hits, dtype=float)
+    if not len(values) or not np.isin(values, (0, 1)).all():
+        raise ValueError("proportion_interval needs at least one case, each 0 or 1; use bootstrap_interval for others.")
+    if groups is not None and len({str(group) for group in groups}) < len(values):
+        raise ValueError("proportion_interval needs one case per group; bootstrap_interval resamples whole groups.")
+    interval = binomtest(int(values.sum()), len(values)).proportion_ci(confidence)
+    return float(interval.low), float(interval.high)

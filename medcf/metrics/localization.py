@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from medcf.metrics.base import CaseMetric
@@ -102,10 +103,8 @@ class ChangeAUPRC(ChangeLocalization):
     """
 
     def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
-        hits, found = _cumulated(scores[inside], truth[inside])
-        recall = hits / hits[-1]
-        steps = torch.diff(recall, prepend=recall.new_zeros(1))
-        return float((steps * hits / found).sum()), float(hits[-1] / found[-1])
+        true = truth[inside].cpu()
+        return float(average_precision_score(true, scores[inside].cpu())), float(true.double().mean())
 
 
 class ChangeIoU(ChangeLocalization):
@@ -124,9 +123,12 @@ class ChangeIoU(ChangeLocalization):
     """
 
     def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
-        hits, found = _cumulated(scores[inside], truth[inside])
-        union = hits[-1] + found - hits
-        return float((hits / union).max()), float(hits[-1] / found[-1])
+        ordered, order = scores[inside].sort(descending=True)
+        last = torch.cat([ordered[1:] != ordered[:-1], truth.new_ones(1)])  # of several equal values
+        found = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=scores.device)
+        hits = truth[inside][order].double().cumsum(0)
+        iou = hits / (hits[-1] + found - hits)
+        return float(iou[last].max()), float(hits[-1] / found[-1])
 
 
 class PointingGame(ChangeLocalization):
@@ -156,16 +158,9 @@ class PointingGame(ChangeLocalization):
         if self.tolerance:
             distance = np.asarray(distance_transform_edt(~truth.cpu().numpy()))
             truth = torch.from_numpy(distance <= self.tolerance).to(truth.device)
-        hits, found = _cumulated(scores[inside], truth[inside])
-        return float(hits[0] / found[0]), float(hits[-1] / found[-1])
-
-
-def _cumulated(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """True pixels, and all pixels, at or above each distinct value of the map, from the largest value down."""
-    ordered, order = scores.sort(descending=True)
-    last = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool, device=scores.device)])
-    found = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=scores.device)
-    return truth[order].double().cumsum(0)[last], found[last]
+        within = truth[inside].double()
+        peaks = scores[inside] == scores[inside].max()
+        return float(within[peaks].mean()), float(within.mean())
 
 
 METRICS.add("change_auprc", "Average precision of a map for the true change", ChangeAUPRC)

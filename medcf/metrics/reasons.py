@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medcf.metrics.base import CaseMetric, Counts
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.bootstrap import bootstrap_interval, proportion_interval
 
 __all__ = ["ReasonedMetric", "ShareMetric", "Summary", "calls_target", "check_logits", "summarize"]
 
@@ -35,12 +35,6 @@ class Summary:
     count: int
     mean: float
     interval: tuple[float, float]
-
-
-def _exact_share_interval(count: int, *, hit: bool, confidence: float) -> tuple[float, float]:
-    """Clopper-Pearson where all ``count`` trials agree: resampling them would claim certainty."""
-    bound = ((1 - confidence) / 2) ** (1 / count)
-    return (bound, 1.0) if hit else (0.0, 1 - bound)
 
 
 def summarize(
@@ -82,7 +76,7 @@ def summarize(
     names = None if groups is None else [group for group, keep in zip(groups, entered.tolist(), strict=True) if keep]
     if share and kept.min() == kept.max() and kept[0] in (0.0, 1.0):
         trials = len(kept) if names is None else len({str(name) for name in names})
-        interval = _exact_share_interval(trials, hit=bool(kept[0]), confidence=confidence)
+        interval = proportion_interval([kept[0]] * trials, confidence=confidence)
     else:
         interval = bootstrap_interval(
             lambda x: float(x.mean()),

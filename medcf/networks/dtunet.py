@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from monai.networks.nets import UNet
 from torch import nn
-from torch.nn import functional
 
-__all__ = ["DTUNet", "topological_triplet_loss"]
+__all__ = ["DTUNet"]
 
 
 class DTUNet(nn.Module):
@@ -18,7 +17,7 @@ class DTUNet(nn.Module):
 
     From the paper: the coarse net sees the image; the fine net sees the image together with the coarse probabilities
     and learns the shape that texture alone does not give; both are supervised, and a triplet loss on the fine net's
-    features pulls its view of the coarse mask towards that of the true mask (`topological_triplet_loss`).
+    features pulls its view of the coarse mask towards that of the true mask.
     Simplified here: both nets are MONAI's residual U-Net with instance normalization, small by default (about 120,000
     parameters each), any number of classes, and the triplet term is left to whoever trains on curvilinear structures;
     the committed weights were trained with the two supervised terms alone.
@@ -61,37 +60,8 @@ class DTUNet(nn.Module):
         self.coarse = unet(in_channels)
         self.fine = unet(in_channels + out_channels)
 
-    def refine(self, x: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-        """Correct a segmentation of ``x``.
-
-        Args:
-            x: image of shape (B, in_channels, *spatial).
-            probabilities: a segmentation's class probabilities (B, out_channels, *spatial).
-
-        Returns:
-            Class scores (logits) of the same shape as ``probabilities``.
-        """
-        return self.fine(torch.cat([x, probabilities], dim=1))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Segment an image of shape (B, in_channels, *spatial) into class scores (B, out_channels, *spatial)."""
         coarse = self.coarse(x)
-        fine = self.refine(x, coarse.softmax(dim=1))
+        fine = self.fine(torch.cat([x, coarse.softmax(dim=1)], dim=1))
         return [fine, coarse] if self.training and self.return_coarse else fine
-
-
-def topological_triplet_loss(
-    anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, margin: float = 1.0
-) -> torch.Tensor:
-    """Triplet loss on feature vectors: the predicted mask's should be nearer to the true mask's than to a broken one's.
-
-    Args:
-        anchor: features of the predicted mask, (B, F).
-        positive: features of the true mask, (B, F).
-        negative: features of a mask with broken topology (for example with pieces erased), (B, F).
-        margin: how much nearer, in the distance of the features.
-
-    Returns:
-        Mean over the batch of ``max(0, |a - p| - |a - n| + margin)``, a scalar.
-    """
-    return functional.triplet_margin_loss(anchor, positive, negative, margin=margin)

@@ -1,33 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of one inference run under torchrun: who is who, and the few short messages between them.
+"""The processes of one run under torchrun: who is who, and the few short messages between them, over gloo.
 
-Cases are independent, so no tensor is ever exchanged and no process group is formed: a key-value store, which torchrun
-keeps, says what was done, and each process of its own beats in it, so that nobody waits for a dead one.
+Cases are independent: only the run folder talks, when it is opened and when it is closed, and without torchrun nobody
+does. A process that dies closes its connections, so whoever waits for it hears that at once; torchrun ends the others
+anyway. `WAIT` is for what dies in silence: a machine without power, a process that hangs. It runs only while a process
+waits, never while it works, so it bounds by how much one share of the cases may take longer than another, not how long
+both take.
 """
 
 from __future__ import annotations
 
-import json
+import atexit
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
-__all__ = ["collect", "first_on_main", "from_main", "local_device", "rank", "world_size"]
+__all__ = [
+    "collect",
+    "first_on_main",
+    "from_main",
+    "join_processes",
+    "leave_processes",
+    "local_device",
+    "rank",
+    "world_size",
+]
 
 Result = TypeVar("Result")
 
-PATIENCE = 120.0
-"""Seconds without a beat after which a process counts as dead."""
-
-_START = 1200.0  # seconds that a process may take to its first beat: it loads weights from a slow disk, say
-_BEAT = 5.0
-_POLL = 0.05
+WAIT = timedelta(days=1)
 
 
 def world_size() -> int:
@@ -50,6 +58,36 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
+def join_processes(backend: str = "gloo") -> None:
+    """Join the processes that torchrun started; what all would log alike, the main process alone logs.
+
+    Args:
+        backend: of ``torch.distributed``.
+
+    Raises:
+        RuntimeError: not started by torchrun, or the others do not come.
+    """
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"This process cannot join others ({error}). Start all of them with: "
+            "torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
+        ) from error
+    atexit.register(leave_processes)  # a group that is alive when the interpreter goes aborts the process
+    if torch.cuda.is_available():  # where a config says plain "cuda", it is to be this process's own
+        torch.cuda.set_device(local_device())
+    if dist.get_rank() > 0:
+        logging.disable(logging.INFO)
+
+
+def leave_processes() -> None:
+    """Leave the other processes, without a word to them; does nothing where none was joined."""
+    _group.cache_clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def from_main(name: str, function: Callable[[], Result]) -> Result:
     """Call a function on the main process and give its result to all.
 
@@ -57,31 +95,30 @@ def from_main(name: str, function: Callable[[], Result]) -> Result:
 
     Args:
         name: what is done, for messages.
-        function: returns JSON values, and not many: the message must stay below 8 MB.
+        function: returns what can be pickled.
 
     Returns:
         The function's result on every process.
 
     Raises:
-        RuntimeError: it failed on the main process (whose own error goes through there), or that process is gone.
+        RuntimeError: it failed on the main process (whose own error goes through there), or a process is gone.
     """
     if world_size() == 1:
         return function()
-    channel = _channel()
-    key = channel.key(name)
+    group = _group()
+    message: list[Any] = [None, None]
     if rank() == 0:
         try:
-            result = function()
+            message[0] = function()
         except BaseException as error:
-            channel.send(key, {"error": f"{type(error).__name__}: {error}"})
-            time.sleep(10 * _POLL)  # without torchrun the store dies with this process, and the others are to read it
+            message[1] = f"{type(error).__name__}: {error}"
+            with suppress(RuntimeError):
+                dist.broadcast_object_list(message, group=group)
             raise
-        channel.send(key, {"value": result})
-        return result
-    message = channel.receive(key, 0)
-    if "error" in message:
-        raise RuntimeError(f"The main process failed ({name}): {message['error']}")
-    return message["value"]
+    _expect_all(name, lambda: dist.broadcast_object_list(message, group=group))
+    if message[1] is not None:
+        raise RuntimeError(f"The main process failed ({name}): {message[1]}")
+    return message[0]
 
 
 def first_on_main(name: str, function: Callable[[], Result]) -> Result:
@@ -103,95 +140,43 @@ def first_on_main(name: str, function: Callable[[], Result]) -> Result:
 
 
 def collect(name: str, value: Any) -> list[Any]:
-    """Bring a value of every process to the main process, which waits for them as long as they live.
+    """Bring a value of every process to the main process; all wait for the last one.
 
     Args:
         name: what is done, for messages.
-        value: JSON values.
+        value: what can be pickled.
 
     Returns:
-        The values in the order of ranks; on the other processes, which do not wait, an empty list.
+        The values in the order of ranks; on the other processes an empty list.
 
     Raises:
         RuntimeError: a process is gone; everything it completed is kept.
     """
     if world_size() == 1:
         return [value]
-    channel = _channel()
-    key = channel.key(name)
-    if rank() > 0:
-        channel.send(f"{key}/{rank()}", value)
-        return []
-    return [value, *(channel.receive(f"{key}/{other}", other) for other in range(1, world_size()))]
+    group = _group()
+    values: list[Any] = [None] * world_size() if rank() == 0 else []
+    _expect_all(
+        name, lambda: dist.monitored_barrier(group, timeout=WAIT)
+    )  # its error names the process that is missing
+    _expect_all(name, lambda: dist.gather_object(value, values or None, group=group))
+    return values
 
 
-class _Channel:
-    """The store that torchrun keeps (or, with another starter, the main process), and this process's beat in it."""
-
-    def __init__(self) -> None:
-        import torch.distributed as dist
-
-        self.rank = rank()
-        try:
-            self.store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=_START)))
-        except (RuntimeError, ValueError) as error:
-            raise RuntimeError(
-                f"Process {self.rank} of {world_size()} cannot reach the others ({error}). "
-                "Start them with: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
-            ) from error
-        self.calls: dict[str, int] = {}
-        if torch.cuda.is_available():  # where a config says plain "cuda", it is to be this process's own
-            torch.cuda.set_device(local_device())
-        if self.rank > 0:  # what all would say alike, the main process says
-            logging.disable(logging.INFO)
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
-
-    def key(self, name: str) -> str:
-        """Name a message; the same call in a later run of the same process gets another name."""
-        self.calls[name] = self.calls.get(name, 0) + 1
-        return f"medcf/{name}/{self.calls[name]}"
-
-    def send(self, key: str, value: Any) -> None:
-        try:
-            self.store.set(key, json.dumps(value))
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"Process {self.rank} has lost the others; start the same command again: what is done stays."
-            ) from error
-
-    def receive(self, key: str, sender: int) -> Any:
-        """Wait for a message, and give up only when its sender is dead."""
-        beats, heard = 0, time.monotonic()
-        try:
-            while not self.store.check([key]):
-                now = self.store.add(f"medcf/beat/{sender}", 0)
-                if now != beats:
-                    beats, heard = now, time.monotonic()
-                elif time.monotonic() - heard > (patience := PATIENCE if beats else _START):
-                    raise TimeoutError(f"it gave no sign of life for {patience:.0f} s")
-                time.sleep(_POLL)
-            return json.loads(self.store.get(key))
-        except (RuntimeError, TimeoutError) as error:
-            raise RuntimeError(
-                f"Process {sender} is gone ({error}); start the same command again: what is done stays."
-            ) from error
-
-    def _beat(self) -> None:
-        try:
-            while True:
-                self.store.add(f"medcf/beat/{self.rank}", 1)
-                time.sleep(_BEAT)
-        except RuntimeError:  # the store is gone: whoever waits or sends next says so
-            return
+@cache
+def _group() -> dist.ProcessGroup:
+    """Return the group of the messages, which waits longer than the one that the processes join, or training's."""
+    if not dist.is_initialized():
+        join_processes()
+    group = dist.new_group(timeout=WAIT, backend="gloo")
+    assert group is not None
+    return group
 
 
-_channels: dict[tuple[str, ...], _Channel] = {}
-
-
-def _channel() -> _Channel:
-    """Return the channel of this process, opened at the first message."""
-    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
-    key = tuple(os.environ.get(name, "") for name in names)
-    if key not in _channels:
-        _channels[key] = _Channel()
-    return _channels[key]
+def _expect_all(name: str, exchange: Callable[[], object]) -> None:
+    try:
+        exchange()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"A process is gone ({name}: {error}); start the same command again: what is done stays."
+        ) from error

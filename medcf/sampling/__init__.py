@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising loop and what runs in it."""
+"""The denoising loop that all methods share, its hooks, and the noise of each sample."""
+
+from __future__ import annotations
+
+from medcf.sampling.chain import Chain
+from medcf.sampling.loop import Hook, denoise
+from medcf.sampling.noise import make_generators, noised, standard_noise
+
+__all__ = ["Chain", "Hook", "denoise", "make_generators", "noised", "standard_noise"]

@@ -2,20 +2,17 @@
 """The denoising loop: every method is a start, a model call and hooks around ``denoise``.
 
 Nothing in the loop waits for the device: timesteps are Python integers, coefficients are floats, and no tensor is read
-back. The randomness of each sample is its own generator's, so that a result does not depend on batch size or order.
+back.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from medcf.schedulers.step import Step
-
-__all__ = ["Hook", "denoise", "make_generators", "noised"]
+__all__ = ["Hook", "denoise"]
 
 
 class Hook(Protocol):
@@ -72,32 +69,3 @@ def denoise(
         if progress is not None:
             progress.update(1)
     return sample
-
-
-def make_generators(
-    seed: int, sample_ids: Sequence[Hashable], device: torch.device | str = "cpu", stream: Sequence[Hashable] = ()
-) -> list[torch.Generator]:
-    """Make one generator per sample from (seed, sample id, stream).
-
-    The same three give the same noise on the same kind of device, whatever the batch, its order or the process.
-
-    Args:
-        seed: seed of the run.
-        sample_ids: one identity per sample: a case name, a hash of its pixels.
-        device: where the noise is drawn; the device of the images.
-        stream: names an independent stream for the same sample, for example the number of a pass.
-    """
-    generators = []
-    for sample_id in sample_ids:
-        digest = hashlib.sha256(repr((int(seed), str(sample_id), *stream)).encode()).digest()
-        generators.append(torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1))
-    return generators
-
-
-def noised(
-    scheduler: Any, image: torch.Tensor, t: int, generators: Sequence[torch.Generator] | None = None
-) -> torch.Tensor:
-    """Noise clean images to a timestep: sqrt(A) x + sqrt(1 - A) noise (Diff-ICE, eq. 1)."""
-    alpha_bar = scheduler.alpha_bar(t)
-    start = Step(alpha_bar**0.5 * image, 1 - alpha_bar, 0.0, image, image, t)
-    return start.draw(generators)

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from medcf.sampling.loop import noised
-from medcf.schedulers.step import Step
+from medcf.sampling.noise import noised
 
-__all__ = ["InjectedDenoiser", "ReferenceCondition", "ReferenceNoise", "Rows", "plan_rows", "standard_noise"]
+__all__ = ["InjectedDenoiser", "ReferenceCondition", "ReferenceNoise", "Rows", "plan_rows"]
 
 ReferenceCondition = Literal["same", "null"]
 ReferenceNoise = Literal["fresh", "shared", "start"]
@@ -94,11 +93,6 @@ def plan_rows(
                 cost[edit] += 1
             reads[row] = rows[key]
     return Rows(origin, labels, reads, null, cost)
-
-
-def standard_noise(like: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Draw N(0, I) shaped like the images (B, C, *spatial), each image's from its own generator."""
-    return Step(torch.zeros_like(like), 1.0, 0.0, like, like, 0).draw(generators)
 
 
 class InjectedDenoiser:

@@ -8,6 +8,7 @@ from medcf.schedulers.ddim import RespacedDDIMScheduler
 from medcf.schedulers.ddim_inverse import DDIMInverseScheduler
 from medcf.schedulers.ddpm import RespacedDDPMScheduler
 from medcf.schedulers.prediction import Prediction
+from medcf.schedulers.selection import create_scheduler
 from medcf.schedulers.spacing import Spacing, kept_timesteps
 from medcf.schedulers.step import Step
 
@@ -19,5 +20,6 @@ __all__ = [
     "RespacedScheduler",
     "Spacing",
     "Step",
+    "create_scheduler",
     "kept_timesteps",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from monai.networks.schedulers import Scheduler
@@ -17,7 +17,7 @@ from medcf.schedulers.spacing import Spacing, check_spacing, kept_timesteps
 
 __all__ = ["RespacedScheduler", "StartVariant"]
 
-StartVariant = Literal["paper", "code"]
+StartVariant = Literal["exact", "code"]
 
 
 class RespacedScheduler(Scheduler):
@@ -151,12 +151,12 @@ class RespacedScheduler(Scheduler):
         """
         return self._kept[: self._depth(strength)][::-1]
 
-    def start_timestep(self, strength: float, variant: StartVariant = "paper") -> int:
+    def start_timestep(self, strength: float, variant: StartVariant = "exact") -> int:
         """Return the timestep an image is noised to before ``timesteps_from(strength)`` is run.
 
         Args:
             strength: share of the kept steps to run, in (0, 1].
-            variant: ``"paper"`` noises to the N-th kept step, the first to be denoised; ``"code"`` one kept step
+            variant: ``"exact"`` noises to the N-th kept step, the first to be denoised; ``"code"`` one kept step
                 further than it denoises (where there is one), as the published code of this family does.
 
         Returns:
@@ -165,8 +165,8 @@ class RespacedScheduler(Scheduler):
         Raises:
             ValueError: if the strength or the variant is not valid.
         """
-        if variant not in ("paper", "code"):
-            raise ValueError(f"`variant` is {variant!r}; use 'paper' or 'code'.")
+        if variant not in get_args(StartVariant):
+            raise ValueError(f"`variant` is {variant!r}; use 'exact' or 'code'.")
         depth = self._depth(strength)
         return self._kept[min(depth, len(self._kept) - 1) if variant == "code" else depth - 1]
 

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from monai.handlers import StatsHandler, TensorBoardImageHandler, TensorBoardStatsHandler
 from torch import nn
 
+from medcf.runtime import ranks
 from medcf.runtime.ranks import local_device
 from medcf.training.handlers import SampleGrid, TrainingProgress
 
@@ -24,23 +23,15 @@ def join_processes() -> None:
     """Join the processes that torchrun started, over nccl on GPUs and gloo on CPUs.
 
     Raises:
-        RuntimeError: not started by torchrun.
+        RuntimeError: not started by torchrun, or the others do not come.
     """
-    if "RANK" not in os.environ:
-        raise RuntimeError(
-            "This config is for several processes. Start it with: "
-            "torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
-        )
-    device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    ranks.join_processes("nccl" if local_device().type == "cuda" else "gloo")
 
 
 def close_processes() -> None:
     """Leave the process group, after all have arrived."""
     dist.barrier()
-    dist.destroy_process_group()
+    ranks.leave_processes()
 
 
 def distribute(network: nn.Module) -> nn.parallel.DistributedDataParallel:

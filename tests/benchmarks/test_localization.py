@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import localization
 from benchmarks.localization import load_cases, open_bundle
 from benchmarks.localization_maps import Cases, difference_maps, reference_maps, saliency_maps
-from medcf.transforms import SeededExplanation
+from medcf.inferers import SeededExplanation
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medcf.inferers import AttentionInjectionInferer, create_method, denoise, make_generators
+from medcf.inferers import AttentionInjectionInferer, create_method
 from medcf.inferers.conditional import background
 from medcf.networks import Denoiser
 from medcf.networks.attention_injection import AttentionInjection
-from medcf.sampling.rows import InjectedDenoiser, plan_rows, standard_noise
+from medcf.sampling import denoise, make_generators, standard_noise
+from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 MEANS, STD = (-0.4, 0.1, 0.0), 0.2  # of two classes and the null class

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from medcf.inferers import base, conditional, create_method, denoise, make_generators
+from medcf.inferers import base, conditional, create_method
 from medcf.inferers.conditional import background
 from medcf.networks import AttentionInjection
-from medcf.sampling.loop import noised
-from medcf.sampling.rows import InjectedDenoiser, plan_rows, standard_noise
+from medcf.sampling import denoise, make_generators, noised, standard_noise
+from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler
 
 IDS = ["a", "b"]
@@ -106,6 +108,17 @@ def test_background_reaches_any_side_of_the_grid(volumes, axis, end):
     wanted = torch.zeros_like(volumes, dtype=torch.bool)
     wanted[(slice(None), 0, *index)] = True
     assert torch.equal(background(volumes), wanted)
+
+
+@pytest.mark.parametrize("shape", [(24, 17), (9, 8, 11)])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_background_is_every_black_component_that_reaches_the_border(shape, share):
+    black = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0)) < share
+    found = background(torch.where(black, -1.0, 0.0)[:, None])[:, 0]
+    for one, outside in zip(black.numpy(), found.numpy(), strict=True):
+        labels, _ = ndimage.label(one)
+        inside = np.pad(np.ones([side - 2 for side in shape], dtype=bool), 1)
+        assert (outside == np.isin(labels, np.setdiff1d(labels[~inside], 0))).all()
 
 
 def test_background_is_black_in_all_channels(volumes):

@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from medcf.inferers import Hook, create_method, denoise, make_generators
-from medcf.inferers.chain import Chain
+from medcf.inferers import create_method
 from medcf.inferers.ilvr import _Replace
 from medcf.networks import AttentionInjection, ClassTokenUNet, Denoiser
-from medcf.sampling.rows import InjectedDenoiser, plan_rows, standard_noise
+from medcf.sampling import Chain, Hook, denoise, make_generators, standard_noise
+from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 DEVICE = torch.device("meta")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medcf.guidance import PerceptualFeatures
-from medcf.inferers import make_generators
+from medcf.sampling import make_generators
 from medcf.schedulers import RespacedDDPMScheduler
 
 IDS = ["a", "b", "c", "d"]

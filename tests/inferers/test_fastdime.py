@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from medcf.guidance import PerceptualFeatures
-from medcf.inferers import Chain, make_generators
-from medcf.inferers.regions import KnownRegion, changed_region
+from medcf.guidance.regions import KnownRegion, changed_region
+from medcf.sampling import Chain, make_generators
 from medcf.schedulers import RespacedDDPMScheduler
 from medcf.schedulers.step import Step
 

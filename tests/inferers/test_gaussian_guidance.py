@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from medcf.guidance import CounterfactualLoss, DiMEGradient, X0Gradient, XtGradient
-from medcf.inferers import Hook, denoise, make_generators
 from medcf.networks import Denoiser
+from medcf.sampling import Hook, denoise, make_generators
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 MEAN, STD, SCALE, WEIGHT = 0.3, 0.2, 4.0, 1.5

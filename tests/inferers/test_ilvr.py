@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from medcf.inferers import LowPass, create_method, make_generators
-from medcf.sampling.rows import standard_noise
+from medcf.inferers import LowPass, create_method
+from medcf.sampling import make_generators, standard_noise
 from medcf.schedulers import RespacedDDIMScheduler
 
 TABLE = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000).double(), 0).tolist()

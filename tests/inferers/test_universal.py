@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from medcf.inferers import create_method, make_generators
+from medcf.inferers import create_method
+from medcf.sampling import make_generators
 from medcf.schedulers import RespacedDDPMScheduler
 
 IDS = ["a", "b", "c", "d"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from medcf.metrics.bootstrap import bootstrap_interval, group_members, half_sampled_indices, resampled_indices
+from medcf.metrics.bootstrap import bootstrap_interval, group_members, half_sampled_indices, proportion_interval
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:
@@ -56,12 +56,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_groups_are_drawn_whole_and_repeatedly() -> None:
     groups = ["b", "a", "b", "c", "a", "b"]
     assert [members.tolist() for members in group_members(groups)] == [[1, 4], [0, 2, 5], [3]]
-    rng = np.random.default_rng(4)
-    for _ in range(20):
-        counts = np.bincount(resampled_indices(6, rng, groups), minlength=6)
+
+    def check(cases: np.ndarray) -> float:
+        counts = np.bincount(cases, minlength=6)
         assert counts[0] == counts[2] == counts[5]
         assert counts[1] == counts[4]
         assert counts[0] + counts[1] + counts[3] == 3
+        return float(counts[0])
+
+    assert bootstrap_interval(check, np.arange(6), groups=groups, num_resamples=50)[1] > 1
 
 
 def test_half_samples_never_repeat_a_case_and_keep_groups_whole() -> None:
@@ -92,3 +95,21 @@ def test_resamples_without_a_finite_value_are_passed_over() -> None:
 def test_wrong_arguments_are_named(arrays, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(np.mean, *arrays, **options)
+
+
+@pytest.mark.parametrize(("hits", "of"), [(64, 64), (0, 9), (5, 20), (1, 1)])
+def test_the_interval_of_a_proportion_holds_the_least_likely_of_the_likely_rates(hits: int, of: int) -> None:
+    low, high = proportion_interval([1] * hits + [0] * (of - hits), groups=range(of))
+    binom = scipy.stats.binom
+    assert binom.sf(hits - 1, of, low) == pytest.approx(0.025 if hits else 1)
+    assert binom.cdf(hits, of, high) == pytest.approx(0.025 if hits < of else 1)
+    assert high - low > 0.05
+
+
+@pytest.mark.parametrize(
+    ("hits", "groups", "message"),
+    [([], None, "at least one"), ([0, 0.5], None, "each 0 or 1"), ([0, 1, 1], ["a", "b", "b"], "whole groups")],
+)
+def test_what_is_no_independent_proportion_is_refused(hits, groups, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        proportion_interval(hits, groups=groups)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from medcf.guidance import frozen
+from medcf.runtime.frozen import frozen
 
 
 def state(network):

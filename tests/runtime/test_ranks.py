@@ -16,24 +16,25 @@ from medcf.inference.run_folder import RunFolder
 from medcf.runtime import ranks
 
 PROGRAM = """
-import json, sys, time
+import json, os, signal, sys, time
+from datetime import timedelta
 from medcf.runtime import ranks
-ranks.PATIENCE, ranks._BEAT = 2.0, 0.2
 folder, case = sys.argv[1:]
+if case in ("one hangs", "main hangs"):
+    ranks.WAIT = timedelta(seconds=2)
 def mine(): return f"{folder}/{ranks.rank()}"
 def work():
     if case == "main fails":
         raise ValueError("no images in there")
-    time.sleep(0.3)
+    time.sleep(4 if case == "main hangs" else 0.3)
     open(f"{folder}/made", "w").write("x")
     return {"from": ranks.rank()}
 assert ranks.from_main("work", work) == {"from": 0}
 def look(): return open(f"{folder}/made").read() + str(ranks.rank())
 seen = ranks.first_on_main("look", look)
-if case == "one dies" and ranks.rank() == 1:
-    import os
-    os.kill(os.getpid(), 9)
-if case == "one is slow" and ranks.rank() == 1:
+if ranks.rank() == 1 and case == "one dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+if ranks.rank() == 1 and case in ("one is slow", "one hangs"):
     time.sleep(4)
 values = ranks.collect("values", {"seen": seen})
 print(json.dumps(values))
@@ -76,13 +77,28 @@ def test_nobody_waits_for_a_dead_process(tmp_path):
     main, other = processes(tmp_path, "one dies")
     assert other[0] == -9
     assert main[0] == 1
-    assert "Process 1 is gone" in main[2].splitlines()[-1]
+    assert "A process is gone" in main[2]
+    assert "Rank 1 failed" in main[2]
     assert "start the same command again" in main[2].splitlines()[-1]
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 60  # and not WAIT, a day
+
+
+@pytest.mark.parametrize("case", ["one hangs", "main hangs"])
+def test_who_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path, case):
+    for code, _, errors in processes(tmp_path, case):
+        assert code == 1
+        assert "A process is gone" in errors
+        assert "start the same command again" in errors.splitlines()[-1]
+
+
+def test_three_processes_go_on_and_end_together(tmp_path):
+    results = processes(tmp_path, "one is slow", count=3)
+    assert [result[0] for result in results] == [0, 0, 0], results
+    assert results[0][1].strip() == '[{"seen": "x0"}, {"seen": "x1"}, {"seen": "x2"}]'
 
 
 def test_without_torchrun_every_call_is_direct(monkeypatch):
-    monkeypatch.setattr(ranks, "_channel", lambda: pytest.fail("a single process needs no messages"))
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_: pytest.fail("a single process joins nobody"))
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
     assert ranks.from_main("a", lambda: object) is object
     assert ranks.first_on_main("a", lambda: 3) == 3

@@ -8,9 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medcf.guidance import CounterfactualLoss, X0Gradient, XtGradient
-from medcf.inferers import Hook, denoise, make_generators
 from medcf.networks import Denoiser
-from medcf.sampling.loop import noised
+from medcf.sampling import Hook, denoise, make_generators, noised
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 IDS = [f"case{i}" for i in range(8)]

@@ -12,7 +12,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
 from medcf.registry import SCHEDULERS, lookup
-from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedDDPMScheduler
+from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedDDPMScheduler, create_scheduler
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,14 @@ def test_schedulers_are_found_by_name_and_built_from_a_config():
     assert isinstance(scheduler, DDPMScheduler)
     assert float(scheduler.betas[-1]) == pytest.approx(0.01)
     assert scheduler.spacing == "trailing"
+    by_name = config | {"_target_": "medcf.schedulers.create_scheduler", "name": "ddpm"}
+    again = ConfigParser({"scheduler": by_name}).get_parsed_content("scheduler")
+    assert type(again) is RespacedDDPMScheduler
+    assert torch.equal(again.betas, scheduler.betas)
+
+
+def test_an_unknown_scheduler_or_argument_is_named():
+    with pytest.raises(ValueError, match=r"'euler' is not one of the registered schedulers: .*ddim, ddim_i"):
+        create_scheduler("euler")
+    with pytest.raises(ValueError, match=r"'ddim', of the registered schedulers, does not fit .*beta_final"):
+        create_scheduler("ddim", beta_final=0.01)

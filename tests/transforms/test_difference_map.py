@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose
-from torch import Tensor, nn
+from torch import Tensor
 
-from medcf.inferers import DiffICEInferer, SDEditInferer
-from medcf.schedulers import RespacedDDPMScheduler
-from medcf.transforms import DifferenceMap, DifferenceMapd, ToGrid, explain_with_floor
+from medcf.transforms import DifferenceMap, DifferenceMapd, ToGrid
 
 
 def stacks(seeds: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,88 +122,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         DifferenceMap()(image, preds, mask=torch.ones(12, 10))
     with pytest.raises(ValueError, match="units"):
         DifferenceMap("percent")  # type: ignore[arg-type]
-
-
-class Brightness(nn.Module):
-    """Class 1 is bright."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        logit = 5 * image.flatten(1).mean(1)
-        return torch.stack([-logit, logit], dim=1)
-
-
-def make(**options: Any) -> DiffICEInferer:
-    defaults: dict[str, Any] = {"num_inference_steps": 20, "strength": 0.25, "num_iterations": 2, "progress": False}
-    defaults |= {"classifier_scales": (6, 12), "confidence_threshold": 0.9, "target": 1}
-    scheduler = RespacedDDPMScheduler(1000, variance_type="fixed_large")
-    return DiffICEInferer(scheduler, Brightness(), **(defaults | options))
-
-
-def dark_images() -> Tensor:
-    noise = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.4 - 0.2
-    return noise + torch.tensor([-0.05, -0.5, 0.4]).reshape(3, 1, 1, 1)
-
-
-def test_the_unguided_floor_is_the_same_passes_with_the_same_noise(gaussian_network: Any) -> None:
-    network, images, inferer = gaussian_network(0.0, 1.0), dark_images(), make()
-    found = explain_with_floor(inferer, images, network, ["a", "b", "c"], seeds=(0, 7), floor="unguided")
-    assert found.pred.shape == found.reconstruction.shape == (2, 3, 1, 8, 8)
-    for number, seed in enumerate((0, 7)):
-        result = make(seed=seed).explain(images, network, ["a", "b", "c"])
-        assert torch.equal(found.pred[number], result.image)
-        plain = make(seed=seed, classifier_scales=0, confidence_threshold=None)
-        trajectory = plain.explain(images, network, ["a", "b", "c"]).trajectory
-        for case, passes in enumerate(result.iterations.tolist()):
-            torch.testing.assert_close(found.reconstruction[number, case], trajectory[case, passes])
-    assert inferer.seed == 0
-    assert inferer.classifier_scales == (6, 12)
-    assert torch.equal(found.pred[:, 2], found.reconstruction[:, 2])  # bright from the start: nothing ran
-    assert not torch.equal(found.pred[0, 0], found.pred[1, 0])
-
-
-def test_the_class_explains_what_exceeds_the_floor(gaussian_network: Any) -> None:
-    images = dark_images()
-    found = explain_with_floor(make(), images, gaussian_network(0.0, 1.0), ["a", "b", "c"], floor="unguided")
-    plain, honest = (
-        [DifferenceMap()(image, found.pred[:, case], floor[:, case]) for case, image in enumerate(images)]
-        for floor in (images.expand(3, *images.shape), found.reconstruction)
-    )
-    for case in (0, 1):  # a uniform gradient brightens all pixels, as far as clipping lets it: the spread is noise
-        assert honest[case]["signed"].mean() > 0.02
-        assert honest[case]["signed"].std() < 0.25 * plain[case]["signed"].std()
-        assert honest[case]["signed_std"].mean() < 0.3 * plain[case]["signed_std"].mean()
-    assert honest[2]["absolute"].max() == 0
-
-
-def test_a_method_without_guidance_needs_the_source_floor_and_seeds_are_needed(gaussian_network: Any) -> None:
-    scheduler = RespacedDDPMScheduler(1000)
-    inferer = SDEditInferer(scheduler, Brightness(), 1, null_class_labels=2, num_inference_steps=20, progress=False)
-    with pytest.raises(ValueError, match="floor='source'"):
-        explain_with_floor(inferer, dark_images(), gaussian_network(0.0, 1.0), floor="unguided")
-    with pytest.raises(ValueError, match="takes run_unchanged"):
-        explain_with_floor(SimpleNamespace(explain=lambda image, network: image), dark_images(), len, floor="source")
-    with pytest.raises(ValueError, match="seeds is empty"):
-        explain_with_floor(make(), dark_images(), gaussian_network(0.0, 1.0), seeds=())
-    with pytest.raises(ValueError, match="floor='none'"):
-        explain_with_floor(make(), dark_images(), gaussian_network(0.0, 1.0), floor="none")  # type: ignore[arg-type]
-
-
-def test_the_source_floor_runs_the_method_towards_the_class_that_the_image_has(gaussian_network: Any) -> None:
-    calls = []
-
-    class Runs(DiffICEInferer):
-        def explain(self, *args: Any, run_unchanged: bool = False) -> Any:
-            calls.append((self.seed, self.num_iterations, args[3], run_unchanged))
-            return super().explain(*args)
-
-    inferer = make()
-    inferer.__class__ = Runs
-    images = dark_images()
-    found = explain_with_floor(inferer, images, gaussian_network(0.0, 1.0), ["a", "b", "c"], seeds=(4,), floor="source")
-    (_, _, target, ran), (seed, passes, source, again) = calls
-    assert (target, ran, seed, again) == (None, False, 4, True)
-    assert source.tolist() == [0, 0, 1]
-    assert passes == int(found.results[0].iterations.max())
 
 
 def test_maps_of_one_case_collate_back_from_a_batch() -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from medcf.inferers.chain import Chain
-from medcf.sampling.loop import Hook, noised
+from medcf.sampling.chain import Chain
+from medcf.sampling.loop import Hook
+from medcf.sampling.noise import noised
 
 __all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
 

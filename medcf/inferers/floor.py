@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several seeds around any method, each with the floor of its differences: what it changes without being asked to."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from medcf.inferers.counterfactual import Counterfactual
+
+__all__ = ["SeededExplanation", "explain_with_floor"]
+
+Floor = Literal["unguided", "source"]
+
+
+@dataclass(frozen=True)
+class SeededExplanation:
+    """Counterfactuals of a batch of B images by S seeds, each with the method's floor.
+
+    Attributes:
+        pred: counterfactuals (S, B, C, *spatial).
+        reconstruction: what the same passes with the same noise make of the images without being asked to change the
+            class, same shape.
+        results: the counterfactuals in full, one a seed.
+    """
+
+    pred: Tensor
+    reconstruction: Tensor
+    results: list[Counterfactual]
+
+
+def explain_with_floor(
+    inferer: Any,
+    image: Tensor,
+    network: Callable[..., Tensor],
+    sample_ids: Sequence[Hashable] | None = None,
+    *,
+    target: Any = None,
+    source: Any = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    floor: Floor = "source",
+) -> SeededExplanation:
+    """Run a method with several seeds, and once more per seed for its reconstruction floor.
+
+    The floor takes as many passes as the counterfactual of the same image and seed took. An image that is of the target
+    class already has neither counterfactual nor floor: both are the image.
+
+    Args:
+        inferer: a method of ``medcf.inferers``; copied, not changed.
+        image: images (B, C, *spatial) in [-1, 1].
+        network: the denoising network.
+        sample_ids: one identity per image, see the inferer.
+        target: wanted class; None is the inferer's.
+        source: class of the images, for ``floor="source"``; None takes what the classifier says.
+        seeds: seeds of the noise, at least one.
+        floor: "source" runs the method towards the class that the images already have; "unguided" switches the
+            class's guidance off and leaves all else as it was (guided methods only).
+
+    Returns:
+        Counterfactuals and floors of all seeds, for `medcf.transforms.DifferenceMap`.
+
+    Raises:
+        ValueError: no seed, an unknown floor, or a floor that the method does not offer.
+    """
+    if not seeds:
+        raise ValueError("seeds is empty: give at least one.")
+    if floor not in get_args(Floor):
+        raise ValueError(f"floor={floor!r} is unknown: use one of {', '.join(map(repr, get_args(Floor)))}.")
+    if floor == "unguided" and not hasattr(inferer, "classifier_scales"):
+        raise ValueError(f"{type(inferer).__name__} has no guidance by a classifier to switch off: use floor='source'.")
+    if floor == "source" and "run_unchanged" not in inspect.signature(inferer.explain).parameters:
+        raise ValueError(
+            f"{type(inferer).__name__} returns images of the target class without running, so it has no floor of its "
+            "own class: use floor='unguided', or a method whose explain takes run_unchanged."
+        )
+    if floor == "source" and source is None:
+        with torch.no_grad():
+            source = inferer.classifier(image).argmax(1)
+    results, floors = [], []
+    for seed in seeds:
+        method = copy.copy(inferer)
+        method.seed = seed
+        result = method.explain(image, network, sample_ids, target)
+        results.append(result)
+        method = copy.copy(method)
+        method.num_iterations = max(int(result.iterations.max()), 1)
+        method.confidence_threshold = None
+        if floor == "unguided":
+            method.classifier_scales = (0.0,)
+            again = method.explain(image, network, sample_ids, target)
+        else:
+            again = method.explain(image, network, sample_ids, source, run_unchanged=True)
+        floors.append(again.trajectory[torch.arange(len(image)), result.iterations.cpu()])
+    pred = torch.stack([result.image.as_subclass(Tensor) for result in results])
+    return SeededExplanation(pred, torch.stack([each.as_subclass(Tensor) for each in floors]), results)
