@@ -13,11 +13,10 @@ from monai.handlers import StatsHandler, TensorBoardImageHandler, TensorBoardSta
 from torch import nn
 
 from medcf.runtime.ranks import local_device
-from medcf.training.handlers import SampleGrid, TrainingProgress
 
 __all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers", "rank_writer"]
 
-MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler, SampleGrid, TrainingProgress)
+MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler)  # ours look at the rank
 
 
 def join_processes() -> None:

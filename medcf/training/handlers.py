@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -16,16 +15,26 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from ignite.handlers.base_logger import BaseLogger
+from ignite.handlers.tqdm_logger import _OutputHandler
 from monai.engines import IterationEvents
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 from monai.utils import CommonKeys
 from torch import nn
-from tqdm.auto import tqdm
 
-from medcf.runtime.atomic import replace_file
+from medcf.runtime.atomic import replace_file, write_json
 
-__all__ = ["GradientClipping", "LossCurve", "MetricsFile", "SampleGrid", "TrainingProgress", "loss_of"]
+__all__ = [
+    "GradientClipping",
+    "LossCurve",
+    "MetricsFile",
+    "SampleGrid",
+    "TrainingProgress",
+    "loss_of",
+    "shared_handler",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -67,44 +76,48 @@ class GradientClipping:
             )
 
 
-class TrainingProgress:
-    """One progress bar over all iterations of a training, with the smoothed loss; a resumed run begins where it was."""
+def shared_handler(handler: Any) -> Any:
+    """Return ``handler``: for one that other parts of a config refer to as well.
+
+    MONAI wants dictionaries with a ``_target_`` in a config's list of handlers, where "@id" would be text.
+    """
+    return handler
+
+
+class TrainingProgress(ProgressBar):
+    """Ignite's progress bar, over all iterations of a training; a resumed run begins where it was.
+
+    Args:
+        description: text before the bar.
+    """
 
     def __init__(self, description: str = "training") -> None:
-        """Args: description: text before the bar."""
-        self.description = description
-        self.bar: Any = None
+        rank = idist.get_rank()
+        super().__init__(persist=True, desc=description, disable=rank > 0, mininterval=1.0, dynamic_ncols=True)
         self.loss: float | None = None
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:  # type: ignore[override]
         """Attach to a trainer."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED | Events.TERMINATE, self.close)
+        handler = _WholeTraining(
+            self.tqdm_kwargs["desc"], output_transform=self._smooth, closing_event_name=Events.COMPLETED
+        )
+        BaseLogger.attach(self, engine, handler, Events.ITERATION_COMPLETED)
+        engine.add_event_handler(Events.COMPLETED, self._close)
 
-    def __call__(self, engine: Engine) -> None:
-        """Advance by one iteration."""
-        state = engine.state
-        if self.bar is None:
-            total = (state.max_epochs or 0) * (state.epoch_length or 0)
-            self.bar = tqdm(
-                total=total,
-                initial=state.iteration - 1,
-                desc=self.description,
-                disable=idist.get_rank() > 0,
-                mininterval=1.0,
-                dynamic_ncols=True,
-            )
-        loss = loss_of(state.output)
+    def _smooth(self, output: Any) -> dict[str, str]:
+        loss = loss_of(output)
         self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        self.bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
-        self.bar.update()
+        return {"loss": f"{self.loss:.4f}"}
 
-    def close(self, engine: Engine, error: BaseException | None = None) -> None:
-        """Close the bar; an exception goes on to whoever started the training."""
-        if self.bar is not None:
-            self.bar.close()
-        if error is not None:
-            raise error
+
+class _WholeTraining(_OutputHandler):
+    """Counts to the last iteration of the training, where Ignite's own counts to the last one of an epoch."""
+
+    @staticmethod
+    def get_max_number_events(event_name: Any, engine: Engine) -> int | None:
+        if event_name != Events.ITERATION_COMPLETED:
+            return 1
+        return (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
 
 
 class LossCurve:
@@ -250,7 +263,7 @@ class MetricsFile:
         record = {
             "iterations": engine.state.iteration,
             "seconds_of_this_session": round(time.monotonic() - self._begin, 1),
-            "metrics": metrics,
+            "metrics": {name: value if np.isfinite(value) else None for name, value in metrics.items()},
         }
-        replace_file(self.path, lambda file: file.write(json.dumps(record, indent=4) + "\n"))
+        write_json(self.path, record)
         logger.info("Validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
