@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from ignite.handlers.base_logger import BaseLogger
-from ignite.handlers.tqdm_logger import _OutputHandler
 from monai.engines import IterationEvents
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
@@ -85,7 +83,7 @@ def shared_handler(handler: Any) -> Any:
 
 
 class TrainingProgress(ProgressBar):
-    """Ignite's progress bar, over all iterations of a training; a resumed run begins where it was.
+    """Ignite's progress bar over all iterations, where its own begins anew in every epoch; a resumed run goes on.
 
     Args:
         description: text before the bar.
@@ -94,30 +92,24 @@ class TrainingProgress(ProgressBar):
     def __init__(self, description: str = "training") -> None:
         rank = idist.get_rank()
         super().__init__(persist=True, desc=description, disable=rank > 0, mininterval=1.0, dynamic_ncols=True)
+        self.pbar: Any = None
         self.loss: float | None = None
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]
         """Attach to a trainer."""
-        handler = _WholeTraining(
-            self.tqdm_kwargs["desc"], output_transform=self._smooth, closing_event_name=Events.COMPLETED
-        )
-        BaseLogger.attach(self, engine, handler, Events.ITERATION_COMPLETED)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
-    def _smooth(self, output: Any) -> dict[str, str]:
-        loss = loss_of(output)
+    def advance(self, engine: Engine) -> None:
+        """Advance by one iteration and show the smoothed loss."""
+        state = engine.state
+        if self.pbar is None:
+            self._reset((state.max_epochs or 0) * (state.epoch_length or 0))
+            self.pbar.initial = self.pbar.n = state.iteration - 1
+        loss = loss_of(state.output)
         self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        return {"loss": f"{self.loss:.4f}"}
-
-
-class _WholeTraining(_OutputHandler):
-    """Counts to the last iteration of the training, where Ignite's own counts to the last one of an epoch."""
-
-    @staticmethod
-    def get_max_number_events(event_name: Any, engine: Engine) -> int | None:
-        if event_name != Events.ITERATION_COMPLETED:
-            return 1
-        return (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+        self.pbar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
+        self.pbar.update()
 
 
 class LossCurve:
