@@ -92,7 +92,6 @@ class TrainingProgress(ProgressBar):
     def __init__(self, description: str = "training") -> None:
         rank = idist.get_rank()
         super().__init__(persist=True, desc=description, disable=rank > 0, mininterval=1.0, dynamic_ncols=True)
-        self.pbar: Any = None
         self.loss: float | None = None
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]
@@ -103,13 +102,15 @@ class TrainingProgress(ProgressBar):
     def advance(self, engine: Engine) -> None:
         """Advance by one iteration and show the smoothed loss."""
         state = engine.state
-        if self.pbar is None:
+        bar: Any = self.pbar
+        if bar is None:
             self._reset((state.max_epochs or 0) * (state.epoch_length or 0))
-            self.pbar.initial = self.pbar.n = state.iteration - 1
+            bar = self.pbar
+            bar.initial = bar.n = state.iteration - 1
         loss = loss_of(state.output)
         self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        self.pbar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
-        self.pbar.update()
+        bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
+        bar.update()
 
 
 class LossCurve:
