@@ -150,7 +150,8 @@ def deep_fluid(images: Tensor, inputs: Tensor, spacing: float) -> Tensor:
 
 def _segmented(real: RealSet, out: Path, grid: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
     """Volume in ml of all labels of the set's own segmenter."""
-    definition = Recipe("controlcg", ("train_evaluation_segmenter.json",), real.steps["segmenter"].overrides).open()
+    step = real.steps["segmenter"]
+    definition = Recipe("controlcg", step.configs, step.overrides).open()
     network = load_weights(definition.get_parsed_content("network_def"), out / "models" / "segmenter.pt").eval()
     volumes = SegmentedVolumes(network, grid["spacing"])
     return lambda images, inputs: apply(volumes, images, BATCH).sum(1) / 1000
