@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from medcf.data.volumes import VolumeDataset
 from scipy import ndimage
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
 from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, write_csv
 from benchmarks.counterfactual.task import Cases, Recipe, apply
-from medcf.data.volumes import VolumeDataset
 from medcf.metrics import MSE, SSIM, CaseMetric, FrechetDistance, ReIdentification, pooled_pixels
 from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.metrics.volumes import SegmentedVolumes
@@ -150,7 +150,8 @@ def deep_fluid(images: Tensor, inputs: Tensor, spacing: float) -> Tensor:
 
 def _segmented(real: RealSet, out: Path, grid: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
     """Volume in ml of all labels of the set's own segmenter."""
-    definition = Recipe("controlcg", ("train_evaluation_segmenter.json",), real.steps["segmenter"].overrides).open()
+    step = real.steps["segmenter"]
+    definition = Recipe("controlcg", step.configs, step.overrides).open()
     network = load_weights(definition.get_parsed_content("network_def"), out / "models" / "segmenter.pt").eval()
     volumes = SegmentedVolumes(network, grid["spacing"])
     return lambda images, inputs: apply(volumes, images, BATCH).sum(1) / 1000

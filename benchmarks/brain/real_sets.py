@@ -49,8 +49,8 @@ class RealSet:
     segmentation: str | None = None
 
 
-_CLASSIFIER = ("train_classifier.json", "real_classifier.json")
-_JUDGE = ("train_classifier.json", "train_oracle.json", "real_classifier.json")
+_CLASSIFIER = ("train.json", "train_classifier.json", "real_classifier.json")
+_JUDGE = ("train.json", "train_classifier.json", "train_oracle.json", "real_classifier.json")
 _MODEL = ("train.json", "real_diffusion.json")
 # no change of size where size is the class
 _SIZE = {"augmentation#transforms#2#scale_range": [0.0, 0.0, 0.0]}
@@ -85,7 +85,7 @@ SETS = {
                 {"pretrained": "", "learning_rate": 0.002, "iterations": 500, "train#dataset#split": "train", **_SIZE},
             ),
             "segmenter": Step(
-                ("train_evaluation_segmenter.json",),
+                ("train.json", "train_evaluation_segmenter.json"),
                 {
                     "train#dataset#split": "train",
                     "network_def#out_channels": 3,

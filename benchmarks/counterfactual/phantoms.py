@@ -93,11 +93,11 @@ def phantom_task(
 
 def _identity(bundle: str) -> tuple[IdentityNetwork, list[str]]:
     """Load the network that recognizes subjects, and the names of the parameters it recovers."""
-    config = Recipe(bundle, ("train_identity.json",)).open()
+    config = Recipe(bundle, ("train.json", "train_identity.json")).open()
     names = list(config["parameters"])
     network = IdentityNetwork(len(names), embedding_size=config["embedding_size"])
     path = str(Path(config.get_parsed_content("bundle_root")) / "models" / "identity.pt")
-    return load_weights(network, path, remedy="Train it with train_identity.json.").eval(), names
+    return load_weights(network, path, remedy="Train it with train_identity.json over train.json.").eval(), names
 
 
 def _parameters(seed: int, names: list[str]) -> Tensor:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
-from monai.bundle.properties import InferProperties, TrainProperties
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.utils import BundleProperty, BundlePropertyConfig
+
+from medcf.bundle.overlay import config_chain
 
 __all__ = ["SCHEMA", "verify_bundle"]
 
@@ -109,17 +110,25 @@ def _check_weights(path: Path) -> list[str]:
 
 
 def _check_properties(path: Path) -> list[str]:
-    """Look for the ids that MONAI's workflows require; nothing is built, so that nothing is downloaded or rendered."""
+    """Look for what MONAI's workflows require, in every config and overlay.
+
+    It is what ``ConfigWorkflow.check_properties`` asks, but nothing is built: nothing is downloaded or rendered.
+    """
     problems = []
-    for name, properties in (("inference.json", InferProperties), ("train.json", TrainProperties)):
-        file = path / "configs" / name
-        if not file.is_file():
+    for file in sorted((path / "configs").glob("*.json")):
+        chain = config_chain(file)
+        kind = {"inference.json": "infer", "train.json": "train"}.get(chain[0].name)
+        if kind is None:
             continue
-        config = ConfigParser(ConfigParser.load_config_file(str(file)))
-        for prop in properties.values():
+        workflow = ConfigWorkflow([str(each) for each in chain], logging_file=False, workflow_type=kind)
+        workflow.parser.parse()  # MONAI reads the list of handlers, which macros fill
+        for name, prop in workflow.properties.items():
             identifier = str(prop[BundlePropertyConfig.ID])
-            if prop[BundleProperty.REQUIRED] and identifier not in config:
-                problems.append(f"{name}: lacks {identifier}")
+            if not prop[BundleProperty.REQUIRED]:
+                if not workflow._check_optional_id(name, prop):
+                    problems.append(f"{file.name}: {prop[BundlePropertyConfig.REF_ID]} is not @{identifier}")
+            elif identifier not in workflow.parser:
+                problems.append(f"{file.name}: lacks {identifier}")
     return problems
 
 

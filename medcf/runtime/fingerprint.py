@@ -17,7 +17,7 @@ __all__ = ["INDIFFERENT_KEYS", "config_fingerprint", "describe_changes", "hash_i
 
 INDIFFERENT_KEYS = frozenset(
     {
-        "_meta_", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist", "output_dir",
+        "_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist", "output_dir",
         "device", "batch_size", "memory_budget", "num_workers", "num_threads", "overwrite", "progress", "panels",
         "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list",
     }

@@ -12,11 +12,10 @@ from torch import nn
 
 from medcf.runtime import ranks
 from medcf.runtime.ranks import local_device
-from medcf.training.handlers import SampleGrid, TrainingProgress
 
 __all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers", "rank_writer"]
 
-MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler, SampleGrid, TrainingProgress)
+MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler)  # ours look at the rank
 
 
 def join_processes() -> None:

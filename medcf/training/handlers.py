@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -16,16 +15,24 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
 from monai.engines import IterationEvents
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 from monai.utils import CommonKeys
 from torch import nn
-from tqdm.auto import tqdm
 
-from medcf.runtime.atomic import replace_file
+from medcf.runtime.atomic import replace_file, write_json
 
-__all__ = ["GradientClipping", "LossCurve", "MetricsFile", "SampleGrid", "TrainingProgress", "loss_of"]
+__all__ = [
+    "GradientClipping",
+    "LossCurve",
+    "MetricsFile",
+    "SampleGrid",
+    "TrainingProgress",
+    "loss_of",
+    "shared_handler",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -67,44 +74,43 @@ class GradientClipping:
             )
 
 
-class TrainingProgress:
-    """One progress bar over all iterations of a training, with the smoothed loss; a resumed run begins where it was."""
+def shared_handler(handler: Any) -> Any:
+    """Return ``handler``: for one that other parts of a config refer to as well.
+
+    MONAI wants dictionaries with a ``_target_`` in a config's list of handlers, where "@id" would be text.
+    """
+    return handler
+
+
+class TrainingProgress(ProgressBar):
+    """Ignite's progress bar over all iterations, where its own begins anew in every epoch; a resumed run goes on.
+
+    Args:
+        description: text before the bar.
+    """
 
     def __init__(self, description: str = "training") -> None:
-        """Args: description: text before the bar."""
-        self.description = description
-        self.bar: Any = None
+        rank = idist.get_rank()
+        super().__init__(persist=True, desc=description, disable=rank > 0, mininterval=1.0, dynamic_ncols=True)
         self.loss: float | None = None
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:  # type: ignore[override]
         """Attach to a trainer."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED | Events.TERMINATE, self.close)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
+        engine.add_event_handler(Events.COMPLETED, self._close)
 
-    def __call__(self, engine: Engine) -> None:
-        """Advance by one iteration."""
+    def advance(self, engine: Engine) -> None:
+        """Advance by one iteration and show the smoothed loss."""
         state = engine.state
-        if self.bar is None:
-            total = (state.max_epochs or 0) * (state.epoch_length or 0)
-            self.bar = tqdm(
-                total=total,
-                initial=state.iteration - 1,
-                desc=self.description,
-                disable=idist.get_rank() > 0,
-                mininterval=1.0,
-                dynamic_ncols=True,
-            )
+        bar: Any = self.pbar
+        if bar is None:
+            self._reset((state.max_epochs or 0) * (state.epoch_length or 0))
+            bar = self.pbar
+            bar.initial = bar.n = state.iteration - 1
         loss = loss_of(state.output)
         self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        self.bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
-        self.bar.update()
-
-    def close(self, engine: Engine, error: BaseException | None = None) -> None:
-        """Close the bar; an exception goes on to whoever started the training."""
-        if self.bar is not None:
-            self.bar.close()
-        if error is not None:
-            raise error
+        bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
+        bar.update()
 
 
 class LossCurve:
@@ -250,7 +256,7 @@ class MetricsFile:
         record = {
             "iterations": engine.state.iteration,
             "seconds_of_this_session": round(time.monotonic() - self._begin, 1),
-            "metrics": metrics,
+            "metrics": {name: value if np.isfinite(value) else None for name, value in metrics.items()},
         }
-        replace_file(self.path, lambda file: file.write(json.dumps(record, indent=4) + "\n"))
+        write_json(self.path, record)
         logger.info("Validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

@@ -1,19 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward pass of a diffusion training, in mixed precision on any device."""
+"""The forward pass of a training, in mixed precision on any device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from monai.inferers import DiffusionInferer
+from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.networks.schedulers import Scheduler
 from torch import nn
 
 from medcf.networks.attention_injection import AttentionInjection
 
-__all__ = ["DiffusionTrainingInferer"]
+__all__ = ["AutocastInferer", "DiffusionTrainingInferer"]
+
+
+class AutocastInferer(SimpleInferer):
+    """One call of the network in mixed precision, on any device (the ``amp`` of MONAI's trainer means CUDA only).
+
+    Args:
+        amp_dtype: ``"bfloat16"``, which needs no gradient scaler, or None for full precision.
+    """
+
+    def __init__(self, amp_dtype: str | None = "bfloat16") -> None:
+        super().__init__()
+        self.amp_dtype: torch.dtype | None = getattr(torch, amp_dtype) if amp_dtype else None
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the network."""
+        with torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            return super().__call__(inputs, network, *args, **kwargs)
 
 
 class DiffusionTrainingInferer(DiffusionInferer):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss of the oracle."""
+"""Losses of the oracle and of the network that recognizes subjects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import ContrastiveLoss, DiceCELoss
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["ConceptBottleneckLoss"]
+__all__ = ["ConceptBottleneckLoss", "IdentityLoss"]
 
 
 class ConceptBottleneckLoss(nn.Module):
@@ -43,3 +45,35 @@ class ConceptBottleneckLoss(nn.Module):
             functional.mse_loss(prediction["quality"], target["quality"].float()),
         )
         return torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()
+
+
+class IdentityLoss(nn.Module):
+    """SimCLR's contrastive loss of the embeddings (MONAI's), plus smooth L1 of the parameters in units of their spread.
+
+    Args:
+        std: (P,) standard deviation of the parameters over the population.
+        temperature: temperature of the contrastive loss.
+        parameter_weight: weight of the parameters' term.
+    """
+
+    def __init__(self, std: Sequence[float], temperature: float = 0.1, parameter_weight: float = 5.0) -> None:
+        super().__init__()
+        self.contrastive = ContrastiveLoss(temperature=temperature)
+        self.parameter_weight = parameter_weight
+        self.std = torch.as_tensor(std).float()
+
+    def forward(self, prediction: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """Compute the loss.
+
+        Args:
+            prediction: output of `medcf.networks.identity.IdentityNetwork` for 2B images, image i and i + B of one
+                subject.
+            target: (2B, P) parameters in physical units.
+
+        Returns:
+            A scalar.
+        """
+        first, second = prediction["embedding"].chunk(2)
+        std = self.std.to(target.device)
+        error = functional.smooth_l1_loss(prediction["parameters"] / std, target / std)
+        return self.contrastive(first, second) + self.parameter_weight * error

@@ -10,7 +10,7 @@ import torch
 from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.utils import CommonKeys
 
-__all__ = ["ClassConditionalPrepareBatch", "TargetPrepareBatch"]
+__all__ = ["ClassConditionalPrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
 
 
 class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
@@ -97,3 +97,30 @@ class TargetPrepareBatch(PrepareBatch):
         if isinstance(self.target, str):
             return moved(CommonKeys.IMAGE), moved(self.target)
         return moved(CommonKeys.IMAGE), {key: moved(key) for key in self.target}
+
+
+class PairPrepareBatch(PrepareBatch):
+    """The two images of every pair as one batch, first all first ones, then all second ones.
+
+    Args:
+        pair_key: key of the second image.
+        target_key: key of the parameters.
+    """
+
+    def __init__(self, pair_key: str = "image_pair", target_key: str = "parameters") -> None:
+        self.keys = (CommonKeys.IMAGE, pair_key)
+        self.target_key = target_key
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prepare images (2B, C, *spatial) and parameters (2B, P) on ``device``."""
+        images = torch.cat([batchdata[key] for key in self.keys])
+        target = batchdata[self.target_key].repeat(2, 1)
+        return tuple(  # type: ignore[return-value]
+            value.to(device=device, non_blocking=non_blocking, **kwargs) for value in (images, target)
+        )

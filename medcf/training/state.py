@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that can be killed at any moment: its checkpoint, its randomness, its weights."""
+"""A training that can be killed at any moment: its checkpoint, its average, its randomness, its weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
+from ignite.handlers import EMAHandler as IgniteEMAHandler
 from torch import nn
 
 from medcf.runtime.atomic import replace_file
 
-__all__ = ["ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
+__all__ = ["EMAHandler", "ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def save_atomically(content: Any, path: str | Path) -> Path:
     return replace_file(path, lambda file: torch.save(content, file), binary=True)
 
 
-class ResumableCheckpoint:
-    """Keep the whole state of a training in one file, and go on from it.
+class ResumableCheckpoint(Checkpoint):
+    """Ignite's `Checkpoint` that keeps the whole state of a training in one file, and goes on from it.
 
     The file ``checkpoint.pt`` is replaced atomically at the end of an epoch; when the trainer starts and the file is
     there, everything is restored from it. Together with `ReproducibleRandomness` and `EpochSampler` a
@@ -54,21 +55,21 @@ class ResumableCheckpoint:
     def __init__(
         self, directory: str | Path, save_dict: Mapping[str, Any], every: int = 1, resume: bool = True
     ) -> None:
+        # not Ignite's DiskSaver: it removes the old file before it writes the new one, and a kill leaves its temporary
+        super().__init__(dict(save_dict), self._write, filename_pattern=CHECKPOINT)
         self.path = Path(directory) / CHECKPOINT
-        self.save_dict = dict(save_dict)
         self.every = every
         self.resume = resume
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
+        self.to_save = {**self.to_save, "trainer": engine}
         engine.add_event_handler(Events.STARTED, self.restore)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every) | Events.COMPLETED, self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every) | Events.COMPLETED, self)
 
-    def save(self, engine: Engine) -> None:
-        """Write the checkpoint, on the main process."""
+    def _write(self, content: Mapping[str, Any], *_: Any) -> None:
         if idist.get_rank() == 0:
-            content = {name: _unwrap(value).state_dict() for name, value in self.save_dict.items()}
-            save_atomically({**content, "trainer": dict(engine.state_dict())}, self.path)
+            save_atomically(content, self.path)
 
     def restore(self, engine: Engine) -> None:
         """Load the checkpoint, where there is one.
@@ -80,21 +81,55 @@ class ResumableCheckpoint:
             return
         content = torch.load(self.path, map_location="cpu", weights_only=True)
         max_epochs, epoch_length = engine.state.max_epochs or 0, engine.state.epoch_length or 0
-        trainer = content.pop("trainer")
+        trainer = content["trainer"]
         remedy = "Pass --resume False to begin anew, or another --output_dir."
-        if content.keys() != self.save_dict.keys() or trainer["epoch_length"] != epoch_length:
+        if content.keys() != self.to_save.keys() or trainer["epoch_length"] != epoch_length:
             raise ValueError(f"{self.path} is the checkpoint of another training. {remedy}")
         if trainer["iteration"] > max_epochs * epoch_length:
             raise ValueError(
                 f"{self.path} is of iteration {trainer['iteration']}, beyond the {max_epochs * epoch_length} asked "
                 f"for. {remedy}"
             )
+        trainer["max_epochs"] = max_epochs
         try:
-            Checkpoint.load_objects(self.save_dict, content)
+            self.load_objects(self.to_save, content)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.path} is the checkpoint of another network. {remedy} ({error})") from error
-        engine.load_state_dict({**trainer, "max_epochs": max_epochs})
         logger.info("Going on from iteration %d of %s.", engine.state.iteration, self.path)
+
+
+class EMAHandler(IgniteEMAHandler):
+    """Ignite's EMA with a decay that depends on the iteration alone.
+
+    ``ema = d ema + (1 - d) weights`` after every iteration i, with ``d = min(decay, (1 + i) / (warmup + i))``: the
+    first, random weights are forgotten at once. Ignite's own warm-up keeps a counter that no checkpoint holds; here
+    the average itself, ``ema_model``, is all that a checkpoint must have.
+
+    Args:
+        network: the trained network; a `DistributedDataParallel` wrapper is taken off.
+        decay: the decay that is reached after the warm-up, below 1.
+        warmup: the greater, the sooner the old weights are forgotten at the beginning.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.999, warmup: int = 10) -> None:
+        super().__init__(network, momentum=1.0 - decay)
+        self.decay = decay
+        self.warmup = warmup
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Attach to a trainer; the momentum of the moment is ``engine.state.ema_momentum``."""
+        self._set_momentum(engine, self.momentum)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def update(self, engine: Engine) -> None:
+        """Average the weights of this iteration in."""
+        iteration = engine.state.iteration
+        self._set_momentum(engine, 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration)))
+        self._update_ema_model(engine, "ema_momentum")
+
+    @staticmethod
+    def _set_momentum(engine: Engine, momentum: float) -> None:
+        engine.state.ema_momentum = momentum  # type: ignore[attr-defined]  # where Ignite's update looks for it
 
 
 class ReproducibleRandomness:
@@ -155,14 +190,13 @@ class ExportWeights:
     def __call__(self, engine: Engine) -> None:
         """Write the file, on the main process."""
         if idist.get_rank() == 0:
-            state = _unwrap(self.network).state_dict()
+            network: Any = self.network
+            if isinstance(network, nn.parallel.DistributedDataParallel):
+                network = network.module
+            state = network.state_dict()
             save_atomically({key: self._stored(value) for key, value in state.items()}, self.path)
             logger.info("Wrote the weights of iteration %d to %s.", engine.state.iteration, self.path)
 
     def _stored(self, value: torch.Tensor) -> torch.Tensor:
         dtype = self.dtype if value.is_floating_point() else None
         return value.detach().to("cpu", dtype or value.dtype).contiguous().clone()
-
-
-def _unwrap(value: Any) -> Any:
-    return value.module if isinstance(value, nn.parallel.DistributedDataParallel) else value

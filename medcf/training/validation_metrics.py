@@ -11,7 +11,15 @@ from ignite.metrics import EpochMetric
 from monai.transforms import AsDiscrete
 from monai.utils import CommonKeys
 
-__all__ = ["BalancedAccuracy", "class_decision", "output_pair", "quality_decision", "segmentation_pair"]
+__all__ = [
+    "BalancedAccuracy",
+    "PairRecall",
+    "ParameterFit",
+    "class_decision",
+    "output_pair",
+    "quality_decision",
+    "segmentation_pair",
+]
 
 
 def class_decision(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +51,23 @@ class BalancedAccuracy(EpochMetric):
 
     def __init__(self, output_transform: Callable[[Any], Any] = class_decision) -> None:
         super().__init__(_balanced_accuracy, output_transform=output_transform, check_compute_fn=False)
+
+
+class ParameterFit(EpochMetric):
+    """Mean over the parameters of R², the share of their variance that is recovered."""
+
+    def __init__(self) -> None:
+        super().__init__(_mean_r2, output_transform=_parameters, check_compute_fn=False)
+
+
+class PairRecall(EpochMetric):
+    """Share of the images whose partner is the nearest of all images with another place in their pair.
+
+    The evaluator's batches hold first images, then second ones, as `PairPrepareBatch` makes them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_recall, output_transform=_embeddings, check_compute_fn=False)
 
 
 def output_pair(key: str) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
@@ -88,3 +113,22 @@ def _balanced_accuracy(decisions: torch.Tensor, labels: torch.Tensor) -> float:
     from sklearn.metrics import balanced_accuracy_score
 
     return float(balanced_accuracy_score(labels.numpy(), decisions.numpy()))
+
+
+def _parameters(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    predicted = torch.stack([item[CommonKeys.PRED]["parameters"] for item in output])
+    return predicted.cpu(), torch.stack([item[CommonKeys.LABEL] for item in output]).cpu()
+
+
+def _embeddings(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = torch.stack([item[CommonKeys.PRED]["embedding"] for item in output]).cpu().chunk(2)
+    return first, second
+
+
+def _mean_r2(predicted: torch.Tensor, truth: torch.Tensor) -> float:
+    residual = ((predicted - truth) ** 2).sum(0)
+    return float((1.0 - residual / ((truth - truth.mean(0)) ** 2).sum(0)).mean())
+
+
+def _recall(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(((first @ second.T).argmax(1) == torch.arange(len(first))).float().mean())

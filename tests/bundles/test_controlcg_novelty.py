@@ -109,7 +109,7 @@ SMALL = {
 
 def calibrate(folder: Path, *overlays: str, **options: Any) -> ConfigParser:
     parser = ConfigParser()
-    parser.read_config([CONFIGS / f"{name}.json" for name in ("calibrate", *overlays)])
+    parser.read_config([CONFIGS / f"{name}.json" for name in ("inference", "calibrate", *overlays)])
     parser.update({**SMALL, "models_dir": str(folder), "cache_dir": str(folder), **options})
     torch.manual_seed(0)
     torch.save(parser.get_parsed_content("classifier_def").state_dict(), folder / "classifier.pt")
@@ -151,10 +151,10 @@ def test_volumes_of_the_user_are_taken_as_they_are(tmp_path):
 
 def test_the_papers_statistics_lie_beside_the_papers_weights():
     parsers = [ConfigParser(), ConfigParser()]
-    for parser, base in zip(parsers, ("calibrate", "inference"), strict=True):
+    for parser, base in zip(parsers, (("inference", "calibrate"), ("inference",)), strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what belongs to the other base is copied
-            parser.read_config([CONFIGS / f"{base}.json", CONFIGS / "paper.json"])
+            parser.read_config([CONFIGS / f"{name}.json" for name in (*base, "paper")])
         parser["bundle_root"] = str(BUNDLE)
     paths = [parsers[0].get_parsed_content("export_path"), parsers[1].get_parsed_content("weights#novelty")]
     assert paths[0] == paths[1]

@@ -99,14 +99,14 @@ def test_the_overlay_holds_the_published_hyperparameters():
 
 @pytest.mark.parametrize("overlay", ["paper", "paper_classifier"])
 def test_an_overlay_changes_nothing_that_its_bases_do_not_have(overlay):
-    bases = {"paper": ("train", "inference"), "paper_classifier": ("train_classifier",)}[overlay]
+    bases = {"paper": ("train", "inference"), "paper_classifier": ("train", "train_classifier")}[overlay]
     known = {key for base in bases for key in ConfigParser.load_config_file(CONFIGS / f"{base}.json")}
     changed = {key.lstrip("+") for key in ConfigParser.load_config_file(CONFIGS / f"{overlay}.json")}
     assert changed - known <= {"_desc_", "models_dir", "rows_at_once"}
 
 
 def test_the_classifier_of_the_paper_is_trained_on_full_volumes_and_judges_generated_ones():
-    training = read("train_classifier", "paper_classifier", bundle_root=str(BUNDLE))
+    training = read("train", "train_classifier", "paper_classifier", bundle_root=str(BUNDLE))
     published = {"spatial_size": [160, 192, 160], "spacing": 1.0, "batch_size": 4, "learning_rate": 3e-2}
     assert {key: training.get_parsed_content(key) for key in published} == published
     assert training["optimizer"]["_target_"] == "torch.optim.SGD"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from medcf.bundle.overlay import config_chain
 from medcf.networks.identity import IdentityNetwork
 from medcf.phantoms.head.datasets import SPLITS
 from medcf.runtime.weights import load_weights
@@ -19,7 +20,7 @@ CONFIG = Path(__file__).parents[2] / "bundles" / "diffice" / "configs" / "train_
 
 def open_config(folder: Path, iterations: int) -> ConfigParser:
     parser = ConfigParser()
-    parser.read_config(CONFIG)
+    parser.read_config(config_chain(CONFIG))
     parser.update({
         "bundle_root": str(CONFIG.parents[1]), "device": "$torch.device('cpu')", "output_dir": str(folder / "out"),
         "cache_dir": str(folder / "cache"), "export_path": str(folder / "identity.pt"), "spatial_size": [16, 20],

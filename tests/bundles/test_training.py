@@ -14,6 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from medcf.bundle.overlay import config_chain
+
 CONFIGS = Path(__file__).parents[2] / "bundles" / "diffice" / "configs"
 TINY = {
     "spatial_size": "[16,20]",
@@ -152,7 +154,7 @@ def test_the_perceptual_extractor_of_the_paper_asks_for_its_weights(tmp_path):
 @pytest.mark.parametrize("base", ["train_segmenter", "train_classifier"])
 def test_the_overlay_of_the_papers_classifier_fits(base):
     parser = ConfigParser()
-    parser.read_config([CONFIGS / f"{base}.json", CONFIGS / "paper_classifier.json"])
+    parser.read_config([CONFIGS / "train.json", CONFIGS / f"{base}.json", CONFIGS / "paper_classifier.json"])
     assert parser.get_parsed_content("spatial_size") == [224, 288]
     assert "models/paper/" in parser.get_parsed_content("export_path")
     if base == "train_classifier":
@@ -162,7 +164,7 @@ def test_the_overlay_of_the_papers_classifier_fits(base):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_training_removes_overlays_from_the_users_images(name):
     parser = ConfigParser()
-    parser.read_config(CONFIGS / f"{name}.json")
+    parser.read_config(config_chain(CONFIGS / f"{name}.json"))
     for part in ("train", "validate"):
         dataset = parser[part]["dataset"]
         assert dataset["preprocessing"] == "@preprocessing"

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from medcf.data.volumes.grid import from_volume_grid, middle_of, repeat_volume_grid, to_volume_grid
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-
-from medcf.data.volumes.grid import from_volume_grid, middle_of, repeat_volume_grid, to_volume_grid
 
 __all__ = ["measure_planted_change"]
 

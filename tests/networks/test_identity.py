@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from medcf.bundle.overlay import config_chain
 from medcf.metrics.subject_parameters import SubjectParameters
 from medcf.networks.identity import IdentityNetwork
 from medcf.phantoms import FetalHead, PairedPhantomDataset
@@ -65,7 +66,7 @@ def test_statistics_that_do_not_fit_are_refused():
 
 @pytest.fixture(scope="module")
 def names():
-    config = ConfigParser(ConfigParser.load_config_file(str(BUNDLE / "configs" / "train_identity.json")))
+    config = ConfigParser(ConfigParser.load_config_files(config_chain(BUNDLE / "configs" / "train_identity.json")))
     assert tuple(config["parameters"]) == RECOVERABLE
     return config["parameters"]
 

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from medcf.training.ema import EMAHandler
+from medcf.training.state import EMAHandler
 
 
 def drift(network: nn.Linear) -> Engine:

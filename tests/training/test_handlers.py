@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from medcf.schedulers import RespacedDDIMScheduler
-from medcf.training.handlers import GradientClipping, LossCurve, MetricsFile, SampleGrid, loss_of
+from medcf.training.handlers import GradientClipping, LossCurve, MetricsFile, SampleGrid, TrainingProgress, loss_of
 
 
 def trainer(network, handlers, scale=1.0):
@@ -98,3 +98,26 @@ def test_the_metrics_of_the_last_validation_are_written_and_kept(tmp_path):
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["metrics"] == {"val_loss": 0.5}
     assert record["iterations"] == 2
+
+
+def test_the_progress_bar_counts_all_iterations_and_a_resumed_one_goes_on(capfd):
+    def run(epochs, iteration=0):
+        engine = Engine(lambda engine, batch: {"loss": 0.25})
+        TrainingProgress("head").attach(engine)
+        if iteration:
+            engine.load_state_dict({"iteration": iteration, "epoch_length": 3, "max_epochs": epochs})
+        engine.run([0] * 3, max_epochs=epochs)
+        return capfd.readouterr().err
+
+    assert "[6/6] 100%" in run(2)
+    resumed = run(4, iteration=6)
+    assert "[12/12] 100%" in resumed
+    assert "loss 0.2500" in resumed
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path):
+    evaluator, engine = Engine(lambda *_: None), Engine(lambda *_: None)
+    evaluator.state.metrics = {"val_loss": float("nan")}
+    MetricsFile(evaluator, tmp_path / "metrics.json").attach(engine)
+    engine.run([0], max_epochs=1)
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == {"val_loss": None}

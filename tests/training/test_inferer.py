@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medcf.schedulers import RespacedDDPMScheduler
-from medcf.training.inferer import DiffusionTrainingInferer
+from medcf.training.inferer import AutocastInferer, DiffusionTrainingInferer
 
 
 class Recorder(torch.nn.Module):
@@ -51,3 +51,9 @@ def test_mixed_precision_computes_in_bfloat16_and_returns_float32(call):
     assert network.output.dtype == torch.bfloat16
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, full, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(("amp_dtype", "expected"), [("bfloat16", torch.bfloat16), (None, torch.float32)])
+def test_the_inferer_computes_in_the_precision_asked_for(amp_dtype, expected):
+    linear = torch.nn.Linear(3, 2)
+    assert AutocastInferer(amp_dtype)(torch.ones(1, 3), linear).dtype == expected

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from medcf.training.losses import ConceptBottleneckLoss
+from medcf.training.losses import ConceptBottleneckLoss, IdentityLoss
 
 
 @pytest.fixture
@@ -37,3 +37,25 @@ def test_a_weight_of_zero_switches_a_term_off(case, index):
     loss = ConceptBottleneckLoss(*weights)
     changed = {**prediction, key: prediction[key] + torch.randn_like(prediction[key])}
     torch.testing.assert_close(loss(prediction, target), loss(changed, target))
+
+
+def test_the_loss_is_that_of_simclr_plus_the_error_in_standard_deviations():
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1)
+    target = torch.zeros(6, 2)
+    prediction = {"embedding": embedding, "parameters": torch.tensor([[8.0, 5.0]]).expand(6, 2)}
+    logits = embedding @ embedding.T / 0.1
+    logits.fill_diagonal_(-torch.inf)
+    partner = torch.tensor([3, 4, 5, 0, 1, 2])
+    expected = torch.nn.functional.cross_entropy(logits, partner) + 5 * (0.5 + 0.125) / 2
+    loss = IdentityLoss(std=[8.0, 10.0], temperature=0.1)
+    torch.testing.assert_close(loss(prediction, target), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_that_are_near_cost_less():
+    loss = IdentityLoss(std=[1.0])
+    eye = torch.eye(4)
+    parameters = torch.zeros(8, 1)
+    good = loss({"embedding": torch.cat([eye, eye]), "parameters": parameters}, parameters)
+    bad = loss({"embedding": torch.cat([eye, eye.roll(1, 0)]), "parameters": parameters}, parameters)
+    assert good < 0.01 < 5 < bad

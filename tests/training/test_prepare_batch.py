@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.training.prepare_batch import ClassConditionalPrepareBatch, TargetPrepareBatch
+from medcf.training.prepare_batch import ClassConditionalPrepareBatch, PairPrepareBatch, TargetPrepareBatch
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
@@ -58,3 +58,11 @@ def test_several_targets_come_as_a_dictionary():
     _, targets = TargetPrepareBatch(["label", "quality"])(batch, "cpu")
     assert targets.keys() == {"label", "quality"}
     assert image is batch["image"]
+
+
+def test_a_batch_holds_first_images_then_second_ones():
+    batch = {"image": torch.zeros(2, 1, 4, 4), "image_pair": torch.ones(2, 1, 4, 4)}
+    batch["parameters"] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    images, target = PairPrepareBatch()(batch)
+    assert images.flatten(1).mean(1).tolist() == [0, 0, 1, 1]
+    assert target.tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]]

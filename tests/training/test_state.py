@@ -104,3 +104,18 @@ def test_exported_weights_are_a_plain_state_dict_of_the_end(tmp_path):
     ExportWeights(network, tmp_path / "models" / "weights.pt").attach(engine)
     engine.run([0] * 3, max_epochs=2)
     torch.testing.assert_close(torch.load(tmp_path / "models" / "weights.pt", weights_only=True), network.state_dict())
+
+
+def test_the_checkpoint_stands_until_the_next_one_does(tmp_path, monkeypatch):
+    engine, _ = training(tmp_path, nn.Linear(1, 1))
+    engine.run([0] * 3, max_epochs=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path, nn.Linear(1, 1))[0].run([0] * 3, max_epochs=2)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]

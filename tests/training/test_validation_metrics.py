@@ -7,9 +7,12 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.metrics import DiceMetric
+from sklearn.metrics import r2_score
 
 from medcf.training.validation_metrics import (
     BalancedAccuracy,
+    PairRecall,
+    ParameterFit,
     class_decision,
     output_pair,
     quality_decision,
@@ -50,3 +53,28 @@ def test_segmentations_are_compared_as_one_hot_masks(key):
     predictions, targets = segmentation_pair(key)([item])
     dice = DiceMetric(reduction="none")(torch.stack(predictions), torch.stack(targets))
     torch.testing.assert_close(dice[0], torch.tensor([2 / 3, 1.0, 2 / 3]))
+
+
+def outputs(first, second, predicted, truth):
+    embedding, values = torch.cat([first, second]), torch.cat([predicted, predicted])
+    target = torch.cat([truth, truth])
+    return [
+        {"pred": {"embedding": e, "parameters": p}, "label": t}
+        for e, p, t in zip(embedding, values, target, strict=True)
+    ]
+
+
+def test_recall_and_fit_over_batches():
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randn(8, 3, generator=generator)
+    predicted = truth + 0.3 * torch.randn(8, 3, generator=generator)
+    first = torch.eye(8)
+    second = first.clone()
+    second[[0, 5]] = first[[5, 0]]  # two subjects are taken for each other
+    recall, fit = PairRecall(), ParameterFit()
+    for rows in (slice(0, 3), slice(3, 8)):
+        batch = outputs(first[rows], second[rows], predicted[rows], truth[rows])
+        for metric in (recall, fit):
+            metric.iteration_completed(type("Engine", (), {"state": type("State", (), {"output": batch})})())
+    assert recall.compute() == pytest.approx(6 / 8)
+    assert fit.compute() == pytest.approx(r2_score(truth.numpy(), predicted.numpy()), abs=1e-6)
