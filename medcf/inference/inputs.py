@@ -11,7 +11,7 @@ from typing import Any
 
 from medcf.data import build_datalist
 from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, remove_files, written_files
-from medcf.runtime.ranks import first_on_main
+from medcf.runtime.ranks import from_main
 
 __all__ = ["DEMO_TRUTH", "CaseList", "list_cases", "write_once"]
 
@@ -64,7 +64,7 @@ def list_cases(
     output_dir = Path(output_dir)
     if dataset_dir is None and datalist is None:
         demo_dir = output_dir
-        dataset_dir = first_on_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_overlays))
+        dataset_dir = from_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_overlays))
         return CaseList(*build_datalist(dataset_dir))
     if datalist is None:
         check_output_dir(output_dir, [dataset_dir or ""])

@@ -8,7 +8,7 @@ from pathlib import Path
 from medcf.data.volumes import find_volumes
 from medcf.inference.inputs import CaseList, write_once
 from medcf.runtime.owned import check_output_dir
-from medcf.runtime.ranks import first_on_main
+from medcf.runtime.ranks import from_main
 
 __all__ = ["list_volumes"]
 
@@ -42,7 +42,7 @@ def list_volumes(
     output_dir = Path(output_dir)
     if dataset_dir is None and datalist is None:
         demo_dir = output_dir
-        dataset_dir = first_on_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_spacing))
+        dataset_dir = from_main("write phantoms", lambda: _write_demo(demo_dir, demo_count, demo_spacing))
         return CaseList(*find_volumes(dataset_dir))
     if datalist is None:
         check_output_dir(output_dir, [dataset_dir or ""])
