@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import re
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ReferenceResolver
 
 from medcf.bundle.command_line import arguments, config_files
 
-__all__ = ["check_options", "unknown_options"]
+__all__ = ["check_options", "unknown_options", "unused_options"]
 
 # Parameters of `monai.bundle run` itself, which are not ids of a config.
 RUN_ARGUMENTS = frozenset(
@@ -29,8 +31,9 @@ def check_options(argv: list[str] | None = None) -> None:
         argv: the command line; defaults to ``sys.argv``.
 
     Raises:
-        ValueError: an option is no id of the configs (the message names it and the nearest that exist), its value is
-            None, which MONAI drops, "false", which is text and would count as true, or text in place of a number.
+        ValueError: an option is no id of the configs (the message names it and the nearest that exist) or is read by
+            nothing; its value is None, which MONAI drops, "false", which is text and would count as true, or text in
+            place of a number.
     """
     options = arguments(argv)
     files = config_files(argv)
@@ -40,7 +43,7 @@ def check_options(argv: list[str] | None = None) -> None:
         options = {**ConfigParser.load_config_file(args_file), **options}
     config = ConfigParser.load_config_files(files)
     options = {key: value for key, value in options.items() if key not in RUN_ARGUMENTS}
-    problems = unknown_options(list(options), config)
+    problems = unknown_options(list(options), config) + unused_options(options, config)
     problems += [
         f"MONAI ignores --{key} None: to set null, write it into a JSON file and name that after the config "
         "in --config_file."
@@ -93,7 +96,43 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
     return problems
 
 
+def unused_options(options: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Describe each option that ``config`` has and nothing reads, such as one of the base that an overlay replaced.
+
+    Args:
+        options: ids from the command line, without dashes, and their values.
+        config: the merged config.
+
+    Returns:
+        One message an option.
+
+    Example:
+        >>> unused_options({"a": 1, "b": 2}, {"a": 0, "b": 0, "run": "$print(@b)"})
+        ['Option --a changes nothing: no part of this command reads it.']
+    """
+    if "run" not in config:  # by another name, perhaps
+        return []
+    parser = ConfigParser(deepcopy(config))
+    parser.resolve_macro_and_relative_ids()
+    used = {"bundle_root", *re.findall(r"'%(\w+)", str(config))}  # tools give the root to every bundle
+    waiting = {"imports", "initialize", "run", "finalize", *_references(list(options.values()))}
+    while waiting:
+        name = waiting.pop()
+        used.add(name)
+        waiting |= _references(parser.get(name)) - used
+    return [
+        f"Option --{option} changes nothing: no part of this command reads it."
+        for option in options
+        if (name := _parts(option)[0]) in config and name not in used
+    ]
+
+
 _MISSING = object()
+
+
+def _references(content: Any) -> set[str]:
+    """Name the top-level ids that a part of a config refers to."""
+    return {ReferenceResolver.split_id(each)[0] for each in ReferenceResolver.find_refs_in_config(content, "")} - {""}
 
 
 def _value(option: str, config: dict[str, Any]) -> Any:

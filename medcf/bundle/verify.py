@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,7 @@ def _check_properties(path: Path) -> list[str]:
         kind = {"inference.json": "infer", "train.json": "train"}.get(chain[0].name)
         if kind is None:
             continue
-        workflow = ConfigWorkflow([str(each) for each in chain], logging_file=False, workflow_type=kind)
-        workflow.parser.parse()  # MONAI reads the list of handlers, which macros fill
+        workflow = _open(chain, kind)
         for name, prop in workflow.properties.items():
             identifier = str(prop[BundlePropertyConfig.ID])
             if not prop[BundleProperty.REQUIRED]:
@@ -130,6 +130,17 @@ def _check_properties(path: Path) -> list[str]:
             elif identifier not in workflow.parser:
                 problems.append(f"{file.name}: lacks {identifier}")
     return problems
+
+
+def _open(configs: list[Path], kind: str) -> ConfigWorkflow:
+    """Read configs as MONAI does, macros resolved, without its warning that logging stays as it is."""
+    logging.disable(logging.WARNING)
+    try:
+        workflow = ConfigWorkflow([str(each) for each in configs], logging_file=False, workflow_type=kind)
+    finally:
+        logging.disable(logging.NOTSET)
+    workflow.parser.parse()
+    return workflow
 
 
 def _check_network(path: Path) -> list[str]:

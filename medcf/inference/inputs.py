@@ -12,7 +12,7 @@ from medcf.data import Case, find_cases
 from medcf.phantoms import write_phantoms
 from medcf.runtime.errors import Failure
 from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, remove_files, written_files
-from medcf.runtime.ranks import first_on_main
+from medcf.runtime.ranks import from_main
 
 __all__ = ["DEMO_TRUTH", "CaseList", "list_cases"]
 
@@ -58,7 +58,7 @@ def list_cases(
     """
     folder = Path(output_dir)
     if dataset_dir is None and datalist is None:
-        demo = first_on_main("write phantoms", lambda: _write_demo(folder, phantom, demo_count, demo_options or {}))
+        demo = from_main("write phantoms", lambda: _write_demo(folder, phantom, demo_count, demo_options or {}))
         return CaseList(*find_cases(demo, **options))
     if datalist is None:
         check_output_dir(folder, [dataset_dir or ""])

@@ -66,14 +66,14 @@ class NoveltyDetector(nn.Module):
             raise ValueError(
                 f"The novelty statistics lack {', '.join(sorted(expected - set(self.state))) or 'nothing'} and hold "
                 f"{', '.join(sorted(set(self.state) - expected)) or 'nothing'} that does not belong there; "
-                "make them anew with the bundle's calibrate.json."
+                "make them anew with the bundle's calibrate.json over inference.json."
             )
         if state is not None:  # statistics of other weights are to fail here, not to judge every image wrongly
             probe = self.probe(self.state["size"].tolist())
             if probe.shape != self.state["probe"].shape or not torch.allclose(probe, self.state["probe"], 0.02, 0.02):
                 raise ValueError(
                     "The novelty statistics belong to other weights of the classifier or the segmenter; "
-                    "make them anew with the bundle's calibrate.json."
+                    "make them anew with the bundle's calibrate.json over inference.json."
                 )
 
     @torch.no_grad()

@@ -13,8 +13,8 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -22,16 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = [
-    "collect",
-    "first_on_main",
-    "from_main",
-    "join_processes",
-    "leave_processes",
-    "local_device",
-    "rank",
-    "world_size",
-]
+__all__ = ["collect", "from_main", "join_processes", "leave_processes", "local_device", "rank", "world_size"]
 
 Result = TypeVar("Result")
 
@@ -65,7 +56,7 @@ def join_processes(backend: str = "gloo") -> None:
         backend: of ``torch.distributed``.
 
     Raises:
-        RuntimeError: not started by torchrun, or the others do not come.
+        RuntimeError: not started by torchrun, or the others do not come within the backend's own timeout.
     """
     try:
         dist.init_process_group(backend)
@@ -89,7 +80,7 @@ def leave_processes() -> None:
 
 
 def from_main(name: str, function: Callable[[], Result]) -> Result:
-    """Call a function on the main process and give its result to all.
+    """Call a function on the main process and give its result to all, who wait for it.
 
     All processes must make the same calls of this module in the same order.
 
@@ -115,28 +106,11 @@ def from_main(name: str, function: Callable[[], Result]) -> Result:
             with suppress(RuntimeError):
                 dist.broadcast_object_list(message, group=group)
             raise
-    _expect_all(name, lambda: dist.broadcast_object_list(message, group=group))
+    with _all_alive(name):
+        dist.broadcast_object_list(message, group=group)
     if message[1] is not None:
         raise RuntimeError(f"The main process failed ({name}): {message[1]}")
     return message[0]
-
-
-def first_on_main(name: str, function: Callable[[], Result]) -> Result:
-    """Call a function on the main process and, once it is through there, on the others.
-
-    Args:
-        name: what is done, for messages.
-        function: leaves something behind, such as files, that the others are to find.
-
-    Returns:
-        Each process's own result.
-
-    Raises:
-        RuntimeError: as `from_main`.
-    """
-    results: list[Result] = []
-    from_main(name, lambda: results.append(function()))
-    return results[0] if results else function()
 
 
 def collect(name: str, value: Any) -> list[Any]:
@@ -156,10 +130,9 @@ def collect(name: str, value: Any) -> list[Any]:
         return [value]
     group = _group()
     values: list[Any] = [None] * world_size() if rank() == 0 else []
-    _expect_all(
-        name, lambda: dist.monitored_barrier(group, timeout=WAIT)
-    )  # its error names the process that is missing
-    _expect_all(name, lambda: dist.gather_object(value, values or None, group=group))
+    with _all_alive(name):
+        dist.monitored_barrier(group, timeout=WAIT)  # its error names who is missing
+        dist.gather_object(value, values or None, group=group)
     return values
 
 
@@ -173,9 +146,10 @@ def _group() -> dist.ProcessGroup:
     return group
 
 
-def _expect_all(name: str, exchange: Callable[[], object]) -> None:
+@contextmanager
+def _all_alive(name: str) -> Iterator[None]:
     try:
-        exchange()
+        yield
     except RuntimeError as error:
         raise RuntimeError(
             f"A process is gone ({name}: {error}); start the same command again: what is done stays."

@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from monai.networks.schedulers import Scheduler
@@ -27,14 +27,29 @@ class RespacedScheduler(Scheduler):
     change them, and ``scheduler.to(device)`` has nothing to move. MONAI's float32 tables (``betas``, ``alphas``,
     ``alphas_cumprod``) stay as they were made. ``timesteps`` stays on the CPU unless ``set_timesteps`` is told
     otherwise, so that loops over it do not wait for the device.
+
+    Args:
+        args: as MONAI's scheduler takes them, in its order: ``num_train_timesteps``, ``schedule``, ...
+        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        options: of MONAI's scheduler by name: ``clip_sample``, ``prediction_type`` ("epsilon", "sample" or
+            "v_prediction"), ``clip_sample_min``, ``clip_sample_max``, of DDIM ``set_alpha_to_one`` (whether the chain
+            ends at the clean image or at the noise level of timestep 0) and ``steps_offset``; and the arguments of the
+            noise schedule, such as ``beta_start``.
+
+    Raises:
+        ValueError: if a name is unknown.
     """
 
     prediction_type: str
     steps_offset: int = 0
     spacing: Spacing = "respaced"
 
-    def _prepare_tables(self, spacing: str, set_alpha_to_one: bool = True) -> None:
-        """Finish construction: store the rule, compute the cumulated alphas in float64 and where the chain ends."""
+    def __init__(self, *args: Any, spacing: str = "respaced", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._prepare_tables(spacing, bool(options.get("set_alpha_to_one", True)))
+
+    def _prepare_tables(self, spacing: str, set_alpha_to_one: bool) -> None:
+        """Store the rule, compute the cumulated alphas in float64 and where the chain ends."""
         self.spacing = check_spacing(spacing)
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):

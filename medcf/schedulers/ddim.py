@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from monai.networks.schedulers import DDIMScheduler
-from monai.networks.schedulers.ddim import DDIMPredictionType
 
 from medcf.registry import SCHEDULERS
 from medcf.schedulers.base import RespacedScheduler
@@ -29,52 +29,18 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
     mean by σ². The two differ in size, so guidance scales do not carry over from one to the other, nor from DDPM.
 
     Args:
-        num_train_timesteps: number of diffusion steps used to train the model.
-        schedule: name of a noise schedule in ``monai.networks.schedulers.NoiseSchedules``.
-        clip_sample: whether the predicted clean image is clipped.
-        set_alpha_to_one: whether the chain ends at the clean image (P = 1) or at the noise level of timestep 0.
-        steps_offset: shift of the kept timesteps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
-        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
-        clip_sample_min: lower end of the clipping range.
-        clip_sample_max: upper end of the clipping range.
-        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        args: see `RespacedScheduler`.
         eta: η in [0, 1], 0 for DDIM and 1 for a chain with DDPM's variance; ``step`` may override it.
         use_clipped_model_output: whether ε is recomputed from the clipped clean image, as guided-diffusion does. MONAI
             and diffusers keep the network's ε, which is the default here.
-        schedule_args: arguments of the noise schedule, e.g. ``beta_start``.
+        options: see `RespacedScheduler`.
 
     Raises:
         ValueError: if a name is unknown or η is outside [0, 1].
     """
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        schedule: str = "linear_beta",
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = DDIMPredictionType.EPSILON,
-        clip_sample_min: float = -1.0,
-        clip_sample_max: float = 1.0,
-        *,
-        spacing: str = "respaced",
-        eta: float = 0.0,
-        use_clipped_model_output: bool = False,
-        **schedule_args: object,
-    ) -> None:
-        super().__init__(
-            num_train_timesteps,
-            schedule,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            clip_sample_min=clip_sample_min,
-            clip_sample_max=clip_sample_max,
-            **schedule_args,
-        )
-        self._prepare_tables(spacing, set_alpha_to_one)
+    def __init__(self, *args: Any, eta: float = 0.0, use_clipped_model_output: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.eta = self._check_eta(eta)
         self.use_clipped_model_output = use_clipped_model_output
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.schedulers import DDIMScheduler
-from monai.networks.schedulers.ddim import DDIMPredictionType
 
 from medcf.registry import SCHEDULERS
 from medcf.schedulers.base import RespacedScheduler
@@ -37,49 +37,16 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
             candidate = scheduler.posterior(prediction, t, sample).mean
 
     Args:
-        num_train_timesteps: number of diffusion steps used to train the model.
-        schedule: name of a noise schedule in ``monai.networks.schedulers.NoiseSchedules``.
-        clip_sample: whether the predicted clean image is clipped. False, unlike elsewhere: a clipped inversion
-            cannot be undone.
-        set_alpha_to_one: whether the walk starts at the clean image or at the noise level of timestep 0; must be the
-            same on the way back.
-        steps_offset: shift of the kept timesteps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
-        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
-        clip_sample_min: lower end of the clipping range.
-        clip_sample_max: upper end of the clipping range.
-        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
-        schedule_args: arguments of the noise schedule, e.g. ``beta_start``.
+        args: see `RespacedScheduler`.
+        options: see there. ``clip_sample`` is False unless it is given, unlike elsewhere: a clipped inversion cannot be
+            undone. ``set_alpha_to_one`` must be the same on the way back.
 
     Raises:
         ValueError: if a name is unknown.
     """
 
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        schedule: str = "linear_beta",
-        clip_sample: bool = False,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = DDIMPredictionType.EPSILON,
-        clip_sample_min: float = -1.0,
-        clip_sample_max: float = 1.0,
-        *,
-        spacing: str = "respaced",
-        **schedule_args: object,
-    ) -> None:
-        super().__init__(
-            num_train_timesteps,
-            schedule,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            clip_sample_min=clip_sample_min,
-            clip_sample_max=clip_sample_max,
-            **schedule_args,
-        )
-        self._prepare_tables(spacing, set_alpha_to_one)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **(options if len(args) > 2 else {"clip_sample": False} | options))
 
     def keep(self, timesteps: Sequence[int], device: str | torch.device | None = None) -> None:
         """Choose the chain by its timesteps; ``timesteps`` ascends, after ``set_timesteps``, too.

@@ -7,7 +7,7 @@ import math
 
 import torch
 from monai.networks.schedulers import DDPMScheduler
-from monai.networks.schedulers.ddpm import DDPMPredictionType, DDPMVarianceType
+from monai.networks.schedulers.ddpm import DDPMVarianceType
 
 from medcf.registry import SCHEDULERS
 from medcf.schedulers.base import RespacedScheduler
@@ -32,19 +32,7 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
     ``fixed_small``, the posterior variance of the step before with ``fixed_large`` (as guided-diffusion), and the same
     replaces log 0 in ``learned_range``.
 
-    Args:
-        num_train_timesteps: number of diffusion steps used to train the model.
-        schedule: name of a noise schedule in ``monai.networks.schedulers.NoiseSchedules``.
-        variance_type: ``"fixed_small"``, ``"fixed_large"``, ``"learned"`` or ``"learned_range"``.
-        clip_sample: whether the predicted clean image is clipped.
-        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
-        clip_sample_min: lower end of the clipping range.
-        clip_sample_max: upper end of the clipping range.
-        spacing: rule by which ``set_timesteps`` keeps steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
-        schedule_args: arguments of the noise schedule, e.g. ``beta_start``.
-
-    Raises:
-        ValueError: if a name is unknown.
+    Args and errors as `RespacedScheduler`, and ``variance_type``.
 
     Example:
         >>> scheduler = RespacedDDPMScheduler(num_train_timesteps=1000)
@@ -54,31 +42,6 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         >>> scheduler.timesteps_from(0.3)[0]
         298
     """
-
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        schedule: str = "linear_beta",
-        variance_type: str = DDPMVarianceType.FIXED_SMALL,
-        clip_sample: bool = True,
-        prediction_type: str = DDPMPredictionType.EPSILON,
-        clip_sample_min: float = -1.0,
-        clip_sample_max: float = 1.0,
-        *,
-        spacing: str = "respaced",
-        **schedule_args: object,
-    ) -> None:
-        super().__init__(
-            num_train_timesteps,
-            schedule,
-            variance_type=variance_type,
-            clip_sample=clip_sample,
-            prediction_type=prediction_type,
-            clip_sample_min=clip_sample_min,
-            clip_sample_max=clip_sample_max,
-            **schedule_args,
-        )
-        self._prepare_tables(spacing)
 
     def _beta(self, timestep: int) -> float:
         """Return β̃, the variance added from the previous kept step to this one."""

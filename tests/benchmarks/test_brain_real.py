@@ -65,7 +65,7 @@ def test_every_training_is_one_that_the_configs_know(tmp_path, name, step, monke
     parser = ConfigParser()
     parser.update(ConfigParser.load_config_files(files))
     parser.update({**SETS[name].grid, **SETS[name].steps[step].overrides})
-    assert parser["train#dataset#split"] == "train"
+    assert parser.get_parsed_content("train#dataset#split") == "train"
     assert parser["validate#dataset#split"] == "val"
     assert list(parser["spatial_size"]) == SETS[name].grid.get("spatial_size", [40, 48, 40])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from medcf.bundle.command_line import arguments, config_files
-from medcf.bundle.options import check_options, unknown_options
+from medcf.bundle.options import check_options, unknown_options, unused_options
 
 PROGRAM = os.path.join("site-packages", "monai", "bundle", "__main__.py")
 CONFIG = {"target": 1, "trainer": {"_target_": "a.B", "epochs": 2}, "train": {"handlers": [{"_target_": "c.D"}]}}
@@ -39,6 +39,20 @@ def test_unknown_ids_are_named_with_the_nearest(option: str, hint: str) -> None:
     (message,) = unknown_options([option], CONFIG)
     assert option in message
     assert hint in message
+
+
+def test_an_option_of_the_base_that_the_overlay_does_not_read_is_named() -> None:
+    config = {
+        "decay": 0.9,
+        "ema": {"_target_": "a.B", "decay": "@decay"},
+        "rate": 1,
+        "defs": {"x": {"_target_": "c.D"}},
+    }
+    config |= {"train": {"trainer": {"_target_": "e.F", "lr": "$2 * @rate", "handlers": ["%defs::x"]}}, "spare": 3}
+    config |= {"run": ["$@train#trainer.run()"]}
+    options = {"decay": 0.5, "rate": 2, "train#trainer#steps": "@spare", "spare": 4, "defs#x#y": 1, "ema#decay": 0.1}
+    messages = unused_options(options, config)
+    assert [message.split()[1] for message in messages] == ["--decay", "--ema#decay"]
 
 
 def test_the_command_line_is_read_as_monai_reads_it() -> None:

@@ -76,7 +76,7 @@ def test_bundle_without_statistics_says_how_to_make_them_or_does_without(job, on
     missing = {"weights#novelty": str(tmp_path / "missing.pt"), "dataset_dir": str(one_volume)}
     with pytest.raises(RuntimeError) as error:
         job.start(output_dir=str(tmp_path / "out"), **missing)
-    assert "missing.pt does not exist. Make it with calibrate.json." in str(root_cause(error.value))
+    assert "missing.pt does not exist. Make it with calibrate.json over inference.json." in str(root_cause(error.value))
     off = tmp_path / "off.json"
     off.write_text('{"novelty": null}')
     (row,) = job.scores(job.run(str(off), output_dir=str(tmp_path / "without"), **missing))

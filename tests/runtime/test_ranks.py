@@ -22,7 +22,6 @@ from medcf.runtime import ranks
 folder, case = sys.argv[1:]
 if case in ("one hangs", "main hangs"):
     ranks.WAIT = timedelta(seconds=2)
-def mine(): return f"{folder}/{ranks.rank()}"
 def work():
     if case == "main fails":
         raise ValueError("no images in there")
@@ -30,8 +29,7 @@ def work():
     open(f"{folder}/made", "w").write("x")
     return {"from": ranks.rank()}
 assert ranks.from_main("work", work) == {"from": 0}
-def look(): return open(f"{folder}/made").read() + str(ranks.rank())
-seen = ranks.first_on_main("look", look)
+seen = open(f"{folder}/made").read() + str(ranks.rank())
 if ranks.rank() == 1 and case == "one dies":
     os.kill(os.getpid(), signal.SIGKILL)
 if ranks.rank() == 1 and case in ("one is slow", "one hangs"):
@@ -101,7 +99,6 @@ def test_without_torchrun_every_call_is_direct(monkeypatch):
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_: pytest.fail("a single process joins nobody"))
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
     assert ranks.from_main("a", lambda: object) is object
-    assert ranks.first_on_main("a", lambda: 3) == 3
     assert ranks.collect("a", 4) == [4]
 
 

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI finds in every training and in inference what it looks for by name, with everything built."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from medcf.bundle.overlay import config_chain
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+SMALL: dict[str, Any] = {"num_train": 2, "num_val": 2, "batch_size": 2, "device": "cpu"}
+GRIDS = {
+    "diffice": {"spatial_size": [16, 20], "spacing": 7.0},
+    "controlcg": {"spatial_size": [16, 16, 16], "spacing": 10.0},
+}
+TRAININGS = [
+    *(("diffice", name) for name in ("train", "train_segmenter", "train_classifier", "train_oracle", "train_identity")),
+    ("diffice", "train_evaluation_segmenter"),
+    *(("controlcg", name) for name in ("train", "train_classifier", "train_oracle", "train_identity")),
+    *(("controlcg", name) for name in ("train_reference", "train_evaluation_segmenter", "real_classifier")),
+]
+
+pytestmark = pytest.mark.bundle
+
+
+def problems(bundle: str, name: str, kind: str, **options: Any) -> list[str] | None:
+    files = config_chain(BUNDLES / bundle / "configs" / f"{name}.json")
+    options |= {"bundle_root": str(BUNDLES / bundle)}
+    workflow = ConfigWorkflow([str(file) for file in files], logging_file=False, workflow_type=kind, **options)
+    workflow.initialize()
+    return workflow.check_properties()
+
+
+@pytest.fixture(autouse=True)
+def same_hook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("phantoms"))
+
+
+@pytest.mark.parametrize(("bundle", "name"), TRAININGS)
+def test_a_training_has_what_monai_looks_for(bundle, name, tmp_path, cache):
+    places = {"output_dir": str(tmp_path), "cache_dir": cache}
+    assert problems(bundle, name, "train", **SMALL, **GRIDS[bundle], **places) == []
+
+
+@pytest.mark.parametrize("bundle", GRIDS)
+def test_inference_has_what_monai_looks_for(bundle, tmp_path):
+    assert problems(bundle, "inference", "infer", output_dir=str(tmp_path / "out")) == []
