@@ -17,6 +17,9 @@ from medcf.bundle import find_bundle_root
 
 __all__ = ["Cases", "Recipe", "Task", "apply", "truncate"]
 
+#: What a truth names as the input does.
+PAIRED = ("image", "segmentation", "volumes")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -74,6 +77,12 @@ class Cases:
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case)
+
+    def columns(self, images: Tensor) -> dict[str, Any]:
+        """Return what is known, with counterfactuals (N, 1, *spatial), in the words of `medcf.evaluation.Evidence`."""
+        known = {"image": self.image, "pred": images, "case": self.case, "subject": self.subject}
+        true = {f"{name}_true" if name in PAIRED else name: values for name, values in self.truth.items()}
+        return known | true | ({} if self.target is None else {"target": self.target})
 
     def where(self, mask: Tensor) -> Cases:
         """Keep the cases (N,) that are true."""
