@@ -64,18 +64,18 @@ class Measurement:
     """
 
     def __init__(self, heading: str, entry: str | Mapping[str, Any]) -> None:
-        entry = dict({"name": entry} if isinstance(entry, str) else entry)
-        if "name" not in entry:
-            raise ValueError(f"{heading}: give the name of a metric, or a mapping with its name, not {entry}.")
-        self.heading, self.name = heading, str(entry["name"])
+        said: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
+        if "name" not in said:
+            raise ValueError(f"{heading}: give the name of a metric, or a mapping with its name, not {said}.")
+        self.heading, self.name = heading, str(said["name"])
         self.factory: Any = lookup(METRICS, self.name)
-        self.needs: Mapping[str, str] = entry.get("needs") or getattr(self.factory, "needs", IMAGES)
-        self.of = _labeled(entry.get("of") or getattr(self.factory, "quantity", ""))
-        self.on = _labeled(entry.get("on", "pred"))
-        self.where, self.by = entry.get("where"), entry.get("by")
-        self.read, self.interval = entry.get("read", "aggregate"), bool(entry.get("interval"))
-        self.rows: Mapping[str, str] = entry.get("rows", {})
-        self.options = {key: value for key, value in entry.items() if key not in KEYS}
+        self.needs: Mapping[str, str] = said.get("needs") or getattr(self.factory, "needs", IMAGES)
+        self.of = _labeled(said.get("of") or getattr(self.factory, "quantity", ""))
+        self.on = _labeled(said.get("on", "pred"))
+        self.where, self.by = said.get("where"), said.get("by")
+        self.read, self.interval = said.get("read", "aggregate"), bool(said.get("interval"))
+        self.rows: Mapping[str, str] = said.get("rows", {})
+        self.options = {key: value for key, value in said.items() if key not in KEYS}
         #: For each variant, by its labels: the metric, the subjects of its cases, and their class.
         self.parts: dict[Path, tuple[Any, list[str], int | None]] = {}
 
