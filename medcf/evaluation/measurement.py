@@ -70,7 +70,7 @@ class Measurement:
         self.heading, self.name = heading, str(said["name"])
         self.factory: Any = lookup(METRICS, self.name)
         self.needs: Mapping[str, str] = said.get("needs") or getattr(self.factory, "needs", IMAGES)
-        self.of = _labeled(said.get("of") or getattr(self.factory, "quantity", ""))
+        self.of = _labeled(said.get("of", getattr(self.factory, "quantity", "")))
         self.on = _labeled(said.get("on", "pred"))
         self.where, self.by = said.get("where"), said.get("by")
         self.read, self.interval = said.get("read", "aggregate"), bool(said.get("interval"))
