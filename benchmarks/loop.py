@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, median_ratio
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 from medcf.phantoms import PhantomDataset
 
 
@@ -47,7 +47,7 @@ def load(device: str, steps: int, strength: float, batch: int) -> tuple[Any, nn.
         batch: number of images.
     """
     parser = ConfigParser()
-    parser.read_config(str(Path(find_bundle_root("diffice")) / "configs" / "inference.json"))
+    parser.read_config(str(Path(bundle_folder("diffice")) / "configs" / "inference.json"))
     settings = {"num_inference_steps": steps, "strength": strength, "num_iterations": 1, "classifier_scales": [30]}
     parser.update({f"inferer#{name}": value for name, value in settings.items()})
     parser.update({"inferer#confidence_threshold": None, "progress": False, "device": device})

@@ -20,9 +20,8 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-from medcf.bundle import find_bundle_root
-from medcf.data.datalist import build_datalist
-from medcf.data.volumes import find_volumes
+from medcf.bundle import bundle_folder
+from medcf.data import Case, find_cases
 from medcf.phantoms import DegradeBrain, PhantomDataset, write_brain_demo
 from medcf.phantoms.brain.files import GEOMETRIES
 from medcf.training.datasets import training_dataset
@@ -99,7 +98,7 @@ def files_of_phantoms(count: int, preprocessing: Preprocessing) -> Kinds:
     with tempfile.TemporaryDirectory() as folder:
         records = write_brain_demo(folder, "test", count)
         for number, name in enumerate(_GEOMETRIES):
-            cases = [{"case": record["case"], "image": record["path"]} for record in records]
+            cases = [Case(record["case"], (Path(record["path"]),)) for record in records]
             yield f"phantoms in files, {name}", _preprocessed(cases[number :: len(GEOMETRIES)], preprocessing)
 
 
@@ -110,8 +109,8 @@ def _nothing(like: Tensor) -> Kinds:
     yield "blank images", levels.expand_as(like)
 
 
-def _preprocessed(cases: list[dict[str, Any]], preprocessing: Preprocessing) -> Tensor:
-    return torch.stack([torch.as_tensor(preprocessing(dict(case))["image"]).as_subclass(Tensor) for case in cases])
+def _preprocessed(cases: list[Case], preprocessing: Preprocessing) -> Tensor:
+    return torch.stack([preprocessing(case.item())["image"].as_subclass(Tensor) for case in cases])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -125,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=100, help="images of a folder, evenly over its list")
     options = parser.parse_args(arguments)
     volumes = options.bundle == "controlcg"
-    root = find_bundle_root(options.bundle)
+    root = bundle_folder(options.bundle)
     config = ConfigParser()
     config.read_config(str(Path(root) / "configs" / "inference.json"))
     config.update({"device": "cpu", "bundle_root": root})
@@ -135,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     def folders() -> Kinds:
         for entry in options.folder:
             name, _, folder = entry.partition("=")
-            cases, _ = find_volumes(folder) if volumes else build_datalist(folder)
+            cases, _ = find_cases(folder, spatial_dims=3 if volumes else 2)
             step = max(1, len(cases) // options.limit)
             yield name, _preprocessed(cases[::step][: options.limit], preprocessing)
 

@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from benchmarks.timing import interleaved
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 from medcf.runtime.performance import accelerate, autocast
 
 
@@ -34,7 +34,7 @@ def forward(device: str, batch: int, *, amp: bool, channels_last: bool, compile:
         compile: see `accelerate`.
     """
     parser = ConfigParser()
-    parser.read_config(str(Path(find_bundle_root("diffice")) / "configs" / "inference.json"))
+    parser.read_config(str(Path(bundle_folder("diffice")) / "configs" / "inference.json"))
     parser["device"] = device
     network = accelerate(parser.get_parsed_content("network"), channels_last=channels_last, compile=compile)
     sample = torch.randn(batch, 1, 64, 80, generator=torch.Generator().manual_seed(0)).to(device)

@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 from medcf.guidance import PerceptualFeatures
 from medcf.networks import SegmentationGuidedClassifier
 
@@ -57,7 +57,7 @@ def build(device: torch.device | str, changes: dict[str, Any]) -> Networks:
         changes: ids of the config and their values; `PAPER` or `SMALL`.
     """
     torch.manual_seed(0)
-    configs = Path(find_bundle_root("diffice")) / "configs"
+    configs = Path(bundle_folder("diffice")) / "configs"
     parser = ConfigParser()
     parser.read_config([str(configs / "inference.json"), str(configs / "paper.json")])
     parser.update({"perceptual#weights": None, "bundle_root": str(configs.parent), **changes})

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import stopwatch
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 from medcf.inferers import AttentionInjectionInferer
 from medcf.networks import AttentionInjection
 from medcf.runtime.performance import accelerate, autocast
@@ -55,7 +55,7 @@ class NoClassifier(nn.Module):
 
 def read_config(*, small: bool) -> ConfigParser:
     """Read ``inference.json`` with ``paper.json`` over it."""
-    configs = Path(find_bundle_root("controlcg")) / "configs"
+    configs = Path(bundle_folder("controlcg")) / "configs"
     parser = ConfigParser()
     parser.read_config([str(configs / "inference.json"), str(configs / "paper.json")])
     parser.update({"gradient_checkpointing": False, **(SMALL if small else {})})

@@ -21,7 +21,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from benchmarks.counterfactual.tables import insert
-from medcf.data.volumes import read_volume, to_volume_grid
+from medcf.data import Grid, read
 from medcf.phantoms import BrainMRI, BrainState, draw_brain
 
 __all__ = ["PROPERTIES", "compare", "deep_csf_fraction", "markdown", "measure", "spectral_slope"]
@@ -106,9 +106,10 @@ def measure(volumes: Iterable[MetaTensor]) -> dict[str, Array]:
     Returns:
         One value a volume by the names of `PROPERTIES`.
     """
+    spec = Grid(GRID, SPACING, "RAS", "auto")
     rows = []
     for volume in volumes:
-        grid, _ = to_volume_grid(volume, GRID, SPACING)
+        grid = spec.to(volume, spec.fit(volume))
         image = (grid.numpy()[0].astype(float) + 1) / 2
         mask = ndimage.binary_fill_holes(image > 0)
         rows.append([compute(image, mask) for compute in PROPERTIES.values()])
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not files:
         parser.error(f"{options.data / 'images'} holds no NIfTI file")
     columns: dict[str, tuple[Iterable[MetaTensor], int]] = {
-        f"{len(files)} real volumes": ((read_volume(path) for path in files), len(files)),
+        f"{len(files)} real volumes": ((read(path) for path in files), len(files)),
         f"{options.count} phantoms, CN (severity 0.15)": (phantoms(options.count, severity=0.15), options.count),
         f"{options.count} phantoms, AD (severity 0.8)": (phantoms(options.count, severity=0.8), options.count),
     }

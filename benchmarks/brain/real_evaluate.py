@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from medcf.data.volumes import VolumeDataset
 from scipy import ndimage
 from torch import Tensor
 
@@ -23,13 +21,14 @@ from benchmarks.brain.rows import PAPER, PLAIN, controlcg
 from benchmarks.counterfactual.environment import describe_machine
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
-from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, write_csv
+from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, measured, write_csv
 from benchmarks.counterfactual.task import Cases, Recipe, apply
-from medcf.metrics import MSE, SSIM, CaseMetric, FrechetDistance, ReIdentification, pooled_pixels
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.evaluation import Evidence
+from medcf.metrics import FrechetDistance, pooled_pixels
 from medcf.metrics.volumes import SegmentedVolumes
 from medcf.networks.pooled_features import pooled_features
 from medcf.runtime.weights import load_weights
+from medcf.training.datasets import own_dataset
 
 __all__ = ["ROWS", "RealTask", "deep_fluid", "evaluate", "load_task", "measure"]
 
@@ -49,19 +48,32 @@ ROWS = (
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 
+
+def _mean(of: str, **entry: str) -> dict[str, str]:
+    return {"name": "mean", "of": of, **entry}
+
+
+_LIKE, _DISTANCES = "likeness to the input", "Fréchet distance, judge's features"
+
 MEASURES = (
-    Measure("flips", "flips of f", "validity", "↑", 0, percent=True),
-    Measure("confirmed", "flips the judge confirms", "validity", "↑", 0, percent=True),
-    Measure("confidence", "f's probability of the target", "validity", "↑", 2),
-    Measure("judge_confidence", "the judge's", "validity", "↑", 2),
-    Measure("up", "change to class 1", "measured size", "↑", 2),
-    Measure("down", "change to class 0", "measured size", "↓", 2),
-    Measure("right_way", "changed the right way", "measured size", "↑", 0, percent=True),
-    Measure("ssim", "SSIM to the input", "likeness to the input", "", 3),
-    Measure("mse", "MSE to the input, gray values in [0, 1]", "likeness to the input", "", 4),
-    Measure("rank", "re-identified, pooled voxels (rank 1)", "likeness to the input", "↑", 0, percent=True),
-    Measure("fd_target", "to real ones of the target class", "Fréchet distance, judge's features", "↓", 2),
-    Measure("fd_source", "to real ones of the input's class", "Fréchet distance, judge's features", "", 2),
+    Measure("flips", "flips of f", "validity", "↑", 0, True, _mean("flipped", where="entered")),
+    Measure("confirmed", "flips the judge confirms", "validity", "↑", 0, True, _mean("confirmed", where="flipped")),
+    Measure("confidence", "f's probability of the target", "validity", "↑", 2, metric=_mean("confidence(pred)")),
+    Measure("judge_confidence", "the judge's", "validity", "↑", 2, metric=_mean("judge_confidence(pred)")),
+    Measure("up", "change to class 1", "measured size", "↑", 2, metric=_mean("change", where="up")),
+    Measure("down", "change to class 0", "measured size", "↓", 2, metric=_mean("change", where="down")),
+    Measure("right_way", "changed the right way", "measured size", "↑", 0, True, _mean("right")),
+    Measure("ssim", "SSIM to the input", _LIKE, "", 3, metric="ssim"),
+    Measure("mse", "MSE to the input, gray values in [0, 1]", _LIKE, "", 4, metric="mse"),
+    Measure("rank", "re-identified, pooled voxels (rank 1)", _LIKE, "↑", 0, True,
+            {"name": "re_identification", "of": "pooled", "k": 1}),
+    Measure("fd_target", "to real ones of the target class", _DISTANCES, "↓", 2),
+    Measure("fd_source", "to real ones of the input's class", _DISTANCES, "", 2),
+)  # fmt: skip
+#: Who decides right on the held-out volumes.
+ACCURACIES = (
+    Measure("f", "", "", "", 0, True, _mean("right(logits)")),
+    Measure("judge", "", "", "", 0, True, _mean("right(judge)")),
 )
 
 
@@ -102,10 +114,11 @@ def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
     recipe = Recipe("controlcg", ("inference.json", real.overlay), {"models_dir": str(out / "models")})
     judged = Recipe("controlcg", ("inference.json", "evaluate.json", real.overlay), recipe.overrides).open()
     parser = recipe.open()
-    grid = {"size": parser["spatial_size"], "spacing": parser["spacing"], "mask": parser["mask"] or "auto"}
-    if real.segmentation is not None:
-        grid["targets"] = ("label", "segmentation")
-    train, held_out = (VolumeDataset(table, split, **grid) for split in ("train", "val"))
+    prepare = parser.get_parsed_content("preprocessing")
+    targets = ("label",) if real.segmentation is None else ("label", "segmentation")
+    train, held_out = (
+        own_dataset(table, split, prepare, spatial_dims=3, targets=targets) for split in ("train", "val")
+    )
     items = [held_out[index] for index in range(len(held_out) if limit is None else min(limit, len(held_out)))]
     known = [train[index] for index in range(len(train))]
     label = torch.stack([item["label"] for item in items])
@@ -122,13 +135,13 @@ def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
         train=(torch.stack([item["image"] for item in known]), torch.stack([item["label"] for item in known])),
         classifier=parser.get_parsed_content("classifier").eval(),
         judge=judge.eval(),
-        size=partial(deep_fluid, spacing=float(grid["spacing"]))
+        size=partial(deep_fluid, spacing=float(parser["spacing"]))
         if real.segmentation is None
         else _segmented(real, out, grid),
         true_size=None
         if real.segmentation is None
         else torch.tensor(
-            [float((item["segmentation"] > 0).sum()) * float(grid["spacing"]) ** 3 / 1000 for item in items]
+            [float((item["segmentation"] > 0).sum()) * float(parser["spacing"]) ** 3 / 1000 for item in items]
         ),
     )
 
@@ -153,80 +166,62 @@ def _segmented(real: RealSet, out: Path, grid: dict[str, Any]) -> Callable[[Tens
     step = real.steps["segmenter"]
     definition = Recipe("controlcg", step.configs, step.overrides).open()
     network = load_weights(definition.get_parsed_content("network_def"), out / "models" / "segmenter.pt").eval()
-    volumes = SegmentedVolumes(network, grid["spacing"])
+    volumes = SegmentedVolumes(network, parser["spacing"])
     return lambda images, inputs: apply(volumes, images, BATCH).sum(1) / 1000
 
 
 def measure(task: RealTask, result: Any) -> dict[str, Figure]:
     """Measure counterfactuals; intervals are over subjects, and inputs that f calls the target already do not flip."""
-    images, inputs, target, groups = result.image, task.cases.image, task.cases.target, task.cases.subject
-    assert target is not None
-    before, after, judged = (
-        apply(network, values, BATCH)
-        for network, values in ((task.classifier, inputs), (task.classifier, images), (task.judge, images))
-    )
-    entered = before.argmax(1) != target
-    flipped = (after.argmax(1) == target) & entered
-    column = target[:, None]
-    change = (task.size(images, inputs) - task.size(inputs, inputs)).double()
-    right = ((change > 0) == (target == 1)) & (change != 0)
-    figures = {
-        "flips": _mean(flipped, groups, entered),
-        "confirmed": _mean(judged.argmax(1) == target, groups, flipped),
-        "confidence": _mean(after.softmax(1).gather(1, column)[:, 0], groups),
-        "judge_confidence": _mean(judged.softmax(1).gather(1, column)[:, 0], groups),
-        "up": _mean(change, groups, target == 1),
-        "down": _mean(change, groups, target == 0),
-        "right_way": _mean(right, groups),
-    }
-    rank = ReIdentification(1)
-    names = sorted(set(groups))
-    pooled = partial(pooled_pixels, size=tuple(n // 4 for n in images.shape[2:]))
-    rank(pooled(images), pooled(inputs), subject=torch.tensor([names.index(name) for name in groups]))
-    for key, metric in {"ssim": SSIM(), "mse": MSE()}.items():
-        metric(images, inputs)
-        figures[key] = _figure(metric, groups)
-    return {**figures, "rank": _figure(rank, groups), **_distances(task, images)}
+    cases = _evidence(task, result.image)
+    return measured(MEASURES, cases, {}) | _distances(task, cases)
 
 
 def accuracies(task: RealTask) -> dict[str, Figure]:
     """Accuracy of f and of the judge on the held-out volumes."""
-    networks = {"f": task.classifier, "judge": task.judge}
-    return {
-        name: _mean(apply(network, task.cases.image, BATCH).argmax(1) == task.label, task.cases.subject)
-        for name, network in networks.items()
-    }
+    return measured(ACCURACIES, _evidence(task, task.cases.image), {})
 
 
-def _distances(task: RealTask, images: Tensor) -> dict[str, Figure]:
+def _evidence(task: RealTask, images: Tensor) -> Evidence:
+    def change(cases: Evidence) -> Tensor:
+        inputs = cases["image"]
+        return (task.size(cases["pred"], inputs) - task.size(inputs, inputs)).double()
+
+    def right(cases: Evidence, network: str | None = None) -> Tensor:
+        if network is None:
+            return ((cases["change"] > 0) == cases["up"]) & (cases["change"] != 0)
+        found: Tensor = cases[f"{network}(image)"].argmax(1) == task.label
+        return found
+
+    return Evidence(
+        task.cases.columns(images),
+        {
+            "logits": task.classifier,
+            "judge": task.judge,
+            "features": partial(pooled_features, task.judge),
+            "pooled": partial(pooled_pixels, size=tuple(n // 4 for n in images.shape[2:])),
+        },
+        functions={
+            "confirmed": lambda cases: cases["judge(pred)"].argmax(1) == cases["target"],
+            "up": lambda cases: cases["target"] == 1,
+            "down": lambda cases: cases["target"] == 0,
+            "change": change,
+            "right": right,
+        },
+        batch_size=BATCH,
+    )
+
+
+def _distances(task: RealTask, cases: Evidence) -> dict[str, Figure]:
     """Fréchet distances to the training volumes of both classes; both ways put together by their mean."""
-    features = partial(pooled_features, task.judge)
-    made = apply(features, images, BATCH)
-    real = {k: apply(features, task.train[0][task.train[1] == k], BATCH) for k in (0, 1)}
-    target = task.cases.target
-    assert target is not None
+    known, label = task.train
+    real = {k: apply(cases.networks["features"], known[label == k], BATCH) for k in (0, 1)}
     found: dict[str, list[float]] = {"fd_target": [], "fd_source": []}
     for wanted in (0, 1):
         for key, reference in (("fd_target", real[wanted]), ("fd_source", real[1 - wanted])):
             metric = FrechetDistance("classifier", reference=reference)
-            metric(made[target == wanted])
+            metric(cases["features(pred)"][cases["target"] == wanted])
             found[key].append(float(metric.aggregate()))
-    return {key: Figure(float(np.mean(values)), count=len(images)) for key, values in found.items()}
-
-
-def _mean(values: Tensor, groups: Sequence[str], kept: Tensor | None = None) -> Figure:
-    keep = torch.ones(len(values), dtype=torch.bool) if kept is None else kept
-    chosen = values[keep].double().numpy()
-    if not len(chosen):
-        return Figure(math.nan)
-    names = [name for name, keeps in zip(groups, keep.tolist(), strict=True) if keeps]
-    low, high = bootstrap_interval(lambda sample: float(sample.mean()), chosen, groups=names)
-    return Figure(float(chosen.mean()), low, high, len(chosen))
-
-
-def _figure(metric: CaseMetric, groups: Sequence[str]) -> Figure:
-    low, high = metric.interval(groups=groups)
-    return Figure(metric.aggregate(), low, high, metric.counts().entered)
+    return {key: Figure(float(np.mean(values)), count=len(cases)) for key, values in found.items()}
 
 
 def evaluate(name: str, out: Path, docs: Path, limit: int | None = None, rows: Sequence[str] | None = None) -> None:
@@ -241,7 +236,8 @@ def evaluate(name: str, out: Path, docs: Path, limit: int | None = None, rows: S
             figures.append(measure(task, result))
             logger.info("%s: measured", row.label)
     write_csv(docs / f"brain_mri_{name}.csv", labels, figures)
-    shown = {key: Measure("", "", "", "", 0, percent=True).show(value) for key, value in accuracies(task).items()}
+    found = accuracies(task)
+    shown = {each.key: each.show(found[each.key]) for each in ACCURACIES}
     sizes = task.size(task.cases.image, task.cases.image)
     real = [f"{SETS[name].classes[k]} {float(sizes[task.label == k].mean()):.2f}" for k in (0, 1)]
     known = ""

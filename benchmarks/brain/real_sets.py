@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.labels import deal_folds, read_labels
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 
 __all__ = ["FOLDS", "SETS", "RealSet", "Step", "command", "prepare", "prepared", "train"]
 
@@ -158,7 +158,7 @@ def command(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | No
         out: folder that `prepare` wrote into; weights go to its ``models``.
         changes: further ids.
     """
-    root = Path(find_bundle_root("controlcg"))
+    root = Path(bundle_folder("controlcg"))
     configs = [str(root / "configs" / name) for name in real.steps[step].configs]
     ids = {
         "datalist": out / "volumes.csv",

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.counterfactual.task import Cases, Recipe, Task, truncate
 from medcf.metrics import pooled_pixels
 from medcf.networks import SonoNet
 from medcf.runtime.weights import load_weights
-from medcf.training.image_dataset import ImageDataset
-from medcf.transforms import RemoveOverlays
+from medcf.training.datasets import own_dataset
 
 __all__ = ["REAL_TASKS", "real_task"]
 
@@ -24,14 +22,12 @@ REAL_TASKS: dict[str, dict[str, Any]] = {
     "fetal_us": {
         "configs": ("inference.json",),
         "overrides": {"segmenter_def#out_channels": 2, "predictor_def#in_channels": 3, "inferer#strength": 0.2},
-        "preprocessing": RemoveOverlays(),
         "weights": ("model", "segmenter", "classifier"),
         "target": 1,
     },
     "chest_xray": {
         "configs": ("inference.json", "chest_xray.json"),
         "overrides": {},
-        "preprocessing": None,
         "weights": ("model", "classifier"),
         "target": 0,
     },
@@ -69,17 +65,11 @@ def real_task(
     judge = load_weights(
         SonoNet(1, features=JUDGE_FEATURES, max_features=64), models / "judge.pt", remedy="Train it as the docs say."
     ).eval()
-    dataset = ImageDataset(
-        tables / "planes.csv",
-        split,
-        size=get("spatial_size"),
-        spacing=get("spacing"),
-        preprocessing=kind["preprocessing"],
-    )
+    dataset = own_dataset(tables / "planes.csv", split, get("preprocessing"))
     samples = [dataset[index] for index in range(len(dataset))]
-    image = torch.stack([torch.as_tensor(sample["image"]).as_subclass(Tensor) for sample in samples])
+    image = torch.stack([sample["image"] for sample in samples])
     label = torch.stack([torch.as_tensor(sample["label"]) for sample in samples])
-    names, subjects = _columns(dataset)
+    names, subjects = ([sample[key] for sample in samples] for key in ("case", "subject"))
     inputs = truncate((label != kind["target"]).nonzero()[:, 0].tolist(), count)
     target = int(kind["target"])
     return Task(
@@ -94,7 +84,3 @@ def real_task(
         extractors={"judge": judge.features, "classifier f": classifier.features},
         identity={"judge": judge.features, "pooled pixels": pooled_pixels},
     )
-
-
-def _columns(dataset: ImageDataset) -> tuple[list[str], list[str]]:
-    return [str(case["case"]) for case in dataset.cases], [str(case["subject"]) for case in dataset.cases]

@@ -1,32 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures with intervals, and the tables they go into: one CSV, and Markdown by theme."""
+"""Measures by name, their figures with intervals, and the tables they go into: one CSV, and Markdown by theme."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Figure", "Measure", "insert", "insert_or_write", "markdown", "read_csv", "write_csv"]
+from medcf.evaluation import AbsentError, Evidence, Figure, Measurement
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured value.
-
-    Attributes:
-        value: the figure; NaN where nothing entered.
-        low: lower end of its 95 % interval; NaN where there is none.
-        high: upper end.
-        count: cases that entered.
-    """
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
-    count: int = 0
+__all__ = ["Figure", "Measure", "insert", "insert_or_write", "markdown", "measured", "read_csv", "write_csv"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +26,9 @@ class Measure:
         better: "↑", "↓", or "" where neither end is good.
         digits: decimals, of percent where ``percent``.
         percent: print as percent.
+        metric: the metric that gives it, see `medcf.evaluation.Measurement`; text "@name" among its options stands for
+            what the task gives by that name. None: measured otherwise.
+        scale: factor of the figure.
     """
 
     key: str
@@ -48,6 +37,30 @@ class Measure:
     better: str
     digits: int = 2
     percent: bool = False
+    metric: str | Mapping[str, Any] | None = None
+    scale: float = 1.0
+
+    def of(self, cases: Evidence, given: Mapping[str, Any]) -> Figure | None:
+        """Measure it.
+
+        Args:
+            cases: what is known of the cases and their counterfactuals.
+            given: what options ask for by "@name".
+
+        Returns:
+            The figure with its interval over subjects; None where the cases cannot tell.
+        """
+        entry = {"name": self.metric} if isinstance(self.metric, str) else dict(self.metric or {})
+        wanted = {key: value[1:] for key, value in entry.items() if isinstance(value, str) and value[:1] == "@"}
+        if not entry or not set(wanted.values()) <= set(given):
+            return None
+        measurement = Measurement(self.key, entry | {key: given[name] for key, name in wanted.items()})
+        try:
+            measurement.update(cases)
+        except AbsentError:
+            return None
+        figure = measurement.figure()
+        return replace(figure, **{end: self.scale * getattr(figure, end) for end in ("value", "low", "high")})
 
     @property
     def heading(self) -> str:
@@ -67,6 +80,12 @@ class Measure:
         if self.percent:
             return f"{100 * value:.{self.digits}f} %"
         return f"{value:.{self.digits}f}"
+
+
+def measured(measures: Sequence[Measure], cases: Evidence, given: Mapping[str, Any]) -> dict[str, Figure]:
+    """Measure all that the cases can tell, see `Measure.of`; figures by key."""
+    figures = {measure.key: measure.of(cases, given) for measure in measures}
+    return {key: figure for key, figure in figures.items() if figure is not None}
 
 
 def write_csv(path: Path, labels: Sequence[str], rows: Sequence[Mapping[str, Figure]]) -> None:

@@ -13,9 +13,12 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 
 __all__ = ["Cases", "Recipe", "Task", "apply", "truncate"]
+
+#: What a truth names as the input does.
+PAIRED = ("image", "segmentation", "volumes")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Recipe:
 
     def open(self, overrides: Mapping[str, Any] | None = None) -> ConfigParser:
         """Read the configs; components are made by ``get_parsed_content``."""
-        root = Path(find_bundle_root(self.bundle))
+        root = Path(bundle_folder(self.bundle))
         parser = ConfigParser()
         # overlays add to lists and dictionaries of the first file with "+id", which load_config_files resolves
         parser.update(ConfigParser.load_config_files([str(root / "configs" / name) for name in self.configs]))
@@ -43,7 +46,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Name the content of the configs and of the weights, so that a changed default or network is noticed."""
-        root = Path(find_bundle_root(self.bundle))
+        root = Path(bundle_folder(self.bundle))
         weights = self.open().get_parsed_content("weights")
         files = [*(root / "configs" / name for name in self.configs), *(Path(weights[key]) for key in sorted(weights))]
         state = hashlib.sha256()
@@ -74,6 +77,12 @@ class Cases:
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case)
+
+    def columns(self, images: Tensor) -> dict[str, Any]:
+        """Return what is known, with counterfactuals (N, 1, *spatial), in the words of `medcf.evaluation.Evidence`."""
+        known = {"image": self.image, "pred": images, "case": self.case, "subject": self.subject}
+        true = {f"{name}_true" if name in PAIRED else name: values for name, values in self.truth.items()}
+        return known | true | ({} if self.target is None else {"target": self.target})
 
     def where(self, mask: Tensor) -> Cases:
         """Keep the cases (N,) that are true."""

@@ -14,17 +14,19 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.metrics import compute_dice
+from monai.transforms import Compose, LoadImaged
 from torch import Tensor, nn
 
 from benchmarks.counterfactual.task import Recipe, apply
 from benchmarks.fetal_us.statistics import balanced_accuracy, bootstrap, chance_of_reidentification, share
+from medcf.data import StudyReader
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.metrics import ReIdentification, flip_survival
 from medcf.networks import SonoNet
 from medcf.runtime.performance import autocast
 from medcf.runtime.weights import load_weights
-from medcf.training.image_dataset import ImageDataset
-from medcf.transforms import RemoveOverlays
+from medcf.training.datasets import own_dataset
+from medcf.transforms import RemoveOverlaysd, ToGridd
 
 __all__ = ["Images", "evaluate", "explain", "judge_accuracy", "load_images", "measure", "open_bundle"]
 
@@ -59,13 +61,15 @@ class Images:
 
 def load_images(table: Path, split: str, size: Sequence[int], spacing: float) -> Images:
     """Read the images of a split as the trainings and the bundle's inference do."""
-    dataset = ImageDataset(table, split, size=size, spacing=spacing, preprocessing=RemoveOverlays())
+    load = LoadImaged("image", reader=StudyReader(), expanduser=False)
+    prepare = Compose([load, RemoveOverlaysd("image"), ToGridd("image", size=size, spacing=spacing)])
+    dataset = own_dataset(table, split, prepare)
     samples = [dataset[index] for index in range(len(dataset))]
     return Images(
-        torch.stack([torch.as_tensor(sample["image"]).as_subclass(Tensor) for sample in samples]),
+        torch.stack([sample["image"] for sample in samples]),
         torch.stack([sample["label"] for sample in samples]),
-        [str(case["subject"]) for case in dataset.cases],
-        [str(case["case"]) for case in dataset.cases],
+        [sample["subject"] for sample in samples],
+        [sample["case"] for sample in samples],
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from medcf.bundle.load import load
 from medcf.bundle.options import check_options
 from medcf.bundle.overlay import expect_base
-from medcf.bundle.root import find_bundle_root
+from medcf.bundle.root import bundle_folder, find_bundle_root
 from medcf.bundle.verify import verify_bundle
 
-__all__ = ["check_options", "expect_base", "find_bundle_root", "load", "verify_bundle"]
+__all__ = ["bundle_folder", "check_options", "expect_base", "find_bundle_root", "load", "verify_bundle"]

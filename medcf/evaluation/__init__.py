@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of a method, in one table."""
+"""What is measured of a method: metrics by name over cases, one table for bundles, benchmarks and reports."""
+
+from __future__ import annotations
+
+from medcf.evaluation.evidence import AbsentError, Evidence
+from medcf.evaluation.measurement import Figure, Measurement
+from medcf.evaluation.run import Evaluation, run_evaluation
+
+__all__ = ["AbsentError", "Evaluation", "Evidence", "Figure", "Measurement", "run_evaluation"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run an evaluation as a bundle does: time it, print its figures and write them with the rows of all cases."""
+"""Explain every case of a loader once, measure it by metrics that are given by name, and write figures and rows."""
 
 from __future__ import annotations
 
@@ -7,44 +7,135 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
+from medcf.evaluation.evidence import Evidence, at_hand
+from medcf.evaluation.measurement import Measurement
+from medcf.inferers import CounterfactualInferer
 from medcf.runtime.atomic import write_json
+from medcf.runtime.performance import autocast
 
 __all__ = ["Evaluation", "run_evaluation"]
 
+Loader = Iterable[Mapping[str, Any]]
 
-class Evaluation(Protocol):
-    """What measures a method: `run` gives the figures and leaves a row for every case in ``rows``."""
 
-    rows: list[dict[str, Any]]
+@dataclass
+class Evaluation:
+    """What is measured of the cases of a loader, and by which networks.
 
-    def run(self, loader: Iterable[Mapping[str, Any]], device: str | torch.device = "cpu") -> dict[str, Any]:
-        """Explain and measure every case."""
-        ...
+    Attributes:
+        metrics: the metrics, see `Measurement` for their entries, by what the figures are called. What one needs, in
+            the words of `Evidence`, must be in the loader's batches or follow from them.
+        networks: what looks at the images, by name, see `Evidence`.
+        rows: columns of the table of cases, their names to those of the evidence; a mapping with ``of`` and ``where``
+            has null where the Boolean column ``where`` is false, and ``{structure}`` in both names gives a column each.
+        inferer: the method; ``explain(images, network, sample_ids)``. None measures the images alone.
+        network: the diffusion network.
+        structures: label of each structure in the true segmentation, by name.
+        target_names: what the figures of each target class are called; by default the number of the class.
+        amp: explain under autocast, as `medcf.runtime.performance.autocast` says; everything is measured in full
+            precision.
+        table: a row for each case, once it ran.
+    """
+
+    metrics: Mapping[str, str | Mapping[str, Any]]
+    networks: Mapping[str, Callable[[Tensor], Any]]
+    rows: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    inferer: CounterfactualInferer | None = None
+    network: nn.Module | None = None
+    structures: Mapping[str, int] = field(default_factory=dict)
+    target_names: Sequence[str] = ()
+    amp: bool | Literal["auto"] = False
+    table: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, loader: Loader, device: str | torch.device = "cpu") -> dict[str, Any]:
+        """Explain every case and measure it.
+
+        Args:
+            loader: batches with ``image`` (B, C, *spatial) in [-1, 1], ``case`` and ``subject`` (B), and what else the
+                metrics need: ``image_true``, ``segmentation_true``, ``label``, ``target``, ``volumes``, ...
+            device: where to compute.
+
+        Returns:
+            The numbers of ``cases`` and ``subjects``, and the figures by name.
+
+        Raises:
+            ValueError: there is no case, no metric of a name, or a metric needs what the cases lack.
+        """
+        measurements = [Measurement(heading, entry) for heading, entry in self.metrics.items()]
+        names = dict(enumerate(self.target_names))
+        subjects: set[str] = set()
+        self.table = []
+        for batch in loader:
+            cases = self._explained(batch, device)
+            for measurement in measurements:
+                measurement.update(cases, names)
+            self.table += self._rows(cases)
+            subjects.update(cases.subjects)
+        if not self.table:
+            raise ValueError("There is no case to evaluate: count must be at least 1, and the data must have cases.")
+        counts = {"cases": len(self.table), "subjects": len(subjects)}
+        figures = {**counts, **{each.heading: each.figures() for each in measurements}}
+        for measurement in measurements:
+            for name, values in measurement.columns().items():
+                for row, value in zip(self.table, values, strict=True):
+                    row[name] = value
+        return figures
+
+    def _explained(self, batch: Mapping[str, Any], device: str | torch.device) -> Evidence:
+        """Gather what is known of a batch; what the loader says goes before what the method says."""
+        columns = {
+            name: values.as_subclass(Tensor).to(device) if isinstance(values, Tensor) else values
+            for name, values in batch.items()
+        }
+        if self.inferer is not None:
+            with autocast(device, enabled=self.amp):
+                result = self.inferer.explain(columns["image"], self.network, sample_ids=list(batch["case"]))  # type: ignore[arg-type]
+            columns = {**vars(result), **columns, "pred": result.image.as_subclass(Tensor).float()}
+        columns = {name: at_hand(values) for name, values in columns.items()}
+        return Evidence(columns, self.networks, structures=self.structures)
+
+    def _rows(self, cases: Evidence) -> list[dict[str, Any]]:
+        columns: dict[str, list[Any]] = {"case": [str(case) for case in cases["case"]]}
+        for name, source in self.rows.items():
+            for structure in self.structures if "{structure}" in name else ("",):
+                columns[name.format(structure=structure)] = _values(cases, source, structure)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(cases: Evidence, source: str | Mapping[str, str], structure: str) -> list[Any]:
+    of, where = (source, None) if isinstance(source, str) else (source["of"], source["where"])
+    values = cases[of.format(structure=structure)]
+    values = values.tolist() if isinstance(values, Tensor) else list(values)
+    if where is None:
+        return values
+    return [value if kept else None for value, kept in zip(values, cases[where].tolist(), strict=True)]
 
 
 def run_evaluation(
     evaluation: Evaluation,
-    loader: Iterable[Mapping[str, Any]],
+    loader: Loader,
     output_dir: str | Path,
     device: str | torch.device = "cpu",
-    further: Callable[[], Mapping[str, Any]] = dict,
+    further: Sequence[tuple[Evaluation, Loader]] = (),
 ) -> dict[str, Any]:
     """Evaluate a method, print the figures and write ``evaluation.json``, which has the rows of all cases, too.
 
     Figures that do not exist, such as the correlation of nothing, are null, since JSON has no NaN.
 
     Args:
-        evaluation: the method and its judges.
+        evaluation: the method, its judges and its metrics.
         loader: batches of what ``evaluation.run`` takes.
         output_dir: folder of ``evaluation.json``.
         device: where to compute.
-        further: gives figures that stand beside, once the cases are measured.
+        further: evaluations of other cases, whose figures stand beside.
 
     Returns:
         The figures, with the ``seconds`` they took.
@@ -52,8 +143,11 @@ def run_evaluation(
     start = time.perf_counter()
     figures = evaluation.run(loader, device)
     figures["seconds"] = time.perf_counter() - start
-    figures = _finite({**figures, **further()})
-    write_json(Path(output_dir) / "evaluation.json", {**figures, "per_case": _finite(evaluation.rows)})
+    for other, cases in further:
+        found = other.run(cases, device)
+        figures |= {name: found[name] for name in other.metrics}
+    figures = _finite(figures)
+    write_json(Path(output_dir) / "evaluation.json", {**figures, "per_case": _finite(evaluation.table)})
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return figures
 

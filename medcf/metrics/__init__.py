@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from medcf.metrics.accuracy import BalancedAccuracy
 from medcf.metrics.agreement import OracleAgreement
-from medcf.metrics.base import CaseMetric, Counts
+from medcf.metrics.base import CaseMetric, Counts, Mean
 from medcf.metrics.biometry import BiometryShift, head_biometry
 from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.class_distances import ClassDistances
 from medcf.metrics.confidence import BoundedKL, MeanAbsoluteDifference
 from medcf.metrics.cout import COUT, transition_curves
 from medcf.metrics.frechet import FrechetDistance, frechet_distance
@@ -29,11 +31,13 @@ __all__ = [
     "MSE",
     "PSNR",
     "SSIM",
+    "BalancedAccuracy",
     "BiometryShift",
     "BoundedKL",
     "CaseMetric",
     "ChangeAUPRC",
     "ChangeIoU",
+    "ClassDistances",
     "Counts",
     "FeatureCosine",
     "FlipRatio",
@@ -41,6 +45,7 @@ __all__ = [
     "FrechetDistance",
     "InnerVoxels",
     "KernelDistance",
+    "Mean",
     "MeanAbsoluteDifference",
     "MeanQualityDifference",
     "MultiScaleSSIM",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcf.metrics.base import QUANTITIES
 from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
@@ -63,6 +64,8 @@ class OracleAgreement(ShareMetric):
     """
 
     higher_is_better = True
+    needs = QUANTITIES | {"logits": "logits({on})", "input_logits": "logits(image)"}
+    quantity = "judge"
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED, JUDGE_ALREADY)
 
     def __init__(

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +13,14 @@ from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
 from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.registry import METRICS
 
-__all__ = ["CaseMetric", "Counts"]
+__all__ = ["IMAGES", "QUANTITIES", "CaseMetric", "Counts", "Mean"]
+
+#: What most metrics are called with, in the words of `medcf.evaluation.evidence`: the images with their inputs, or a
+#: quantity of both. ``{on}`` are the images that are measured, ``{of}`` is the metric's ``quantity`` or another one.
+IMAGES = {"y_pred": "{on}", "y": "image"}
+QUANTITIES = {"y_pred": "{of}({on})", "y": "{of}(image)"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class CaseMetric(CumulativeIterationMetric):
     higher_is_better: bool
     #: Why a case has no value; used by ``counts``.
     left_out_reason = "no value"
+    #: What an evaluation calls it with, see `IMAGES`, and what ``{of}`` is unless the evaluation says so.
+    needs: ClassVar[Mapping[str, str]] = IMAGES
+    quantity = ""
 
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the case does not enter."""
@@ -96,3 +105,30 @@ class CaseMetric(CumulativeIterationMetric):
         """Return how many cases entered, and how many did not and why."""
         left_out = int(torch.isnan(self.per_case()).sum())
         return Counts(len(self.per_case()) - left_out, {self.left_out_reason: left_out} if left_out else {})
+
+
+class Mean(CaseMetric):
+    """Mean of values that are there already, such as confidences or Booleans.
+
+    Example:
+        >>> metric = Mean()
+        >>> _ = metric(torch.tensor([True, False]))
+        >>> metric.aggregate()
+        0.5
+    """
+
+    higher_is_better = True
+    needs: ClassVar[Mapping[str, str]] = {"y_pred": "{of}"}
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Collect values (B,), or (B, K) for `by_column`; ``y`` and ``kwargs`` are not used."""
+        return y_pred.double()
+
+    def by_column(self) -> list[float]:
+        """Return the mean of each of K columns."""
+        buffer: Any = self.get_buffer()
+        means: list[float] = buffer.nanmean(0).tolist()
+        return means
+
+
+METRICS.add("mean", "mean of values of the cases that are there already", Mean)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -153,6 +153,8 @@ class BiometryShift(CaseMetric):
     """
 
     higher_is_better = False
+    needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
+    quantity = "segmentation"
     left_out_reason = "no head found in counterfactual or reference"
 
     def __init__(self, spacing: float | Sequence[float], measure: Measure = "hc", *, skull: int = 1) -> None:

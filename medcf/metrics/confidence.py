@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcf.metrics.base import QUANTITIES
 from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
@@ -25,6 +26,8 @@ class _ConfidenceMetric(ReasonedMetric):
     """What both metrics share: the probability of the target class, over the inputs f gives another class."""
 
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, PRED_NOT_FINITE)
+    needs = QUANTITIES
+    quantity = "logits"
 
     def __init__(self, target: int = 1) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, normalize
 
-from medcf.metrics.base import CaseMetric
+from medcf.metrics.base import QUANTITIES, CaseMetric
 from medcf.registry import METRICS
 
 __all__ = ["ReIdentification", "pooled_pixels"]
@@ -38,6 +38,8 @@ class ReIdentification(CaseMetric):
     """
 
     higher_is_better = True
+    needs = QUANTITIES | {"subject": "subject_number"}
+    quantity = "embedding"
     left_out_reason = "features are not finite"
 
     def __init__(self, k: int = 3) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from medcf.metrics.base import QUANTITIES
 from medcf.metrics.reasons import ReasonedMetric, Summary, summarize
 from medcf.registry import METRICS
 
@@ -102,6 +103,8 @@ class MeanQualityDifference(ReasonedMetric):
     """
 
     higher_is_better = True
+    needs = QUANTITIES
+    quantity = "quality"
     reasons = (NOT_FINITE, GOOD_INPUT)
 
     def __init__(self, threshold: float = 0.5, over: Over = "all") -> None:
@@ -178,6 +181,8 @@ class StructureQualityDifference(ReasonedMetric):
     """
 
     higher_is_better = True
+    needs = QUANTITIES
+    quantity = "concepts"
     reasons = (NOT_FINITE,)
 
     def __init__(self, names: Sequence[str] | Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -227,6 +227,7 @@ class SeedAgreement(ReasonedMetric):
     """
 
     higher_is_better = True
+    needs: ClassVar = {"y_pred": "logits_of_seeds({on})", "y": "logits(image)"}
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 
     def __init__(self, target: int = 1) -> None:

@@ -15,7 +15,7 @@ from monai.metrics import CumulativeIterationMetric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medcf.metrics.base import Counts
+from medcf.metrics.base import QUANTITIES, Counts
 from medcf.metrics.bootstrap import group_members, half_sampled_indices
 
 __all__ = ["SetDistance", "pooled_features"]
@@ -59,6 +59,8 @@ class SetDistance(CumulativeIterationMetric):
     """
 
     higher_is_better = False
+    needs = QUANTITIES
+    quantity = "features"
     #: The smallest value the distance can have; ends the interval.
     smallest = -math.inf
 

@@ -14,7 +14,7 @@ from monai.metrics import MSEMetric, MultiScaleSSIMMetric, PSNRMetric, SSIMMetri
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from medcf.metrics.base import CaseMetric
+from medcf.metrics.base import QUANTITIES, CaseMetric
 from medcf.metrics.set_distance import pooled_features
 from medcf.registry import METRICS
 
@@ -217,6 +217,8 @@ class FeatureCosine(CaseMetric):
     """
 
     higher_is_better = True
+    needs = QUANTITIES
+    quantity = "features"
     left_out_reason = "features are zero or not finite"
 
     def __init__(self, extractor: Callable[[Tensor], Any] | None = None) -> None:

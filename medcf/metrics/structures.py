@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class StructureDice(CumulativeIterationMetric):
     """
 
     higher_is_better = True
+    needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
+    quantity = "segmentation"
 
     def __init__(self, structures: Mapping[str, int], min_pixels: int = 0) -> None:
         super().__init__()
@@ -104,6 +106,8 @@ class StructureChanges(CumulativeIterationMetric):
     """
 
     higher_is_better = True
+    needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
+    quantity = "segmentation"
 
     def __init__(self, structures: Mapping[str, int], min_pixels: int = 5) -> None:
         super().__init__()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class SubjectParameters(CaseMetric):
     """
 
     higher_is_better = False
+    needs: ClassVar = {"y_pred": "{of}({on})", "y": "parameters", "reference": "{of}(image_true)"}
+    quantity = "parameters"
     left_out_reason = "a recovered parameter is not finite"
 
     def __init__(self, names: Sequence[str], std: Sequence[float] | Tensor) -> None:

@@ -9,8 +9,8 @@ nothing without smoothing, 4 % at the default of one pixel and 2 % at two.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from monai.metrics import SSIMMetric
@@ -34,6 +34,7 @@ class _PairedTruth(CaseMetric):
     """
 
     left_out_reason = "no difference between input and truth"
+    needs: ClassVar[Mapping[str, str]] = {"y_pred": "{on}", "y": "image_true"}
 
     def __init__(self, smoothing: float = 1.0) -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class RelativeTruthError(_PairedTruth):
     """
 
     higher_is_better = False
+    needs: ClassVar[Mapping[str, str]] = {**_PairedTruth.needs, "image": "image"}
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images with the truth.
@@ -177,6 +179,7 @@ class TruthSimilarityGain(_PairedTruth):
     """
 
     higher_is_better = True
+    needs: ClassVar[Mapping[str, str]] = {**_PairedTruth.needs, "image": "image"}
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; ``image`` are the inputs. Returns (B,)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from medcf.metrics.base import QUANTITIES
 from medcf.metrics.quality import MeanQualityDifference
 from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, ShareMetric, calls_target, check_logits
 from medcf.metrics.robustness import flip_survival, perturbations
@@ -42,6 +43,8 @@ class FlipRatio(ShareMetric):
     """
 
     higher_is_better = True
+    needs = QUANTITIES
+    quantity = "logits"
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET)
 
     def __init__(self, target: int = 1) -> None:

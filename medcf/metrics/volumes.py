@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class SegmentedVolumes(nn.Module):
 class VolumeChange(CaseMetric):
     """Measured change of a volume (counterfactual minus input) against the true change of the same subject.
 
-    ``aggregate`` is the mean absolute error of the change, ``of`` gives one of:
+    ``aggregate`` is the mean absolute error of the change, or the statistic that was asked for:
 
     - ``"slope"``: least squares of the measured on the true change, WITH intercept (``scipy.stats.linregress(true,
       measured)``). 1: twice the true change makes twice the measured one; 0: unrelated, as for unchanged inputs. Over
@@ -111,6 +111,10 @@ class VolumeChange(CaseMetric):
     Cases whose change is not finite are left out. ``target``, the class each counterfactual is to have, splits all
     statistics by direction.
 
+    Args:
+        statistic: which of them ``aggregate`` and ``interval`` give.
+        direction: of the cases with this target only; None: of all.
+
     Example:
         >>> metric = VolumeChange()
         >>> true = torch.tensor([10.0, 14.0, -9.0, -13.0])
@@ -120,7 +124,17 @@ class VolumeChange(CaseMetric):
     """
 
     higher_is_better = False
+    needs: ClassVar = {
+        "y_pred": "volume_change({on}, {of})",
+        "y": "true_volume_change({of})",
+        "target": "target",
+    }
     left_out_reason = "measured or true change is not finite"
+
+    def __init__(self, statistic: Statistic = "error", direction: int | None = None) -> None:
+        super().__init__()
+        self.statistic: Statistic = statistic
+        self.direction = direction
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Collect changes.
@@ -153,6 +167,22 @@ class VolumeChange(CaseMetric):
         error = (found - true).abs()
         return error.masked_fill(~error.isfinite(), torch.nan)
 
+    def aggregate(self) -> float:
+        """Return the statistic over the cases that entered."""
+        return self.of(self.statistic, target=self.direction)
+
+    def interval(
+        self,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        confidence: float = 0.95,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Return the bootstrap interval of the aggregate, see `interval_of`."""
+        options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
+        return self.interval_of(self.statistic, target=self.direction, groups=groups, **options)
+
     def targets(self) -> list[int]:
         """Return the classes that counterfactuals were to have, sorted; empty where none were given."""
         column = self._columns()[:, 2]
@@ -174,6 +204,12 @@ class VolumeChange(CaseMetric):
         function = _statistic(statistic)
         found, true, _ = self._kept(target)
         return function(found, true)
+
+    def summary_in_ml(self) -> dict[str, float]:
+        """Return slope and r of both directions, the gain of each, and the mean absolute error, for changes in ml."""
+        both = {name: self.of(name) for name in ("slope", "correlation")}
+        gains = {f"gain_to_{target}": self.of("gain", target=target) for target in self.targets()}
+        return {**both, **gains, "mean_absolute_error_ml": self.of("error")}
 
     def interval_of(
         self,

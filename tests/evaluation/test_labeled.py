@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import Tensor
 
-from medcf.evaluation.labeled import LabeledEvaluation
-from medcf.evaluation.run import run_evaluation
+from medcf.bundle import find_bundle_root
+from medcf.evaluation import Evaluation, run_evaluation
 from medcf.metrics import bootstrap_interval
 
 # A toy world: the subject is a pattern in [0, 0.5]; the upper half is 0.5 brighter in class 1; outside is -1.
@@ -64,9 +65,22 @@ def loader(count: int = 24) -> list[dict[str, Any]]:
     ]
 
 
-def evaluation(change: Any) -> LabeledEvaluation:
-    flat = {"voxels": lambda image: image[(..., *INSIDE)][..., :6].flatten(1) - 0.25}
-    return LabeledEvaluation(Method(change), torch.nn.Identity(), classify, features, ["CN", "AD"], embeddings=flat)  # type: ignore[arg-type]
+def flat(image: Tensor) -> Tensor:
+    return image[(..., *INSIDE)][..., :6].flatten(1) - 0.25
+
+
+def evaluation(change: Any) -> Evaluation:
+    """Evaluate by what the bundle's overlay lists."""
+    config = ConfigParser.load_config_file(f"{find_bundle_root('controlcg')}/configs/evaluate_labeled.json")
+    metrics = config["metrics"] | {"set_distances": {"name": "class_distances", "class_names": ["CN", "AD"]}}
+    return Evaluation(
+        metrics,
+        {"logits": classify, "features": features, "pooled_voxels": flat},
+        config["evaluation"]["rows"],
+        Method(change),  # type: ignore[arg-type]
+        torch.nn.Identity(),
+        target_names=["to_CN", "to_AD"],
+    )
 
 
 def test_the_true_change_flips_keeps_the_subject_and_meets_the_other_class():
@@ -75,7 +89,7 @@ def test_the_true_change_flips_keeps_the_subject_and_meets_the_other_class():
     assert figures["classifier_balanced_accuracy"] == 1.0
     assert figures["flipped"] == {way: {"mean": 1.0, "interval": [1.0, 1.0], "cases": 12} for way in ("to_CN", "to_AD")}
     assert figures["confidence_before"]["to_AD"]["mean"] < 0.1 < 0.9 < figures["confidence_after"]["to_AD"]["mean"]
-    assert figures["rank_1_reidentification"]["voxels"]["mean"] == 1.0
+    assert figures["rank_1_reidentification"]["pooled_voxels"]["mean"] == 1.0
     distances = figures["set_distances"]
     assert distances["real_AD_to_generated_AD"]["distance"] < 0.1 * distances["real_CN_to_generated_AD"]["distance"]
     assert distances["real_CN_to_generated_AD"]["distance"] == pytest.approx(
@@ -94,24 +108,24 @@ def test_doing_nothing_is_alike_and_flips_nothing():
 
 def test_another_subject_is_not_the_same():
     figures = evaluation(lambda subject, label: draw(subject + 1000, label)).run(loader())
-    low, high = figures["rank_1_reidentification"]["voxels"]["interval"]
-    assert low <= figures["rank_1_reidentification"]["voxels"]["mean"] <= high < 0.5
+    low, high = figures["rank_1_reidentification"]["pooled_voxels"]["interval"]
+    assert low <= figures["rank_1_reidentification"]["pooled_voxels"]["mean"] <= high < 0.5
     assert figures["flipped"]["to_AD"]["mean"] == 1.0
 
 
 def test_a_result_that_is_nearer_to_another_subject_is_not_re_identified():
     """The generated looks for itself among the inputs, not the other way round."""
     figures = evaluation(lambda subject, label: 0.6 * draw(0, label) + 0.4 * draw(subject, label)).run(loader())
-    assert figures["rank_1_reidentification"]["voxels"]["mean"] == pytest.approx(1 / 24)
+    assert figures["rank_1_reidentification"]["pooled_voxels"]["mean"] == pytest.approx(1 / 24)
 
 
 def test_intervals_resample_subjects_not_cases():
     batches = [{**batch, "subject": [f"s{int(case) // 8}" for case in batch["case"]]} for batch in loader()]
     change = evaluation(lambda subject, label: draw(subject, label if subject < 8 else 1 - label))
     found = change.run(batches)
-    flipped = np.array([row["flipped"] for row in change.rows], float)
-    to_ad = np.array([row["target"] == 1 for row in change.rows])
-    subjects = [row["subject"] for row, keep in zip(change.rows, to_ad, strict=True) if keep]
+    flipped = np.array([row["flipped"] for row in change.table], float)
+    to_ad = np.array([row["target"] == 1 for row in change.table])
+    subjects = [row["subject"] for row, keep in zip(change.table, to_ad, strict=True) if keep]
     expected = bootstrap_interval(np.mean, flipped[to_ad], groups=subjects)
     assert found["subjects"] == 3
     assert found["flipped"]["to_AD"]["interval"] == pytest.approx(expected)
@@ -127,8 +141,8 @@ def test_inputs_that_already_are_of_the_target_class_count_for_no_flip():
     fixed = evaluation(draw)
     fixed.inferer = ToAD(draw)  # type: ignore[assignment]
     figures = fixed.run(loader())
-    assert [row["flipped"] for row in fixed.rows] == [True, None] * 12
-    assert all(row["target"] == 1 for row in fixed.rows)
+    assert [row["flipped"] for row in fixed.table] == [True, None] * 12
+    assert all(row["target"] == 1 for row in fixed.table)
     assert figures["flipped"] == {"to_AD": {"mean": 1.0, "interval": [1.0, 1.0], "cases": 12}}
     assert figures["confidence_before"]["to_AD"]["mean"] < 0.1  # of the 12 that were to change
 
@@ -156,8 +170,11 @@ def test_similarity_looks_at_the_subject_alone():
     padded = evaluation(draw)
     padded.inferer = Padded(draw)  # type: ignore[assignment]
     inner = (..., *(slice(6, -6),) * 3)
-    padded.classifier = lambda image: classify(image[inner])
-    padded.features = lambda image: features(image[inner])
+    padded.networks = {
+        "logits": lambda image: classify(image[inner]),
+        "features": lambda image: features(image[inner]),
+        "pooled_voxels": lambda image: flat(image[inner]),
+    }
     figures = padded.run(wide)
     assert figures["mse"]["mean"] == pytest.approx(expected["mse"]["mean"])
     assert figures["ssim"]["mean"] == pytest.approx(expected["ssim"]["mean"])

@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 import math
 
-from medcf.evaluation.run import run_evaluation
+from medcf.evaluation import run_evaluation
 
 
 class Constant:
     """An evaluation whose figures are given."""
 
     def __init__(self, figures, rows):
-        self.figures, self.rows = figures, rows
+        self.figures, self.table = figures, rows
+        self.metrics = figures
 
     def run(self, loader, device="cpu"):
         return dict(self.figures)
@@ -31,7 +32,7 @@ def strict(text):
 def test_figures_that_do_not_exist_are_null(tmp_path, capsys):
     figures = {"flips": 0.5, "volumes": {"r": math.nan, "interval": (math.inf, 2.0)}, "cases": 3}
     evaluation = Constant(figures, [{"case": "a", "slope": math.nan}])
-    found = run_evaluation(evaluation, [], tmp_path, further=lambda: {"accuracy": math.nan})
+    found = run_evaluation(evaluation, [], tmp_path, further=[(Constant({"accuracy": math.nan}, []), [])])
     written = strict((tmp_path / "evaluation.json").read_text())
     assert written["volumes"] == {"r": None, "interval": [None, 2.0]}
     assert written["accuracy"] is None

@@ -11,9 +11,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcf.evaluation.run import run_evaluation
-from medcf.evaluation.volumes import PairedVolumeEvaluation
+from medcf.evaluation import Evaluation, run_evaluation
 from medcf.metrics.volumes import SegmentedVolumes
+
+CANDIDATES = {"counterfactual": "pred", "input": "image", "truth": "image_true"}
+METRICS = {
+    "flip_ratio": {"name": "flip_ratio", "by": "target"},
+    "flips_the_oracle_confirms": {"name": "oracle_agreement", "by": "target"},
+    "error_to_truth_over_doing_nothing": "relative_truth_error",
+    "rank_1_reidentification": {"name": "re_identification", "of": ["voxels"], "k": 1},
+    "volume_change": {"name": "volume_change", "of": ["ventricle"], "on": CANDIDATES, "read": "summary_in_ml"},
+}
+ROWS = {
+    "classifier_before": "confidence(image)",
+    "classifier_after": "confidence(pred)",
+    "oracle_before": "judge_confidence(image)",
+    "oracle_after": "judge_confidence(pred)",
+    "{structure}_mm3_input": "volume(image, {structure})",
+    "{structure}_mm3_truth": "volume(image_true, {structure})",
+}
 
 # A toy world: a column of x = 0 has one black voxel more for each step of the disease; the rest is the subject.
 SIZE, VOXEL = (6, 6, 20), 8.0
@@ -64,16 +80,20 @@ def world(count: int = 16) -> list[dict[str, Any]]:
     return [{key: value[part] for key, value in item.items()} for part in (slice(0, 6), slice(6, count))]
 
 
-def evaluation(change: Any) -> PairedVolumeEvaluation:
+def evaluation(change: Any) -> Evaluation:
     """Structure "ventricle" is label 2 of the truth and the only label of the segmenter."""
-    return PairedVolumeEvaluation(
+    return Evaluation(
+        METRICS,
+        {
+            "logits": Counter(),
+            "judge": Counter(),
+            "volumes": SegmentedVolumes(Threshold(), 2.0, [1]),
+            "voxels": lambda image: image[:, :, 1:].flatten(1) - 0.5,
+        },
+        ROWS,
         inferer=Method(change),  # type: ignore[arg-type]
         network=nn.Identity(),
-        classifier=Counter(),
-        oracle=Counter(),
-        volumes=SegmentedVolumes(Threshold(), 2.0, [1]),
         structures={"ventricle": 2},
-        embeddings={"voxels": lambda image: image[:, :, 1:].flatten(1) - 0.5},
     )
 
 
@@ -132,11 +152,11 @@ def test_the_oracle_judges_for_itself():
 
     truth = torch.cat([batch["image_true"] for batch in world()])
     contrary = evaluation(lambda image, cases: truth[cases])
-    contrary.oracle = Contrary()
+    contrary.networks = {**contrary.networks, "judge": Contrary()}
     found = contrary.run(world())
     assert found["flip_ratio"] == {"0": 1.0, "1": 1.0}
     assert found["flips_the_oracle_confirms"] == {"0": 0.0, "1": 0.0}
-    for row in contrary.rows:
+    for row in contrary.table:
         assert row["classifier_before"] < 0.5 < row["classifier_after"]
         assert row["oracle_after"] < 0.5 < row["oracle_before"]
 
@@ -155,7 +175,7 @@ def test_16_bits_are_for_the_method_alone(amp):
             return super().forward(image)
 
     asked = evaluation(change)
-    asked.oracle, asked.amp = Asked(), amp
+    asked.networks, asked.amp = {**asked.networks, "judge": Asked()}, amp
     asked.run(world())
     assert seen == {"method": amp, "oracle": False}
 

@@ -27,7 +27,7 @@ BUILT_IN = sorted(name for name in METRICS.names if METRICS[name].__module__.sta
 # Detectors are registered, too; they score single images and accumulate nothing.
 CUMULATIVE = [name for name in BUILT_IN if issubclass(METRICS[name], CumulativeIterationMetric)]
 # Their aggregate is a dictionary, which has no one interval.
-SEVERAL_FIGURES = {"structure_dice"}
+SEVERAL_FIGURES = {"structure_dice", "class_distances"}
 
 generator = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(2, 12, 2, generator=generator)
@@ -47,6 +47,8 @@ IN_IGNITE = {
     "mean_absolute_difference": (metric("mean_absolute_difference"), LOGITS),
     "bounded_kl": (metric("bounded_kl"), LOGITS),
     "mean_quality_difference": (metric("mean_quality_difference"), SCORES),
+    "mean": (metric("mean"), SCORES),
+    "balanced_accuracy": (metric("balanced_accuracy", threshold=0.5), (SCORES[0], (SCORES[1] > 0.5).long())),
     "cout": (metric("cout", classifier=CLASSIFIER, num_steps=4), IMAGES),
     "volume_change": (metric("volume_change"), SCORES),
     "mse": (metric("mse"), IMAGES),
