@@ -137,7 +137,7 @@ def load_task(name: str, out: Path, limit: int | None = None) -> RealTask:
         judge=judge.eval(),
         size=partial(deep_fluid, spacing=float(parser["spacing"]))
         if real.segmentation is None
-        else _segmented(real, out, grid),
+        else _segmented(real, out, parser["spacing"]),
         true_size=None
         if real.segmentation is None
         else torch.tensor(
@@ -161,12 +161,12 @@ def deep_fluid(images: Tensor, inputs: Tensor, spacing: float) -> Tensor:
     return torch.tensor(found)
 
 
-def _segmented(real: RealSet, out: Path, grid: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def _segmented(real: RealSet, out: Path, spacing: float) -> Callable[[Tensor, Tensor], Tensor]:
     """Volume in ml of all labels of the set's own segmenter."""
     step = real.steps["segmenter"]
     definition = Recipe("controlcg", step.configs, step.overrides).open()
     network = load_weights(definition.get_parsed_content("network_def"), out / "models" / "segmenter.pt").eval()
-    volumes = SegmentedVolumes(network, parser["spacing"])
+    volumes = SegmentedVolumes(network, spacing)
     return lambda images, inputs: apply(volumes, images, BATCH).sum(1) / 1000
 
 
