@@ -176,7 +176,7 @@ class Explainer:
         Yields:
             What became of each image, written already. Those that an earlier session finished are left out.
         """
-        listed = list_cases(folder, datalist, output_dir, **self.listing)
+        listed = list_cases(folder, datalist, output_dir, self.listing)
         run_folder = RunFolder(output_dir, overwrite=overwrite, **self.manifest)
         run_folder.open(listed.cases, listed.failures)
         loader = case_loader(listed.cases, self.preprocessing, run_folder, self.batch_size, self.num_workers)

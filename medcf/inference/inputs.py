@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,8 @@ def list_cases(
     dataset_dir: str | Path | None,
     datalist: str | Path | None,
     output_dir: str | Path,
-    *,
-    phantom: str = "fetal_head",
-    demo_count: int = 16,
-    demo_options: dict[str, Any] | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> CaseList:
     """List the images of a folder or table; without either, write demo phantoms and list those.
 
@@ -47,22 +45,23 @@ def list_cases(
         output_dir: folder of the run. It is left out of ``dataset_dir``, and the phantoms go into its ``demo_inputs``:
             subjects that no training has seen, in the formats and geometries of scanners; their truth (the same
             subjects in the other class) goes into ``demo_truth``.
-        phantom: name of the demo's phantom.
-        demo_count: number of demo phantoms.
-        demo_options: how they are written, see `medcf.phantoms.write_phantoms`.
-        options: of `medcf.data.find_cases`: ``spatial_dims``, ``frame``, ``split``, ...
+        options: of `medcf.data.find_cases` (``spatial_dims``, ``frame``, ``split``, ...); ``phantom``, the name of the
+            demo's; ``demo_count``; and with ``demo_`` before them options of `medcf.phantoms.write_phantoms`.
+        more: further options, which take precedence.
 
     Raises:
         FileNotFoundError: the folder or the table does not exist.
         ValueError: there is nothing to read, or ``output_dir`` could meet the inputs.
     """
-    folder = Path(output_dir)
+    folder, every = Path(output_dir), {**(options or {}), **more}
+    demo = {name.removeprefix("demo_"): every.pop(name) for name in list(every) if name.startswith("demo_")}
+    phantom = every.pop("phantom", "fetal_head")
     if dataset_dir is None and datalist is None:
-        demo = from_main("write phantoms", lambda: _write_demo(folder, phantom, demo_count, demo_options or {}))
-        return CaseList(*find_cases(demo, **options))
+        written = from_main("write phantoms", lambda: _write_demo(folder, phantom, demo.pop("count", 16), demo))
+        return CaseList(*find_cases(written, **every))
     if datalist is None:
         check_output_dir(folder, [dataset_dir or ""])
-    return CaseList(*find_cases(dataset_dir, datalist, exclude=[folder], **options))
+    return CaseList(*find_cases(dataset_dir, datalist, exclude=[folder], **every))
 
 
 def _write_demo(output_dir: Path, phantom: str, count: int, options: dict[str, Any]) -> Path:

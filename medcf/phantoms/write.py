@@ -23,11 +23,14 @@ def write_phantoms(
         out_dir: folder of the images.
         count: number of subjects.
         truth_dir: folder for their truth, the same subjects in the other class; None writes none.
-        options: of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`.
+        options: of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`; ``overlays=True`` burns text and
+            calipers into every second plane.
 
     Returns:
         One record per case: what the truth's table holds, and ``path`` of the image.
     """
     if name == "brain_mri":
         return write_brain_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
+    if isinstance(options.get("overlays"), bool):
+        options["overlays"] = (False, options["overlays"])
     return write_demo(out_dir, "demo", count, 0, name=name, truth_dir=truth_dir, **options)

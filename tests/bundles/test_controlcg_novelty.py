@@ -144,7 +144,8 @@ def test_volumes_of_the_user_are_taken_as_they_are(tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(table) + "\n")
     parser = calibrate(tmp_path, datalist=str(tmp_path / "table.csv"), spacing=6.0)
     dataset = parser.get_parsed_content("train#dataset")
-    assert dataset.transform is None
+    steps = [type(step).__name__ for step in dataset.transform.transforms]
+    assert steps == ["LoadImaged", "ToGridd", "TargetsOnGridd"]
     assert len(dataset) == 20
     assert (tmp_path / "novelty.pt").is_file()
 

@@ -62,7 +62,7 @@ def test_options_of_a_method_are_set_by_its_name():
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(options, message):
     parser = read(**options)
-    assert parser["initialize"].index("@inferer") < len(parser["initialize"]) - 1  # the run folder is opened last
+    assert parser["initialize"].index("@explainer") < len(parser["initialize"]) - 1  # the run folder is opened last
     with pytest.raises((ValueError, RuntimeError)) as error:
         parser.get_parsed_content("inferer")
     assert message in str(root_cause(error.value))

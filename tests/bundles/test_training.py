@@ -168,4 +168,5 @@ def test_every_training_removes_overlays_from_the_users_images(name):
     for part in ("train", "validate"):
         dataset = parser[part]["dataset"]
         assert dataset["preprocessing"] == "@preprocessing"
-    assert type(parser.get_parsed_content("preprocessing")).__name__ == "RemoveOverlays"
+    preprocessing = parser.get_parsed_content("preprocessing")
+    assert [type(step).__name__ for step in preprocessing.transforms] == ["LoadImaged", "RemoveOverlaysd", "ToGridd"]

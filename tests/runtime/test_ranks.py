@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from medcf.data import Case
 from medcf.inference.cases import PendingBatches
 from medcf.inference.run_folder import RunFolder
 from medcf.runtime import ranks
@@ -106,7 +107,7 @@ def test_without_torchrun_every_call_is_direct(monkeypatch):
 def test_each_batch_belongs_to_one_process_and_stays_whole(tmp_path, monkeypatch, count):
     picture = tmp_path / "a.png"
     picture.write_bytes(b"a")
-    cases = [{"case": str(index), "image": str(picture)} for index in range(11)]
+    cases = [Case(str(index), (picture,)) for index in range(11)]
     folder = RunFolder(tmp_path / "out")
     folder.open(cases)
     for case in ("0", "1", "2"):
