@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medcf.bundle.overlay import config_chain
 
@@ -55,3 +55,27 @@ def test_a_training_has_what_monai_looks_for(bundle, name, tmp_path, cache):
 @pytest.mark.parametrize("bundle", GRIDS)
 def test_inference_has_what_monai_looks_for(bundle, tmp_path):
     assert problems(bundle, "inference", "infer", output_dir=str(tmp_path / "out")) == []
+
+
+@pytest.mark.parametrize(
+    ("bundle", "used", "training", "trained"),
+    [
+        ("diffice", "network_def", "train", "network_def"),
+        ("diffice", "segmenter_def", "train_segmenter", "network_def"),
+        ("diffice", "predictor_def", "train_classifier", "predictor"),
+        ("diffice", "preprocessing", "train", "preprocessing"),
+        ("controlcg", "network_def", "train", "network_def"),
+        ("controlcg", "classifier_def", "train_classifier", "network_def"),
+    ],
+)
+def test_inference_uses_what_was_trained(bundle, used, training, trained):
+    folder = BUNDLES / bundle / "configs"
+    inference, made = (
+        ConfigParser.load_config_files([str(file) for file in config_chain(folder / f"{name}.json")])
+        for name in ("inference", training)
+    )
+    speed = ("gradient_checkpointing", "use_flash_attention")
+    ours, theirs = (
+        {key: value for key, value in part.items() if key not in speed} for part in (inference[used], made[trained])
+    )
+    assert ours == theirs
