@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import zipfile
 from os import PathLike
@@ -35,6 +34,8 @@ class BundleExplainer(Explainer):
         FileNotFoundError: the folder holds no bundle.
         ValueError: an override is no id of the config; names the nearest that exist.
     """
+
+    unpacked: tempfile.TemporaryDirectory[str] | None = None
 
     def __init__(self, folder: str | PathLike[str], overrides: dict[str, Any]) -> None:
         root = Path(folder).resolve()
@@ -92,32 +93,31 @@ def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
     if path.is_dir() and (path / "configs").is_dir():
         return BundleExplainer(path, overrides)
     if path.is_file():
-        return BundleExplainer(_unpack(path), overrides)
+        unpacked = _unpack(path)
+        explainer = BundleExplainer(_bundle_in(Path(unpacked.name), path), overrides)
+        explainer.unpacked = unpacked  # goes with the explainer
+        return explainer
     if len(path.parts) != 1:
         raise FileNotFoundError(f"{path} does not exist: give a bundle's folder, its zip archive, or its name.")
     return BundleExplainer(bundle_folder(str(source)), overrides)
 
 
-def _unpack(archive: Path) -> Path:
-    """Unpack an archive into a folder that its content names, once; returns the bundle's folder in it.
+def _unpack(archive: Path) -> tempfile.TemporaryDirectory[str]:
+    """Unpack an archive into a folder of its own, which nobody else can have filled.
 
     Raises:
-        ValueError: it is no zip archive, or holds no bundle.
+        ValueError: it is not a zip archive.
     """
-    with archive.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    target = Path(tempfile.gettempdir()) / f"medcf-bundle-{digest}"
     if not zipfile.is_zipfile(archive):
-        raise ValueError(f"{archive} is no zip archive: give a bundle's folder, its zip archive, or its name.")
-    if not target.is_dir():
-        with tempfile.TemporaryDirectory(dir=tempfile.gettempdir()) as partial, zipfile.ZipFile(archive) as stored:
-            stored.extractall(partial)  # members that lead out of the folder are kept inside by zipfile
-            (Path(partial) / "unpacked").mkdir(exist_ok=True)
-            for member in Path(partial).iterdir():
-                if member.name != "unpacked":
-                    member.rename(Path(partial) / "unpacked" / member.name)
-            (Path(partial) / "unpacked").rename(target)
-    found = sorted(target.rglob(f"configs/{CONFIG}"))
+        raise ValueError(f"{archive} is not a zip archive: give a bundle's folder, its zip archive, or its name.")
+    folder = tempfile.TemporaryDirectory(prefix="medcf-")
+    with zipfile.ZipFile(archive) as stored:
+        stored.extractall(folder.name)  # zipfile keeps members inside that would lead out of the folder
+    return folder
+
+
+def _bundle_in(folder: Path, archive: Path) -> Path:
+    found = sorted(folder.rglob(f"configs/{CONFIG}"))
     if not found:
         raise ValueError(f"{archive} holds no bundle: no configs/{CONFIG} is in it.")
     return found[0].parents[1]
