@@ -249,7 +249,9 @@ _OF_THE_PIXELS = ("mask", "overlay_mask", "region")  # of the image's meta data:
 
 def _kept(source: torch.Tensor) -> MetaTensor:
     plain = source.as_subclass(torch.Tensor).detach().float()
-    return MetaTensor(plain, affine=torch.from_numpy(geometry(source)[0]), meta=meta_of(source, "mask"))
+    affine, known = geometry(source)
+    # the unit matrix says of a picture that nobody knows its spacing
+    return MetaTensor(plain, affine=torch.from_numpy(affine if known else np.eye(4)), meta=meta_of(source, "mask"))
 
 
 def _display_range(picture: torch.Tensor) -> tuple[float, float]:
