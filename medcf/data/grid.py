@@ -149,10 +149,10 @@ class Grid:
         Raises:
             ValueError: an image or a mask that makes no sense, or without a range of intensities.
         """
-        source = to_luminance(image)
-        if source.ndim != len(self.size) + 1 or min(source.shape[1:]) < 1:
+        if image.ndim != len(self.size) + 1 or min(image.shape[1:]) < 1:
             wanted = "(1 or 3, X, Y)" if len(self.size) == 2 else "(1, X, Y, Z)"
             raise ValueError(f"image must be {wanted}, got shape {tuple(image.shape)}")
+        source = to_luminance(image)
         native = tuple(int(n) for n in source.shape[1:])
         sizes = tuple(int(n) for n in self.size)
         if len(native) == 2:
