@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -68,3 +69,11 @@ def tiny_unet() -> Callable[..., torch.nn.Module]:
         return network.eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def heads() -> ModuleType:
+    """Small heads with known geometry, see ``tests/data/heads.py``."""
+    from tests.data import heads
+
+    return heads

@@ -75,13 +75,14 @@ def as_case(source: Case | str | PathLike[str] | Sequence[str | PathLike[str]]) 
     return Case(files[0].parent.name or "series", files)
 
 
-def read_table(table: Path, root: Path, label_column: str) -> list[dict[str, Any]]:
+def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[dict[str, Any]]:
     """Read a table of cases, see :func:`medcf.data.find_cases`.
 
     Args:
         table: CSV or JSON file.
         root: folder that its paths are relative to.
         label_column: column that holds the class index.
+        series: whether these are volumes: a path may be a folder, which holds a series, and spacings are not read.
 
     Returns:
         The rows: ``image`` (path of a file, or of the folder of a series), and what else the table says.
@@ -100,10 +101,10 @@ def read_table(table: Path, root: Path, label_column: str) -> list[dict[str, Any
         raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
     rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
     for number, row in enumerate(rows, start=1):
-        if "spacing_mm" in row:
+        if "spacing_mm" in row and not series:
             row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
     named = [Path(path) for row in rows for path in (row["image"], row.get("mask"), row.get("segmentation")) if path]
-    missing = [path for path in named if not path.is_file() and not path.is_dir()]
+    missing = [path for path in named if not path.is_file() and not (series and path.is_dir())]
     if missing:
         shown = ", ".join(path.name for path in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -86,7 +86,7 @@ def find_cases(
         raise ValueError(f"neither dataset_dir nor datalist is given: name a folder of {kind} or a table of them")
     root = _check_root(dataset_dir, datalist)
     if datalist is not None:
-        rows = read_table(Path(datalist), root, label_column)
+        rows = read_table(Path(datalist), root, label_column, series=spatial_dims == 3)
         if split is not None:
             known = sorted({str(row.get("split", "")) for row in rows})
             rows = [row for row in rows if str(row.get("split", "")) == split]

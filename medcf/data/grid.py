@@ -149,10 +149,10 @@ class Grid:
         Raises:
             ValueError: an image or a mask that makes no sense, or without a range of intensities.
         """
-        source = to_luminance(image)
-        if source.ndim != len(self.size) + 1 or min(source.shape[1:]) < 1:
+        if image.ndim != len(self.size) + 1 or min(image.shape[1:]) < 1:
             wanted = "(1 or 3, X, Y)" if len(self.size) == 2 else "(1, X, Y, Z)"
             raise ValueError(f"image must be {wanted}, got shape {tuple(image.shape)}")
+        source = to_luminance(image)
         native = tuple(int(n) for n in source.shape[1:])
         sizes = tuple(int(n) for n in self.size)
         if len(native) == 2:
@@ -249,7 +249,9 @@ _OF_THE_PIXELS = ("mask", "overlay_mask", "region")  # of the image's meta data:
 
 def _kept(source: torch.Tensor) -> MetaTensor:
     plain = source.as_subclass(torch.Tensor).detach().float()
-    return MetaTensor(plain, affine=torch.from_numpy(geometry(source)[0]), meta=meta_of(source, "mask"))
+    affine, known = geometry(source)
+    # the unit matrix says of a picture that nobody knows its spacing
+    return MetaTensor(plain, affine=torch.from_numpy(affine if known else np.eye(4)), meta=meta_of(source, "mask"))
 
 
 def _display_range(picture: torch.Tensor) -> tuple[float, float]:

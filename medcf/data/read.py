@@ -68,7 +68,7 @@ def read(source: Source, frame: int | str | None = None) -> MetaTensor:
     """Read an image: a picture, a frame of a loop, or a volume.
 
     The array's axes are those of the file (NIfTI), or column, row and slice. Meta data: ``affine`` and
-    ``original_affine`` (indices to RAS+ mm), ``space`` (absent where the file does not say where it lies, see
+    ``original_affine`` (indices to RAS+ mm; the unit matrix where the file does not say where it lies, see
     :mod:`medcf.data.image`), ``region`` (first column and row, end column and row of the picture proper, where DICOM
     names an ultrasound region), ``value_range`` (the stored values that became 0 and 1, or the ends of a volume),
     ``source_format``, ``modality``, ``frame``, ``num_frames``, ``filename_or_obj`` (the file; of a series the first

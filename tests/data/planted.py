@@ -12,33 +12,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from medcf.data.volumes.grid import from_volume_grid, middle_of, repeat_volume_grid, to_volume_grid
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+
+from medcf.data import Grid
+from medcf.data.subject import middle_of
 
 __all__ = ["measure_planted_change"]
 
 
 def measure_planted_change(
     image: MetaTensor,
-    size: Sequence[int] = (40, 48, 40),
-    spacing: float | Sequence[float] = 4.0,
+    spec: Grid,
     *,
     mask: torch.Tensor,
     offset: Sequence[float] = (17.0, -11.0, 7.0),
     radius: float | None = None,
-    **options: Any,
+    registered: tuple[Any, Any] | None = None,
 ) -> dict[str, float]:
     """Plant a blob on the grid and look for it in the volume; plant one in the volume and look for it on the grid.
 
     Args:
-        image: (1, X, Y, Z), from :func:`medcf.data.volumes.read_volume`.
-        size: voxels of the grid.
-        spacing: mm between them.
+        image: (1, X, Y, Z), from :func:`medcf.read`.
+        spec: the grid.
         mask: the brain, (1, X, Y, Z).
         offset: mm (right, anterior, superior) from the middle of the brain to the blob; it must lie within the brain.
         radius: mm of the blob; by default 1.5 times the largest voxel edge.
-        **options: of :func:`medcf.data.volumes.to_volume_grid`.
+        registered: of :meth:`medcf.data.Grid.fit`.
 
     Returns:
         ``native_mm`` and ``grid_mm``: distance of the centers, in the volume and on the grid; ``voxel_mm``: the largest
@@ -47,9 +47,10 @@ def measure_planted_change(
     Raises:
         ValueError: if the blob lies outside of the brain or the grid.
     """
-    grid, record = to_volume_grid(image, size, spacing, mask=mask, **options)
+    record = spec.fit(image, mask, registered)
+    plain = spec.to(image, record)
     native_affine = np.asarray(image.affine, dtype=np.float64)
-    grid_affine = np.asarray(grid.affine, dtype=np.float64)
+    grid_affine = np.asarray(plain.affine, dtype=np.float64)
     inside = np.asarray(mask.as_subclass(torch.Tensor))[0] > 0
     point = middle_of(inside, native_affine) + np.asarray(offset)
     edges = [np.linalg.norm(affine[:3, :3], axis=0).max() for affine in (native_affine, grid_affine)]
@@ -58,11 +59,10 @@ def measure_planted_change(
     if any(not 0 <= i < n for i, n in zip(index, inside.shape, strict=True)) or not inside[index]:
         raise ValueError(f"offset={tuple(offset)}: that point lies outside of the brain")
 
-    change = torch.from_numpy(_blob(grid_affine, tuple(size), point, reach)[None])
-    back = from_volume_grid(change, record)[0].numpy()
-    planted = _plant(image, record["intensity"], _blob(native_affine, inside.shape, point, reach))
-    plain = repeat_volume_grid(image, mask, record)  # a corrected bias field would differ between the two
-    arrived = repeat_volume_grid(planted, mask, record) - plain
+    change = torch.from_numpy(_blob(grid_affine, record.grid, point, reach)[None])
+    back = record.back(change)[0].numpy()
+    planted = _plant(image, record.intensity, _blob(native_affine, inside.shape, point, reach))
+    arrived = (spec.to(planted, record) - plain).as_tensor()
     result = {
         "native_mm": float(np.linalg.norm(_center(back, native_affine) - point)),
         "grid_mm": float(np.linalg.norm(_center(arrived[0].numpy(), grid_affine) - point)),

@@ -3,14 +3,25 @@ from __future__ import annotations
 
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
-from medcf.data.volumes import to_volume_grid
-from medcf.data.volumes.corrections import correct_bias, register
+from medcf.data import grid_record
+from medcf.transforms import CorrectBias, CorrectBiasd, ToGrid
+from medcf.transforms.corrections import register
+
+GRID = {"size": (24, 28, 22), "spacing": 4.0}
+
+
+def volume(values, affine, mask=None):
+    image = MetaTensor(torch.from_numpy(np.asarray(values, np.float32))[None], affine=torch.from_numpy(affine))
+    if mask is not None:
+        image.meta["mask"] = mask[None]
+    return image
 
 
 @pytest.fixture
@@ -25,10 +36,19 @@ def test_n4_takes_a_bias_field_out(brain):
     flat = np.where(inside, 400 + 100 * (np.indices(values.shape).sum(0) % 2), 0).astype(np.float32)
     field = (1 + 0.5 * np.linspace(-1, 1, values.shape[0]))[:, None, None].astype(np.float32)
 
-    corrected = correct_bias(flat * field, inside, affine)
+    image = volume(flat * field, affine, inside)
+    image.meta["filename_or_obj"] = "a.nii"
 
-    def slope(volume):
-        return np.polyfit(field[:, 0, 0].repeat(inside.sum(axis=(1, 2))), (volume / np.maximum(flat, 1))[inside], 1)[0]
+    data = CorrectBiasd("image")({"image": image, "label": 1})
+
+    corrected = data["image"].numpy()[0]
+    assert data["label"] == 1
+    assert data["image"].meta["filename_or_obj"] == "a.nii"
+    assert np.array_equal(data["image"].meta["mask"][0], inside)
+    assert np.array_equal(data["image"].affine, affine)
+
+    def slope(found):
+        return np.polyfit(field[:, 0, 0].repeat(inside.sum(axis=(1, 2))), (found / np.maximum(flat, 1))[inside], 1)[0]
 
     assert slope(flat * field) == pytest.approx(1, abs=1e-3)
     assert abs(slope(corrected)) < 0.25
@@ -37,12 +57,12 @@ def test_n4_takes_a_bias_field_out(brain):
 
 def test_registration_finds_a_known_motion(brain):
     values, inside, affine = brain
-    template = MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(affine))
+    template = volume(values, affine)
     motion = np.eye(4)
     motion[:3, :3] = Rotation.from_euler("xyz", (10, -6, 14), degrees=True).as_matrix()
     motion[:3, 3] = (14, -9, 20)
 
-    middle, found = register(values, inside, motion @ affine, template)
+    middle, found = register(volume(values, motion @ affine), torch.from_numpy(inside)[None], template)
 
     places = np.argwhere(inside)[::50] @ affine[:3, :3].T + affine[:3, 3]
     off = (places @ found[:3, :3].T + found[:3, 3]) - (places @ motion[:3, :3].T + motion[:3, 3])
@@ -50,17 +70,19 @@ def test_registration_finds_a_known_motion(brain):
     np.testing.assert_allclose(middle, [5, -20, 30], atol=3)
 
 
-def test_registered_volumes_agree_on_the_grid_and_their_affine_leads_home(brain):
+def test_registered_volumes_agree_on_the_grid_and_their_affine_leads_home(brain, tmp_path):
     values, inside, affine = brain
-    template = MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(affine))
+    template = volume(values, affine)
     motion = np.eye(4)
     motion[:3, :3] = Rotation.from_euler("z", 20, degrees=True).as_matrix()
     lying = MetaTensor(template.as_tensor(), affine=torch.from_numpy(motion @ affine))
     mask = torch.from_numpy(inside)[None]
 
-    straight, _ = to_volume_grid(template, (24, 28, 22), 4.0, mask=mask)
-    crooked, _ = to_volume_grid(lying, (24, 28, 22), 4.0, mask=mask)
-    turned, record = to_volume_grid(lying, (24, 28, 22), 4.0, mask=mask, template=template)
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "template.nii")
+
+    straight = ToGrid(**GRID)(template, mask)
+    crooked = ToGrid(**GRID)(lying, mask)
+    turned = ToGrid(**GRID, template=tmp_path / "template.nii")(lying, mask)
 
     def apart(other):
         return float((other - straight).as_tensor().abs().mean())
@@ -70,18 +92,23 @@ def test_registered_volumes_agree_on_the_grid_and_their_affine_leads_home(brain)
     expected = motion @ np.asarray(straight.affine) @ corners
     off = np.asarray(turned.affine) @ corners - expected
     assert np.linalg.norm(off, axis=0).max() < 2.0  # mm, at the corners of a grid of 140 mm
-    np.testing.assert_allclose(np.array(record["registration"])[:3, :3], motion[:3, :3], atol=0.03)
+    # the way back holds the registration: voxels of the grid lie along the turned axes
+    found = (motion @ affine @ grid_record(turned).matrix)[:3, :3] / 4
+    np.testing.assert_allclose(found, motion[:3, :3], atol=0.03)
 
 
 def test_what_cannot_be_corrected_is_named(brain, monkeypatch):
     values, inside, affine = brain
     with pytest.raises(ValueError, match="no MR magnitude image"):
-        correct_bias(values - 500, inside, affine)
-    template = MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(affine))
+        CorrectBias()(volume(values - 500, affine, inside))
+    template = volume(values, affine)
     with pytest.raises(ValueError, match="neither 'rigid' nor 'affine'"):
-        register(values, inside, affine, template, "elastic")
-    with pytest.raises(ValueError, match="read_volume"):
-        register(values, inside, affine, template.as_tensor())
+        ToGrid(**GRID, registration="elastic")
+    mask = torch.from_numpy(inside)[None]
+    with pytest.raises(ValueError, match=r"medcf\.read"):
+        register(template, mask, template.as_tensor())
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(ImportError, match="pip install SimpleITK"):
-        to_volume_grid(template, mask=torch.from_numpy(inside)[None], bias_correction=True)
+        CorrectBias()(volume(values, affine, inside))
+    with pytest.raises(ImportError, match="template needs SimpleITK"):
+        register(template, mask, template)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from medcf.data import UnreadableImage
-from medcf.data.volumes import brain_mask, resolve_mask
+from medcf.data.subject import find_subject, middle_of, picture_box
+from medcf.runtime.errors import UnreadableImage
+from medcf.transforms import ToGrid
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -26,9 +27,9 @@ def test_a_cleared_background_tells_the_brain_with_its_holes_and_without_islands
     image[0, 16, 16, 12] = 0  # a dark voxel within
     image[0, 1, 1, 1] = 300  # a speck that the stripping left
 
-    found, method = brain_mask(image)
+    found = find_subject(image)
 
-    assert method == "nonzero"
+    assert torch.equal(found, find_subject(image, "nonzero"))
     assert np.array_equal(found.numpy()[0], truth)
 
 
@@ -39,9 +40,9 @@ def test_a_noisy_background_makes_it_an_estimate_with_a_warning(stripped, caplog
     noisy = image + noise
     noisy.meta["filename_or_obj"] = "in/noisy.nii"
 
-    found, method = brain_mask(noisy)
+    found = find_subject(noisy)
 
-    assert method == "estimate"
+    assert torch.equal(found, find_subject(noisy, "estimate"))
     assert "noisy.nii: the brain mask is an estimate" in caplog.text
     assert dice(found.numpy()[0], truth) > 0.95
     assert "no skull" not in caplog.text
@@ -54,16 +55,16 @@ def test_the_estimate_of_a_ct_is_the_head(stripped):
     ct[0, :, :, :2] = 50  # a table under the head that does not touch it
     ct[0, :, :, 2:3] = -1000
 
-    found, method = brain_mask(MetaTensor(ct, affine=image.affine))
+    ct = MetaTensor(ct, affine=image.affine)
+    found = find_subject(ct)
 
-    assert method == "estimate"
+    assert torch.equal(found, find_subject(ct, "estimate"))
     assert dice(found.numpy()[0], truth) > 0.95
 
 
 def test_a_crop_within_the_brain_is_all_brain():
     image = MetaTensor(torch.rand(1, 35, 51, 36), affine=torch.eye(4))
-    found, method = brain_mask(image)
-    assert method == "all"
+    found = find_subject(image)
     assert bool(found.all())
 
 
@@ -71,8 +72,33 @@ def test_a_volume_without_contrast_and_unknown_methods_are_refused():
     flat = MetaTensor(torch.full((1, 50, 50, 50), 7.0), affine=torch.diag(torch.tensor([4.0, 4, 4, 1])))
     flat.meta["filename_or_obj"] = "/somewhere/Doe/flat.nii"
     with pytest.raises(ValueError, match="one value only"):
-        brain_mask(flat)
-    with pytest.raises(UnreadableImage, match=r"flat\.nii: has no brain"):
-        resolve_mask(flat)
-    with pytest.raises(ValueError, match="none of"):
-        brain_mask(flat, "guess")
+        find_subject(flat)
+    with pytest.raises(UnreadableImage, match=r"^flat\.nii: cannot be put onto the network's grid .*no brain"):
+        ToGrid(size=(8, 8, 8))(flat)
+    for method in ("guess", "picture"):
+        with pytest.raises(ValueError, match=f"mask='{method}' is none of"):
+            find_subject(flat, method)
+
+
+def test_a_function_may_find_the_subject(stripped):
+    image, truth = stripped
+    found = find_subject(image, lambda volume: (volume > 500).float())
+    assert np.array_equal(found.numpy()[0], image.numpy()[0] > 500)
+    assert found.sum() < truth.sum()
+
+
+def test_the_middle_of_a_subject_is_that_of_its_box_in_the_world(heads):
+    shape, affine = heads.geometry("PIR", (3, 3, 4), (20, -11, 31))
+    found = middle_of(heads.head(shape, affine) > 0, affine)
+    np.testing.assert_allclose(found, [5, -20, 30], atol=2.5)
+
+
+def test_single_bright_pixels_do_not_widen_a_picture():
+    picture = torch.zeros(1, 100, 80)
+    picture[0, 20:60, 10:50] = 0.5
+    picture[0, 90, 70] = 1
+    assert picture_box(picture) == ([20, 10], [60, 50])
+    assert picture_box(picture * 255, (0, 255)) == ([20, 10], [60, 50])
+    assert picture_box(picture * 0) == ([0, 0], [100, 80])
+    picture[0, 80:] = 0.5  # a second screen beside the region of the header
+    assert picture_box(MetaTensor(picture, meta={"region": (5, 5, 70, 60)})) == ([20, 10], [60, 50])

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pydicom
-import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -135,20 +133,3 @@ def save_enhanced(path: Path, values: NDArray[np.int16], affine: NDArray[np.floa
     path.parent.mkdir(parents=True, exist_ok=True)
     first.save_as(path, enforce_file_format=True)
     return path
-
-
-@pytest.fixture
-def heads() -> SimpleNamespace:
-    """The functions above (test modules cannot import each other)."""
-    functions = (geometry, head, save_nifti, make_slice, save_series, save_enhanced)
-    return SimpleNamespace(**{function.__name__: function for function in functions})
-
-
-@pytest.fixture
-def oblique() -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """A small oblique volume with unequal sizes and voxels."""
-    affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", (20, -12, 31), degrees=True).as_matrix() * np.array([1.5, 2.0, 3.5])
-    affine[:3, 3] = (-31.5, 12.25, 7.0)
-    values = np.random.default_rng(3).integers(0, 1000, (7, 6, 5)).astype(np.int16)
-    return values, affine

@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import convert_color_space
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundImageStorage
 
-from medcf.data import UnreadableImage, get_spacing, read_study
+from medcf.data import find_cases, get_spacing, read, to_luminance
+from medcf.runtime.errors import UnreadableImage
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -62,6 +63,11 @@ def region(box: tuple[int, int, int, int], delta: tuple[float, float], **fields:
     return item
 
 
+def luminance(path: Path) -> np.ndarray:
+    """Rows and columns of a picture as a viewer shows it."""
+    return to_luminance(read(path)).numpy()[0].T
+
+
 def save(dataset: Dataset, path: Path) -> Path:
     dataset.save_as(path, enforce_file_format=True)
     return path
@@ -77,28 +83,28 @@ def rgb() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (24, 30, 3), dtype=np.uint8)
 
 
-def test_rgb_becomes_luminance_unless_color_is_asked_for(tmp_path: Path, rgb: np.ndarray) -> None:
+def test_color_is_kept_columns_first_and_collapses_to_luminance(tmp_path: Path, rgb: np.ndarray) -> None:
     path = save(ultrasound(rgb, "RGB"), tmp_path / "a")
-    np.testing.assert_allclose(read_study(path).numpy()[0], rgb @ LUMA / 255, atol=1e-5)
-    np.testing.assert_allclose(read_study(path, color=True).numpy(), np.moveaxis(rgb, -1, 0) / 255, atol=1e-6)
+    np.testing.assert_allclose(read(path).numpy(), rgb.transpose(2, 1, 0) / 255, atol=1e-6)
+    np.testing.assert_allclose(luminance(path), rgb @ LUMA / 255, atol=1e-5)
 
 
 def test_planar_configuration_does_not_matter(tmp_path: Path, rgb: np.ndarray) -> None:
     dataset = ultrasound(rgb, "RGB", PlanarConfiguration=1)
     dataset.PixelData = np.moveaxis(rgb, -1, 0).tobytes()
-    image = read_study(save(dataset, tmp_path / "a"), color=True)
-    np.testing.assert_allclose(image.numpy(), np.moveaxis(rgb, -1, 0) / 255, atol=1e-6)
+    image = read(save(dataset, tmp_path / "a"))
+    np.testing.assert_allclose(image.numpy(), rgb.transpose(2, 1, 0) / 255, atol=1e-6)
 
 
 def test_ybr_is_converted(tmp_path: Path, rgb: np.ndarray) -> None:
     ybr = convert_color_space(rgb, "RGB", "YBR_FULL")
-    image = read_study(save(ultrasound(ybr, "YBR_FULL"), tmp_path / "a"))
-    np.testing.assert_allclose(image.numpy()[0], rgb @ LUMA / 255, atol=2 / 255)
+    found = luminance(save(ultrasound(ybr, "YBR_FULL"), tmp_path / "a"))
+    np.testing.assert_allclose(found, rgb @ LUMA / 255, atol=2 / 255)
 
 
 def test_monochrome1_is_inverted(tmp_path: Path, grey: np.ndarray) -> None:
-    image = read_study(save(ultrasound(grey, "MONOCHROME1"), tmp_path / "a"))
-    np.testing.assert_allclose(image.numpy()[0], 1 - grey / 255, atol=1e-6)
+    image = read(save(ultrasound(grey, "MONOCHROME1"), tmp_path / "a"))
+    np.testing.assert_allclose(image.numpy()[0].T, 1 - grey / 255, atol=1e-6)
     assert tuple(image.meta["value_range"]) == (255.0, 0.0)
 
 
@@ -108,33 +114,33 @@ def test_palette_is_looked_up(tmp_path: Path, grey: np.ndarray) -> None:
     for name, table in tables.items():
         setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
         setattr(dataset, f"{name}PaletteColorLookupTableData", (table * 257).astype("<u2").tobytes())
-    image = read_study(save(dataset, tmp_path / "a"), color=True)
-    expected = np.stack([tables[name][grey] for name in tables]) / 255
+    image = read(save(dataset, tmp_path / "a"))
+    expected = np.stack([tables[name][grey.T] for name in tables]) / 255
     np.testing.assert_allclose(image.numpy(), expected, atol=1e-4)
 
 
 def test_color_file_without_color_is_one_channel(tmp_path: Path, grey: np.ndarray) -> None:
     path = save(ultrasound(np.stack([grey] * 3, axis=-1), "RGB"), tmp_path / "a")
-    assert read_study(path, color=True).shape == (1, 24, 30)
+    assert read(path).shape == (1, 30, 24)
 
 
 def test_window_is_applied(tmp_path: Path) -> None:
     pixels = np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)
     dataset = ultrasound(pixels, "MONOCHROME2", WindowCenter=1000, WindowWidth=401)
-    image = read_study(save(dataset, tmp_path / "a")).numpy()[0]
+    image = read(save(dataset, tmp_path / "a")).numpy()[0].T
     np.testing.assert_allclose(image, np.clip((pixels - 799.5) / 400, 0, 1), atol=1e-5)
 
 
 def test_sixteen_bits_without_a_window_are_stretched(tmp_path: Path) -> None:
     pixels = np.linspace(500, 3000, 24 * 30).astype(np.uint16).reshape(24, 30)
-    image = read_study(save(ultrasound(pixels, "MONOCHROME2"), tmp_path / "a")).numpy()[0]
+    image = read(save(ultrasound(pixels, "MONOCHROME2"), tmp_path / "a")).numpy()[0].T
     np.testing.assert_allclose(image, (pixels - 500) / 2500, atol=1e-5)
 
 
 @pytest.mark.parametrize(("frame", "index"), [("first", 0), ("middle", 2), ("last", 4), (3, 3), ("3", 3), (-1, 4)])
 def test_frame_of_a_loop(tmp_path: Path, frame: int | str, index: int) -> None:
     frames = np.stack([np.full((8, 8), 40 * i, dtype=np.uint8) for i in range(5)])
-    image = read_study(save(ultrasound(frames, "MONOCHROME2"), tmp_path / "a"), frame)
+    image = read(save(ultrasound(frames, "MONOCHROME2"), tmp_path / "a"), frame)
     assert image.meta["frame"] == index
     assert image.meta["num_frames"] == 5
     np.testing.assert_allclose(image.numpy(), 40 * index / 255, atol=1e-6)
@@ -143,16 +149,16 @@ def test_frame_of_a_loop(tmp_path: Path, frame: int | str, index: int) -> None:
 def test_missing_frame_names_the_ones_there_are(tmp_path: Path) -> None:
     path = save(ultrasound(np.zeros((5, 8, 8), dtype=np.uint8), "MONOCHROME2"), tmp_path / "loop")
     with pytest.raises(UnreadableImage, match=r"loop: has 5 frames.*from 0 to 4"):
-        read_study(path, 5)
+        read(path, 5)
     with pytest.raises(ValueError, match="frame must be"):
-        read_study(path, "some")
+        read(path, "some")
 
 
 def test_rle_equals_uncompressed(tmp_path: Path, rgb: np.ndarray) -> None:
     dataset = ultrasound(rgb, "RGB")
-    plain = read_study(save(dataset, tmp_path / "plain"), color=True)
+    plain = read(save(dataset, tmp_path / "plain"))
     dataset.compress(RLELossless, generate_instance_uid=False)
-    np.testing.assert_array_equal(read_study(save(dataset, tmp_path / "rle"), color=True), plain)
+    np.testing.assert_array_equal(read(save(dataset, tmp_path / "rle")), plain)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +166,7 @@ def test_rle_equals_uncompressed(tmp_path: Path, rgb: np.ndarray) -> None:
     ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"],
 )
 def test_lossless_syntaxes_equal_uncompressed(name: str) -> None:
-    np.testing.assert_array_equal(read_study(bundled(name)), read_study(bundled("MR_small.dcm")))
+    np.testing.assert_array_equal(read(bundled(name)), read(bundled("MR_small.dcm")))
 
 
 @pytest.mark.parametrize(
@@ -174,20 +180,19 @@ def test_lossless_syntaxes_equal_uncompressed(name: str) -> None:
     ],
 )
 def test_compressed_color_shows_the_same_bars(name: str) -> None:
-    expected = read_study(bundled("SC_rgb_rle.dcm"), color=True)
-    image = read_study(bundled(name), color=True)
+    expected = read(bundled("SC_rgb_rle.dcm"))
+    image = read(bundled(name))
     assert float((image - expected).abs().mean()) < 0.02
 
 
 def test_jpeg_2000_and_jpeg_loops_of_ultrasound_are_decoded() -> None:
-    still = read_study(bundled("examples_jpeg2k.dcm"), color=True)
-    assert still.shape == (3, 480, 640)
-    assert still.meta["photometric"] == "YBR_RCT"
+    still = read(bundled("examples_jpeg2k.dcm"))
+    assert still.shape == (3, 640, 480)
     # the power Doppler of this image is yellow to red: much red, hardly any blue
     assert float((still[0] - still[2]).max()) > 0.9
-    loop = read_study(bundled("examples_ybr_color.dcm"))
+    loop = read(bundled("examples_ybr_color.dcm"))
     assert (loop.meta["frame"], loop.meta["num_frames"]) == (15, 30)
-    assert not np.array_equal(loop, read_study(bundled("examples_ybr_color.dcm"), "first"))
+    assert not np.array_equal(loop, read(bundled("examples_ybr_color.dcm"), "first"))
 
 
 def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, grey: np.ndarray) -> None:
@@ -199,27 +204,29 @@ def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, 
         region((0, 0, 23, 29), (0.9, 0.9), RegionDataType=2),  # color flow
     ]
     dataset = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=regions, PixelSpacing=[9, 9])
-    image = read_study(save(dataset, tmp_path / "a"))
-    assert get_spacing(image) == pytest.approx((0.2, 0.3))
-    assert tuple(image.meta["region"]) == (2, 3, 21, 28)
-    # a step of one row is 0.2 mm backward (LPS +y), one of a column 0.3 mm to the left (LPS +x)
-    np.testing.assert_allclose(image.affine.numpy()[:2, :2], [[0, -0.3], [-0.2, 0]])
+    image = read(save(dataset, tmp_path / "a"))
+    assert get_spacing(image) == pytest.approx((0.3, 0.2))
+    assert tuple(image.meta["region"]) == (3, 2, 28, 21)
+    # a step of one column is 0.3 mm to the left (LPS +x), one of a row 0.2 mm backward (LPS +y)
+    np.testing.assert_allclose(image.affine.numpy(), np.diag([-0.3, -0.2, 1, 1]))
 
 
 def test_plain_spacing_and_none(tmp_path: Path, grey: np.ndarray) -> None:
     with_spacing = ultrasound(grey, "MONOCHROME2", PixelSpacing=[0.4, 0.5])
-    assert get_spacing(read_study(save(with_spacing, tmp_path / "a"))) == pytest.approx((0.4, 0.5))
-    assert get_spacing(read_study(save(ultrasound(grey, "MONOCHROME2"), tmp_path / "b"))) is None
+    assert get_spacing(read(save(with_spacing, tmp_path / "a"))) == pytest.approx((0.5, 0.4))
+    without = read(save(ultrasound(grey, "MONOCHROME2"), tmp_path / "b"))
+    assert get_spacing(without) is None
+    np.testing.assert_array_equal(without.affine.numpy(), np.eye(4))
 
 
 def test_region_of_another_matrix_is_not_trusted(tmp_path: Path, grey: np.ndarray, caplog) -> None:
     scaled = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 59), (0.02, 0.02))])
-    assert get_spacing(read_study(save(scaled, tmp_path / "scaled"))) is None
+    assert get_spacing(read(save(scaled, tmp_path / "scaled"))) is None
     assert "scaled: its ultrasound region is larger than the image" in caplog.text
     cropped = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 25), (0.02, 0.02))])
-    image = read_study(save(cropped, tmp_path / "cropped"))
+    image = read(save(cropped, tmp_path / "cropped"))
     assert get_spacing(image) == pytest.approx((0.2, 0.2))
-    assert tuple(image.meta["region"]) == (2, 3, 24, 26)
+    assert tuple(image.meta["region"]) == (3, 2, 26, 24)
 
 
 def test_file_without_preamble_is_read(tmp_path: Path, grey: np.ndarray) -> None:
@@ -227,7 +234,7 @@ def test_file_without_preamble_is_read(tmp_path: Path, grey: np.ndarray) -> None
     dataset = pydicom.dcmread(whole)
     bare = Dataset({e.tag: e for e in dataset})
     bare.save_as(tmp_path / "bare", implicit_vr=True, little_endian=True)
-    np.testing.assert_array_equal(read_study(tmp_path / "bare"), read_study(whole))
+    np.testing.assert_array_equal(read(tmp_path / "bare"), read(whole))
 
 
 @pytest.mark.parametrize(
@@ -246,24 +253,28 @@ def test_file_without_preamble_is_read(tmp_path: Path, grey: np.ndarray) -> None
 )
 def test_what_is_no_picture_is_refused_with_name_and_reason(name: str, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason) as caught:
-        read_study(bundled(name))
+        read(bundled(name))
     assert str(caught.value).startswith(f"{name}: ")
     assert caught.value.remedy in str(caught.value)
 
 
 def test_dicomdir_is_refused() -> None:
     with pytest.raises(UnreadableImage, match="an index of other files"):
-        read_study(bundled("DICOMDIR"))
+        read(bundled("DICOMDIR"))
 
 
 def test_multiframe_magnetic_resonance_is_a_volume(tmp_path: Path) -> None:
     path = save(ultrasound(np.zeros((4, 8, 8), dtype=np.uint8), "MONOCHROME2", Modality="MR"), tmp_path / "a")
-    with pytest.raises(UnreadableImage, match="wrong dimension: a volume of 4 slices"):
-        read_study(path)
+    with pytest.raises(UnreadableImage, match="does not say where its 4 frames lie"):
+        read(path)
+    cases, (failure,) = find_cases(tmp_path)
+    assert cases == []
+    assert "wrong dimension: a volume of 4 slices" in failure.reason
+    assert failure.remedy
 
 
 def test_other_modalities_are_read_with_a_warning(caplog) -> None:
-    assert read_study(bundled("CT_small.dcm")).shape == (1, 128, 128)
+    assert read(bundled("CT_small.dcm")).shape == (1, 128, 128)
     assert "CT_small.dcm is not an ultrasound image (modality CT)" in caplog.text
 
 
@@ -273,7 +284,7 @@ def test_messages_name_the_file_but_nothing_from_inside(tmp_path: Path, grey: np
     folder = tmp_path / "Secret_Patient"
     folder.mkdir()
     with pytest.raises(UnreadableImage, match="study: cannot be decoded") as caught:
-        read_study(save(dataset, folder / "study"))
+        read(save(dataset, folder / "study"))
     assert "Secret" not in str(caught.value) + caplog.text
 
 
@@ -282,7 +293,7 @@ def test_truncated_anywhere_is_an_unreadable_image(tmp_path: Path, grey: np.ndar
     whole = save(ultrasound(grey, "MONOCHROME2"), tmp_path / "whole").read_bytes()
     (tmp_path / "part").write_bytes(whole[:length])
     with pytest.raises(UnreadableImage):
-        read_study(tmp_path / "part")
+        read(tmp_path / "part")
 
 
 def test_missing_decoder_is_named(tmp_path: Path, grey: np.ndarray, monkeypatch) -> None:
@@ -291,4 +302,4 @@ def test_missing_decoder_is_named(tmp_path: Path, grey: np.ndarray, monkeypatch)
 
     monkeypatch.setattr("pydicom.pixels.pixel_array", refuse)
     with pytest.raises(UnreadableImage, match="python -m pip install python-gdcm"):
-        read_study(bundled("SC_rgb_jpeg_gdcm.dcm"))
+        read(bundled("SC_rgb_jpeg_gdcm.dcm"))

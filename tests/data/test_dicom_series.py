@@ -8,8 +8,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from medcf.data import UnreadableImage, build_datalist
-from medcf.data.volumes import find_volumes, read_volume
+from medcf.data import find_cases, get_spacing, read
+from medcf.runtime.errors import UnreadableImage
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -26,11 +26,11 @@ def along_normal(values, affine):
 
 def test_an_oblique_series_is_placed_by_its_positions(heads, oblique, tmp_path):
     values, affine = oblique
-    volume = read_volume(heads.save_series(tmp_path / "s", values, affine))
+    volume = read(heads.save_series(tmp_path / "s", values, affine))
 
     assert np.array_equal(volume.numpy()[0], values)
     np.testing.assert_allclose(np.asarray(volume.affine), affine, atol=1e-4)
-    assert volume.meta["spacing_mm"] == pytest.approx((1.5, 2.0, 3.5), abs=1e-5)  # SliceThickness says 1
+    assert get_spacing(volume) == pytest.approx((1.5, 2.0, 3.5), abs=1e-5)  # SliceThickness says 1
     assert volume.meta["modality"] == "MR"
     assert volume.meta["source_format"] == "dicom"
 
@@ -48,7 +48,7 @@ def test_series_agree_with_simpleitk_voxel_for_voxel(heads, tmp_path, codes):
     placed[:3, :3] = np.array(other.GetDirection()).reshape(3, 3) * other.GetSpacing()
     placed[:3, 3] = other.GetOrigin()
 
-    volume = read_volume(folder)
+    volume = read(folder)
 
     expected, expected_affine = along_normal(values * 2.0 - 1024, affine)
     assert np.array_equal(volume.numpy()[0], expected)
@@ -61,7 +61,7 @@ def test_series_agree_with_highdicom(heads, oblique, tmp_path):
     highdicom = pytest.importorskip("highdicom")
     folder = heads.save_series(tmp_path / "s", *oblique)
     other = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in folder.iterdir()])
-    volume = read_volume(folder)
+    volume = read(folder)
 
     theirs = {
         tuple(np.round((FLIP @ other.affine @ [*index, 1])[:3], 2)): other.array[index]
@@ -84,7 +84,7 @@ def test_a_tilted_gantry_shears_the_affine(heads, tmp_path):
     values = np.random.default_rng(2).integers(0, 900, (6, 7, 5)).astype(np.int16)
     folder = heads.save_series(tmp_path / "s", values, affine, modality="CT")
 
-    volume = read_volume(folder)
+    volume = read(folder)
 
     np.testing.assert_allclose(np.asarray(volume.affine), affine, atol=1e-4)
     for path in folder.iterdir():  # the first voxel of every slice lies where its header says
@@ -97,7 +97,7 @@ def test_a_tilted_gantry_shears_the_affine(heads, tmp_path):
 
 def test_an_enhanced_object_is_the_same_volume(heads, oblique, tmp_path):
     values, affine = oblique
-    volume = read_volume(heads.save_enhanced(tmp_path / "one.dcm", values, affine))
+    volume = read(heads.save_enhanced(tmp_path / "one.dcm", values, affine))
 
     assert np.array_equal(volume.numpy()[0], values * 3.0)
     np.testing.assert_allclose(np.asarray(volume.affine), affine, atol=1e-4)
@@ -112,13 +112,13 @@ def test_a_list_of_files_and_a_folder_with_side_cars_are_the_same(heads, oblique
     del report.PixelData
     report.save_as(folder / "report.dcm", enforce_file_format=True)
 
-    assert np.array_equal(read_volume(folder).numpy(), read_volume(files).numpy())
+    assert np.array_equal(read(folder).numpy(), read(files).numpy())
 
 
 def refused(heads, oblique, folder, change, match):
     heads.save_series(folder, *oblique, change=change)
     with pytest.raises(UnreadableImage, match=match) as caught:
-        read_volume(folder)
+        read(folder)
     assert caught.value.remedy
     assert "Doe" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -144,7 +144,7 @@ def test_uneven_slices_are_refused_and_slightly_uneven_ones_reported(heads, obli
     refused(heads, oblique, tmp_path / "a", lambda k, ds: moved(ds, 1.2) if k == 2 else ds, "off the even spacing")
 
     heads.save_series(tmp_path / "b", *oblique, change=lambda k, ds: moved(ds, 0.2) if k == 2 else ds)
-    volume = read_volume(tmp_path / "b")
+    volume = read(tmp_path / "b")
     assert volume.shape[-1] == 5
     assert "0.20 mm off" in caplog.text
 
@@ -163,7 +163,7 @@ def test_a_copy_of_a_file_is_left_out(heads, oblique, tmp_path, caplog):
     first = sorted(folder.iterdir())[0]
     (folder / "zcopy.dcm").write_bytes(first.read_bytes())
 
-    assert np.array_equal(read_volume(folder).numpy()[0], oblique[0])
+    assert np.array_equal(read(folder).numpy()[0], oblique[0])
     assert "1 copies" in caplog.text
     assert "zcopy.dcm" in caplog.text
 
@@ -194,7 +194,7 @@ def test_a_localizer_is_left_out_with_a_line_in_the_log(heads, oblique, tmp_path
     scout.ImageOrientationPatient = ["0", "1", "0", "0", "0", "-1"]
     scout.save_as(folder / "scout.dcm", enforce_file_format=True)
 
-    assert np.array_equal(read_volume(folder).numpy()[0], oblique[0])
+    assert np.array_equal(read(folder).numpy()[0], oblique[0])
     assert "localizers" in caplog.text
     assert "scout.dcm" in caplog.text
 
@@ -205,7 +205,7 @@ def test_a_truncated_slice_is_refused_by_name(heads, oblique, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-40])
 
     with pytest.raises(UnreadableImage, match="truncated or damaged") as caught:
-        read_volume(folder)
+        read(folder)
     assert caught.value.path == str(victim)
 
 
@@ -225,7 +225,16 @@ def test_objects_that_are_no_slices_are_refused(heads, oblique, tmp_path):
     refused(heads, oblique, tmp_path / "a", without_position, "does not say where it lies")
     refused(heads, oblique, tmp_path / "b", ultrasound, "modality US")
     refused(heads, oblique, tmp_path / "c", inverted, "inverted")
-    refused(heads, oblique, tmp_path / "d", lambda k, ds: ds if k == 0 else None, "single slice")
+
+
+def test_a_lone_slice_is_a_picture_and_no_volume(heads, oblique, tmp_path):
+    folder = heads.save_series(tmp_path, *oblique, change=lambda k, ds: ds if k == 0 else None)
+
+    assert read(folder).shape == (1, 7, 6)
+    cases, (failure,) = find_cases(folder, spatial_dims=3)
+    assert cases == []
+    assert "single slice, no volume" in failure.reason
+    assert failure.remedy
 
 
 def test_the_log_names_no_patient(heads, oblique, tmp_path, caplog):
@@ -241,9 +250,9 @@ def test_the_log_names_no_patient(heads, oblique, tmp_path, caplog):
     caplog.clear()
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as told:
         for folder in (plain, odd):
-            read_volume(folder)
-        assert len(find_volumes(tmp_path)[0]) == 2
-        build_datalist(tmp_path)
+            read(folder)
+        assert len(find_cases(tmp_path, spatial_dims=3)[0]) == 2
+        find_cases(tmp_path)
     text = caplog.text + "".join(str(one.message) for one in told)
     assert "Doe" not in text
     assert "secret" not in text

@@ -8,8 +8,11 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from medcf.data.volumes import measure_planted_change, planted, read_volume
+from medcf.data import Grid, GridRecord, read
+from medcf.transforms.corrections import register
+from tests.data.planted import measure_planted_change
 
+GRID = Grid((24, 28, 22), 4.0, "RAS", "auto")
 AXIAL = ("LPS", (2.5, 2.5, 5.0), (0, 0, 0))
 SAGITTAL = ("PIR", (2.5, 2.5, 5.0), (0, 0, 0))
 CORONAL = ("LIA", (2.5, 2.5, 5.0), (0, 0, 0))
@@ -32,12 +35,12 @@ def test_a_planted_change_keeps_its_place(heads, tmp_path, layout, container):
     shape, affine = heads.geometry(*layout)
     values = heads.head(shape, affine)
     save = heads.save_nifti if container == "nifti" else heads.save_series
-    image = read_volume(save(tmp_path / "head.nii", values, affine))
+    image = read(save(tmp_path / "head.nii", values, affine))
 
-    for size, spacing in (((24, 28, 22), 4.0), ((48, 56, 44), 2.0)):
-        measured = measure_planted_change(image, size, spacing, mask=image.as_tensor() > 0)
+    for spec in (GRID, Grid((48, 56, 44), 2.0, "RAS", "auto"), Grid((28, 22, 24), 4.0, "PIL", "auto")):
+        measured = measure_planted_change(image, spec, mask=image.as_tensor() > 0)
 
-        assert measured["voxel_mm"] == pytest.approx(max(*layout[1], spacing), rel=1e-3)
+        assert measured["voxel_mm"] == pytest.approx(max(*layout[1], spec.spacing), rel=1e-3)
         assert measured["native_mm"] < 0.4, measured
         assert measured["grid_mm"] < 0.4, measured
         assert measured["native_voxels"] < 0.1
@@ -48,9 +51,9 @@ def test_a_tilted_gantry_keeps_the_place_too(heads, tmp_path):
     shape, affine = heads.geometry("LPS", (3.0, 3.0, 4.0))
     affine[1, 2] += 4.0 * np.tan(np.radians(20))
     affine[1, 3] -= 4.0 * np.tan(np.radians(20)) * (shape[2] - 1) / 2
-    image = read_volume(heads.save_series(tmp_path, heads.head(shape, affine), affine))
+    image = read(heads.save_series(tmp_path, heads.head(shape, affine), affine))
 
-    measured = measure_planted_change(image, (24, 28, 22), 4.0, mask=image.as_tensor() > 0)
+    measured = measure_planted_change(image, GRID, mask=image.as_tensor() > 0)
 
     assert max(measured["native_mm"], measured["grid_mm"]) < 0.4
 
@@ -66,9 +69,9 @@ def test_registration_keeps_the_place_in_the_original(heads, kind):
     turned[:3, 3] = (12, 3, -8)
     image = MetaTensor(torch.from_numpy(head)[None], affine=turned @ lying)
 
-    measured = measure_planted_change(
-        image, (24, 28, 22), 4.0, mask=image.as_tensor() > 0, template=template, registration=kind
-    )
+    mask = image.as_tensor() > 0
+
+    measured = measure_planted_change(image, GRID, mask=mask, registered=register(image, mask, template, kind))
 
     assert max(measured["native_mm"], measured["grid_mm"]) < 0.5, measured
 
@@ -81,10 +84,10 @@ def test_registration_keeps_the_place_in_the_original(heads, kind):
 def test_a_wrong_way_back_is_noticed(heads, monkeypatch, wrong, distance):
     shape, affine = heads.geometry("RAS", (4.0, 4.0, 4.0))
     image = MetaTensor(torch.from_numpy(heads.head(shape, affine).astype(np.float32))[None], affine=affine)
-    right = planted.from_volume_grid
-    monkeypatch.setattr(planted, "from_volume_grid", lambda values, record: wrong(right(values, record)))
+    right = GridRecord.back
+    monkeypatch.setattr(GridRecord, "back", lambda record, values: wrong(right(record, values)))
 
-    measured = measure_planted_change(image, (24, 28, 22), 4.0, mask=image.as_tensor() > 0)
+    measured = measure_planted_change(image, GRID, mask=image.as_tensor() > 0)
 
     assert measured["native_mm"] > distance
 
@@ -93,4 +96,4 @@ def test_a_point_outside_of_the_brain_is_refused(heads):
     shape, affine = heads.geometry(voxel=(6, 6, 6))
     image = MetaTensor(torch.from_numpy(heads.head(shape, affine).astype(np.float32))[None], affine=affine)
     with pytest.raises(ValueError, match="outside of the brain"):
-        measure_planted_change(image, mask=image.as_tensor() > 0, offset=(60, 0, 0))
+        measure_planted_change(image, GRID, mask=image.as_tensor() > 0, offset=(60, 0, 0))
