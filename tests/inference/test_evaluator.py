@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.transforms import Compose
+from monai.transforms import Compose, LoadImaged
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from medcf.data import UnreadableImage, build_datalist, read_study
-from medcf.inference.case_writer import CaseWriter
+from medcf.data import Case, StudyReader, find_cases, read
 from medcf.inference.cases import CaseDataset, PendingBatches, collate_cases
-from medcf.inference.evaluator import CounterfactualEvaluator
-from medcf.inference.nifti_writer import NiftiWriter
+from medcf.inference.evaluator import CaseWriter, CounterfactualEvaluator
+from medcf.inference.explainer import Explainer
 from medcf.inference.run_folder import RunFolder
+from medcf.inference.writers import NiftiWriter
 from medcf.inferers import UnchangedInferer
 from medcf.inferers.counterfactual import Counterfactual
-from medcf.transforms import LoadCased, NativeCounterfactuald, ToGridd
+from medcf.runtime.errors import UnreadableImage
+from medcf.transforms import AddDifferenced, ToGridd
 
 SIZE = (32, 40)
 
@@ -42,7 +44,7 @@ class Brighten:
         self.step, self.on_black = step, on_black
         self.calls = []
 
-    def explain(self, inputs, network, sample_ids=None):
+    def explain(self, inputs, network, sample_ids=None, target=None):
         self.calls.append(list(sample_ids))
         black = (inputs.amax((1, 2, 3)) < -0.9) if self.on_black else torch.zeros(len(inputs), dtype=torch.bool)
         if self.on_black == "raise" and bool(black.any()):
@@ -60,16 +62,19 @@ class Brighten:
 
 
 def make_run(tmp_path, inferer, batch_size=2, writers=None, datalist=None, **options):
-    cases, failures = build_datalist(None if datalist else tmp_path / "in", datalist)
+    cases, failures = find_cases(None if datalist else tmp_path / "in", datalist)
     folder = RunFolder(tmp_path / "out")
     folder.open(cases, failures)
-    dataset = CaseDataset(cases, Compose([LoadCased(), ToGridd("image", SIZE, 1.75)]))
+    load = LoadImaged("image", reader=StudyReader, expanduser=False)
+    preprocessing = Compose([load, ToGridd("image", size=SIZE, spacing=1.75)])
+    dataset = CaseDataset(cases, preprocessing)
     loader = DataLoader(dataset, batch_sampler=PendingBatches(cases, folder, batch_size), collate_fn=collate_cases)
-    evaluator = CounterfactualEvaluator(
-        "cpu", loader, torch.nn.Identity(), inferer, BrightnessClassifier(),
-        postprocessing=NativeCounterfactuald(), val_handlers=[CaseWriter(folder, writers)], **options,
+    explainer = Explainer(
+        preprocessing, inferer, torch.nn.Identity(), AddDifferenced(), BrightnessClassifier(),
+        writers=[NiftiWriter()] if writers is None else writers,
+        **options,
     )  # fmt: skip
-    return evaluator, folder
+    return CounterfactualEvaluator(explainer, loader, val_handlers=[CaseWriter(folder)]), folder
 
 
 def picture(height=64, width=80, level=60):
@@ -118,14 +123,14 @@ def test_a_file_that_breaks_while_reading_is_recorded(tmp_path):
 
 
 def test_a_failure_names_the_file_that_is_to_blame_and_the_cause_below_monais_words(tmp_path):
-    case = {"case": "a", "image": "in/a.nii.gz", "mask": "masks/a.nii.gz", "files": ["in/a.nii.gz", "in/b"]}
+    case = Case("a", (Path("in/a.nii.gz"), Path("in/b")), mask=Path("masks/a.nii.gz"))
 
     def reason_of(error):
         def fail(item):
             raise error
 
         failure = CaseDataset([case], Compose([fail]))[0]["failure"]
-        assert failure.file == case["image"]
+        assert failure.file == "in/a.nii.gz"
         return failure.reason
 
     assert reason_of(UnreadableImage("in/a.nii.gz", "is damaged", "")) == "is damaged"
@@ -255,9 +260,9 @@ def test_formats_of_one_phantom_agree_with_what_itk_reads(tmp_path):
     for row in rows.values():
         image = nib.load(folder.case_dir(row["case"]) / "counterfactual.nii.gz")
         assert image.shape == (80, 64, 1)
-        read = read_study(row["file"])
         first = nib.load(folder.case_dir(row["case"]) / "trajectory.nii.gz").get_fdata()[:, :, 0, 0]
-        np.testing.assert_allclose(first.T, read[0].numpy(), atol=1e-6)
+        shown = read(row["file"])[0].numpy()
+        np.testing.assert_allclose(first, shown, atol=1e-6)
     dicom = itk.imread(rows["dicom"]["file"])
     written = itk.imread(str(folder.case_dir(rows["dicom"]["case"]) / "counterfactual.nii.gz"))
     sizes = [list(image.GetLargestPossibleRegion().GetSize())[:2] for image in (written, dicom)]
@@ -296,7 +301,7 @@ def test_prediction_can_be_inverted_by_monai(tmp_path):
     evaluator.run()
     to_grid = evaluator.data_loader.dataset.preprocessing.transforms[-1]
     native = to_grid.inverse({"image": outputs[0]["pred"]})["image"]
-    assert native.shape == (1, 64, 80)
+    assert native.shape == (1, 80, 64)
 
 
 def test_region_is_the_part_of_the_matrix_under_the_grid(tmp_path):
@@ -308,7 +313,7 @@ def test_region_is_the_part_of_the_matrix_under_the_grid(tmp_path):
         tmp_path, Brighten(on_black=None), writers=[lambda result, path: results.append(result)]
     )
     evaluator.run()  # a grid of 32 x 40 at 1.75 mm is 64 x 80 native pixels
-    top, left, bottom, right = results[0].region
+    left, top, right, bottom = results[0].region
     assert (top, bottom, left, right) == (32, 96, 40, 120)
-    assert not results[0].difference[: top - 2].any()
-    assert results[0].difference[top:bottom, left:right].min() > 0.25
+    assert not results[0].difference[:, : top - 2].any()
+    assert results[0].difference[left:right, top:bottom].min() > 0.25

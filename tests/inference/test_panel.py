@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a panel says, and that its colors have fixed units."""
+"""What a panel says, of pictures and of volumes, and that its colors have fixed units."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ from PIL import Image
 
 from medcf.inference.case_result import CaseResult
 from medcf.inference.drawing import LABEL_COLORS, colored_difference, colored_segmentation
-from medcf.report import PanelWriter, draw_panel
+from medcf.inference.panel import PanelWriter, draw_panel
 
 
 def make_result(**row):
-    image = np.full((64, 80), 0.4, np.float32)
+    image = np.full((80, 64), 0.4, np.float32)
     difference = np.zeros_like(image)
-    difference[20:40, 30:50] = 0.3
+    difference[30:50, 20:40] = 0.3
     values = {
         "target": 1, "label_before": 0, "label_after": 1, "confidence_before": 0.1, "confidence_after": 0.93,
         "flipped": True, "unchanged": False, "confidences": [0.1, 0.6, 0.93], "out_of_distribution": False,
@@ -26,9 +27,25 @@ def make_result(**row):
     return CaseResult(
         case="head_7", path=Path("head_7.png"), original=image, counterfactual=image + difference,
         difference=difference, trajectory=np.stack([image, image + difference / 2, image + difference]),
-        affine=np.eye(4),
-        source_format="raster", spacing=(1.0, 1.0), segmentation=np.zeros((2, 64, 80), np.uint8), row=values | row,
+        affine=np.diag([-1.0, -1.0, 1.0, 1.0]),
+        source_format="raster", spacing=(1.0, 1.0), segmentation=np.zeros((2, 80, 64), np.uint8), row=values | row,
     )  # fmt: skip
+
+
+def make_volume(**changes):
+    """A RAS volume of 0 to 800 with its brain in the middle and one change."""
+    image, difference = np.zeros((20, 24, 16), np.float32), np.zeros((20, 24, 16), np.float32)
+    image[3:17, 4:20, 3:13] = 400
+    difference[13:16, 15:18, 10:13] = 0.3
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = (-19, -35, -30)
+    counterfactual = image + 800 * difference
+    row = make_result().row | {"confidence_before": 0.12, "confidence_after": 0.97}
+    result = CaseResult(
+        "head_7", Path("head_7.nii.gz"), image, counterfactual, difference, np.stack([image, counterfactual]),
+        affine, "nifti", (2.0, 3.0, 4.0), window=(0.0, 800.0), mask=image > 0, row=row,
+    )  # fmt: skip
+    return replace(result, **changes)
 
 
 def words(figure) -> list[str]:
@@ -51,9 +68,11 @@ def test_every_synthetic_tile_says_so():
     assert any("not for diagnosis" in text for text in texts)
 
 
-def test_only_unfamiliar_inputs_get_the_warning():
-    assert not any("OUT OF DISTRIBUTION" in text for text in words(draw_panel(make_result())))
-    figure = draw_panel(make_result(out_of_distribution=True))
+@pytest.mark.parametrize("make", [make_result, make_volume])
+def test_only_unfamiliar_inputs_get_the_warning(make):
+    result = make()
+    assert not any("OUT OF DISTRIBUTION" in text for text in words(draw_panel(result)))
+    figure = draw_panel(replace(result, row=result.row | {"out_of_distribution": True}))
     warning = next(text for text in figure.axes[0].texts if "OUT OF DISTRIBUTION" in text.get_text())
     red, green, blue, _ = warning.get_bbox_patch().get_facecolor()
     assert red > 0.5 > green + blue
@@ -79,11 +98,9 @@ def test_tall_and_wide_images_make_panels(tmp_path):
     result = make_result()
     for shape in ((200, 40), (40, 200)):
         image = np.zeros(shape, np.float32)
-        changed = CaseResult(
-            **{**result.__dict__, "original": image, "counterfactual": image, "difference": image,
-               "trajectory": np.zeros((6, *shape), np.float32), "segmentation": None, "spacing": None}
-        )  # fmt: skip
-        PanelWriter()(changed, tmp_path)
+        same = dict.fromkeys(("original", "counterfactual", "difference"), image)
+        trajectory = np.zeros((6, *shape), np.float32)
+        PanelWriter()(replace(result, trajectory=trajectory, segmentation=None, spacing=None, **same), tmp_path)
 
 
 def test_difference_colors_do_not_depend_on_the_case():
@@ -118,7 +135,34 @@ def test_a_row_may_lack_what_was_not_computed(missing):
 
 def test_a_panel_shows_what_the_network_saw():
     result = make_result()
-    part = CaseResult(**{**result.__dict__, "region": (0, 0, 32, 40)})
+    part = replace(result, region=(0, 0, 40, 32))
     assert any("what the network saw" in text for text in words(draw_panel(part)))
-    whole = CaseResult(**{**result.__dict__, "region": (0, 0, 64, 80)})
+    whole = replace(result, region=(0, 0, 80, 64))
     assert "input" in words(draw_panel(whole))
+
+
+def test_the_panel_of_a_volume_names_classes_confidences_directions_and_that_it_is_synthetic():
+    texts = words(draw_panel(make_volume(), class_names=["CN", "AD"]))
+    assert "head_7" in texts
+    assert any("CN → AD" in text and "p(AD) 0.12 → 0.97" in text for text in texts)
+    assert texts.count("SYNTHETIC") == 3
+    assert any("not for diagnosis" in text for text in texts)
+    assert any("radiological convention" in text for text in texts)
+    assert {"R", "L", "A", "P", "S", "I"} <= set(texts)
+
+
+def test_a_volume_without_difference_has_a_panel(tmp_path):
+    result = make_volume()
+    same = replace(result, difference=np.zeros_like(result.difference), counterfactual=result.original)
+    assert any("no difference" in text for text in words(draw_panel(same)))
+    PanelWriter(["CN", "AD"])(same, tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "panel.png"))
+    assert picture.std() > 10
+
+
+def test_the_brain_is_outlined_on_the_difference():
+    pictures = [draw_panel(result).axes[0].images[0].get_array() for result in (
+        make_volume(), make_volume(mask=np.zeros((20, 24, 16), bool)))]  # fmt: skip
+    green = [((p[..., 1] > p[..., 0] + 0.3) & (p[..., 1] > p[..., 2] + 0.3)).sum() for p in pictures]
+    assert green[0] > 100
+    assert green[1] == 0

@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from medcf.inference.run_folder import MARKER, Failure, RunFolder
+from medcf.data import Case
+from medcf.inference.case_result import MARKER
+from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import finish_run, summarize
+from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, running_config, sha256
 
 CONFIG = {"target": 1, "seed": 0, "inferer": {"scales": [5.0, 10]}, "device": "cpu", "batch_size": 8, "output_dir": "a"}
@@ -28,7 +31,7 @@ def inputs(tmp_path):
     cases = []
     for name in "abc":
         (folder / f"{name}.png").write_bytes(name.encode())
-        cases.append({"case": name, "image": str(folder / f"{name}.png")})
+        cases.append(Case(name, (folder / f"{name}.png",)))
     return cases
 
 
@@ -98,9 +101,9 @@ def test_changed_weights_are_named(tmp_path, inputs, weights):
 
 def test_changed_missing_and_new_inputs_are_named(tmp_path, inputs, weights):
     leave_one_done(tmp_path, inputs, weights)
-    Path(inputs[1]["image"]).write_bytes(b"edited")
+    inputs[1].path.write_bytes(b"edited")
     (tmp_path / "in" / "d.png").write_bytes(b"d")
-    now = [*inputs[1:], {"case": "d", "image": str(tmp_path / "in" / "d.png")}]
+    now = [*inputs[1:], Case("d", (tmp_path / "in" / "d.png",))]
     with pytest.raises(ValueError, match=r"(?s)inputs changed: b\n.*inputs missing now: a\n.*inputs new: d"):
         start(tmp_path, now, weights)
 
@@ -120,14 +123,14 @@ def test_a_failed_input_may_be_repaired(tmp_path, inputs, weights):
     folder, _ = start(tmp_path, inputs, weights)
     folder.complete("a", row("a"))
     folder.complete("c", row("c"))
-    folder.fail(Failure(inputs[1]["image"], "read", "is damaged", "Export it again."))
+    folder.fail(Failure(str(inputs[1].path), "read", "is damaged", "Export it again."))
     with pytest.raises(RuntimeError, match="1 of 3 files failed"):
         finish_run(folder)
-    Path(inputs[1]["image"]).write_bytes(b"repaired")
+    inputs[1].path.write_bytes(b"repaired")
     _, done = start(tmp_path, inputs, weights)
     assert done == ["a", "c"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["inputs"]["b"]["sha256"] == sha256(inputs[1]["image"])
+    assert manifest["inputs"]["b"]["sha256"] == sha256(inputs[1].path)
 
 
 def test_overwrite_removes_the_old_run_and_nothing_else(tmp_path, inputs, weights):
@@ -168,12 +171,13 @@ def test_two_processes_cannot_share_a_folder(tmp_path, inputs, weights):
 
 def test_a_killed_process_leaves_whole_markers_and_no_lock(tmp_path, inputs, weights):
     script = (
-        "import sys; from medcf.inference.run_folder import RunFolder\n"
-        "folder = RunFolder(sys.argv[1]); folder.open([{'case': str(i), 'image': sys.argv[2]} for i in range(2000)])\n"
+        "import sys; from pathlib import Path\n"
+        "from medcf.data import Case; from medcf.inference.run_folder import RunFolder\n"
+        "folder = RunFolder(sys.argv[1]); folder.open([Case(str(i), (Path(sys.argv[2]),)) for i in range(2000)])\n"
         "for i in range(2000): folder.complete(str(i), {'case': str(i), 'padding': 'x' * 100000})\n"
     )
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", script, str(out), inputs[0]["image"]])
+    process = subprocess.Popen([sys.executable, "-c", script, str(out), str(inputs[0].path)])
     try:
         deadline = time.monotonic() + 60
         while not (out / "5" / MARKER).exists():
@@ -184,7 +188,7 @@ def test_a_killed_process_leaves_whole_markers_and_no_lock(tmp_path, inputs, wei
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     folder = RunFolder(out)
-    done = folder.open([{"case": str(i), "image": inputs[0]["image"]} for i in range(2000)])
+    done = folder.open([Case(str(i), inputs[0].files) for i in range(2000)])
     assert len(done) >= 6
     assert all(len(item["padding"]) == 100000 for item in folder.rows())
 
@@ -252,12 +256,12 @@ def test_running_config_sees_overrides():
 def test_a_series_is_hashed_by_its_own_files_and_its_mask(tmp_path):
     for name in ("1.dcm", "2.dcm", "other.dcm", "mask.nii"):
         (tmp_path / name).write_text(name)
-    files = [tmp_path / "1.dcm", tmp_path / "2.dcm"]
-    case = {"case": "a", "image": files[0], "files": files}
+    files = (tmp_path / "1.dcm", tmp_path / "2.dcm")
+    case = Case("a", files)
     before = hash_inputs([case])["a"]
     (tmp_path / "other.dcm").write_text("changed")
     assert hash_inputs([case])["a"] == before
-    assert hash_inputs([case | {"mask": tmp_path / "mask.nii"}])["a"] != before
+    assert hash_inputs([replace(case, mask=tmp_path / "mask.nii")])["a"] != before
     files[1].write_text("changed")
     assert hash_inputs([case])["a"] != before
 
@@ -266,7 +270,7 @@ def test_a_volume_and_its_mask_of_the_same_name_are_both_hashed(tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.nii").write_text(folder)
-    case = {"case": "a", "image": tmp_path / "images" / "a.nii", "mask": tmp_path / "masks" / "a.nii"}
+    case = Case("a", (tmp_path / "images" / "a.nii",), mask=tmp_path / "masks" / "a.nii")
     before = hash_inputs([case])["a"]
     (tmp_path / "images" / "a.nii").write_text("changed")
     assert hash_inputs([case])["a"] != before

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from medcf.data import read_study
+from medcf.data import read, to_luminance
+from medcf.data.image import geometry
 from medcf.inference.case_result import CaseResult
-from medcf.inference.nifti_writer import NiftiWriter
+from medcf.inference.inputs import list_cases
 from medcf.inference.run_folder import RunFolder
-from medcf.phantoms import write_brain_demo, write_demo
+from medcf.inference.writers import NiftiWriter
 from medcf.phantoms.brain.files import GEOMETRIES
 from medcf.report import read_run, summary_figure
 
@@ -21,23 +22,22 @@ from medcf.report import read_run, summary_figure
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    write_demo(out / "demo_inputs", count=3, truth_dir=out / "demo_truth", size=(64, 80), spacing=1.75)
-    paths = sorted((out / "demo_inputs").iterdir())
+    listed = list_cases(None, None, out, demo_count=3, demo_options={"size": (64, 80), "spacing": 1.75})
     folder = RunFolder(out)
-    folder.open([{"case": path.name.split(".")[0], "image": path} for path in paths])
+    folder.open(listed.cases)
     for case, path in folder.inputs.items():
-        image = read_study(path)
-        plane = image[0].numpy()
+        image = read(path)
+        plane = to_luminance(image)[0].numpy()
         difference = np.zeros_like(plane)
-        difference[:10, :20] = 0.25
+        difference[:20, :10] = 0.25  # columns first: ten rows of twenty
         result = CaseResult(
             case, path, plane, np.clip(plane + difference, 0, 1), difference, np.stack([plane, plane]),
-            image.affine.numpy(), image.meta["source_format"], row={},
+            geometry(image)[0], image.meta["source_format"], row={},
         )  # fmt: skip
-        folder.case_dir(case).mkdir()
-        NiftiWriter()(result, folder.case_dir(case))
+        folder.write(case, partial(NiftiWriter(), result))
         numbers = {"confidence_before": 0.1, "confidence_after": 0.9, "mean_absolute_difference": 0.1, "seconds": 1}
-        row = {"case": case, "file": str(path), "frame": 0, "flipped": True, "unchanged": False, **numbers}
+        row = {"case": case, "file": str(path), "format": image.meta["source_format"], "frame": 0, **numbers}
+        row |= {"flipped": True, "unchanged": False}
         folder.complete(case, row | {"num_function_evaluations": 1})
     folder.close({})
     return out
@@ -72,29 +72,28 @@ def test_unfinished_cases_are_refused(finished):
 
 
 def test_a_volume_gives_its_axial_slice_through_the_change_with_the_truth_beside_it(tmp_path):
-    (record,) = write_brain_demo(
-        tmp_path / "demo_inputs", count=1, spacing=8.0, geometries=(GEOMETRIES[1],), truth_dir=tmp_path / "demo_truth"
-    )
+    demo = {"spacing": 8.0, "geometries": (GEOMETRIES[1],)}
+    options = {"phantom": "brain_mri", "demo_count": 1, "demo_options": demo, "spatial_dims": 3}
+    (case,) = list_cases(None, None, tmp_path, **options).cases
     folder = RunFolder(tmp_path)
-    folder.open([{"case": record["case"], "image": record["path"]}])
-    source = nib.load(record["path"])
+    folder.open([case])
+    source = nib.load(case.path)
     image = source.get_fdata(dtype=np.float32)
     difference = np.zeros_like(image)
     middle = tuple(n // 2 for n in image.shape)
     difference[tuple(slice(n - 2, n + 2) for n in middle)] = -0.5
     result = CaseResult(
-        record["case"], Path(record["path"]), image, np.clip(image + 1000 * difference, 0, None), difference,
+        case.id, case.path, image, np.clip(image + 1000 * difference, 0, None), difference,
         image[None], source.affine, "nifti", window=(0, 1000), mask=image > 0,
     )  # fmt: skip
-    folder.case_dir(record["case"]).mkdir()
-    NiftiWriter()(result, folder.case_dir(record["case"]))
+    folder.write(case.id, partial(NiftiWriter(), result))
     numbers = {"confidence_before": 0.2, "confidence_after": 0.8, "black": 0.0, "white": 1000.0}
     sizes = {f"size_{axis}": n for axis, n in zip("ijk", image.shape, strict=True)}
     folder.complete(
-        record["case"],
-        {"case": record["case"], "file": record["path"], "format": "nifti", "flipped": True, **sizes, **numbers},
+        case.id,
+        {"case": case.id, "file": str(case.path), "format": "nifti", "flipped": True, **sizes, **numbers},
     )
-    (column,) = read_run(tmp_path, [record["case"]])
+    (column,) = read_run(tmp_path, [case.id])
     assert column.image.shape == column.truth.shape == (200, 200)
     changed = np.argwhere(column.difference < -0.25)
     brain = np.argwhere(column.image > 0.2)
@@ -102,8 +101,8 @@ def test_a_volume_gives_its_axial_slice_through_the_change_with_the_truth_beside
     inside = tuple(changed.T)
     darker = np.clip(column.image + column.difference, 0, None)[inside]
     np.testing.assert_allclose(darker.mean(), column.counterfactual[inside].mean(), atol=0.05)
-    Path(record["path"]).unlink()  # then the input is what the outputs leave of it
-    (again,) = read_run(tmp_path, [record["case"]])
+    case.path.unlink()  # then the input is what the outputs leave of it
+    (again,) = read_run(tmp_path, [case.id])
     outside = column.difference == 0
     np.testing.assert_allclose(again.image[outside], column.image[outside], atol=1e-4)
     texts = [text.get_text() for text in summary_figure([column]).axes[0].texts]

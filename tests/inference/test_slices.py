@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume's panel hangs as radiologists expect, whatever the order of its voxels."""
+"""Slices hang as radiologists expect, whatever the order of the voxels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
-from PIL import Image
 
 from medcf.inference.case_result import CaseResult
-from medcf.inference.volume_panel import focus, slices_through
-from medcf.report import VolumePanelWriter, draw_volume_panel
+from medcf.inference.slices import cropped, focus, slices_through
 
 SHAPE = (20, 24, 16)
 CHANGE = (14, 16, 11)  # right, front, upper
@@ -39,10 +37,6 @@ def make_result(orientation="RAS", **changes):
         affine @ inv_ornt_aff(turn, SHAPE), "nifti", (2.0, 3.0, 4.0), window=(0.0, 800.0), mask=mask, row=dict(ROW),
     )  # fmt: skip
     return replace(result, **changes)
-
-
-def words(figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts]
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "PIR", "SLA"])
@@ -81,34 +75,29 @@ def test_without_a_mask_the_whole_volume_is_shown():
     assert axial.size_mm == (72.0, 40.0)
 
 
-def test_panel_names_classes_confidences_directions_and_that_it_is_synthetic():
-    texts = words(draw_volume_panel(make_result(), class_names=["CN", "AD"]))
-    assert "head_7" in texts
-    assert any("CN → AD" in text and "p(AD) 0.12 → 0.97" in text for text in texts)
-    assert texts.count("SYNTHETIC") == 3
-    assert any("not for diagnosis" in text for text in texts)
-    assert any("radiological convention" in text for text in texts)
-    assert {"R", "L", "A", "P", "S", "I"} <= set(texts)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_picture_hangs_as_it_was_read_whatever_its_orientation(known):
+    rows = np.random.default_rng(0).random((8, 6)).astype(np.float32)
+    affine = np.diag([-0.5, -0.25, 1.0, 1.0]) if known else np.diag([-1.0, -1.0, 1.0, 1.0])
+    turns = {"as read": (rows.T, affine), "transposed": (rows, affine[:, [1, 0, 2, 3]])}
+    turns["flipped"] = (rows.T[::-1], affine * [[-1, 1, 1, 1]] * 1.0)
+    for image, where in turns.values():
+        result = CaseResult("a", Path("a.png"), image, image, image, image[None], where, "raster")
+        (plane,) = slices_through(result, focus(result))
+        np.testing.assert_array_equal(plane.image, rows)
+        assert plane.size_mm == pytest.approx((2.0, 3.0) if known else (8, 6))
 
 
-def test_a_case_without_difference_has_a_panel(tmp_path):
-    result = make_result()
-    same = replace(result, difference=np.zeros_like(result.difference), counterfactual=result.original)
-    assert any("no difference" in text for text in words(draw_volume_panel(same)))
-    VolumePanelWriter(["CN", "AD"])(same, tmp_path)
-    picture = np.asarray(Image.open(tmp_path / "panel.png"))
-    assert picture.std() > 10
-
-
-def test_the_brain_is_outlined_on_the_difference():
-    pictures = [draw_volume_panel(result).axes[0].images[0].get_array() for result in (
-        make_result(), make_result(mask=np.zeros(SHAPE, bool)))]  # fmt: skip
-    green = [((p[..., 1] > p[..., 0] + 0.3) & (p[..., 1] > p[..., 2] + 0.3)).sum() for p in pictures]
-    assert green[0] > 100
-    assert green[1] == 0
-
-
-def test_only_unfamiliar_volumes_get_the_warning():
-    known, strange = (make_result(row=ROW | {"out_of_distribution": flag}) for flag in (False, True))
-    assert not any("OUT OF DISTRIBUTION" in text for text in words(draw_volume_panel(known)))
-    assert any("OUT OF DISTRIBUTION" in text for text in words(draw_volume_panel(strange)))
+def test_a_picture_is_cut_to_what_the_network_saw_unless_that_is_nearly_all():
+    image = np.random.default_rng(0).random((80, 64)).astype(np.float32)
+    result = CaseResult(
+        "a", Path("a.png"), image, image, image, image[None], np.eye(4), "raster",
+        segmentation=np.zeros((2, 80, 64), np.uint8), region=(10, 5, 50, 35),
+    )  # fmt: skip
+    part = cropped(result)
+    np.testing.assert_array_equal(part.original, image[10:50, 5:35])
+    assert part.segmentation.shape == (2, 40, 30)
+    assert part.trajectory.shape == (1, 40, 30)
+    whole = cropped(replace(result, region=(0, 0, 80, 63)))
+    assert whole.original is image
+    assert whole.region is None

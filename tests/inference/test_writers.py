@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes are written as their input was stored: every header field that places them, whatever its oddities."""
+"""Images are written as their input was stored: every header field that places them, whatever its oddities."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medcf.data.image import picture_affine
 from medcf.inference.case_result import CaseResult
-from medcf.inference.nifti_writer import NiftiWriter
+from medcf.inference.writers import NiftiWriter, create_writers
 
 SHAPE = (6, 5, 4)
 
@@ -99,3 +100,29 @@ def test_a_series_lies_in_the_scanners_space_and_without_a_mask_there_is_no_sali
     np.testing.assert_array_equal(image.affine, np.diag([-2.0, -3.0, 4.0, 1.0]))
     assert image.header["qform_code"] == image.header["sform_code"] == 1
     assert not (tmp_path / "saliency.nii.gz").exists()
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.25), None])
+def test_a_picture_lies_where_its_input_lies_columns_first(tmp_path, spacing):
+    plane = np.random.default_rng(0).random((6, 5)).astype(np.float32)
+    affine = picture_affine(spacing)
+    result = CaseResult("a", tmp_path / "a.png", plane, plane, plane, np.stack([plane] * 3), affine, "raster", spacing)
+    NiftiWriter()(result, tmp_path)
+    image = nib.load(tmp_path / "counterfactual.nii.gz")
+    np.testing.assert_array_equal(image.get_fdata()[:, :, 0], plane)
+    np.testing.assert_allclose(image.affine, affine)
+    assert image.header.get_xyzt_units()[0] == ("mm" if spacing else "unknown")
+    assert nib.load(tmp_path / "trajectory.nii.gz").shape == (6, 5, 1, 3)
+    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"counterfactual", "difference", "trajectory"}
+
+
+def test_writers_are_made_by_name_and_mistakes_are_named():
+    nifti, panel = create_writers(nifti={"trajectory": True}, panel={"class_names": ["a", "b"]})
+    assert isinstance(nifti, NiftiWriter)
+    assert panel.class_names == ("a", "b")
+    assert create_writers(nifti={}, panel=None)[0].trajectory is None
+    assert len(create_writers(nifti={}, panel=None)) == 1
+    with pytest.raises(ValueError, match="nifti"):
+        create_writers(nifty={})
+    with pytest.raises(ValueError, match=r"'panel' does not fit its arguments.*names"):
+        create_writers(panel={"names": []})
