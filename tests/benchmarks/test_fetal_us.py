@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose, LoadImaged
 from PIL import Image
 
 from benchmarks.fetal_us.__main__ import main
@@ -17,8 +18,12 @@ from benchmarks.fetal_us.evaluate import Images, measure
 from benchmarks.fetal_us.prepare import TABLES, prepare
 from benchmarks.fetal_us.report import BEGIN, END, insert, table
 from benchmarks.fetal_us.statistics import balanced_accuracy, bootstrap, chance_of_reidentification, share
+from medcf.data import StudyReader
 from medcf.inferers.counterfactual import Counterfactual
-from medcf.training.image_dataset import ImageDataset
+from medcf.training.datasets import own_dataset
+from medcf.transforms import ToGridd
+
+PREPARE = Compose([LoadImaged("image", reader=StudyReader(), expanduser=False), ToGridd("image", size=(16, 20))])
 
 COLUMNS = ("file", "mask", "mask_kind", "subject", "source", "label_brain", "label_hc_plane")
 
@@ -108,7 +113,7 @@ def test_unknown_planes_train_the_null_class_of_the_diffusion_model(tables: Path
     assert {row["label"] for row in rows} == {"", "0", "1"}
     assert not any("abdomen" in row["file"] for row in rows)
     assert any("h3.png" in row["file"] for row in rows)
-    dataset = ImageDataset(tables / "brain.csv", "train", size=(16, 20), null_label=2)
+    dataset = own_dataset(tables / "brain.csv", "train", PREPARE, null_label=2)
     assert len(dataset) == len(rows)
     assert [int(dataset[i]["label"]) for i in range(len(rows))] == [int(row["label"] or 2) for row in rows]
 
@@ -138,8 +143,8 @@ def test_the_split_depends_on_the_seed_alone(data: Path, tables: Path, tmp_path:
 
 def test_cases_are_named_the_same_wherever_the_folder_lies(tables: Path) -> None:
     rows = read(tables / "planes.csv")
-    dataset = ImageDataset(tables / "planes.csv", "val", size=(16, 20))
-    assert [case["case"] for case in dataset.cases] == [Path(row["file"]).stem for row in rows if row["split"] == "val"]
+    dataset = own_dataset(tables / "planes.csv", "val", PREPARE)
+    assert [sample["case"] for sample in dataset] == [Path(row["file"]).stem for row in rows if row["split"] == "val"]
 
 
 def test_a_folder_without_labels_says_so(tmp_path: Path) -> None:

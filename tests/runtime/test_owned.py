@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from medcf.inference.run_folder import RunFolder
+from medcf.data import Case
+from medcf.inference import RunFolder
 from medcf.runtime.owned import RECORD, check_output_dir, fill_folder, remove_files, written_files
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +143,7 @@ def test_a_folder_of_the_users_that_is_called_like_a_case_is_refused(tmp_path):
     (tmp_path / "out" / "patient1" / "a.png").write_bytes(b"mine")
     folder = RunFolder(tmp_path / "out", overwrite=True)
     with pytest.raises(ValueError, match=r"patient1 would be overwritten.*--output_dir"):
-        folder.open([{"case": "patient1", "image": str(tmp_path / "in" / "patient1.png")}])
+        folder.open([Case("patient1", (tmp_path / "in" / "patient1.png",))])
     assert (tmp_path / "out" / "patient1" / "a.png").read_bytes() == b"mine"
 
 
@@ -152,14 +153,14 @@ def test_a_table_of_the_users_is_not_overwritten(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text('{"mine": true}')
     with pytest.raises(ValueError, match=f"{name} would be overwritten"):
-        RunFolder(tmp_path / "out", overwrite=True).open([{"case": "a", "image": str(tmp_path / "a.png")}])
+        RunFolder(tmp_path / "out", overwrite=True).open([Case("a", (tmp_path / "a.png",))])
 
 
 @pytest.mark.parametrize("edited", ["..", "../in", ".", "", "/"])
 def test_an_edited_manifest_removes_nothing_outside(tmp_path, edited):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"1")
-    cases = [{"case": "a", "image": str(tmp_path / "in" / "a.png")}]
+    cases = [Case("a", (tmp_path / "in" / "a.png",))]
     folder = RunFolder(tmp_path / "out")
     folder.open(cases)
     folder.complete("a", {"case": "a"})
