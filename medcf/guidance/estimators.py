@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from medcf.guidance.loss import BoundLoss, LossTerms
+from medcf.runtime.choices import check_choice
 from medcf.sampling.loop import Hook
 
 __all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
@@ -93,8 +94,7 @@ class X0Gradient(GradientEstimator):
         every: int = 1,
     ) -> None:
         super().__init__(loss, every=every)
-        if gradient_step not in ("current", "previous"):
-            raise ValueError(f"gradient_step={gradient_step!r} is unknown: use 'current' or 'previous'.")
+        check_choice("gradient_step", gradient_step, Literal["current", "previous"])
         if gradient_step == "previous" and start is None:
             raise ValueError("gradient_step='previous' needs start, the clean images that were noised.")
         self.previous = start if gradient_step == "previous" else None
@@ -126,8 +126,7 @@ class XtGradient(GradientEstimator):
 
     def __init__(self, loss: BoundLoss, *, perceptual_at: Literal["xt", "x0"] = "xt", every: int = 1) -> None:
         super().__init__(loss, every=every)
-        if perceptual_at not in ("xt", "x0"):
-            raise ValueError(f"perceptual_at={perceptual_at!r} is unknown: use 'xt' or 'x0'.")
+        check_choice("perceptual_at", perceptual_at, Literal["xt", "x0"])
         self.perceptual_at = perceptual_at
 
     def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:

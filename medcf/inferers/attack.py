@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import Target, check_numbers
+from medcf.inferers.checks import check_numbers
 from medcf.inferers.iterates import Iterates
 from medcf.registry import METHODS
 
@@ -25,8 +24,7 @@ class AttackInferer(CounterfactualInferer):
     but the classifier.
 
     Args:
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
+        args: classifier and target, as ``CounterfactualInferer`` takes them.
         epsilon: largest change of a pixel, in units of the image's range [-1, 1].
         step_size: change of a pixel a step; None takes an eighth of epsilon.
         num_steps: steps at most.
@@ -41,15 +39,13 @@ class AttackInferer(CounterfactualInferer):
 
     def __init__(
         self,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         epsilon: float = 0.1,
         step_size: float | None = None,
         num_steps: int = 40,
         **options: Any,
     ) -> None:
-        super().__init__(classifier, target, **options)
+        super().__init__(*args, **options)
         check_numbers(epsilon=epsilon, step_size=step_size)
         check_numbers(num_steps=num_steps, whole=True)
         step_size = epsilon / 8 if step_size is None else step_size

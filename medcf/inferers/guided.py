@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -154,15 +155,6 @@ class GuidedInferer(ChainInferer):
             scale = torch.tensor(scales, device=start.device).repeat_interleave(len(indices))
         features = None if state.features is None else [layer[rows] for layer in state.features]
         loss = self.loss.bind(state.original[rows], state.target[rows], scale, features)
-        chain = Chain(
-            start=start.repeat(count, *[1] * (start.ndim - 1)),
-            original=state.original[rows],
-            ids=[state.ids[i] for i in rows.tolist()],
-            number=number,
-            timesteps=self._schedule(number)[0],
-            denoiser=denoiser,
-            scheduler=self.scheduler,
-            seed=self.seed,
-            loss=loss,
-        )
+        stacked = start.repeat(count, *[1] * (start.ndim - 1))
+        chain = replace(self._chain(state, rows, number, denoiser), start=stacked, loss=loss)
         return self._run_chain(chain, self._make_hooks(chain), bar)
