@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from medcf.runtime.weights import load_weights
+
 __all__ = ["PerceptualFeatures"]
 
 
@@ -66,7 +68,7 @@ class PerceptualFeatures(nn.Module):
                     f"layers: {type(extractor).__name__} has no layer {layer!r}; there are {', '.join(similar)}."
                 )
         if weights is not None:
-            _load(extractor, Path(weights))
+            load_weights(extractor, weights, remedy="Give a plain state dict for the extractor.", frozen=False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Compute the features.
@@ -131,16 +133,3 @@ class PerceptualFeatures(nn.Module):
                 raise _LayersReached
 
         return hook
-
-
-def _load(extractor: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: there is no file {path}; give the path of a state dict for the extractor.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        extractor.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"weights: {path} does not fit {type(extractor).__name__}; it must be a plain state dict of that very "
-            f"architecture ({error})."
-        ) from error

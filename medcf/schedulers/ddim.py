@@ -96,7 +96,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             timestep=t,
         )
 
-    def step(
+    def step(  # type: ignore[override]  # eta stands where MONAI's has it
         self,
         model_output: torch.Tensor,
         timestep: int | torch.Tensor,
@@ -104,7 +104,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
         eta: float | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sample at the previous kept timestep, as MONAI's ``step``.
+        """Draw the sample at the previous kept timestep, as MONAI's ``step``.
 
         Args:
             model_output: output of the network, (B, C, *spatial); a learned variance (2C channels) is ignored.
@@ -117,7 +117,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             The next sample and the predicted clean image, both in the dtype of ``sample``.
         """
         step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample, eta)
-        return step.draw(generator), step.pred_original.to(sample.dtype)
+        return self._drawn(step, generator)
 
     def reversed_step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
