@@ -99,11 +99,7 @@ def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
 
 
 def _unpack(archive: Path) -> Path:
-    """Unpack an archive into a folder that its content names, once; returns the bundle's folder in it.
-
-    Raises:
-        ValueError: it is no zip archive, or holds no bundle.
-    """
+    """Unpack an archive into a folder that its content names, once; returns the bundle's folder in it."""
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     target = Path(tempfile.gettempdir()) / f"medcf-bundle-{digest}"
@@ -111,12 +107,9 @@ def _unpack(archive: Path) -> Path:
         raise ValueError(f"{archive} is no zip archive: give a bundle's folder, its zip archive, or its name.")
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=tempfile.gettempdir()) as partial, zipfile.ZipFile(archive) as stored:
-            stored.extractall(partial)  # members that lead out of the folder are kept inside by zipfile
-            (Path(partial) / "unpacked").mkdir(exist_ok=True)
-            for member in Path(partial).iterdir():
-                if member.name != "unpacked":
-                    member.rename(Path(partial) / "unpacked" / member.name)
-            (Path(partial) / "unpacked").rename(target)
+            unpacked = Path(partial) / "unpacked"
+            stored.extractall(unpacked)  # members that lead out of the folder are kept inside by zipfile
+            unpacked.rename(target)
     found = sorted(target.rglob(f"configs/{CONFIG}"))
     if not found:
         raise ValueError(f"{archive} holds no bundle: no configs/{CONFIG} is in it.")
