@@ -16,7 +16,7 @@ import torch
 
 from medcf.guidance.loss import BoundLoss, LossTerms
 from medcf.runtime.choices import check_choice
-from medcf.sampling.loop import Hook
+from medcf.sampling import Hook
 
 __all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
 
@@ -82,7 +82,7 @@ class X0Gradient(GradientEstimator):
         gradient_step: "current" takes this step's prediction; "previous" the one before it, as the published code of
             the lineage does.
         start: with "previous", the images whose gradient guides the first step: the clean images that were noised.
-        every: take the gradient at every so many steps.
+        options: see `GradientEstimator`.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class X0Gradient(GradientEstimator):
         *,
         gradient_step: Literal["current", "previous"] = "current",
         start: torch.Tensor | None = None,
-        every: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(loss, every=every)
+        super().__init__(loss, **options)
         check_choice("gradient_step", gradient_step, Literal["current", "previous"])
         if gradient_step == "previous" and start is None:
             raise ValueError("gradient_step='previous' needs start, the clean images that were noised.")
@@ -121,11 +121,11 @@ class XtGradient(GradientEstimator):
         loss: function of the images alone.
         perceptual_at: "xt" differentiates the whole loss through the denoiser; "x0" the class term only, and takes the
             gradient of the perceptual term at the predicted clean image.
-        every: take the gradient at every so many steps.
+        options: see `GradientEstimator`.
     """
 
-    def __init__(self, loss: BoundLoss, *, perceptual_at: Literal["xt", "x0"] = "xt", every: int = 1) -> None:
-        super().__init__(loss, every=every)
+    def __init__(self, loss: BoundLoss, *, perceptual_at: Literal["xt", "x0"] = "xt", **options: Any) -> None:
+        super().__init__(loss, **options)
         check_choice("perceptual_at", perceptual_at, Literal["xt", "x0"])
         self.perceptual_at = perceptual_at
 

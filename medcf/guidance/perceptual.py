@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,14 @@ class PerceptualFeatures(nn.Module):
         image = self._prepare(image)
         found: dict[str, torch.Tensor] = {}
         output = None
-        handles = [
-            self.extractor.get_submodule(layer).register_forward_hook(self._keep(layer, found, stop=stop))
-            for layer in self.layers
-        ]
+
+        def keep(layer: str, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            found[layer] = output
+            if stop and len(found) == len(self.layers):
+                raise _LayersReached
+
+        modules = [self.extractor.get_submodule(layer) for layer in self.layers]
+        handles = [m.register_forward_hook(partial(keep, name)) for name, m in zip(self.layers, modules, strict=True)]
         try:
             output = self.extractor(image)
         except _LayersReached:
@@ -125,11 +130,3 @@ class PerceptualFeatures(nn.Module):
             return image
         shape = (1, -1, *([1] * (image.ndim - 2)))
         return (image - self.mean.reshape(shape)) / self.std.reshape(shape)
-
-    def _keep(self, layer: str, found: dict[str, torch.Tensor], *, stop: bool) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            found[layer] = output
-            if stop and len(found) == len(self.layers):
-                raise _LayersReached
-
-        return hook

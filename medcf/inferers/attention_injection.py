@@ -14,11 +14,10 @@ from monai.utils import convert_to_dst_type
 
 from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import Counterfactual
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Counterfactual, Iterates
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.registry import METHODS
-from medcf.sampling.noise import make_generators, standard_noise
+from medcf.sampling import make_generators, standard_noise
 from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows
 
 __all__ = ["AttentionInjectionInferer"]

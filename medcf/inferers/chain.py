@@ -11,10 +11,8 @@ import torch
 
 from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.checks import Target, check_choice, check_numbers
-from medcf.inferers.iterates import Iterates
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook, denoise
-from medcf.sampling.noise import noised
+from medcf.inferers.counterfactual import Iterates
+from medcf.sampling import Chain, Hook, denoise, noised
 from medcf.schedulers.base import StartVariant
 
 __all__ = ["ChainInferer", "check_choice"]

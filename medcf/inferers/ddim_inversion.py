@@ -11,10 +11,10 @@ import torch
 
 from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
-from medcf.sampling.loop import denoise
+from medcf.sampling import denoise
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler
 
 __all__ = ["DDIMInversionInferer", "SourceCondition"]

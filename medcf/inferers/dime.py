@@ -12,8 +12,7 @@ from medcf.guidance import DiMEGradient, NoisyL1
 from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook, denoise
+from medcf.sampling import Chain, Hook, denoise
 
 __all__ = ["DiMEInferer", "nested_gradient"]
 

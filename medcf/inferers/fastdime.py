@@ -13,8 +13,7 @@ from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask
 from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
+from medcf.sampling import Chain, Hook
 
 __all__ = ["FastDiMEInferer"]
 

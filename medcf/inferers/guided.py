@@ -17,10 +17,9 @@ from medcf.guidance import CounterfactualLoss
 from medcf.guidance.loss import Features
 from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
+from medcf.sampling import Chain, Hook
 
 __all__ = ["ClassLoss", "GuidedInferer"]
 

@@ -12,11 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from medcf.guidance.regions import KnownNoise, Level
 from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
-from medcf.sampling.noise import noised
+from medcf.sampling import Chain, Hook, noised
 
 __all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
 

@@ -11,7 +11,7 @@ import torch
 from medcf.guidance.regions import KnownNoise, KnownRegion
 from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import check_classes, check_numbers
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 

@@ -43,6 +43,8 @@ class RespacedScheduler(Scheduler):
     """
 
     prediction_type: str
+    clip_sample: bool
+    clip_sample_values: Any
     steps_offset: int = 0
     spacing: Spacing = "respaced"
 
@@ -246,6 +248,10 @@ class RespacedScheduler(Scheduler):
             The next sample and the predicted clean image, both in the dtype of ``sample``.
         """
         return self._drawn(self.posterior(self.convert(model_output, timestep, sample), timestep, sample), generator)
+
+    def _clipped(self, original: torch.Tensor) -> torch.Tensor:
+        """Return a predicted clean image as the scheduler clips it."""
+        return original.clamp(*self.clip_sample_values) if self.clip_sample else original
 
     @staticmethod
     def _drawn(step: Step, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:

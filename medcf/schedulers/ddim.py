@@ -52,12 +52,10 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
 
     def _read(self, prediction: Prediction, timestep: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the clean image and ε that the step uses, clipped as configured."""
-        original, noise = prediction.original, prediction.noise
-        if self.clip_sample:
-            original = original.clamp(*self.clip_sample_values)
-            if self.use_clipped_model_output:
-                alpha_bar = self.alpha_bar(timestep)
-                noise = (sample.to(original.dtype) - math.sqrt(alpha_bar) * original) / math.sqrt(1 - alpha_bar)
+        original, noise = self._clipped(prediction.original), prediction.noise
+        if self.clip_sample and self.use_clipped_model_output:
+            alpha_bar = self.alpha_bar(timestep)
+            noise = (sample.to(original.dtype) - math.sqrt(alpha_bar) * original) / math.sqrt(1 - alpha_bar)
         return original, noise
 
     def posterior(

@@ -85,9 +85,7 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
         t = int(timestep)
         target, current = self.alpha_bar(t), self.alpha_bar_prev(t)
         noise = prediction.noise
-        original = (sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current)
-        if self.clip_sample:
-            original = original.clamp(*self.clip_sample_values)
+        original = self._clipped((sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current))
         effect = math.sqrt(1 - target) - math.sqrt(target / current) * math.sqrt(1 - current)
         return Step(
             mean=math.sqrt(target) * original + math.sqrt(1 - target) * noise,

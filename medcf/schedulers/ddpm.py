@@ -95,9 +95,7 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         """
         t = int(timestep)
         alpha_bar, alpha_bar_prev, beta = self.alpha_bar(t), self.alpha_bar_prev(t), self._beta(t)
-        original = prediction.original
-        if self.clip_sample:
-            original = original.clamp(*self.clip_sample_values)
+        original = self._clipped(prediction.original)
         c0 = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)
         c1 = math.sqrt(alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
         gain = self.variance(t, prediction)

@@ -131,9 +131,8 @@ class DifferenceMapd(MapTransform):
         image_key: the input.
         reconstruction_key: the method's floor; None subtracts nothing.
         mask_key: the organ; None is everywhere.
-        units: "image" or "gray_levels".
-        intensity: the image's values of black and white, for gray levels.
         allow_missing_keys: whether a key of ``keys`` may be missing.
+        options: of `DifferenceMap`.
     """
 
     def __init__(
@@ -142,15 +141,14 @@ class DifferenceMapd(MapTransform):
         image_key: str = "image",
         reconstruction_key: str | None = None,
         mask_key: str | None = None,
-        units: Units = "image",
-        intensity: tuple[float, float] = (-1.0, 1.0),
         allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
         self.reconstruction_key = reconstruction_key
         self.mask_key = mask_key
-        self.transform = DifferenceMap(units, intensity)
+        self.transform = DifferenceMap(**options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` with the maps of each key."""
