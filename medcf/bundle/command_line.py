@@ -26,21 +26,14 @@ def arguments(argv: list[str] | None = None) -> dict[str, Any]:
     from fire.parser import DefaultParseValue
 
     options: dict[str, Any] = {}
-    words = argv[2:]
-    position = 0
-    while position < len(words):
-        word = words[position]
-        position += 1
+    for word, following in zip(argv[2:], [*argv[3:], None], strict=True):
         if not _is_flag(word):
             continue
         key, equals, value = word.lstrip("-").partition("=")
         if equals:
             options[key] = DefaultParseValue(value)
-        elif position < len(words) and not _is_flag(words[position]):
-            options[key] = DefaultParseValue(words[position])
-            position += 1
         else:
-            options[key] = True
+            options[key] = True if following is None or _is_flag(following) else DefaultParseValue(following)
     return options
 
 

@@ -44,23 +44,8 @@ def check_options(argv: list[str] | None = None) -> None:
     config = ConfigParser.load_config_files(files)
     options = {key: value for key, value in options.items() if key not in RUN_ARGUMENTS}
     problems = unknown_options(list(options), config) + unused_options(options, config)
-    problems += [
-        f"MONAI ignores --{key} None: to set null, write it into a JSON file and name that after the config "
-        "in --config_file."
-        for key, value in options.items()
-        if value is None
-    ]
-    problems += [
-        f"--{key} {value} is read as text, which counts as true: write --{key} False."
-        for key, value in options.items()
-        if isinstance(value, str) and value.lower() == "false"
-    ]
-    problems += [
-        f"--{key} {value} is text, and the config holds a number there ({_value(key, config)}): give a number."
-        for key, value in options.items()
-        if isinstance(value, str) and _is_number(_value(key, config)) and not value.startswith(("$", "@", "%"))
-        if key not in WORDS
-    ]
+    for key, value in options.items():
+        problems += _bad_value(key, value, _value(key, config))
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -143,12 +128,24 @@ def _value(option: str, config: dict[str, Any]) -> Any:
     return node
 
 
+def _bad_value(key: str, value: Any, held: Any) -> list[str]:
+    """Describe a value that MONAI would drop or misread in the place of what the config holds."""
+    problems = []
+    if value is None:
+        problems.append(
+            f"MONAI ignores --{key} None: to set null, write it into a JSON file and name that after the config "
+            "in --config_file."
+        )
+    if isinstance(value, str) and value.lower() == "false":
+        problems.append(f"--{key} {value} is read as text, which counts as true: write --{key} False.")
+    number = isinstance(held, int | float) and not isinstance(held, bool) and key not in WORDS
+    if number and isinstance(value, str) and not value.startswith(("$", "@", "%")):
+        problems.append(f"--{key} {value} is text, and the config holds a number there ({held}): give a number.")
+    return problems
+
+
 def _parts(option: str) -> list[str]:
     return option.lstrip("+").replace("#", "::").split("::")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _child(node: Any, part: str) -> Any:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from monai.bundle import ConfigWorkflow
+
+from medcf.runtime.fingerprint import find_caller
 
 __all__ = ["bundle_folder", "find_bundle_root"]
 
@@ -59,16 +60,9 @@ def bundle_folder(name: str) -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    frame = inspect.currentframe()
-    try:
-        while frame is not None:
-            workflow = frame.f_locals.get("self")
-            if isinstance(workflow, ConfigWorkflow):
-                yield Path(workflow.config_root_path).resolve().parent
-                break
-            frame = frame.f_back
-    finally:
-        del frame
+    workflow = find_caller(ConfigWorkflow)
+    if workflow is not None:
+        yield Path(workflow.config_root_path).resolve().parent
     yield from (Path(entry) for entry in sys.path if entry)
 
 

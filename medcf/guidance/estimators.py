@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 
 from medcf.guidance.loss import BoundLoss, LossTerms
-from medcf.sampling.loop import Hook
+from medcf.runtime.choices import check_choice
+from medcf.sampling import Hook
 
 __all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
 
@@ -81,7 +82,7 @@ class X0Gradient(GradientEstimator):
         gradient_step: "current" takes this step's prediction; "previous" the one before it, as the published code of
             the lineage does.
         start: with "previous", the images whose gradient guides the first step: the clean images that were noised.
-        every: take the gradient at every so many steps.
+        options: see `GradientEstimator`.
     """
 
     def __init__(
@@ -90,11 +91,10 @@ class X0Gradient(GradientEstimator):
         *,
         gradient_step: Literal["current", "previous"] = "current",
         start: torch.Tensor | None = None,
-        every: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(loss, every=every)
-        if gradient_step not in ("current", "previous"):
-            raise ValueError(f"gradient_step={gradient_step!r} is unknown: use 'current' or 'previous'.")
+        super().__init__(loss, **options)
+        check_choice("gradient_step", gradient_step, Literal["current", "previous"])
         if gradient_step == "previous" and start is None:
             raise ValueError("gradient_step='previous' needs start, the clean images that were noised.")
         self.previous = start if gradient_step == "previous" else None
@@ -121,13 +121,12 @@ class XtGradient(GradientEstimator):
         loss: function of the images alone.
         perceptual_at: "xt" differentiates the whole loss through the denoiser; "x0" the class term only, and takes the
             gradient of the perceptual term at the predicted clean image.
-        every: take the gradient at every so many steps.
+        options: see `GradientEstimator`.
     """
 
-    def __init__(self, loss: BoundLoss, *, perceptual_at: Literal["xt", "x0"] = "xt", every: int = 1) -> None:
-        super().__init__(loss, every=every)
-        if perceptual_at not in ("xt", "x0"):
-            raise ValueError(f"perceptual_at={perceptual_at!r} is unknown: use 'xt' or 'x0'.")
+    def __init__(self, loss: BoundLoss, *, perceptual_at: Literal["xt", "x0"] = "xt", **options: Any) -> None:
+        super().__init__(loss, **options)
+        check_choice("perceptual_at", perceptual_at, Literal["xt", "x0"])
         self.perceptual_at = perceptual_at
 
     def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.guidance.perceptual import PerceptualFeatures
+from medcf.runtime.choices import check_choice
 
 __all__ = ["BoundLoss", "CounterfactualLoss", "LossTerms"]
 
@@ -65,8 +66,7 @@ class CounterfactualLoss:
         perceptual_scale: float = 30.0,
         class_loss: Literal["cross_entropy", "logit"] = "cross_entropy",
     ) -> None:
-        if class_loss not in ("cross_entropy", "logit"):
-            raise ValueError(f"class_loss={class_loss!r} is unknown: use 'cross_entropy' or 'logit'.")
+        check_choice("class_loss", class_loss, Literal["cross_entropy", "logit"])
         self.classifier = classifier
         self.perceptual = perceptual
         self.classifier_scale = classifier_scale

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from medcf.runtime.weights import load_weights
 
 __all__ = ["PerceptualFeatures"]
 
@@ -66,7 +69,7 @@ class PerceptualFeatures(nn.Module):
                     f"layers: {type(extractor).__name__} has no layer {layer!r}; there are {', '.join(similar)}."
                 )
         if weights is not None:
-            _load(extractor, Path(weights))
+            load_weights(extractor, weights, remedy="Give a plain state dict for the extractor.", frozen=False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Compute the features.
@@ -94,10 +97,14 @@ class PerceptualFeatures(nn.Module):
         image = self._prepare(image)
         found: dict[str, torch.Tensor] = {}
         output = None
-        handles = [
-            self.extractor.get_submodule(layer).register_forward_hook(self._keep(layer, found, stop=stop))
-            for layer in self.layers
-        ]
+
+        def keep(layer: str, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            found[layer] = output
+            if stop and len(found) == len(self.layers):
+                raise _LayersReached
+
+        modules = [self.extractor.get_submodule(layer) for layer in self.layers]
+        handles = [m.register_forward_hook(partial(keep, name)) for name, m in zip(self.layers, modules, strict=True)]
         try:
             output = self.extractor(image)
         except _LayersReached:
@@ -123,24 +130,3 @@ class PerceptualFeatures(nn.Module):
             return image
         shape = (1, -1, *([1] * (image.ndim - 2)))
         return (image - self.mean.reshape(shape)) / self.std.reshape(shape)
-
-    def _keep(self, layer: str, found: dict[str, torch.Tensor], *, stop: bool) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            found[layer] = output
-            if stop and len(found) == len(self.layers):
-                raise _LayersReached
-
-        return hook
-
-
-def _load(extractor: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: there is no file {path}; give the path of a state dict for the extractor.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        extractor.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"weights: {path} does not fit {type(extractor).__name__}; it must be a plain state dict of that very "
-            f"architecture ({error})."
-        ) from error

@@ -9,9 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
-from medcf.sampling.noise import noised
+from medcf.sampling import Chain, Hook, noised
 
 __all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
 

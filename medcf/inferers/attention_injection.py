@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from monai.utils import convert_to_dst_type
 
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target, check_numbers
+from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import Counterfactual
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Counterfactual, Iterates
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.registry import METHODS
-from medcf.sampling.noise import make_generators, standard_noise
+from medcf.sampling import make_generators, standard_noise
 from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows
 
 __all__ = ["AttentionInjectionInferer"]
@@ -33,9 +31,7 @@ class AttentionInjectionInferer(ConditionalInferer):
     one image [x|c, x|null, y|c, y|null] (eqs 5 and 9), or [x|c, x|null, y|null].
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed. The paper's is DDIM.
-        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
-        target: wanted class, for all images or one per image.
+        args: scheduler, classifier and target, as ``ConditionalInferer`` takes them.
         injection_scale: weight of the reference's tokens inside the softmax; 1 is the paper, 0 is classifier-free
             guidance alone and costs no reference.
         reference_noise: noise of y: "fresh" at each step; "shared", one map for all steps; "start", the map from which
@@ -52,16 +48,13 @@ class AttentionInjectionInferer(ConditionalInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         injection_scale: float = 1.0,
         reference_noise: ReferenceNoise = "fresh",
         reference_condition: ReferenceCondition = "same",
         **options: Any,
     ) -> None:
-        super().__init__(scheduler, classifier, target, **options)
+        super().__init__(*args, **options)
         check_choice("reference_noise", reference_noise, ReferenceNoise)
         check_choice("reference_condition", reference_condition, ReferenceCondition)
         check_numbers(injection_scale=injection_scale)
@@ -127,10 +120,10 @@ class AttentionInjectionInferer(ConditionalInferer):
         return {pair: _every(result, number, count, inputs) for number, pair in enumerate(pairs)}
 
     def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+        index = torch.tensor(chosen, device=state.current.device)
         with self._injection(network) as injection:
             denoiser = self._injected(state, chosen, number, network, injection)
-            image = self._run_chain(self._chain(state, chosen, number, denoiser), (), bar)
-        index = torch.tensor(chosen, device=image.device)
+            image = self._denoised(self._chain(state, index, number, denoiser), (), bar)
         state.evaluations[index] += denoiser.num_function_evaluations.to(image.device)
         return image
 
@@ -182,16 +175,8 @@ class AttentionInjectionInferer(ConditionalInferer):
         stream = "pass" if self.reference_noise == "start" else "reference"
         generators = make_generators(self.seed, ids, references.device, (stream, number))
         noise = None if self.reference_noise == "fresh" else standard_noise(references, generators)
-        return InjectedDenoiser(
-            network,
-            self.scheduler,
-            rows,
-            scales,
-            references,
-            generators=generators,
-            noise=noise,
-            injection=injection,
-        )
+        options: dict[str, Any] = {"generators": generators, "noise": noise, "injection": injection}
+        return InjectedDenoiser(network, self.scheduler, rows, scales, references, **options)
 
 
 def _every(result: Counterfactual, number: int, count: int, inputs: torch.Tensor) -> Counterfactual:

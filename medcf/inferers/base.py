@@ -24,8 +24,7 @@ from medcf.inferers.checks import (
     default_sample_ids,
     resolve_target,
 )
-from medcf.inferers.counterfactual import Counterfactual
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Counterfactual, Iterates
 from medcf.runtime.frozen import frozen
 
 __all__ = ["CounterfactualInferer"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import Target, check_numbers
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook, denoise
-from medcf.sampling.noise import noised
+from medcf.inferers.checks import Target, check_choice, check_numbers
+from medcf.inferers.counterfactual import Iterates
+from medcf.sampling import Chain, Hook, denoise, noised
 from medcf.schedulers.base import StartVariant
 
 __all__ = ["ChainInferer", "check_choice"]
@@ -82,23 +81,24 @@ class ChainInferer(CounterfactualInferer):
     def _num_steps(self) -> int:
         return sum(len(self._schedule(number)[0]) for number in range(self.num_iterations))
 
+    def _chain(self, state: Iterates, index: torch.Tensor, number: int, denoiser: Any) -> Chain:
+        """Return pass ``number`` over the images ``index`` (N,) of the state."""
+        ids, timesteps = [state.ids[i] for i in index.tolist()], self._schedule(number)[0]
+        start, original = state.current[index], state.original[index]
+        return Chain(start, original, ids, number, timesteps, denoiser, self.scheduler, self.seed)
+
     def _run_chain(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
         """Return what becomes of the start images (N, C, *spatial)."""
-        generators = chain.generators("pass")
-        noisy = noised(self.scheduler, chain.start, self._schedule(chain.number)[1], generators)
-        image = denoise(
-            chain.denoiser,
-            self.scheduler,
-            noisy,
-            chain.timesteps,
-            generators=generators,
-            hooks=hooks,
-            progress=bar,
-        )
+        image = self._denoised(chain, hooks, bar)
         return image.clamp(-1, 1) if self.clip_denoised else image
 
+    def _denoised(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
+        """Noise the start images and denoise them."""
+        generators = chain.generators("pass")
+        noisy = self._noisy(chain, generators)
+        options: dict[str, Any] = {"generators": generators, "hooks": hooks, "progress": bar}
+        return denoise(chain.denoiser, self.scheduler, noisy, chain.timesteps, **options)
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless the value is one of a ``Literal``'s."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, get_args(choices)))}.")
+    def _noisy(self, chain: Chain, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Return the images from which a chain starts."""
+        return noised(self.scheduler, chain.start, self._schedule(chain.number)[1], generators)

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
 
 from medcf.networks.denoiser import unwrap
+from medcf.runtime.choices import check_choice, check_numbers
 
 __all__ = [
     "TargetError",
+    "check_choice",
+    "check_classes",
     "check_image",
     "check_logits",
     "check_network",
@@ -28,21 +30,6 @@ Target = int | Sequence[int] | torch.Tensor | Literal["opposite"]
 
 class TargetError(ValueError):
     """A target that no image can be brought to: the option is wrong, not the image."""
-
-
-def check_numbers(*, whole: bool = False, **options: Any) -> None:
-    """Refuse options that are no numbers, such as text of a command line, before they are computed with.
-
-    Args:
-        whole: require whole numbers.
-        options: values by the name of the option; None is the caller's.
-
-    Raises:
-        ValueError: one is no number, or no whole one; names it.
-    """
-    for name, value in options.items():
-        if value is not None and not isinstance(value, Integral if whole else Real):
-            raise ValueError(f"{name}={value!r} is no {'whole ' if whole else ''}number: give one.")
 
 
 def check_target(target: Target) -> None:
@@ -98,7 +85,8 @@ def check_network(network: Any, image: torch.Tensor) -> None:
             f"inputs has {image.shape[1]} channels, the network takes in_channels={channels}: convert the image, or "
             "load the network that belongs to it."
         )
-    first = next((m for m in _modules(network) if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
+    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
+    first = next((m for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
     if first is not None and len(first.kernel_size) != image.ndim - 2:
         raise ValueError(
             f"inputs has {image.ndim - 2} spatial dimensions, the network works in {len(first.kernel_size)}: give "
@@ -116,11 +104,21 @@ def check_network(network: Any, image: torch.Tensor) -> None:
         )
 
 
+def check_classes(network: Any, name: str) -> None:
+    """Refuse a network without classes, whose ``num_class_embeds`` is None, for the method of this name.
+
+    Raises:
+        ValueError: the network knows no classes.
+    """
+    if getattr(unwrap(network), "num_class_embeds", 1) is None:
+        raise ValueError(
+            f"{name} needs a class-conditional network (num_class_embeds), and this one has no classes: train one "
+            "with class labels, or use a method that is guided by the classifier."
+        )
+
+
 def resolve_target(
-    target: Target,
-    batch: int,
-    device: torch.device,
-    logits: Callable[[], torch.Tensor] | None = None,
+    target: Target, batch: int, device: torch.device, logits: Callable[[], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """Return the wanted class per image as a long tensor (B,).
 
@@ -180,7 +178,3 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
 def default_sample_ids(image: torch.Tensor) -> list[str]:
     """Name each image by the SHA-256 of its float32 pixels, which no batch or order changes."""
     return [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]
-
-
-def _modules(network: Any) -> Any:
-    return network.modules() if isinstance(network, torch.nn.Module) else ()

@@ -14,14 +14,11 @@ import torch
 from scipy import ndimage
 
 from medcf.inferers.chain import ChainInferer
-from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.iterates import Iterates
-from medcf.inferers.own_class import BesideOwnClass
-from medcf.networks.denoiser import Denoiser, unwrap
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook, denoise
+from medcf.inferers.checks import check_classes, check_numbers
+from medcf.inferers.counterfactual import Iterates
+from medcf.networks.denoiser import Denoiser
+from medcf.sampling import Chain, standard_noise
 from medcf.sampling.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
-from medcf.sampling.noise import noised, standard_noise
 
 __all__ = ["ConditionalInferer", "background"]
 
@@ -34,9 +31,7 @@ class ConditionalInferer(ChainInferer):
     No gradient is taken and the classifier only judges. The network's class indices are the classifier's.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
-        target: wanted class, for all images or one per image.
+        args: scheduler, classifier and target, as ``ChainInferer`` takes them.
         guidance_scale: w of ControlCG (eq. 5) and of Ho and Salimans (2022): (1 + w) eps(x, c) - w eps(x, null). One
             less than the scale of MONAI, diffusers, ``Denoiser`` and ``SDEditInferer``; 0 runs the conditional network
             alone and leaves the null condition out.
@@ -62,10 +57,7 @@ class ConditionalInferer(ChainInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         guidance_scale: float = 2.0,
         null_class_labels: int | None = 2,
         num_inference_steps: int = 50,
@@ -75,9 +67,7 @@ class ConditionalInferer(ChainInferer):
         memory_budget: MemoryBudget = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            scheduler, classifier, target, num_inference_steps=num_inference_steps, strength=strength, **options
-        )
+        super().__init__(*args, num_inference_steps=num_inference_steps, strength=strength, **options)
         check_numbers(guidance_scale=guidance_scale)
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={guidance_scale:g} is w: use 0 for no guidance, or more.")
@@ -98,20 +88,17 @@ class ConditionalInferer(ChainInferer):
     def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
         """Return what a pass makes of the images ``chosen`` (N, C, *spatial), and count its forwards."""
 
-    @abstractmethod
     def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
         """Return how many images the largest forward of a pass over the images ``chosen`` stacks."""
+        return len(chosen) * (1 if self.guidance_scale == 0 else 2)
 
-    @abstractmethod
     def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
         """Return a call of the largest forward of a pass over the images ``chosen``, to be measured."""
+        denoiser = self._denoiser(network, state.target[chosen])
+        return lambda: denoiser(state.current[chosen], self.timesteps[0])
 
     def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
-        if getattr(unwrap(network), "num_class_embeds", 1) is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a class-conditional network (num_class_embeds), and this one has no "
-                "classes: train one with class labels, or use a method that is guided by the classifier."
-            )
+        check_classes(network, type(self).__name__)
         self._denoiser(network, state.target)  # refuses classes that the network does not know
         super()._iterate(state, network, bar)
 
@@ -141,35 +128,10 @@ class ConditionalInferer(ChainInferer):
         image = image.clamp(-1, 1)
         return torch.where(background(original), original, image) if self.keep_background else image
 
-    def _chain(self, state: Iterates, chosen: list[int], number: int, denoiser: Any) -> Chain:
-        """Return the pass over the images ``chosen``."""
-        index = torch.tensor(chosen, device=state.current.device)
-        return Chain(
-            start=state.current[index],
-            original=state.original[index],
-            ids=[state.ids[i] for i in chosen],
-            number=number,
-            timesteps=self._schedule(number)[0],
-            denoiser=denoiser,
-            scheduler=self.scheduler,
-            seed=self.seed,
-        )
-
-    def _run_chain(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
-        generators = chain.generators("pass")
+    def _noisy(self, chain: Chain, generators: Sequence[torch.Generator]) -> torch.Tensor:
         if self.strengths[min(chain.number, len(self.strengths) - 1)] == 1:
-            sample = standard_noise(chain.start, generators)
-        else:
-            sample = noised(self.scheduler, chain.start, self._schedule(chain.number)[1], generators)
-        return denoise(
-            chain.denoiser,
-            self.scheduler,
-            sample,
-            chain.timesteps,
-            generators=generators,
-            hooks=hooks,
-            progress=bar,
-        )
+            return standard_noise(chain.start, generators)
+        return super()._noisy(chain, generators)
 
     def _denoiser(self, network: Any, labels: torch.Tensor, guidance_scale: float | None = None) -> Denoiser:
         """Return the plain denoiser towards the classes (N,) with this method's w, or another."""
@@ -235,3 +197,63 @@ def background(image: torch.Tensor) -> torch.Tensor:
     black = (image == -1).all(dim=1).cpu().numpy()
     outside = np.stack([one & ~ndimage.binary_fill_holes(~one) for one in black])
     return torch.from_numpy(outside)[:, None].to(image.device)
+
+
+class BesideOwnClass:
+    """A state of 2 B images: B towards their targets, and the same B, from B on, towards their own classes.
+
+    Both have the same noise, because they have the same ids. Images that share input and guidance scale, as targets of
+    one input do, share the second; only the first of them runs.
+
+    Args:
+        state: the B images.
+        own: class that each is of (B,).
+        guidance_scale: w of all images, where the state's extras do not say otherwise.
+        shared: whether equal inputs start from equal images, as they do in the first pass.
+    """
+
+    def __init__(self, state: Iterates, own: torch.Tensor, guidance_scale: float, shared: bool) -> None:
+        self.count = len(state.original)
+        device = state.original.device
+        self.edits = Iterates(
+            _twice(state.original),
+            torch.cat([state.target, own]),
+            [*state.ids, *state.ids],
+            state.confidence.repeat(2),
+            state.unchanged.repeat(2),
+        )
+        self.edits.current = _twice(state.current)
+        scales = torch.full((self.count,), guidance_scale, device=device)
+        extras = {"source": torch.arange(self.count, device=device), "guidance_scale": scales} | state.extras
+        self.edits.extras.update({name: values.repeat(2) for name, values in extras.items()})
+        sources = extras["source"].tolist() if shared else range(self.count)
+        self._keys = list(zip(sources, extras["guidance_scale"].tolist(), strict=True))
+
+    def stacked(self, chosen: Sequence[int]) -> list[int]:
+        """Return which of the 2 B images run for the images ``chosen``."""
+        return [*chosen, *(self.count + i for i in dict.fromkeys(self._first(chosen)))]
+
+    def difference(self, image: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
+        """Return what the targets differ by from the own classes (N, C, *spatial).
+
+        Args:
+            image: what became of the images that ``stacked`` names.
+            chosen: the N images.
+        """
+        first = self._first(chosen)
+        place = {i: number for number, i in enumerate(dict.fromkeys(first))}
+        own = torch.tensor([len(first) + place[i] for i in first], device=image.device)
+        return image[: len(first)] - image[own]
+
+    def evaluations(self) -> torch.Tensor:
+        """Return the forwards of a row for each of the B images; shared ones count for the first."""
+        return self.edits.evaluations.reshape(2, -1).sum(0)
+
+    def _first(self, chosen: Sequence[int]) -> list[int]:
+        """Return for each of the images the first of them that has the same input and w."""
+        first: dict[tuple[int, float], int] = {}
+        return [first.setdefault(self._keys[i], i) for i in chosen]
+
+
+def _twice(image: torch.Tensor) -> torch.Tensor:
+    return image.repeat(2, *[1] * (image.ndim - 1))

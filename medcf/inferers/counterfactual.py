@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a counterfactual method returns: the image, the way there and what it cost."""
+"""What a counterfactual method returns, and the state of a batch until then: image, way there and what it cost."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Counterfactual"]
+__all__ = ["Counterfactual", "Iterates"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,58 @@ class Counterfactual:
     def total_function_evaluations(self) -> int:
         """Forwards of the denoising network over all images of the batch."""
         return int(self.num_function_evaluations.sum())
+
+
+@dataclass(eq=False)
+class Iterates:
+    """Where each of B images stands, and every iterate so far.
+
+    Args:
+        original: inputs (B, C, *spatial).
+        target: wanted class per image (B,).
+        ids: one identity per image.
+        confidence: the classifier's probability of the target (B,) at the inputs.
+        unchanged: inputs (B,) that already are of the target class.
+    """
+
+    original: torch.Tensor
+    target: torch.Tensor
+    ids: Sequence[Hashable]
+    confidence: torch.Tensor
+    unchanged: torch.Tensor
+    #: phi of the originals, a list of (B, ...), where a method computes it once for all its passes.
+    features: list[torch.Tensor] | None = field(default=None, init=False)
+    #: Further values of a method, (B,) each, by name; they reach the user in ``Counterfactual.extras``.
+    extras: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin at the inputs."""
+        self._images, self._confidences = [self.original], [self.confidence]
+        self._scales: list[torch.Tensor] = []
+        self.current, self.confidence = self.original.clone(), self.confidence.clone()
+        self.flipped = torch.zeros_like(self.unchanged)
+        self.scale = torch.full_like(self.confidence, float("nan"))
+        self.evaluations, self._iterations = torch.zeros_like(self.target), torch.zeros_like(self.target)
+
+    def record(self, active: torch.Tensor) -> None:
+        """Note the iterates after a pass in which the images ``active`` (B,) took part."""
+        self._iterations += active
+        self._images.append(self.current.clone())
+        self._confidences.append(self.confidence.clone())
+        self._scales.append(torch.where(active, self.scale, float("nan")))
+
+    def result(self) -> Counterfactual:
+        """Return the counterfactuals with their trajectories."""
+        return Counterfactual(
+            image=self.current,
+            trajectory=torch.stack(self._images, dim=1),
+            confidences=torch.stack(self._confidences, dim=1),
+            target=self.target,
+            num_function_evaluations=self.evaluations,
+            flipped=self.flipped,
+            unchanged=self.unchanged,
+            scale=self.scale,
+            iterations=self._iterations,
+            scales=torch.stack(self._scales, dim=1),
+            extras=self.extras,
+        )

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target, check_numbers
+from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
-from medcf.sampling.loop import denoise
+from medcf.sampling import denoise
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler
 
 __all__ = ["DDIMInversionInferer", "SourceCondition"]
@@ -35,8 +34,7 @@ class DDIMInversionInferer(ConditionalInferer):
 
     Args:
         scheduler: only its noise schedule counts: both ways are DDIM without noise.
-        classifier: f, images in [-1, 1] to logits (B, K); names the source class and reports confidences.
-        target: wanted class, for all images or one per image.
+        args: classifier, which also names the source class, and target, as ``ConditionalInferer`` takes them.
         depth: share of the chain that is inverted; 1 goes up to pure noise.
         num_inversion_steps: kept steps of the way up, of the full chain; None takes ``num_inference_steps``.
         inversion_iterations: evaluations at each step up. 1 is the usual explicit step, which errs by O(1 / steps);
@@ -57,9 +55,7 @@ class DDIMInversionInferer(ConditionalInferer):
     def __init__(
         self,
         scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         depth: float = 1.0,
         num_inversion_steps: int | None = None,
         inversion_iterations: int = 1,
@@ -76,7 +72,7 @@ class DDIMInversionInferer(ConditionalInferer):
             raise ValueError(f"inversion_iterations={inversion_iterations}: each step needs at least one evaluation.")
         solver = RespacedDDIMScheduler().copy_schedule(scheduler)
         fixed: dict[str, Any] = {"clip_denoised": False, "subtract_reconstruction": False}
-        super().__init__(solver, classifier, target, strength=depth, **fixed, **options)
+        super().__init__(solver, *args, strength=depth, **fixed, **options)
         if source_condition == "null" and self.null_class_labels is None:
             raise ValueError("source_condition='null' needs null_class_labels, the index of the null class.")
         self.inversion_iterations = inversion_iterations
@@ -142,13 +138,6 @@ class DDIMInversionInferer(ConditionalInferer):
     def _differences(self, image: torch.Tensor, start: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """Return the mean absolute difference (N,) to the start, as the user will see it."""
         return (self._finish(image, original) - start).abs().flatten(1).mean(1)
-
-    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
-        return len(chosen) * (1 if self.guidance_scale == 0 else 2)
-
-    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
-        denoiser = self._denoiser(network, state.target[chosen])
-        return lambda: denoiser(state.current[chosen], self.timesteps[0])
 
 
 def _figures(ids: Sequence[Any], errors: torch.Tensor) -> str:

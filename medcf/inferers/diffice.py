@@ -7,22 +7,17 @@ counterfactual loss at the predicted clean image; the loss stays anchored to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-import torch
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from medcf.guidance import X0Gradient, XtGradient
-from medcf.guidance.loss import Features
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import check_choice
 from medcf.inferers.dime import nested_gradient
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
+from medcf.sampling import Chain, Hook
 
-__all__ = ["DiffICEInferer"]
+__all__ = ["DiffICEInferer", "DiffICESingleInferer"]
 
 Gradient = Literal["x0", "xt", "dime"]
 GradientStep = Literal["current", "previous"]
@@ -32,11 +27,7 @@ class DiffICEInferer(GuidedInferer):
     """Iterative classifier-guided counterfactuals (Diff-ICE, section 3.2, eq. 1 to 3).
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed. Scales belong to a solver: a deterministic
-            step moves about half as far as a stochastic one.
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
-        perceptual: phi, for example ``PerceptualFeatures``; None leaves the proximity term out.
+        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
         num_iterations: passes L.
         gradient: "x0" (the method), "xt" through the denoiser, or "dime" with an inner chain a step.
         gradient_step: "x0" at this step's prediction ("current") or the one before it ("previous", as the lineage's
@@ -53,17 +44,13 @@ class DiffICEInferer(GuidedInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        perceptual: Callable[[torch.Tensor], Features] | None = None,
-        *,
+        *args: Any,
         num_iterations: int = 5,
         gradient: Gradient = "x0",
         gradient_step: GradientStep = "current",
         **options: Any,
     ) -> None:
-        super().__init__(scheduler, classifier, target, perceptual, num_iterations=num_iterations, **options)
+        super().__init__(*args, num_iterations=num_iterations, **options)
         check_choice("gradient", gradient, Gradient)
         check_choice("gradient_step", gradient_step, GradientStep)
         if gradient_step == "previous" and gradient != "x0":
@@ -81,4 +68,25 @@ class DiffICEInferer(GuidedInferer):
         ]
 
 
+class DiffICESingleInferer(DiffICEInferer):
+    """``DiffICEInferer`` with L = 1 (Diff-ICE, section 3.2, before the iterations are added).
+
+    Its result is bit for bit the first iterate of ``DiffICEInferer``.
+
+    Args:
+        args: as ``DiffICEInferer``.
+        options: as ``DiffICEInferer``, without ``num_iterations``.
+
+    Raises:
+        ValueError: an option that is unknown, out of range or contradicts another.
+    """
+
+    title = "Diff-ICE, one pass"
+    fixed_options: ClassVar[frozenset[str]] = frozenset({"num_iterations"})
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, num_iterations=1, **options)
+
+
 METHODS.add("diffice", "Iterative classifier-guided counterfactuals (Diff-ICE)", DiffICEInferer)
+METHODS.add("diffice_single", "Diff-ICE with a single pass", DiffICESingleInferer)

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 from medcf.guidance import DiMEGradient, NoisyL1
-from medcf.guidance.loss import Features
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook, denoise
+from medcf.sampling import Chain, Hook, denoise
 
 __all__ = ["DiMEInferer", "nested_gradient"]
 
@@ -33,10 +30,7 @@ class DiMEInferer(GuidedInferer):
     sqrt(A), guides the step. That costs N (N + 1) / 2 forwards of the network a pass and scale.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
-        perceptual: phi; None leaves the proximity term out.
+        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
         variant: "paper", or "code": noised one kept step further than is denoised, the first gradient at the clean
             input instead of an inner chain's end, and minus the target's logit as class loss.
         l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A).
@@ -51,17 +45,13 @@ class DiMEInferer(GuidedInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        perceptual: Callable[[torch.Tensor], Features] | None = None,
-        *,
+        *args: Any,
         variant: Variant = "paper",
         l1_scale: float = 0.0,
         **options: Any,
     ) -> None:
         check_choice("variant", variant, Variant)
-        super().__init__(scheduler, classifier, target, perceptual, **{**VARIANTS[variant], **options})
+        super().__init__(*args, **{**VARIANTS[variant], **options})
         self.variant = variant
         self.l1_scale = l1_scale
 

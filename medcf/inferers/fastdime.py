@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 from medcf.guidance import NoisyL1, X0Gradient
-from medcf.guidance.loss import Features
 from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
+from medcf.sampling import Chain, Hook
 
 __all__ = ["FastDiMEInferer"]
 
@@ -46,10 +43,7 @@ class FastDiMEInferer(GuidedInferer):
     """DiME at the cost of one chain, changing only where the image needs it (FastDiME, eq. 4 to 8).
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
-        perceptual: phi; None leaves the proximity term out.
+        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
         variant: the options' defaults, as the paper or one of the two code bases has them: "paper", "celeba", "med".
         mask: use the self-optimized mask; False is the method without it.
         mask_start: share of the chain that runs before the mask does.
@@ -73,11 +67,7 @@ class FastDiMEInferer(GuidedInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        perceptual: Callable[[torch.Tensor], Features] | None = None,
-        *,
+        *args: Any,
         variant: Variant = "paper",
         mask: bool = True,
         mask_start: float | None = None,
@@ -105,7 +95,7 @@ class FastDiMEInferer(GuidedInferer):
         }
         chosen = VARIANTS[variant] | {name: value for name, value in given.items() if value is not None}
         own = {name: chosen.pop(name) for name in given}
-        super().__init__(scheduler, classifier, target, perceptual, **{**chosen, **options})
+        super().__init__(*args, **{**chosen, **options})
         _check(own)
         self.variant = variant
         self.mask = mask

@@ -7,11 +7,12 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from medcf.inferers.checks import check_choice
 from medcf.inferers.counterfactual import Counterfactual
 
 __all__ = ["SeededExplanation", "explain_with_floor"]
@@ -70,8 +71,7 @@ def explain_with_floor(
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one.")
-    if floor not in get_args(Floor):
-        raise ValueError(f"floor={floor!r} is unknown: use one of {', '.join(map(repr, get_args(Floor)))}.")
+    check_choice("floor", floor, Floor)
     if floor == "unguided" and not hasattr(inferer, "classifier_scales"):
         raise ValueError(f"{type(inferer).__name__} has no guidance by a classifier to switch off: use floor='source'.")
     if floor == "source" and "run_unchanged" not in inspect.signature(inferer.explain).parameters:

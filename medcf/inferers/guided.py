@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,9 @@ from medcf.guidance import CounterfactualLoss
 from medcf.guidance.loss import Features
 from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
+from medcf.sampling import Chain, Hook
 
 __all__ = ["ClassLoss", "GuidedInferer"]
 
@@ -154,15 +154,6 @@ class GuidedInferer(ChainInferer):
             scale = torch.tensor(scales, device=start.device).repeat_interleave(len(indices))
         features = None if state.features is None else [layer[rows] for layer in state.features]
         loss = self.loss.bind(state.original[rows], state.target[rows], scale, features)
-        chain = Chain(
-            start=start.repeat(count, *[1] * (start.ndim - 1)),
-            original=state.original[rows],
-            ids=[state.ids[i] for i in rows.tolist()],
-            number=number,
-            timesteps=self._schedule(number)[0],
-            denoiser=denoiser,
-            scheduler=self.scheduler,
-            seed=self.seed,
-            loss=loss,
-        )
+        stacked = start.repeat(count, *[1] * (start.ndim - 1))
+        chain = replace(self._chain(state, rows, number, denoiser), start=stacked, loss=loss)
         return self._run_chain(chain, self._make_hooks(chain), bar)

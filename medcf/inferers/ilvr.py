@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.guidance.regions import KnownNoise, Level
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target, check_numbers
+from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.counterfactual import Iterates
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
-from medcf.sampling.noise import noised
+from medcf.sampling import Chain, Hook, noised
 
 __all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
 
@@ -31,9 +28,7 @@ class ILVRInferer(ConditionalInferer):
     result are the input's up to what the steps below T change: large structures cannot move.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
-        target: wanted class, for all images or one per image.
+        args: scheduler, classifier and target, as ``ConditionalInferer`` takes them.
         downsample_factor: n, by how much the low-pass filter coarsens each axis.
         stop_timestep: T, in training steps: steps from a timestep below it run free. 0 replaces at every step.
         lowpass: phi_n averages blocks of n and interpolates linearly: "interpolation" is that alone; "projection"
@@ -52,10 +47,7 @@ class ILVRInferer(ConditionalInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         downsample_factor: int = 2,
         stop_timestep: int = 250,
         lowpass: LowPassKind = "projection",
@@ -63,7 +55,7 @@ class ILVRInferer(ConditionalInferer):
         level: Level = "exact",
         **options: Any,
     ) -> None:
-        super().__init__(scheduler, classifier, target, strength=1.0, **options)
+        super().__init__(*args, strength=1.0, **options)
         check_choice("lowpass", lowpass, LowPassKind)
         check_choice("reference_noise", reference_noise, KnownNoise)
         check_choice("level", level, Level)
@@ -82,17 +74,10 @@ class ILVRInferer(ConditionalInferer):
     def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
         index = torch.tensor(chosen, device=state.current.device)
         denoiser = self._denoiser(network, state.target[index])
-        chain = self._chain(state, chosen, number, denoiser)
-        image = self._run_chain(chain, [_Replace(chain, self)], bar)
+        chain = self._chain(state, index, number, denoiser)
+        image = self._denoised(chain, [_Replace(chain, self)], bar)
         state.evaluations[index] += denoiser.num_function_evaluations
         return image
-
-    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
-        return len(chosen) * (1 if self.guidance_scale == 0 else 2)
-
-    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
-        denoiser = self._denoiser(network, state.target[chosen])
-        return lambda: denoiser(state.current[chosen], self.timesteps[0])
 
 
 class _Replace(Hook):

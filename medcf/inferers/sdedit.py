@@ -10,11 +10,10 @@ import torch
 
 from medcf.guidance.regions import KnownNoise, KnownRegion
 from medcf.inferers.chain import ChainInferer
-from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.iterates import Iterates
-from medcf.networks.denoiser import Denoiser, unwrap
+from medcf.inferers.checks import check_classes, check_numbers
+from medcf.inferers.counterfactual import Iterates
+from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
 
 __all__ = ["SDEditInferer"]
 
@@ -26,9 +25,7 @@ class SDEditInferer(ChainInferer):
     indices are the classifier's. The noise common to a strength is the only tie to the input.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K); reports confidences.
-        target: wanted class y, for all images or one per image.
+        args: scheduler, classifier and target, as ``ChainInferer`` takes them.
         strength: share of the kept steps that is noised and denoised; or one per pass.
         guidance_scale: weight of the target class against the null class; 1 runs the conditional network alone, at half
             the cost.
@@ -47,10 +44,7 @@ class SDEditInferer(ChainInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         strength: float | Sequence[float] = 0.5,
         guidance_scale: float = 3.0,
         null_class_labels: int | None = None,
@@ -58,7 +52,7 @@ class SDEditInferer(ChainInferer):
         known_noise: KnownNoise = "fresh",
         **options: Any,
     ) -> None:
-        super().__init__(scheduler, classifier, target, strength=strength, **options)
+        super().__init__(*args, strength=strength, **options)
         check_numbers(guidance_scale=guidance_scale)
         if guidance_scale != 1 and null_class_labels is None:
             raise ValueError(
@@ -71,11 +65,7 @@ class SDEditInferer(ChainInferer):
         self.known_noise: KnownNoise = known_noise
 
     def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
-        if getattr(unwrap(network), "num_class_embeds", 1) is None:
-            raise ValueError(
-                "sdedit needs a class-conditional network (num_class_embeds), and this one has no classes: train one "
-                "with class labels, or use a method that is guided by the classifier."
-            )
+        check_classes(network, "sdedit")
         super()._iterate(state, network, bar)
 
     def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
@@ -87,16 +77,7 @@ class SDEditInferer(ChainInferer):
             null_class_labels=self.null_class_labels,
             guidance_scale=self.guidance_scale,
         )
-        chain = Chain(
-            start=state.current[indices],
-            original=state.original[indices],
-            ids=[state.ids[i] for i in indices.tolist()],
-            number=number,
-            timesteps=self._schedule(number)[0],
-            denoiser=denoiser,
-            scheduler=self.scheduler,
-            seed=self.seed,
-        )
+        chain = self._chain(state, indices, number, denoiser)
         mask = self._allowed(state.original)
         hooks = [] if mask is None else [KnownRegion(chain, mask[indices], noise=self.known_noise)]
         image = self._run_chain(chain, hooks, bar)

@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-
 from medcf.guidance import XtGradient
-from medcf.guidance.loss import Features
-from medcf.inferers.chain import check_choice
-from medcf.inferers.checks import Target
+from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook
+from medcf.sampling import Chain, Hook
 
 __all__ = ["UniversalInferer"]
 
@@ -29,10 +24,7 @@ class UniversalInferer(GuidedInferer):
     universal guidance is run: no backward guidance and no recurrence.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
-        perceptual: phi; None leaves the proximity term out.
+        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
         variant: "paper" sends the whole loss through the denoiser; "code" its class term only, while the perceptual
             gradient is taken at the predicted clean image and used as it is, as the published code of GMD does.
         options: see ``GuidedInferer``.
@@ -45,16 +37,12 @@ class UniversalInferer(GuidedInferer):
 
     def __init__(
         self,
-        scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        perceptual: Callable[[torch.Tensor], Features] | None = None,
-        *,
+        *args: Any,
         variant: Variant = "paper",
         **options: Any,
     ) -> None:
         check_choice("variant", variant, Variant)
-        super().__init__(scheduler, classifier, target, perceptual, **options)
+        super().__init__(*args, **options)
         self.variant = variant
 
     def _make_hooks(self, chain: Chain) -> Sequence[Hook]:

@@ -10,13 +10,14 @@ import torch
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import SpatialTransformer
+from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from medcf.networks.attention_injection import SameInjection
 
-__all__ = ["ClassTokenUNet"]
+__all__ = ["ClassTokenUNet", "memory_layout"]
 
 
 class ClassTokenUNet(nn.Module):
@@ -113,7 +114,8 @@ class ClassTokenUNet(nn.Module):
             if class_labels is None:
                 class_labels = torch.full_like(timesteps, self.num_class_embeds - 1, dtype=torch.long)
             context = self.embedding(class_labels)[:, None]
-        return self._unfold(self.unet(self._fold(image), timesteps, context))
+        predicted = self.unet(self._fold(image), timesteps, context)
+        return predicted if self.patch_size == 1 else pixelshuffle(predicted, self.spatial_dims, self.patch_size)
 
     def _fold(self, image: Tensor) -> Tensor:
         """Move the pixels of each block to channels: (B, C p^d, *spatial / p)."""
@@ -122,22 +124,7 @@ class ClassTokenUNet(nn.Module):
             return image
         if any(n % p for n in image.shape[2:]):
             raise ValueError(f"image is {tuple(image.shape[2:])}: each side must be divisible by patch_size={p}.")
-        d = self.spatial_dims
-        grid = [n // p for n in image.shape[2:]]
-        blocks = image.reshape(*image.shape[:2], *(k for n in grid for k in (n, p)))
-        order = [0, 1, *range(3, 3 + 2 * d, 2), *range(2, 2 + 2 * d, 2)]
-        folded = blocks.permute(order).reshape(image.shape[0], -1, *grid)
-        return folded.contiguous(memory_format=_layout(image))
-
-    def _unfold(self, folded: Tensor) -> Tensor:
-        """Undo ``_fold``."""
-        p, d = self.patch_size, self.spatial_dims
-        if p == 1:
-            return folded
-        grid = folded.shape[2:]
-        blocks = folded.reshape(folded.shape[0], self.out_channels, *(p,) * d, *grid)
-        order = [0, 1, *(k for axis in range(d) for k in (2 + d + axis, 2 + axis))]
-        return blocks.permute(order).reshape(folded.shape[0], self.out_channels, *(n * p for n in grid))
+        return pixelunshuffle(image, self.spatial_dims, p).contiguous(memory_format=memory_layout(image))
 
     def _checkpoint_blocks(self) -> None:
         """Recompute each block in the backward pass of a training."""
@@ -196,7 +183,7 @@ class _Checkpointed:
         return checkpoint(self.forward, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
 
 
-def _layout(image: Tensor) -> torch.memory_format:
+def memory_layout(image: Tensor) -> torch.memory_format:
     """The image's own memory layout; one of a single channel counts as channels-last if it is so in any way."""
     last = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
     return last if image.is_contiguous(memory_format=last) else torch.contiguous_format

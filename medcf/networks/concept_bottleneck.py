@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.nets import UNet
 from torch import nn
 from torch.nn import functional
 
+from medcf.networks.dtunet import residual_unet
 from medcf.networks.sononet import SonoNet
 
 __all__ = ["ConceptBottleneck", "MonotoneQuality"]
@@ -76,15 +76,7 @@ class ConceptBottleneck(nn.Module):
         num_blocks: int = 5,
     ) -> None:
         super().__init__()
-        self.segmenter = UNet(
-            spatial_dims=spatial_dims,
-            in_channels=in_channels,
-            out_channels=num_segments,
-            channels=tuple(channels),
-            strides=(2,) * (len(channels) - 1),
-            num_res_units=1,
-            norm=("instance", {"affine": True}),
-        )
+        self.segmenter = residual_unet(in_channels, num_segments, spatial_dims, channels)
         self.encoder = SonoNet(
             in_channels + num_segments,
             num_classes=num_concepts,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Denoiser", "unwrap"]
+__all__ = ["Denoiser", "away_from_null", "unwrap"]
 
 
 class Converter(Protocol):
@@ -89,29 +89,21 @@ class Denoiser:
         Returns:
             The scheduler's ``Prediction``, in float32 also under autocast.
         """
-        labels = _expand_labels("class_labels", self.class_labels, sample)
-        context = _expand_context("context", self.context, sample)
-        if not self.guided:
-            self.num_function_evaluations += 1
-            return self.scheduler.convert(self._forward(sample, t, labels, context), t, sample)
-        null_labels = _expand_labels("null_class_labels", self.null_class_labels, sample)
-        null_context = _expand_context("null_context", self.null_context, sample)
-        labels = torch.cat([labels, null_labels]) if labels is not None and null_labels is not None else None
-        context = torch.cat([context, null_context]) if context is not None and null_context is not None else None
-        self.num_function_evaluations += 2
-        output = self._forward(torch.cat([sample, sample]), t, labels, context)
-        conditional, null = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
-        channels = sample.shape[1]
-        mixed = null[:, :channels] + self.guidance_scale * (conditional - null)[:, :channels]
-        return self.scheduler.convert(torch.cat([mixed, conditional[:, channels:]], dim=1), t, sample)
-
-    def _forward(
-        self, sample: torch.Tensor, t: int, labels: torch.Tensor | None, context: torch.Tensor | None
-    ) -> torch.Tensor:
-        conditions = {"context": context, "class_labels": labels}
-        given = {name: value for name, value in conditions.items() if value is not None}
-        timesteps = torch.full((sample.shape[0],), t, device=sample.device, dtype=torch.long)
-        return self.network(sample, timesteps=timesteps, **given)
+        names = ("", "null_") if self.guided else ("",)
+        stack = torch.cat([sample] * len(names)) if self.guided else sample
+        given: dict[str, torch.Tensor] = {}
+        for condition in ("context", "class_labels"):
+            parts = [_expand(f"{prefix}{condition}", getattr(self, f"{prefix}{condition}"), sample) for prefix in names]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(names):
+                given[condition] = torch.cat(known) if self.guided else known[0]
+        timesteps = torch.full((len(stack),), t, device=sample.device, dtype=torch.long)
+        self.num_function_evaluations += len(names)
+        output = self.network(stack, timesteps=timesteps, **given)
+        if self.guided:
+            conditional, null = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
+            output = away_from_null(conditional, null, self.guidance_scale, sample.shape[1])
+        return self.scheduler.convert(output, t, sample)
 
     def _check_null(self) -> None:
         if self.class_labels is None and self.context is None:
@@ -152,21 +144,25 @@ def _check_labels(name: str, labels: int | torch.Tensor | None, num_classes: int
     return int(tensor) if tensor.ndim == 0 else tensor.long()
 
 
-def _expand_labels(name: str, labels: int | torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
-    batch = sample.shape[0]
-    if labels is None:
-        return None
-    if isinstance(labels, int):
-        return torch.full((batch,), labels, device=sample.device, dtype=torch.long)
-    if labels.shape[0] != batch:
-        raise ValueError(f"{name} holds {labels.shape[0]} indices for a batch of {batch} images: give one per image.")
-    return labels.to(sample.device, non_blocking=True)
+def away_from_null(
+    conditional: torch.Tensor, null: torch.Tensor, scale: float | torch.Tensor, channels: int
+) -> torch.Tensor:
+    """Return null + scale * (conditional - null); learned variance, beyond ``channels``, is the conditional's."""
+    mixed = null[:, :channels] + scale * (conditional - null)[:, :channels]
+    return torch.cat([mixed, conditional[:, channels:]], dim=1)
 
 
-def _expand_context(name: str, context: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
+def _expand(name: str, condition: int | torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
+    """Return a condition for each image of the batch, where it is: class indices (B,), or a context in its dtype."""
     batch = sample.shape[0]
-    if context is None:
+    if condition is None:
         return None
-    if context.shape[0] not in (1, batch):
-        raise ValueError(f"{name} holds {context.shape[0]} entries for a batch of {batch} images: give 1 or {batch}.")
-    return context.to(sample.device, sample.dtype, non_blocking=True).expand(batch, *context.shape[1:])
+    if isinstance(condition, int):
+        return torch.full((batch,), condition, device=sample.device, dtype=torch.long)
+    if condition.shape[0] not in ((batch,) if condition.ndim == 1 else (1, batch)):
+        raise ValueError(
+            f"{name} holds {condition.shape[0]} indices for a batch of {batch} images: give one per image, or, of "
+            "contexts, one for all."
+        )
+    dtype = sample.dtype if condition.is_floating_point() else condition.dtype
+    return condition.to(sample.device, dtype, non_blocking=True).expand(batch, *condition.shape[1:])

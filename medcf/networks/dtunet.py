@@ -9,7 +9,25 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
-__all__ = ["DTUNet"]
+__all__ = ["DTUNet", "residual_unet"]
+
+
+def residual_unet(
+    in_channels: int, out_channels: int, spatial_dims: int, channels: Sequence[int], num_res_units: int = 1
+) -> UNet:
+    """Make MONAI's residual U-Net with instance normalization that halves the image between two widths.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        spatial_dims: 2 or 3.
+        channels: widths; every spatial size must be divisible by ``2 ** (len(channels) - 1)``.
+        num_res_units: residual units a level.
+    """
+    strides, norm = (2,) * (len(channels) - 1), ("instance", {"affine": True})
+    return UNet(
+        spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=num_res_units, norm=norm
+    )
 
 
 class DTUNet(nn.Module):
@@ -45,20 +63,9 @@ class DTUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.return_coarse = return_coarse
-
-        def unet(inputs: int) -> UNet:
-            return UNet(
-                spatial_dims=spatial_dims,
-                in_channels=inputs,
-                out_channels=out_channels,
-                channels=tuple(channels),
-                strides=(2,) * (len(channels) - 1),
-                num_res_units=num_res_units,
-                norm=("instance", {"affine": True}),
-            )
-
-        self.coarse = unet(in_channels)
-        self.fine = unet(in_channels + out_channels)
+        options = (out_channels, spatial_dims, channels, num_res_units)
+        self.coarse = residual_unet(in_channels, *options)
+        self.fine = residual_unet(in_channels + out_channels, *options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Segment an image of shape (B, in_channels, *spatial) into class scores (B, out_channels, *spatial)."""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor
@@ -23,11 +21,8 @@ class BundleUNet(DiffusionModelUNet):
         spatial_dims: number of spatial dimensions.
         in_channels: channels of the image.
         out_channels: channels of the prediction.
-        **kwargs: further arguments of `DiffusionModelUNet`.
+        kwargs: further arguments of `DiffusionModelUNet`, which takes them all.
     """
-
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, **kwargs: Any) -> None:
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **kwargs)
 
     def forward(
         self,

@@ -9,11 +9,22 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from monai.bundle import ConfigParser
 
-__all__ = ["INDIFFERENT_KEYS", "config_fingerprint", "describe_changes", "hash_inputs", "running_config", "sha256"]
+if TYPE_CHECKING:
+    from medcf.data import Case
+
+__all__ = [
+    "INDIFFERENT_KEYS",
+    "config_fingerprint",
+    "describe_changes",
+    "find_caller",
+    "hash_inputs",
+    "running_config",
+    "sha256",
+]
 
 INDIFFERENT_KEYS = frozenset(
     {
@@ -23,6 +34,8 @@ INDIFFERENT_KEYS = frozenset(
     }
 )  # fmt: skip
 """Top-level ids of a config that say where and how fast, not what; weights and inputs are hashed by their content."""
+
+Caller = TypeVar("Caller")
 
 _SHOWN = 3  # how many changed inputs or weights an error names before it counts the rest
 
@@ -47,23 +60,7 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Input(Protocol):
-    """What a case is read from; `medcf.data.Case`."""
-
-    @property
-    def id(self) -> str:
-        """Case id."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Its files."""
-
-    @property
-    def mask(self) -> Path | None:
-        """File of its mask."""
-
-
-def hash_inputs(cases: Iterable[Input]) -> dict[str, str]:
+def hash_inputs(cases: Iterable[Case]) -> dict[str, str]:
     """Hash what each case is read from: its file, or the files of its series, and its mask.
 
     Returns:
@@ -75,18 +72,14 @@ def hash_inputs(cases: Iterable[Input]) -> dict[str, str]:
         files = list(case.files)
         if files[0].suffix.lower() == ".hdr" and files[0].with_suffix(".img").is_file():
             files.append(files[0].with_suffix(".img"))  # the pixels of a NIfTI pair
-        if len(files) > 1 or case.mask:
-            digests[case.id] = _hash_together([*files, case.mask])
+        if len(files) > 1 or case.mask:  # in their order: a mask may be called as its image is, in another folder
+            lines = [sha256(file) if file else "" for file in (*files, case.mask)]
+            digests[case.id] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
             continue
         if files[0] not in hashes:
             hashes[files[0]] = sha256(files[0])
         digests[case.id] = hashes[files[0]]
     return digests
-
-
-def _hash_together(files: Iterable[str | Path | None]) -> str:
-    """Hash files in their order: a mask may be called as its image is, in another folder."""
-    return hashlib.sha256("\n".join(sha256(file) if file else "" for file in files).encode()).hexdigest()
 
 
 def running_config() -> dict[str, Any]:
@@ -98,16 +91,18 @@ def running_config() -> dict[str, Any]:
     Raises:
         RuntimeError: no config is being evaluated.
     """
+    parser = find_caller(ConfigParser)
+    if parser is None:
+        raise RuntimeError("running_config() must be called from an expression of a MONAI config.")
+    return json.loads(json.dumps(parser.get(), default=str))
+
+
+def find_caller(kind: type[Caller]) -> Caller | None:
+    """Return the nearest object of a type one of whose methods is running; None where there is none."""
     frame = inspect.currentframe()
-    try:
-        while frame is not None:
-            parser = frame.f_locals.get("self")
-            if isinstance(parser, ConfigParser):
-                return json.loads(json.dumps(parser.get(), default=str))
-            frame = frame.f_back
-    finally:
-        del frame
-    raise RuntimeError("running_config() must be called from an expression of a MONAI config.")
+    while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
 
 
 def config_fingerprint(config: Mapping[str, Any], indifferent: Iterable[str] = INDIFFERENT_KEYS) -> dict[str, str]:

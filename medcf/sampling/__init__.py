@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from medcf.sampling.chain import Chain
-from medcf.sampling.loop import Hook, denoise
+from medcf.sampling.loop import Chain, Hook, denoise
 from medcf.sampling.noise import make_generators, noised, standard_noise
 
 __all__ = ["Chain", "Hook", "denoise", "make_generators", "noised", "standard_noise"]

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from medcf.networks.class_token import memory_layout
+from medcf.networks.denoiser import away_from_null
 from medcf.sampling.noise import noised
 
 __all__ = ["InjectedDenoiser", "ReferenceCondition", "ReferenceNoise", "Rows", "plan_rows"]
@@ -146,14 +148,12 @@ class InjectedDenoiser:
         """Predict noise, clean image and velocity of noisy images (N, C, *spatial) at step ``t``."""
         self.num_function_evaluations += self._cost
         pool = torch.cat([sample, self._noised(t).to(sample.dtype)]) if self.injected else sample
-        stack = pool[self._origin].contiguous(memory_format=_layout(sample))
+        stack = pool[self._origin].contiguous(memory_format=memory_layout(sample))
         timesteps = torch.full((len(stack),), t, device=stack.device, dtype=torch.long)
         output = self.network(stack, timesteps=timesteps, class_labels=self._labels)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        conditional, null = output[: len(sample)], output[self._null]
-        channels = sample.shape[1]
-        mixed = null[:, :channels] + self._weights * (conditional - null)[:, :channels]
-        return self.scheduler.convert(torch.cat([mixed, conditional[:, channels:]], dim=1), t, sample)
+        mixed = away_from_null(output[: len(sample)], output[self._null], self._weights, sample.shape[1])
+        return self.scheduler.convert(mixed, t, sample)
 
     def _noised(self, t: int) -> torch.Tensor:
         """Return y_t = sqrt(A) y_0 + sqrt(1 - A) noise."""
@@ -161,9 +161,3 @@ class InjectedDenoiser:
             return noised(self.scheduler, self.references, t, self.generators)
         alpha_bar = self.scheduler.alpha_bar(t)
         return alpha_bar**0.5 * self.references + (1 - alpha_bar) ** 0.5 * self.noise
-
-
-def _layout(image: torch.Tensor) -> torch.memory_format:
-    """The image's memory layout, which indexing would lose."""
-    last = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
-    return last if image.is_contiguous(memory_format=last) else torch.contiguous_format

@@ -6,14 +6,16 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 from monai.networks.schedulers import Scheduler
 from monai.utils import unsqueeze_right
 
+from medcf.runtime.choices import check_choice
 from medcf.schedulers.prediction import Prediction, working_dtype
-from medcf.schedulers.spacing import Spacing, check_spacing, kept_timesteps
+from medcf.schedulers.spacing import Spacing, kept_timesteps
+from medcf.schedulers.step import Step
 
 __all__ = ["RespacedScheduler", "StartVariant"]
 
@@ -41,6 +43,8 @@ class RespacedScheduler(Scheduler):
     """
 
     prediction_type: str
+    clip_sample: bool
+    clip_sample_values: Any
     steps_offset: int = 0
     spacing: Spacing = "respaced"
 
@@ -50,7 +54,8 @@ class RespacedScheduler(Scheduler):
 
     def _prepare_tables(self, spacing: str, set_alpha_to_one: bool) -> None:
         """Store the rule, compute the cumulated alphas in float64 and where the chain ends."""
-        self.spacing = check_spacing(spacing)
+        check_choice("spacing", spacing, Spacing)
+        self.spacing = cast(Spacing, spacing)
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
             table = self.alphas_cumprod.double()  # a third-party schedule whose alphas are not the product of its betas
@@ -180,8 +185,7 @@ class RespacedScheduler(Scheduler):
         Raises:
             ValueError: if the strength or the variant is not valid.
         """
-        if variant not in get_args(StartVariant):
-            raise ValueError(f"`variant` is {variant!r}; use 'exact' or 'code'.")
+        check_choice("variant", variant, StartVariant)
         depth = self._depth(strength)
         return self._kept[min(depth, len(self._kept) - 1) if variant == "code" else depth - 1]
 
@@ -208,6 +212,51 @@ class RespacedScheduler(Scheduler):
             The prediction in float32 or wider.
         """
         return Prediction.from_output(model_output, sample, self.alpha_bar(timestep), self.prediction_type)
+
+    def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:
+        """Return the distribution of the sample at the next timestep of the chain.
+
+        Args:
+            prediction: what the network says about ``sample``.
+            timestep: the kept timestep that the network was told.
+            sample: (B, C, *spatial), the sample that the step starts from.
+
+        Returns:
+            The step, open to guidance before it is drawn.
+
+        Raises:
+            ValueError: if the timestep is not kept.
+        """
+        raise NotImplementedError
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the sample at the next timestep of the chain, as MONAI's ``step``.
+
+        Args:
+            model_output: output of the network, (B, C, *spatial), or (B, 2C, *spatial) with a learned variance.
+            timestep: the kept timestep that the network was told.
+            sample: (B, C, *spatial).
+            generator: source of the noise, where any is drawn.
+
+        Returns:
+            The next sample and the predicted clean image, both in the dtype of ``sample``.
+        """
+        return self._drawn(self.posterior(self.convert(model_output, timestep, sample), timestep, sample), generator)
+
+    def _clipped(self, original: torch.Tensor) -> torch.Tensor:
+        """Return a predicted clean image as the scheduler clips it."""
+        return original.clamp(*self.clip_sample_values) if self.clip_sample else original
+
+    @staticmethod
+    def _drawn(step: Step, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what MONAI's ``step`` returns."""
+        return step.draw(generator), step.pred_original.to(step.sample.dtype)
 
     def _signal_and_spread(self, like: torch.Tensor, timesteps: int | torch.Tensor) -> tuple:
         """Return √A and √(1 - A) for ``like``: floats for an int timestep, else tensors that broadcast."""

@@ -52,12 +52,10 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
 
     def _read(self, prediction: Prediction, timestep: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the clean image and ε that the step uses, clipped as configured."""
-        original, noise = prediction.original, prediction.noise
-        if self.clip_sample:
-            original = original.clamp(*self.clip_sample_values)
-            if self.use_clipped_model_output:
-                alpha_bar = self.alpha_bar(timestep)
-                noise = (sample.to(original.dtype) - math.sqrt(alpha_bar) * original) / math.sqrt(1 - alpha_bar)
+        original, noise = self._clipped(prediction.original), prediction.noise
+        if self.clip_sample and self.use_clipped_model_output:
+            alpha_bar = self.alpha_bar(timestep)
+            noise = (sample.to(original.dtype) - math.sqrt(alpha_bar) * original) / math.sqrt(1 - alpha_bar)
         return original, noise
 
     def posterior(
@@ -96,7 +94,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             timestep=t,
         )
 
-    def step(
+    def step(  # type: ignore[override]  # eta stands where MONAI's has it
         self,
         model_output: torch.Tensor,
         timestep: int | torch.Tensor,
@@ -104,7 +102,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
         eta: float | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sample at the previous kept timestep, as MONAI's ``step``.
+        """Draw the sample at the previous kept timestep, as MONAI's ``step``.
 
         Args:
             model_output: output of the network, (B, C, *spatial); a learned variance (2C channels) is ignored.
@@ -117,7 +115,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             The next sample and the predicted clean image, both in the dtype of ``sample``.
         """
         step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample, eta)
-        return step.draw(generator), step.pred_original.to(sample.dtype)
+        return self._drawn(step, generator)
 
     def reversed_step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor

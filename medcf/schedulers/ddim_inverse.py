@@ -18,7 +18,7 @@ from medcf.schedulers.step import Step
 __all__ = ["DDIMInverseScheduler"]
 
 
-class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
+class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[misc]  # MONAI's step takes eta, too
     """Walks the kept timesteps upwards; the mirror of ``RespacedDDIMScheduler`` with η = 0.
 
     ``timesteps`` ascends. The step at a timestep takes the sample from the previous kept level (the clean image before
@@ -49,15 +49,7 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
         super().__init__(*args, **(options if len(args) > 2 else {"clip_sample": False} | options))
 
     def keep(self, timesteps: Sequence[int], device: str | torch.device | None = None) -> None:
-        """Choose the chain by its timesteps; ``timesteps`` ascends, after ``set_timesteps``, too.
-
-        Args:
-            timesteps: the training timesteps to keep, ascending.
-            device: where to put ``timesteps``.
-
-        Raises:
-            ValueError: if they do not ascend, or lie outside the training schedule.
-        """
+        """Choose the chain as `RespacedScheduler` does; ``timesteps`` ascends, after ``set_timesteps``, too."""
         super().keep(timesteps, device)
         self.timesteps = self.timesteps.flip(0)
 
@@ -93,9 +85,7 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
         t = int(timestep)
         target, current = self.alpha_bar(t), self.alpha_bar_prev(t)
         noise = prediction.noise
-        original = (sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current)
-        if self.clip_sample:
-            original = original.clamp(*self.clip_sample_values)
+        original = self._clipped((sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current))
         effect = math.sqrt(1 - target) - math.sqrt(target / current) * math.sqrt(1 - current)
         return Step(
             mean=math.sqrt(target) * original + math.sqrt(1 - target) * noise,
@@ -105,22 +95,6 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):
             sample=sample,
             timestep=t,
         )
-
-    def step(  # type: ignore[override]
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sample at a kept timestep from the one at the previous kept level.
-
-        Args:
-            model_output: output of the network told ``timestep``, (B, C, *spatial).
-            timestep: the kept timestep to go to.
-            sample: the sample at the previous kept level, (B, C, *spatial).
-
-        Returns:
-            The noisier sample and the predicted clean image, both in the dtype of ``sample``.
-        """
-        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample)
-        return step.draw(), step.pred_original.to(sample.dtype)
 
 
 SCHEDULERS.add("ddim_inverse", "DDIM inversion along a kept list of timesteps", DDIMInverseScheduler)

@@ -88,24 +88,14 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         return torch.exp(fraction * high + (1 - fraction) * low)
 
     def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:
-        """Return the distribution of the sample at the previous kept timestep.
-
-        Args:
-            prediction: what the network says about ``sample``.
-            timestep: the kept timestep ``sample`` is at.
-            sample: (B, C, *spatial).
-
-        Returns:
-            The step; its gain is Σ.
+        """Return the distribution of the sample at the previous kept timestep, see `RespacedScheduler`; its gain is Σ.
 
         Raises:
             ValueError: if the timestep is not kept, or a learned variance is missing.
         """
         t = int(timestep)
         alpha_bar, alpha_bar_prev, beta = self.alpha_bar(t), self.alpha_bar_prev(t), self._beta(t)
-        original = prediction.original
-        if self.clip_sample:
-            original = original.clamp(*self.clip_sample_values)
+        original = self._clipped(prediction.original)
         c0 = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)
         c1 = math.sqrt(alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
         gain = self.variance(t, prediction)
@@ -117,27 +107,6 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
             sample=sample,
             timestep=t,
         )
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the sample at the previous kept timestep, as MONAI's ``step``.
-
-        Args:
-            model_output: output of the network, (B, C, *spatial) or (B, 2C, *spatial).
-            timestep: the kept timestep ``sample`` is at.
-            sample: (B, C, *spatial).
-            generator: source of the noise.
-
-        Returns:
-            The next sample and the predicted clean image, both in the dtype of ``sample``.
-        """
-        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample)
-        return step.draw(generator), step.pred_original.to(sample.dtype)
 
 
 SCHEDULERS.add("ddpm", "Ancestral sampling along a kept list of timesteps", RespacedDDPMScheduler)

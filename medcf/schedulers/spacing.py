@@ -3,31 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
-__all__ = ["Spacing", "check_spacing", "kept_timesteps"]
+from medcf.runtime.choices import check_choice
+
+__all__ = ["Spacing", "kept_timesteps"]
 
 Spacing = Literal["respaced", "leading", "trailing", "linspace"]
-
-
-def check_spacing(spacing: str) -> Spacing:
-    """Return ``spacing`` if it names a rule.
-
-    Args:
-        spacing: one of ``"respaced"``, ``"leading"``, ``"trailing"``, ``"linspace"``.
-
-    Returns:
-        The same name.
-
-    Raises:
-        ValueError: if the name is unknown; the message lists the names.
-    """
-    for name in get_args(Spacing):
-        if name == spacing:
-            return name
-    raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
 
 
 def _respaced(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
@@ -75,7 +59,7 @@ def kept_timesteps(
         >>> kept_timesteps(1000, 400)[:4], kept_timesteps(1000, 400)[-2:]
         ([0, 3, 5, 8], [996, 999])
     """
-    check_spacing(spacing)
+    check_choice("spacing", spacing, Spacing)
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}; it must lie between 1 and the {num_train_timesteps} "

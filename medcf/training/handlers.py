@@ -7,6 +7,7 @@ import csv
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def loss_of(output: Any) -> float:
     return float(torch.as_tensor(first[CommonKeys.LOSS]).detach())
 
 
+@dataclass(eq=False)
 class GradientClipping:
     """Clip the norm of the gradient between backward pass and optimizer step, and stop on one that is not finite.
 
@@ -51,9 +53,8 @@ class GradientClipping:
         max_norm: greatest norm of all gradients together.
     """
 
-    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
-        self.network = network
-        self.max_norm = max_norm
+    network: nn.Module
+    max_norm: float = 1.0
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI trainer; the norm before clipping is ``engine.state.gradient_norm``."""
@@ -113,6 +114,7 @@ class TrainingProgress(ProgressBar):
         bar.update()
 
 
+@dataclass(eq=False)
 class LossCurve:
     """Keep the loss of every iteration, as CSV and for the checkpoint.
 
@@ -121,10 +123,9 @@ class LossCurve:
         optimizer: optimizer whose first learning rate is recorded.
     """
 
-    def __init__(self, path: str | Path, optimizer: torch.optim.Optimizer) -> None:
-        self.path = Path(path)
-        self.optimizer = optimizer
-        self.rows: list[list[float]] = []
+    path: str | Path
+    optimizer: torch.optim.Optimizer
+    rows: list[list[float]] = field(default_factory=list, init=False)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -152,6 +153,7 @@ class LossCurve:
         self.rows = [list(row) for row in state["rows"]]
 
 
+@dataclass(eq=False)
 class SampleGrid:
     """Sample images from pure noise, always from the same noise, one row a class, as PNG files and to TensorBoard.
 
@@ -168,29 +170,16 @@ class SampleGrid:
         seed: seed of the noise.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        scheduler: Scheduler,
-        directory: str | Path,
-        shape: Sequence[int],
-        class_labels: Sequence[int] = (0, 1, 2),
-        columns: int = 4,
-        num_inference_steps: int = 20,
-        every: int = 5,
-        writer: Any = None,
-        seed: int = 0,
-    ) -> None:
-        self.network = network
-        self.scheduler = scheduler
-        self.directory = Path(directory)
-        self.shape = tuple(shape)
-        self.class_labels = tuple(class_labels)
-        self.columns = columns
-        self.num_inference_steps = num_inference_steps
-        self.every = every
-        self.writer = writer
-        self.seed = seed
+    network: nn.Module
+    scheduler: Scheduler
+    directory: str | Path
+    shape: Sequence[int]
+    class_labels: Sequence[int] = (0, 1, 2)
+    columns: int = 4
+    num_inference_steps: int = 20
+    every: int = 5
+    writer: Any = None
+    seed: int = 0
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -201,10 +190,11 @@ class SampleGrid:
         epoch = engine.state.epoch
         if idist.get_rank() == 0 and (epoch % self.every == 0 or epoch == engine.state.max_epochs):
             grid = self.sample()
-            self.directory.mkdir(parents=True, exist_ok=True)
             from PIL import Image
 
-            Image.fromarray(grid).save(self.directory / f"samples_{engine.state.iteration:07d}.png")
+            folder = Path(self.directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grid).save(folder / f"samples_{engine.state.iteration:07d}.png")
             if self.writer is not None:
                 self.writer.add_image("samples", grid, engine.state.iteration, dataformats="HW")
 
@@ -220,15 +210,16 @@ class SampleGrid:
         self.scheduler.set_timesteps(self.num_inference_steps)  # type: ignore[operator]
         network: Any = partial(self.network, class_labels=labels)
         images = DiffusionInferer(self.scheduler).sample(noise.to(device), network, self.scheduler, verbose=False)
-        pixels = (
-            ((torch.as_tensor(images).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()[:, 0]
-        )
+        gray = (torch.as_tensor(images).float().clamp(-1, 1) + 1) * 127.5
+        pixels = gray.round().to(torch.uint8).cpu().numpy()[:, 0]
         if pixels.ndim == 4:
             pixels = np.flip(pixels[..., pixels.shape[-1] // 2].swapaxes(1, 2), axis=1)
-        rows = pixels.reshape(len(self.class_labels), self.columns, *pixels.shape[1:])
-        return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+        height, width = pixels.shape[1:]
+        rows = pixels.reshape(-1, self.columns, height, width).swapaxes(1, 2)
+        return rows.reshape(-1, self.columns * width)
 
 
+@dataclass(eq=False)
 class MetricsFile:
     """Write the validation metrics of a finished training to a JSON file, and to the log.
 
@@ -237,10 +228,9 @@ class MetricsFile:
         path: file to write.
     """
 
-    def __init__(self, evaluator: Engine, path: str | Path) -> None:
-        self.evaluator = evaluator
-        self.path = Path(path)
-        self._begin = time.monotonic()
+    evaluator: Engine
+    path: str | Path
+    _begin: float = field(default_factory=time.monotonic, init=False)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -251,12 +241,12 @@ class MetricsFile:
         if idist.get_rank() > 0:
             return
         metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
-        if not metrics and self.path.is_file():
+        if not metrics and Path(self.path).is_file():
             return  # the training was complete already when it was started again
         record = {
             "iterations": engine.state.iteration,
             "seconds_of_this_session": round(time.monotonic() - self._begin, 1),
             "metrics": {name: value if np.isfinite(value) else None for name, value in metrics.items()},
         }
-        write_json(self.path, record)
+        write_json(Path(self.path), record)
         logger.info("Validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

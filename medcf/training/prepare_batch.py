@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.utils import CommonKeys
 
 __all__ = ["ClassConditionalPrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
+
+Batch = dict[str, torch.Tensor]
+Device = str | torch.device | None
 
 
 class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
@@ -56,11 +60,7 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         return labels.masked_fill(dropped, self.null_class)
 
     def __call__(
-        self,
-        batchdata: dict[str, torch.Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
+        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
         """Prepare a batch.
 
@@ -72,6 +72,7 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         return images, target, args, {**arguments, "class_labels": self.get_class_labels(labels)}
 
 
+@dataclass(eq=False)
 class TargetPrepareBatch(PrepareBatch):
     """Image and target of a supervised training, by key.
 
@@ -79,15 +80,10 @@ class TargetPrepareBatch(PrepareBatch):
         target: key of the target; several keys give a dictionary of targets.
     """
 
-    def __init__(self, target: str | Sequence[str] = CommonKeys.LABEL) -> None:
-        self.target = target
+    target: str | Sequence[str] = CommonKeys.LABEL
 
     def __call__(
-        self,
-        batchdata: dict[str, torch.Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
+        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, Any]:
         """Prepare a batch: the image and the target(s) on ``device``."""
 
@@ -99,6 +95,7 @@ class TargetPrepareBatch(PrepareBatch):
         return moved(CommonKeys.IMAGE), {key: moved(key) for key in self.target}
 
 
+@dataclass(eq=False)
 class PairPrepareBatch(PrepareBatch):
     """The two images of every pair as one batch, first all first ones, then all second ones.
 
@@ -107,20 +104,14 @@ class PairPrepareBatch(PrepareBatch):
         target_key: key of the parameters.
     """
 
-    def __init__(self, pair_key: str = "image_pair", target_key: str = "parameters") -> None:
-        self.keys = (CommonKeys.IMAGE, pair_key)
-        self.target_key = target_key
+    pair_key: str = "image_pair"
+    target_key: str = "parameters"
 
     def __call__(
-        self,
-        batchdata: dict[str, torch.Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
+        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Prepare images (2B, C, *spatial) and parameters (2B, P) on ``device``."""
-        images = torch.cat([batchdata[key] for key in self.keys])
+        images = torch.cat([batchdata[key] for key in (CommonKeys.IMAGE, self.pair_key)])
         target = batchdata[self.target_key].repeat(2, 1)
-        return tuple(  # type: ignore[return-value]
-            value.to(device=device, non_blocking=non_blocking, **kwargs) for value in (images, target)
-        )
+        options: dict[str, Any] = {"device": device, "non_blocking": non_blocking, **kwargs}
+        return images.to(**options), target.to(**options)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from medcf.training.prepare_batch import ClassConditionalPrepareBatch
+from medcf.training.prepare_batch import Batch, ClassConditionalPrepareBatch, Device
 
 __all__ = ["PyramidNoisePrepareBatch", "pyramid_noise"]
 
@@ -54,11 +54,7 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
         self.reference_pairs = reference_pairs
 
     def __call__(
-        self,
-        batchdata: dict[str, torch.Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
+        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
         """Prepare a batch.
 
@@ -66,9 +62,10 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
             Images, the target, no positional arguments, and ``noise``, ``timesteps``, ``class_labels``; with
             ``reference_pairs`` all twice as many, and ``reference``, the row that each row reads.
         """
+        prepared = super().__call__(batchdata, device, non_blocking, **kwargs)
         if not self.reference_pairs:
-            return super().__call__(batchdata, device, non_blocking, **kwargs)
-        images, target, args, first = super().__call__(batchdata, device, non_blocking, **kwargs)
+            return prepared
+        images, target, args, first = prepared
         count = len(images)
         noise = self.get_noise(images)
         labels = first["class_labels"]

@@ -10,7 +10,7 @@ reconstruction noise of an image without a finding as bright as a finding.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from monai.config import KeysCollection
@@ -18,6 +18,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type
 from torch import Tensor
+
+from medcf.runtime.choices import check_choice
 
 __all__ = [
     "DifferenceMap",
@@ -59,8 +61,7 @@ class DifferenceMap(Transform):
     """
 
     def __init__(self, units: Units = "image", intensity: tuple[float, float] = (-1.0, 1.0)) -> None:
-        if units not in get_args(Units):
-            raise ValueError(f"units={units!r} is unknown: use one of {', '.join(map(repr, get_args(Units)))}.")
+        check_choice("units", units, Units)
         self.units = units
         self.factor = 1.0 if units == "image" else _GRAY_LEVELS / (intensity[1] - intensity[0])
 
@@ -130,9 +131,8 @@ class DifferenceMapd(MapTransform):
         image_key: the input.
         reconstruction_key: the method's floor; None subtracts nothing.
         mask_key: the organ; None is everywhere.
-        units: "image" or "gray_levels".
-        intensity: the image's values of black and white, for gray levels.
         allow_missing_keys: whether a key of ``keys`` may be missing.
+        options: of `DifferenceMap`.
     """
 
     def __init__(
@@ -141,15 +141,14 @@ class DifferenceMapd(MapTransform):
         image_key: str = "image",
         reconstruction_key: str | None = None,
         mask_key: str | None = None,
-        units: Units = "image",
-        intensity: tuple[float, float] = (-1.0, 1.0),
         allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
         self.reconstruction_key = reconstruction_key
         self.mask_key = mask_key
-        self.transform = DifferenceMap(units, intensity)
+        self.transform = DifferenceMap(**options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` with the maps of each key."""

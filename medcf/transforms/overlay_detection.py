@@ -128,13 +128,9 @@ def _colored(image: NDArray[np.float32], luminance: Plane, region: tuple[int, in
 
 def _strokes(luminance: Plane, relief: Plane, colored: Mask, size: int) -> Mask:
     """Thin bright structures with a hard edge, and the ink that touches them."""
-    step = np.zeros_like(luminance)
-    for axis in (0, 1):
-        difference = np.abs(np.diff(luminance, axis=axis))
-        before, after = [slice(None)] * 2, [slice(None)] * 2
-        before[axis], after[axis] = slice(None, -1), slice(1, None)
-        np.maximum(step[tuple(before)], difference, out=step[tuple(before)])
-        np.maximum(step[tuple(after)], difference, out=step[tuple(after)])
+    cross = ndimage.generate_binary_structure(2, 1)  # a pixel and its neighbors along the axes
+    rise = ndimage.maximum_filter(luminance, footprint=cross) - luminance
+    step = np.maximum(rise, luminance - ndimage.minimum_filter(luminance, footprint=cross))
     edged = ndimage.maximum_filter(step, size=size) > _EDGE
     core = (relief > _STROKE) & edged
     inks = _inks(luminance, core & ~colored)
@@ -199,6 +195,8 @@ def _share(labels: NDArray[np.int32], part: Mask, whole: Mask, count: int) -> ND
 
 def _picture(echoes: Mask) -> Mask | None:
     """Convex hull of the large patches of echoes, found at about 160 columns; None if there is no large patch."""
+    from skimage.morphology import convex_hull_image
+
     height, width = echoes.shape
     reduce = max(1, width // 160)
     coarse = echoes[: height // reduce * reduce, : width // reduce * reduce]
@@ -208,12 +206,7 @@ def _picture(echoes: Mask) -> Mask | None:
     if count == 0 or areas.max() < 0.02 * coarse.size:
         return None
     kept = np.isin(labels, 1 + np.flatnonzero(areas > 0.15 * areas.max()))
-    hull = np.kron(_convex_hull(ndimage.binary_dilation(kept, iterations=2)), np.ones((reduce, reduce), dtype=bool))
+    hull = convex_hull_image(ndimage.binary_dilation(kept, iterations=2))
+    hull = np.kron(hull, np.ones((reduce, reduce), dtype=bool))
     # the rows and columns that the reduction cut off continue their neighbours
     return np.pad(hull, ((0, height - hull.shape[0]), (0, width - hull.shape[1])), mode="edge")
-
-
-def _convex_hull(mask: Mask) -> Mask:
-    from skimage.morphology import convex_hull_image
-
-    return np.asarray(convex_hull_image(mask), dtype=bool)

@@ -80,10 +80,7 @@ class RemoveOverlaysd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Clean the images of one case; other entries are kept."""
-        cleaned = dict(data)
-        for key in self.key_iterator(cleaned):
-            cleaned[key] = self.remover(cleaned[key])
-        return cleaned
+        return {**data, **{key: self.remover(data[key]) for key in self.key_iterator(dict(data))}}
 
 
 def _array(image: torch.Tensor) -> np.ndarray:

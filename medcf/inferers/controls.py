@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A control: projected gradient steps on the pixels, which flip the classifier and change no anatomy."""
+"""Controls: gradient steps that flip the classifier and change no anatomy, and the input itself, which flips none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.iterates import Iterates
+from medcf.inferers.checks import check_numbers
+from medcf.inferers.counterfactual import Iterates
 from medcf.registry import METHODS
 
-__all__ = ["AttackInferer"]
+__all__ = ["AttackInferer", "UnchangedInferer"]
 
 
 class AttackInferer(CounterfactualInferer):
@@ -25,8 +24,7 @@ class AttackInferer(CounterfactualInferer):
     but the classifier.
 
     Args:
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
+        args: classifier and target, as ``CounterfactualInferer`` takes them.
         epsilon: largest change of a pixel, in units of the image's range [-1, 1].
         step_size: change of a pixel a step; None takes an eighth of epsilon.
         num_steps: steps at most.
@@ -41,15 +39,13 @@ class AttackInferer(CounterfactualInferer):
 
     def __init__(
         self,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         epsilon: float = 0.1,
         step_size: float | None = None,
         num_steps: int = 40,
         **options: Any,
     ) -> None:
-        super().__init__(classifier, target, **options)
+        super().__init__(*args, **options)
         check_numbers(epsilon=epsilon, step_size=step_size)
         check_numbers(num_steps=num_steps, whole=True)
         step_size = epsilon / 8 if step_size is None else step_size
@@ -83,4 +79,22 @@ class AttackInferer(CounterfactualInferer):
         state.confidence[indices], state.flipped[indices] = self._judge(image, target)
 
 
+class UnchangedInferer(CounterfactualInferer):
+    """Returns the input as the counterfactual: nothing is flipped, nothing is spent, all is alike.
+
+    Takes the classifier and the target of every method and the options of ``CounterfactualInferer``.
+    """
+
+    title = "unchanged"
+    needs_gradients = False
+    needs_network = False
+
+    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+        state.record(torch.zeros_like(state.unchanged))  # no pass has run
+
+    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+        """Leave everything as it is."""
+
+
 METHODS.add("attack", "Control: projected gradient steps on the pixels, without diffusion", AttackInferer)
+METHODS.add("unchanged", "Control: the input itself", UnchangedInferer)
