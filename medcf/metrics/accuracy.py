@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medcf.metrics.base import CaseMetric
+from medcf.metrics.base import CaseMetric, collected
 from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.registry import METRICS
 
@@ -40,7 +40,7 @@ class BalancedAccuracy(CaseMetric):
         self.threshold = threshold
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Pair the decisions (B,) with the true classes ``y`` (B,); ``kwargs`` are not used. Returns (B, 2)."""
+        """Pair the decisions (B,) with the true classes ``y`` (B,): (B, 2)."""
         if y is None or y.shape != y_pred.shape:
             raise ValueError("BalancedAccuracy needs the decided classes (B,), and the true ones as y.")
         if self.threshold is not None:
@@ -48,10 +48,8 @@ class BalancedAccuracy(CaseMetric):
         return torch.stack([y_pred.long().cpu(), y.long().cpu()], dim=1)
 
     def _pairs(self) -> NDArray[np.int64]:
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError("BalancedAccuracy was aggregated before it saw a case.")
-        return buffer.numpy()
+        pairs: NDArray[np.int64] = collected(self).numpy()
+        return pairs
 
     def per_case(self) -> Tensor:
         """Return whether each case was decided right (N,)."""
@@ -62,16 +60,7 @@ class BalancedAccuracy(CaseMetric):
         """Return the mean recall."""
         return _mean_recall(self._pairs())
 
-    def interval(
-        self,
-        *,
-        groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
-    ) -> tuple[float, float]:
-        """Return the bootstrap interval of the aggregate; ``groups`` names the subject of each case."""
-        options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
+    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
         return bootstrap_interval(_mean_recall, self._pairs(), groups=groups, **options)
 
 

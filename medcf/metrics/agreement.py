@@ -14,9 +14,10 @@ from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
     NOT_FLIPPED,
-    ShareMetric,
+    FlipMetric,
     Summary,
     calls_target,
+    left_out_inputs,
     summarize,
 )
 from medcf.registry import METRICS
@@ -27,7 +28,7 @@ __all__ = ["OracleAgreement"]
 JUDGE_ALREADY = "the judge calls the input the target class already"
 
 
-class OracleAgreement(ShareMetric):
+class OracleAgreement(FlipMetric):
     """Share of the flips that an independent judge confirms.
 
     The classifier that guided the method is its own witness; the judge must share neither data, seed nor
@@ -64,6 +65,7 @@ class OracleAgreement(ShareMetric):
     """
 
     higher_is_better = True
+    is_share = True
     needs = QUANTITIES | {"logits": "logits({on})", "input_logits": "logits(image)"}
     quantity = "judge"
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED, JUDGE_ALREADY)
@@ -76,10 +78,9 @@ class OracleAgreement(ShareMetric):
         classifier: Callable[[Tensor], Tensor] | None = None,
         judge: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(target)
         if (classifier is None) != (judge is None):
             raise ValueError("OracleAgreement takes images if it has both classifier and judge: give both, or neither.")
-        self.target = target
         self.threshold = threshold
         self.leave_out_agreed = leave_out_agreed
         self.classifier = classifier
@@ -87,16 +88,10 @@ class OracleAgreement(ShareMetric):
 
     @torch.no_grad()
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Ask the judge.
+        """Ask the judge: (B, 3), with whether it calls the counterfactual and the input the target class.
 
-        Args:
-            y_pred: the judge's logits (B, K) or quality (B,) of the counterfactuals; images if the metric has networks.
-            y: the same of the inputs.
-            kwargs: ``logits`` and ``input_logits``, (B, K): what the classifier says of the two; not with images.
-
-        Returns:
-            (B, 3): why the case is left out (0: it enters), whether the judge calls the counterfactual and the input
-            the target class. The judge's opinion of the input is NaN only where the classifier has none.
+        Its opinion of the input is NaN only where the classifier has none. Of ``y_pred``, ``y`` and ``kwargs``, see the
+        class: logits (B, K) or quality (B,) of the judge with ``logits`` and ``input_logits`` (B, K), or images.
         """
         if y is None:
             raise ValueError("OracleAgreement needs the judge's decisions on the inputs (or the images) as y.")
@@ -104,16 +99,15 @@ class OracleAgreement(ShareMetric):
             with frozen(self.classifier, self.judge):
                 logits, input_logits = self.classifier(y_pred), self.classifier(y)
                 y_pred, y = self.judge(y_pred), self.judge(y)
+        elif kwargs.get("logits") is None or kwargs.get("input_logits") is None:
+            raise ValueError("OracleAgreement without networks needs logits and input_logits of the classifier.")
         else:
-            if kwargs.get("logits") is None or kwargs.get("input_logits") is None:
-                raise ValueError("OracleAgreement without networks needs logits and input_logits of the classifier.")
             logits, input_logits = kwargs["logits"].detach(), kwargs["input_logits"].detach()
         after, before = self._decision(y_pred), self._decision(y)
         if len(after) != len(logits):
             raise ValueError(f"The judge decided on {len(after)} cases, the classifier on {len(logits)}.")
-        not_finite = ~input_logits.isfinite().all(1)
-        already, flipped = calls_target(input_logits, self.target), calls_target(logits, self.target)
-        agreed = before & self.leave_out_agreed
+        not_finite, already = left_out_inputs(input_logits, self.target)
+        flipped, agreed = calls_target(logits, self.target), before & self.leave_out_agreed
         entry = self.entry(after, not_finite, already, ~flipped, agreed)
         opinion = before.float().masked_fill(not_finite, torch.nan)[:, None]
         return torch.cat([entry, opinion], dim=1).as_subclass(Tensor)

@@ -12,10 +12,10 @@ import torch
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
 
-__all__ = ["IMAGES", "QUANTITIES", "CaseMetric", "Counts", "Mean"]
+__all__ = ["IMAGES", "QUANTITIES", "CaseMetric", "Counts", "Mean", "collected"]
 
 #: What most metrics are called with, in the words of `medcf.evaluation.evidence`: the images with their inputs, or a
 #: quantity of both. ``{on}`` are the images that are measured, ``{of}`` is the metric's ``quantity`` or another one.
@@ -38,6 +38,14 @@ class Counts:
     reference: int = 0
 
 
+def collected(metric: CumulativeIterationMetric) -> Any:
+    """Return what a metric has collected: a tensor with one row per case, or the list of them."""
+    buffer = metric.get_buffer()
+    if buffer is None:
+        raise ValueError(f"{type(metric).__name__} was aggregated before it saw a case.")
+    return buffer
+
+
 class CaseMetric(CumulativeIterationMetric):
     """A metric whose aggregate is the mean of one value per case; NaN marks a case that does not enter.
 
@@ -55,16 +63,13 @@ class CaseMetric(CumulativeIterationMetric):
 
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the case does not enter."""
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
-        return buffer.double().reshape(len(buffer))
+        values: Tensor = collected(self).double()
+        return values.reshape(len(values))
 
     def aggregate(self) -> float:
         """Return the mean over the cases that entered; NaN when none did."""
         values = self.per_case()
-        kept = values[~torch.isnan(values)]
-        return float(kept.mean()) if len(kept) else float("nan")
+        return float(values[~values.isnan()].mean())
 
     def interval(
         self,
@@ -88,18 +93,12 @@ class CaseMetric(CumulativeIterationMetric):
         Raises:
             ValueError: groups of another length than the cases.
         """
+        return self._interval(groups, confidence=confidence, num_resamples=num_resamples, seed=seed)
+
+    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
+        """Compute the interval; to be overridden where the aggregate is no mean of ``per_case``."""
         values = self.per_case().cpu().numpy()
-        if groups is not None and len(groups) != len(values):
-            raise ValueError(
-                f"groups names {len(groups)} cases, the metric has {len(values)}; give one entry per case."
-            )
-        entered = ~np.isnan(values)
-        if not entered.any():
-            return float("nan"), float("nan")
-        kept = None if groups is None else [group for group, keep in zip(groups, entered, strict=True) if keep]
-        return bootstrap_interval(
-            np.mean, values[entered], groups=kept, confidence=confidence, num_resamples=num_resamples, seed=seed
-        )
+        return interval_of_entered(np.mean, values, entered=~np.isnan(values), groups=groups, **options)
 
     def counts(self) -> Counts:
         """Return how many cases entered, and how many did not and why."""
@@ -121,13 +120,12 @@ class Mean(CaseMetric):
     needs: ClassVar[Mapping[str, str]] = {"y_pred": "{of}"}
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Collect values (B,), or (B, K) for `by_column`; ``y`` and ``kwargs`` are not used."""
+        """Collect values (B,), or (B, K) for `by_column`."""
         return y_pred.double()
 
     def by_column(self) -> list[float]:
         """Return the mean of each of K columns."""
-        buffer: Any = self.get_buffer()
-        means: list[float] = buffer.nanmean(0).tolist()
+        means: list[float] = collected(self).nanmean(0).tolist()
         return means
 
 

@@ -23,7 +23,7 @@ from skimage.morphology import convex_hull_image
 from torch import Tensor
 
 from medcf.metrics.base import CaseMetric
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
 
 __all__ = ["BiometryShift", "HeadBiometry", "head_biometry"]
@@ -46,9 +46,9 @@ class HeadBiometry:
         reason: why there is no value; None if there is one.
     """
 
-    hc_mm: float
-    bpd_mm: float
-    ofd_mm: float
+    hc_mm: float = math.nan
+    bpd_mm: float = math.nan
+    ofd_mm: float = math.nan
     reason: str | None = None
 
 
@@ -91,7 +91,7 @@ def head_biometry(
         raise ValueError(f"spacing={spacing} must be positive: give mm between rows and columns.")
     ring = _large_pieces(image == skull)
     if ring.sum() < min_pixels:
-        return _nothing(f"less than {min_pixels} pixels of skull")
+        return HeadBiometry(reason=f"less than {min_pixels} pixels of skull")
     filled, hull = ndimage.binary_fill_holes(ring), convex_hull_image(ring, offset_coordinates=False)
     if filled.sum() >= _CLOSED * hull.sum():
         region = regionprops(filled.astype(np.uint8), spacing=steps)[0]
@@ -114,11 +114,11 @@ def _fitted(ring: NDArray[np.bool_], hull: NDArray[np.bool_], steps: tuple[float
     points = outline[near] * steps
     model = EllipseModel.from_estimate(points[:, ::-1]) if len(points) else None
     if not model:
-        return _nothing("no ellipse fits the skull")
+        return HeadBiometry(reason="no ellipse fits the skull")
     angles = np.arctan2(*(points - model.center[::-1]).T)
     seen = len(np.unique(np.floor((angles + np.pi) / (2 * np.pi) * 36).astype(int) % 36)) / 36
     if seen < _SEEN:
-        return _nothing(f"skull seen in less than {_SEEN:.0%} of the directions")
+        return HeadBiometry(reason=f"skull seen in less than {_SEEN:.0%} of the directions")
     axes = sorted(2.0 * float(length) for length in model.axis_lengths)
     return _ellipse(*axes)
 
@@ -126,10 +126,6 @@ def _fitted(ring: NDArray[np.bool_], hull: NDArray[np.bool_], steps: tuple[float
 def _ellipse(minor: float, major: float) -> HeadBiometry:
     perimeter = math.pi / 2 * (3 * (major + minor) - math.sqrt((3 * major + minor) * (major + 3 * minor)))
     return HeadBiometry(float(perimeter), float(minor), float(major))
-
-
-def _nothing(reason: str) -> HeadBiometry:
-    return HeadBiometry(math.nan, math.nan, math.nan, reason)
 
 
 class BiometryShift(CaseMetric):
@@ -166,16 +162,7 @@ class BiometryShift(CaseMetric):
         self.skull = skull
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare measurements.
-
-        Args:
-            y_pred: labels found in the counterfactuals, (B, 1, H, W), integers.
-            y: the reference: labels (B, 1, H, W), or measurements in mm (B,).
-            kwargs: not used.
-
-        Returns:
-            Counterfactual minus reference in mm, (B,); NaN where either has no head.
-        """
+        """Compare labels (B, 1, H, W) with labels, or mm (B,), ``y``: counterfactual minus reference in mm, (B,)."""
         if y is None or len(y) != len(y_pred):
             raise ValueError("BiometryShift needs one reference per counterfactual as y: labels, or mm.")
         known = y.ndim == 1
@@ -203,11 +190,7 @@ class BiometryShift(CaseMetric):
     def bias_interval(self, **options: Any) -> tuple[float, float]:
         """Return the bootstrap interval of the bias; options are those of `medcf.metrics.bootstrap`'s function."""
         values = self.signed_per_case().numpy()
-        if np.isnan(values).all():
-            return math.nan, math.nan
-        groups = options.pop("groups", None)
-        kept = None if groups is None else [g for g, v in zip(groups, values, strict=True) if not np.isnan(v)]
-        return bootstrap_interval(np.mean, values[~np.isnan(values)], groups=kept, **options)
+        return interval_of_entered(np.mean, values, entered=~np.isnan(values), **options)
 
 
 METRICS.add("biometry_shift", "Shift of head circumference or diameters in mm", BiometryShift)

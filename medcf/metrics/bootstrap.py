@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals: of any statistic by resampling cases or whole subjects, of a proportion by the binomial distribution."""
+"""Intervals of any statistic by resampling cases or whole subjects."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
-__all__ = ["bootstrap_interval", "group_members", "half_sampled_indices", "proportion_interval"]
+__all__ = ["bootstrap_interval", "group_members", "groups_of_entered", "half_sampled_indices", "interval_of_entered"]
 
 Groups = Sequence[Hashable] | NDArray[Any]
 
@@ -80,31 +79,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def proportion_interval(
-    hits: ArrayLike, *, groups: Groups | None = None, confidence: float = 0.95
+def groups_of_entered(groups: Groups | None, entered: NDArray[np.bool_], name: str = "groups") -> list[Hashable] | None:
+    """Return the groups of the cases that ``entered`` (N,), from those of all N cases."""
+    if groups is None:
+        return None
+    if len(groups) != len(entered):
+        raise ValueError(f"{name} names {len(groups)} cases, the metric has {len(entered)}; give one entry per case.")
+    return [group for group, keep in zip(groups, entered, strict=True) if keep]
+
+
+def interval_of_entered(
+    statistic: Callable[..., float],
+    *arrays: NDArray[Any],
+    entered: NDArray[np.bool_],
+    groups: Groups | None = None,
+    **options: Any,
 ) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper & Pearson 1934), which does not claim certainty where all cases agree.
-
-    Args:
-        hits: 0 or 1, one entry per case.
-        groups: whose case it is; the cases must be independent, so each group may give one.
-        confidence: coverage of the interval.
-
-    Returns:
-        Lower and upper end.
-
-    Raises:
-        ValueError: no case, other values, a group with several cases, or a confidence outside (0, 1).
-
-    Example:
-        >>> low, high = proportion_interval([1] * 64)
-        >>> round(low, 3), high
-        (0.944, 1.0)
-    """
-    values = np.asarray(hits, dtype=float)
-    if not len(values) or not np.isin(values, (0, 1)).all():
-        raise ValueError("proportion_interval needs at least one case, each 0 or 1; use bootstrap_interval for others.")
-    if groups is not None and len({str(group) for group in groups}) < len(values):
-        raise ValueError("proportion_interval needs one case per group; bootstrap_interval resamples whole groups.")
-    interval = binomtest(int(values.sum()), len(values)).proportion_ci(confidence)
-    return float(interval.low), float(interval.high)
+    """Return the `bootstrap_interval` over the cases that ``entered`` (N,), NaN without any; ``groups`` names all N."""
+    kept = groups_of_entered(groups, entered)
+    if not entered.any():
+        return math.nan, math.nan
+    return bootstrap_interval(statistic, *(array[entered] for array in arrays), groups=kept, **options)

@@ -9,7 +9,7 @@ from typing import Any
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
-from medcf.metrics.base import QUANTITIES
+from medcf.metrics.base import QUANTITIES, collected
 from medcf.metrics.frechet import FrechetDistance
 from medcf.registry import METRICS
 
@@ -43,26 +43,14 @@ class ClassDistances(CumulativeIterationMetric):
         self.class_names = list(class_names)
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
-        """Collect features.
-
-        Args:
-            y_pred: features of the counterfactuals (B, F).
-            y: features of their inputs.
-            kwargs: ``label`` and ``target`` (B,): the class of each input, and of each counterfactual.
-
-        Returns:
-            The four, as buffers.
-        """
+        """Collect features (B, F) of counterfactuals and inputs, with ``target`` and ``label`` (B,), their classes."""
         if y is None or kwargs.get("label") is None or kwargs.get("target") is None:
             raise ValueError("ClassDistances needs the inputs' features as y, label and target.")
         return [y_pred, y, kwargs["label"], kwargs["target"]]
 
     def aggregate(self) -> dict[str, Any]:
         """Return the number of features, and each distance with the numbers of images; None for fewer than two."""
-        buffer: Any = self.get_buffer()
-        if buffer is None:
-            raise ValueError("ClassDistances was aggregated before it saw a case.")
-        generated, real, label, target = buffer
+        generated, real, label, target = collected(self)
         figures: dict[str, Any] = {"features": int(real.shape[1])}
         present = [name for index, name in enumerate(self.class_names) if bool((label == index).any())]
         for name in present:

@@ -8,34 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcf.metrics.base import QUANTITIES
 from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
     PRED_NOT_FINITE,
-    ReasonedMetric,
-    calls_target,
+    FlipMetric,
     check_logits,
+    left_out_inputs,
 )
 from medcf.registry import METRICS
 
 __all__ = ["BoundedKL", "MeanAbsoluteDifference"]
 
 
-class _ConfidenceMetric(ReasonedMetric):
+class _ConfidenceMetric(FlipMetric):
     """What both metrics share: the probability of the target class, over the inputs f gives another class."""
 
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, PRED_NOT_FINITE)
-    needs = QUANTITIES
-    quantity = "logits"
-
-    def __init__(self, target: int = 1) -> None:
-        super().__init__()
-        self.target = target
 
     def _probabilities(self, y_pred: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         y = check_logits(type(self).__name__, self.target, y_pred, y)
-        left_out = (~y.isfinite().all(1), calls_target(y, self.target), ~y_pred.isfinite().all(1))
+        left_out = (*left_out_inputs(y, self.target), ~y_pred.isfinite().all(1))
         return y_pred.float().softmax(1), y.float().softmax(1), left_out
 
 
@@ -62,16 +55,7 @@ class MeanAbsoluteDifference(_ConfidenceMetric):
     higher_is_better = True
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare the confidences.
-
-        Args:
-            y_pred: logits of the counterfactuals, (B, K).
-            y: logits of the inputs, (B, K).
-            kwargs: not used.
-
-        Returns:
-            (B, 3): why the case is left out (0: it enters), the absolute and the signed difference.
-        """
+        """Compare the confidences by the logits (B, K): (B, 3), with the absolute and the signed difference."""
         after, before, left_out = self._probabilities(y_pred, y)
         difference = (after - before)[:, self.target]
         return self.entry(torch.stack([difference.abs(), difference], dim=1), *left_out)
@@ -103,16 +87,7 @@ class BoundedKL(_ConfidenceMetric):
     higher_is_better = False
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Measure what the counterfactual lacks.
-
-        Args:
-            y_pred: logits of the counterfactuals, (B, K).
-            y: logits of the inputs, (B, K).
-            kwargs: not used.
-
-        Returns:
-            (B, 2): why the case is left out (0: it enters), and 1 - p_y.
-        """
+        """Measure what the counterfactual lacks by its logits (B, K): (B, 2), with 1 - p_y."""
         after, _, left_out = self._probabilities(y_pred, y)
         # 1 - p_y as the sum of the other classes, which keeps its digits where p_y rounds to 1.
         after[:, self.target] = 0

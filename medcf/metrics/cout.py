@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, PRED_NOT_FINITE, ReasonedMetric, calls_target
+from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, PRED_NOT_FINITE, ReasonedMetric, left_out_inputs
 from medcf.registry import METRICS
 from medcf.runtime.frozen import frozen
 
@@ -141,21 +141,12 @@ class COUT(ReasonedMetric):
 
     @torch.no_grad()
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Follow the transition of each case.
-
-        Args:
-            y_pred: counterfactuals, (B, C, *spatial).
-            y: inputs, same shape.
-            kwargs: not used.
-
-        Returns:
-            (B, 2): why the case is left out (0: it enters), and its COUT.
-        """
+        """Follow the transition of each case, from inputs ``y`` to counterfactuals, (B, C, *spatial): (B, 2)."""
         if y is None:
             raise ValueError("COUT needs the input images as y.")
         with frozen(self.classifier):
             logits = torch.cat([self.classifier(part) for part in y.split(self.batch_size)]).as_subclass(Tensor)
-        not_finite, already = ~logits.isfinite().all(1), calls_target(logits, self.target)
+        not_finite, already = left_out_inputs(logits, self.target)
         follow = ~(not_finite | already)
         values = torch.zeros(len(y), device=y.device)
         if follow.any():

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from medcf.metrics.set_distance import SetDistance, Statistic
+from medcf.metrics.set_distance import Matrix, SetDistance, Statistic, feature_pair, of_subsets
 from medcf.registry import METRICS
 
 __all__ = ["FrechetDistance", "frechet_distance"]
@@ -38,19 +37,13 @@ def frechet_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
         ValueError: not two matrices with as many columns and at least two rows each, or values that are not finite.
 
     Example:
+        >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> a = rng.normal(size=(50, 200))
         >>> round(frechet_distance(a, a + 0.1), 6)
         2.0
     """
-    first, second = (torch.as_tensor(each).detach().cpu().double() for each in (a, b))
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
-        raise ValueError(
-            f"frechet_distance needs features (N, D) and (M, D) of at least two images, got {tuple(first.shape)} and "
-            f"{tuple(second.shape)}."
-        )
-    if not (first.isfinite().all() and second.isfinite().all()):
-        raise ValueError("frechet_distance got features that are not finite; leave those images out.")
+    first, second = feature_pair("frechet_distance", a, b)
     means = first.mean(0), second.mean(0)
     factors = (first - means[0]) / (len(first) - 1) ** 0.5, (second - means[1]) / (len(second) - 1) ** 0.5
     variance = sum(float(factor.square().sum()) for factor in factors)
@@ -61,8 +54,9 @@ def frechet_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
     return max(float((means[0] - means[1]).square().sum()) + variance - 2 * root, 0.0)
 
 
-def _gram_distance(own: Tensor, other: Tensor, cross: Tensor) -> float:
+def _gram_distance(*products: Matrix) -> float:
     """Fréchet distance from the scalar products A A^T, B B^T and A B^T of features (N, D) and (M, D)."""
+    own, other, cross = map(torch.from_numpy, products)
     numbers = len(own), len(other)
     means = own.mean(), other.mean()
     offset = float(means[0] + means[1] - 2 * cross.mean())
@@ -85,10 +79,7 @@ class FrechetDistance(SetDistance):
     target class as ``reference``).
 
     Args:
-        extractor: what the features are; "inception" names the figure FID.
-        reference: features (M, F) of the fixed reference set, or images if there is a ``network``; None compares with
-            the inputs that come as ``y``.
-        network: images to features, averaged over space; None when the metric is called with features.
+        extractor, reference, network: see :class:`SetDistance`; without a reference, the inputs are it.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -101,12 +92,8 @@ class FrechetDistance(SetDistance):
         ('FD(sononet)', True, 0.0)
     """
 
+    initials = "FD"
     smallest = 0.0
-
-    @property
-    def name(self) -> str:
-        """FD(extractor), or FID."""
-        return "FID" if self.extractor.lower() == "inception" else f"FD({self.extractor})"
 
     def _statistic(self, generated: Tensor, reference: Tensor) -> Statistic:
         if min(len(generated), len(reference)) > generated.shape[1]:
@@ -115,12 +102,7 @@ class FrechetDistance(SetDistance):
         center = reference.mean(0)
         a, b = generated - center, reference - center
         own, other, cross = (a @ a.T).numpy(), (b @ b.T).numpy(), (a @ b.T).numpy()
-
-        def distance(some: NDArray[np.int64], others: NDArray[np.int64]) -> float:
-            picked = own[np.ix_(some, some)], other[np.ix_(others, others)], cross[np.ix_(some, others)]
-            return _gram_distance(*(torch.from_numpy(each) for each in picked))
-
-        return distance
+        return of_subsets(_gram_distance, own, other, cross)
 
     def aggregate(self) -> float:
         """Return the distance; warns when there are no more images than features."""

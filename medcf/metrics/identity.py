@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, normalize
 
-from medcf.metrics.base import QUANTITIES, CaseMetric
+from medcf.metrics.base import QUANTITIES, CaseMetric, collected
 from medcf.registry import METRICS
 
 __all__ = ["ReIdentification", "pooled_pixels"]
@@ -24,7 +24,7 @@ class ReIdentification(CaseMetric):
     A memorized or averaged counterfactual resembles no input more than another and falls to ``chance``, k over the
     number of subjects if each gave one input. Source: Pegios et al., Diff-ICE, Table 2 (k = 3). ``mean_similarity`` is
     the mean cosine of each counterfactual to its own input (SonoSim there). ``hits`` and ``similarity`` have both case
-    by case after ``aggregate`` or ``per_case``.
+    by case after ``aggregate`` or ``per_case``. ``interval`` draws whole subjects unless ``groups`` says otherwise.
 
     Args:
         k: how many of the most similar inputs are looked at.
@@ -51,34 +51,18 @@ class ReIdentification(CaseMetric):
         self.similarity: Tensor = torch.empty(0)
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
-        """Collect feature vectors.
-
-        Args:
-            y_pred: features of the counterfactuals, (B, F).
-            y: features of their inputs, (B, F).
-            kwargs: ``subject``, (B,): who is on the image.
-
-        Returns:
-            The three, as buffers.
-        """
+        """Collect the features (B, F) of counterfactuals and inputs, and ``subject`` (B,): who is on the image."""
         subject = kwargs.get("subject")
         if y is None or subject is None:
             raise ValueError("ReIdentification needs the inputs' features as y, and subject.")
         return [y_pred, y, torch.as_tensor(subject)]
-
-    def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
-        buffer: Any = self.get_buffer()
-        if buffer is None:
-            raise ValueError("ReIdentification was aggregated before it saw a case.")
-        queries, gallery, subject = buffer
-        return queries, gallery, subject
 
     def per_case(self) -> Tensor:
         """Return 1 for each re-identified counterfactual, 0 for the others (N,); NaN where features are not finite.
 
         A case with features that are not finite leaves the gallery, too.
         """
-        queries, gallery, subject = self._collected()
+        queries, gallery, subject = collected(self)
         kept = (queries.isfinite() & gallery.isfinite()).all(1)
         found, own, whose = queries[kept], gallery[kept], subject[kept]
         values = torch.full((len(kept),), torch.nan, dtype=torch.float64)
@@ -96,20 +80,9 @@ class ReIdentification(CaseMetric):
         values[kept] = hits.double()
         return values
 
-    def interval(
-        self,
-        *,
-        groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
-    ) -> tuple[float, float]:
-        """Return the bootstrap interval over queries; whole subjects are drawn unless ``groups`` says otherwise.
-
-        The gallery stays whole: a gallery with repetitions or gaps would be another task.
-        """
-        groups = self._collected()[2].tolist() if groups is None else groups
-        return super().interval(groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
+        # The gallery stays whole: a gallery with repetitions or gaps would be another task.
+        return super()._interval(collected(self)[2].tolist() if groups is None else groups, **options)
 
 
 def pooled_pixels(images: Tensor, size: Sequence[int] = (16, 20)) -> Tensor:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from medcf.metrics.set_distance import SetDistance, Statistic
+from medcf.metrics.set_distance import Matrix, SetDistance, Statistic, feature_pair, of_subsets
 from medcf.registry import METRICS
 
 __all__ = ["KernelDistance", "kernel_distance"]
@@ -38,32 +39,23 @@ def kernel_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor, *, paired: boo
         >>> kernel_distance(a, a, paired=True), round(kernel_distance(a, a + 1), 1)
         (0.0, 6.4)
     """
-    first, second = (torch.as_tensor(each).detach().cpu().double() for each in (a, b))
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
-        raise ValueError(
-            f"kernel_distance needs features (N, D) and (M, D) of at least two images, got {tuple(first.shape)} and "
-            f"{tuple(second.shape)}."
-        )
+    first, second = feature_pair("kernel_distance", a, b)
     if paired and len(first) != len(second):
         raise ValueError(f"paired: {len(first)} images have no partners in a set of {len(second)}.")
-    if not (first.isfinite().all() and second.isfinite().all()):
-        raise ValueError("kernel_distance got features that are not finite; leave those images out.")
     return _discrepancy(_kernel(first, first), _kernel(second, second), _kernel(first, second), paired=paired)
 
 
-def _kernel(a: Tensor, b: Tensor) -> NDArray[np.float64]:
+def _kernel(a: Tensor, b: Tensor) -> Matrix:
     return (((a @ b.T) / a.shape[1] + 1) ** 3).numpy()
 
 
-def _discrepancy(
-    own: NDArray[np.float64], other: NDArray[np.float64], cross: NDArray[np.float64], *, paired: bool
-) -> float:
+def _discrepancy(own: Matrix, other: Matrix, cross: Matrix, *, paired: bool) -> float:
     """Unbiased discrepancy from the kernels within (N, N), (M, M) and between (N, M) the sets."""
     within = sum(_off_diagonal_mean(each) for each in (own, other))
     return float(within - 2 * (_off_diagonal_mean(cross) if paired else cross.mean()))
 
 
-def _off_diagonal_mean(matrix: NDArray[np.float64]) -> float:
+def _off_diagonal_mean(matrix: Matrix) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (len(matrix) * (len(matrix) - 1)))
 
 
@@ -76,12 +68,11 @@ class KernelDistance(SetDistance):
     so read it beside the Fréchet distance. Source: :func:`kernel_distance`.
 
     Args:
-        extractor: what the features are; "inception" names the figure KID.
-        reference: features (M, F) of the fixed reference set, or images if there is a ``network``; None compares with
-            the inputs that come as ``y``, and leaves out the product of an image with its own input.
-        network: images to features, averaged over space; None when the metric is called with features.
+        extractor, reference, network: see :class:`SetDistance`; without a reference, the product of an image with its
+            own input is left out.
 
     Example:
+        >>> import torch
         >>> generator = torch.Generator().manual_seed(0)
         >>> target = torch.randn(64, 4, generator=generator) + 3
         >>> inputs = torch.randn(32, 4, generator=generator)
@@ -91,20 +82,12 @@ class KernelDistance(SetDistance):
         (True, 0.0)
     """
 
-    @property
-    def name(self) -> str:
-        """KD(extractor), or KID."""
-        return "KID" if self.extractor.lower() == "inception" else f"KD({self.extractor})"
+    initials = "KD"
 
     def _statistic(self, generated: Tensor, reference: Tensor) -> Statistic:
         own, other = _kernel(generated, generated), _kernel(reference, reference)
-        cross, paired = _kernel(generated, reference), self._paired
-
-        def distance(some: NDArray[np.int64], others: NDArray[np.int64]) -> float:
-            picked = own[np.ix_(some, some)], other[np.ix_(others, others)], cross[np.ix_(some, others)]
-            return _discrepancy(*picked, paired=paired)
-
-        return distance
+        cross = _kernel(generated, reference)
+        return of_subsets(partial(_discrepancy, paired=self._paired), own, other, cross)
 
 
 METRICS.add("kernel_distance", "unbiased kernel distance on any extractor's features (KID)", KernelDistance)

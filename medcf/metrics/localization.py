@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from medcf.metrics.base import CaseMetric
+from medcf.metrics.base import CaseMetric, collected
 from medcf.registry import METRICS
 
 __all__ = ["ChangeAUPRC", "ChangeIoU", "ChangeLocalization", "PointingGame"]
@@ -25,7 +25,8 @@ __all__ = ["ChangeAUPRC", "ChangeIoU", "ChangeLocalization", "PointingGame"]
 class ChangeLocalization(CaseMetric):
     """What the metrics of localization share: the checks, the organ mask, and the level of chance.
 
-    Cases whose truth is empty (inside the mask) are left out.
+    Called with maps (larger is "more changed", in any unit), boolean true changes and, optionally, ``mask``: nothing
+    outside of it counts. Cases whose truth is empty (inside the mask) are left out.
     """
 
     higher_is_better = True
@@ -34,17 +35,7 @@ class ChangeLocalization(CaseMetric):
     def _compute_tensor(
         self, y_pred: Tensor, y: Tensor | None = None, *, mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Compare maps with true changes.
-
-        Args:
-            y_pred: maps (B, 1, *spatial), not negative; larger is "more changed". Their unit does not matter.
-            y: true changes (B, 1, *spatial), boolean.
-            mask: organ (B, 1, *spatial), boolean; nothing outside of it counts.
-            kwargs: not used.
-
-        Returns:
-            Value and chance level, (B, 2); NaN where the truth is empty.
-        """
+        """Compare maps, not negative, with true changes within the organ, all (B, 1, *spatial): value and chance."""
         name = type(self).__name__
         if y is None:
             raise ValueError(f"{name} needs the true change as y.")
@@ -72,21 +63,17 @@ class ChangeLocalization(CaseMetric):
 
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the truth is empty."""
-        return self._columns()[:, 0]
+        values: Tensor = collected(self)[:, 0]
+        return values.double()
 
     def chance_per_case(self) -> Tensor:
         """Return what a map without information gets, per case (N,), NaN where the truth is empty."""
-        return self._columns()[:, 1]
+        chances: Tensor = collected(self)[:, 1]
+        return chances.double()
 
     def chance(self) -> float:
         """Return the mean chance level over the cases that entered."""
         return float(self.chance_per_case().nanmean())
-
-    def _columns(self) -> Tensor:
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
-        return buffer.double()
 
 
 class ChangeAUPRC(ChangeLocalization):

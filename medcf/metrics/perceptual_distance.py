@@ -61,16 +61,7 @@ class PerceptualDistance(CaseMetric):
                 raise ValueError(f"weights: entry {layer} must be a number or one per channel, none negative.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare images.
-
-        Args:
-            y_pred: counterfactuals, (B, C, *spatial) in the range the network expects.
-            y: their inputs, of the same shape.
-            kwargs: not used.
-
-        Returns:
-            The distance of each case (B,), float64; NaN where an activation is not finite.
-        """
+        """Compare images (B, C, *spatial), in the range the network expects, with their inputs ``y``; returns (B,)."""
         if y is None or y.shape != y_pred.shape:
             raise ValueError("PerceptualDistance needs the inputs as y, of the shape of y_pred.")
         with torch.no_grad():

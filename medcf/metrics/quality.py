@@ -115,16 +115,7 @@ class MeanQualityDifference(ReasonedMetric):
         self.over = over
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Pair the scores.
-
-        Args:
-            y_pred: quality of the counterfactuals in [0, 1], (B,).
-            y: quality of the inputs in [0, 1], (B,).
-            kwargs: not used.
-
-        Returns:
-            (B, 4): why the case is left out (0: it enters), its term of MQD, quality before and after.
-        """
+        """Pair the qualities (B,) in [0, 1] of both: (B, 4), with the term of MQD, and quality before and after."""
         if y is None:
             raise ValueError("MeanQualityDifference needs the quality of the inputs as y.")
         if y_pred.shape != y.shape or y.numel() != len(y):
@@ -193,16 +184,7 @@ class StructureQualityDifference(ReasonedMetric):
             raise ValueError("StructureQualityDifference needs the name of at least one structure.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Pair the scores of the structures.
-
-        Args:
-            y_pred: scores of the counterfactuals in [0, 1], higher is better, (B, K).
-            y: scores of the inputs, (B, K).
-            kwargs: not used.
-
-        Returns:
-            (B, 2 + 2 S): why the case is left out (0: it enters), mean difference, S scores before, S differences.
-        """
+        """Pair the scores (B, K) in [0, 1] of both: (B, 2 + 2 S), with their mean gain, S scores before and S gains."""
         if y is None:
             raise ValueError("StructureQualityDifference needs the scores of the inputs as y.")
         highest = max(self.names.values())

@@ -7,13 +7,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
-from medcf.metrics.base import CaseMetric, Counts
-from medcf.metrics.bootstrap import bootstrap_interval, proportion_interval
+from medcf.metrics.base import QUANTITIES, CaseMetric, Counts, collected
+from medcf.metrics.bootstrap import bootstrap_interval, groups_of_entered
 
-__all__ = ["ReasonedMetric", "ShareMetric", "Summary", "calls_target", "check_logits", "summarize"]
+__all__ = ["FlipMetric", "ReasonedMetric", "ShareMetric", "Summary", "calls_target", "check_logits", "summarize"]
 
 #: Reasons that several metrics share.
 ALREADY_TARGET = "the input is already of the target class"
@@ -42,9 +44,8 @@ def summarize(
     *,
     groups: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
     share: bool = False,
+    **options: int,
 ) -> Summary:
     """Average the values of cases, with a bootstrap interval.
 
@@ -52,10 +53,9 @@ def summarize(
         values: one per case (N,), NaN where the case does not enter.
         groups: whose case it is, one entry per case; whole subjects are resampled then.
         confidence: coverage of the interval.
-        num_resamples: number of resamples.
-        seed: seed of the resampling.
         share: the values are 0 or 1. Where all agree the interval is the exact binomial one of Clopper and Pearson
             (1934), whose trials are the subjects if ``groups`` is given: 32 hits of 32 give [0.89, 1].
+        options: ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
         The summary.
@@ -67,40 +67,22 @@ def summarize(
         >>> summarize(torch.tensor([1.0, 1.0, float("nan")]), share=True, confidence=0.5)
         Summary(count=2, mean=1.0, interval=(0.5, 1.0))
     """
-    if groups is not None and len(groups) != len(values):
-        raise ValueError(f"groups names {len(groups)} cases, but there are {len(values)}: give one entry per case.")
-    entered = ~torch.isnan(values)
-    kept = values[entered].double().cpu().numpy()
+    found = values.double().cpu().numpy()
+    entered = ~np.isnan(found)
+    kept, names = found[entered], groups_of_entered(groups, entered)
     if not len(kept):
         return Summary(0, float("nan"), (float("nan"), float("nan")))
-    names = None if groups is None else [group for group, keep in zip(groups, entered.tolist(), strict=True) if keep]
     if share and kept.min() == kept.max() and kept[0] in (0.0, 1.0):
         trials = len(kept) if names is None else len({str(name) for name in names})
-        interval = proportion_interval([kept[0]] * trials, confidence=confidence)
+        exact = binomtest(int(kept[0]) * trials, trials).proportion_ci(confidence)
+        interval = float(exact.low), float(exact.high)
     else:
-        interval = bootstrap_interval(
-            lambda x: float(x.mean()),
-            kept,
-            groups=names,
-            confidence=confidence,
-            num_resamples=num_resamples,
-            seed=seed,
-        )
+        interval = bootstrap_interval(np.mean, kept, groups=names, confidence=confidence, **options)
     return Summary(len(kept), float(kept.mean()), interval)
 
 
 def check_logits(name: str, target: int, y_pred: Tensor, y: Tensor | None) -> Tensor:
-    """Check logits of counterfactuals and inputs, and return the inputs'.
-
-    Args:
-        name: the metric, for the message.
-        target: index of the target class.
-        y_pred: logits of the counterfactuals, (B, K).
-        y: logits of the inputs, (B, K).
-
-    Raises:
-        ValueError: no inputs, other shapes than (B, K) with K >= 2, or no such class.
-    """
+    """Check the logits (B, K), K >= 2, of counterfactuals and inputs for the metric ``name``; return the inputs'."""
     if y is None:
         raise ValueError(f"{name} needs the logits of the inputs as y.")
     if y_pred.ndim != 2 or y_pred.shape != y.shape or y.shape[1] < 2:
@@ -114,16 +96,13 @@ def check_logits(name: str, target: int, y_pred: Tensor, y: Tensor | None) -> Te
 
 
 def calls_target(logits: Tensor, target: int) -> Tensor:
-    """Tell which cases are decided for the target class; never one whose logits are not finite.
-
-    Args:
-        logits: (B, K).
-        target: index of the target class.
-
-    Returns:
-        Boolean, (B,).
-    """
+    """Tell which cases (B,) the logits (B, K) decide for the target class; never one whose logits are not finite."""
     return (logits.argmax(1) == target) & logits.isfinite().all(1)
+
+
+def left_out_inputs(logits: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """Tell which inputs do not enter (B,), by their logits: INPUT_NOT_FINITE, and ALREADY_TARGET."""
+    return ~logits.isfinite().all(1), calls_target(logits, target)
 
 
 class ReasonedMetric(CaseMetric):
@@ -154,29 +133,15 @@ class ReasonedMetric(CaseMetric):
         return torch.cat([code[:, None].float(), columns], dim=1).as_subclass(Tensor)
 
     def _column(self, index: int) -> Tensor:
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
-        return buffer[:, index].double()
+        column: Tensor = collected(self)[:, index]
+        return column.double()
 
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the case does not enter."""
         return self._column(1)
 
-    def summary(self, **options: Any) -> Summary:
-        """Return count, mean and interval at once; ``options`` are those of :func:`summarize`."""
-        return summarize(self.per_case(), share=self.is_share, **options)
-
-    def interval(
-        self,
-        *,
-        groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
-    ) -> tuple[float, float]:
-        """Return the interval of the aggregate; ``groups`` names the subject of each case, left out or not."""
-        return self.summary(groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed).interval
+    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
+        return summarize(self.per_case(), groups=groups, share=self.is_share, **options).interval
 
     def left_out_cases(self) -> dict[str, list[int]]:
         """Return the places of the cases that did not enter, by reason, in the order in which they were seen."""
@@ -194,3 +159,15 @@ class ShareMetric(ReasonedMetric):
     """A :class:`ReasonedMetric` of hits and misses: its interval stays honest where all cases agree."""
 
     is_share = True
+
+
+class FlipMetric(ReasonedMetric):
+    """A metric by the logits of a classifier, about inputs of another class than ``target``, which is 1 by default."""
+
+    needs = QUANTITIES
+    quantity = "logits"
+    reasons: tuple[str, ...] = (INPUT_NOT_FINITE, ALREADY_TARGET)
+
+    def __init__(self, target: int = 1) -> None:
+        super().__init__()
+        self.target = target

@@ -16,10 +16,11 @@ from medcf.metrics.reasons import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
     NOT_FLIPPED,
-    ReasonedMetric,
+    FlipMetric,
     ShareMetric,
     Summary,
     calls_target,
+    left_out_inputs,
     summarize,
 )
 from medcf.registry import METRICS
@@ -184,24 +185,14 @@ class FlipSurvival(ShareMetric):
 
     @torch.no_grad()
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Disturb the flips.
-
-        Args:
-            y_pred: counterfactuals, (B, C, *spatial) in [-1, 1].
-            y: inputs, same shape.
-            kwargs: not used.
-
-        Returns:
-            (B, 2 + D): why the case is left out (0: it enters), whether it survived all, and each disturbance.
-        """
+        """Disturb the counterfactuals (B, C, *spatial) in [-1, 1]: (B, 2 + D), which survive all and each."""
         if y is None:
             raise ValueError("FlipSurvival needs the input images as y.")
         with frozen(self.classifier):
             before, after = (self.classifier(images).as_subclass(Tensor) for images in (y, y_pred))
         kept = flip_survival(self.classifier, y_pred, self.target, names=self.names, **self.settings)
         columns = torch.stack([kept[name] for name in ("all", *self.names)], dim=1)
-        already, flipped = calls_target(before, self.target), calls_target(after, self.target)
-        return self.entry(columns, ~before.isfinite().all(1), already, ~flipped)
+        return self.entry(columns, *left_out_inputs(before, self.target), ~calls_target(after, self.target))
 
     def by_disturbance(self, **options: Any) -> dict[str, Summary]:
         """Return the share of each disturbance and of ``all``; ``options`` are those of ``summarize``."""
@@ -209,7 +200,7 @@ class FlipSurvival(ShareMetric):
         return {name: summarize(values, share=True, **options) for name, values in columns.items()}
 
 
-class SeedAgreement(ReasonedMetric):
+class SeedAgreement(FlipMetric):
     """Share of the flips that flip again when the method draws other noise.
 
     Of the inputs whose counterfactual of the first seed is a flip: the mean share of the other seeds that flip as well.
@@ -230,21 +221,8 @@ class SeedAgreement(ReasonedMetric):
     needs: ClassVar = {"y_pred": "logits_of_seeds({on})", "y": "logits(image)"}
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 
-    def __init__(self, target: int = 1) -> None:
-        super().__init__()
-        self.target = target
-
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare the seeds.
-
-        Args:
-            y_pred: logits of the counterfactuals of S seeds, (B, S, K), S >= 2; the first is the one reported.
-            y: logits of the inputs, (B, K).
-            kwargs: not used.
-
-        Returns:
-            (B, 2): why the case is left out (0: it enters), and the share of the other seeds that flip.
-        """
+        """Compare the logits (B, S, K) of S >= 2 seeds, the reported one first, with the inputs' (B, K)."""
         if y is None:
             raise ValueError("SeedAgreement needs the logits of the inputs as y.")
         if y_pred.ndim != 3 or y_pred.shape[1] < 2 or y_pred.shape[::2] != y.shape:
@@ -253,8 +231,7 @@ class SeedAgreement(ReasonedMetric):
                 f"{tuple(y_pred.shape)} and {tuple(y.shape)}."
             )
         flips = torch.stack([calls_target(logits, self.target) for logits in y_pred.unbind(1)], dim=1)
-        already = calls_target(y, self.target)
-        return self.entry(flips[:, 1:].float().mean(1), ~y.isfinite().all(1), already, ~flips[:, 0])
+        return self.entry(flips[:, 1:].float().mean(1), *left_out_inputs(y, self.target), ~flips[:, 0])
 
 
 METRICS.add("flip_survival", "share of flips that survive blur, noise, shifts and JPEG", FlipSurvival)

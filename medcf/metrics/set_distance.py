@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from monai.metrics import CumulativeIterationMetric
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from medcf.metrics.base import QUANTITIES, Counts
-from medcf.metrics.bootstrap import group_members, half_sampled_indices
+from medcf.metrics.base import QUANTITIES, Counts, collected
+from medcf.metrics.bootstrap import group_members, groups_of_entered, half_sampled_indices
 
-__all__ = ["SetDistance", "pooled_features"]
+__all__ = ["SetDistance", "feature_pair", "of_subsets", "pooled_features"]
 
 logger = logging.getLogger(__name__)
 
+Matrix = NDArray[np.float64]
 #: Distance of the sets that two lists of case numbers choose.
 Statistic = Callable[[NDArray[np.int64], NDArray[np.int64]], float]
 
@@ -44,6 +45,26 @@ def pooled_features(images: Tensor, network: Callable[[Tensor], Any] | None = No
     return torch.cat([vector.detach().cpu().double() for vector in vectors], dim=1)
 
 
+def feature_pair(name: str, a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> tuple[Tensor, Tensor]:
+    """Check the features (N, F) and (M, F) of two sets for the function ``name``; return them in float64 on the CPU."""
+    first, second = (torch.as_tensor(each).detach().cpu().double() for each in (a, b))
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
+        raise ValueError(
+            f"{name} needs features (N, D) and (M, D) of at least two images, got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )
+    if not (first.isfinite().all() and second.isfinite().all()):
+        raise ValueError(f"{name} got features that are not finite; leave those images out.")
+    return first, second
+
+
+def of_subsets(distance: Callable[..., float], own: Matrix, other: Matrix, cross: Matrix) -> Statistic:
+    """Let ``distance`` see the rows of chosen cases in matrices within (N, N), (M, M) and between (N, M) two sets."""
+    return lambda some, others: distance(
+        own[np.ix_(some, some)], other[np.ix_(others, others)], cross[np.ix_(some, others)]
+    )
+
+
 class SetDistance(CumulativeIterationMetric):
     """A distance between the features of generated and of reference images; subclasses give the distance.
 
@@ -61,6 +82,8 @@ class SetDistance(CumulativeIterationMetric):
     higher_is_better = False
     needs = QUANTITIES
     quantity = "features"
+    #: Short name of the distance, of two letters.
+    initials: str
     #: The smallest value the distance can have; ends the interval.
     smallest = -math.inf
 
@@ -79,9 +102,10 @@ class SetDistance(CumulativeIterationMetric):
             self.add_reference(reference)
 
     @property
-    @abstractmethod
     def name(self) -> str:
-        """Name of the figure, with the extractor."""
+        """Name of the figure: on Inception's features as it is known, FID or KID, else with the extractor."""
+        inception = self.extractor.lower() == "inception"
+        return "I".join(self.initials) if inception else f"{self.initials}({self.extractor})"
 
     @abstractmethod
     def _statistic(self, generated: Tensor, reference: Tensor) -> Statistic:
@@ -106,16 +130,7 @@ class SetDistance(CumulativeIterationMetric):
         self._reference.append(features)
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor | list[Tensor]:
-        """Collect features.
-
-        Args:
-            y_pred: features (B, F) of the generated images, or the images if there is a ``network``.
-            y: the same of their inputs; ignored when there is a fixed reference.
-            kwargs: not used.
-
-        Returns:
-            The features (B, F) of the generated images, with those of the inputs if these are the reference.
-        """
+        """Collect features (B, F), or images, of the generated and, without a fixed reference, of the inputs ``y``."""
         generated = pooled_features(y_pred, self.network)
         if self._reference:
             return generated
@@ -136,9 +151,7 @@ class SetDistance(CumulativeIterationMetric):
 
     def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return all features and which generated cases enter; with pairs, both of a pair must be finite."""
-        buffer: Any = self.get_buffer()
-        if buffer is None:
-            raise ValueError(f"{type(self).__name__} was aggregated before it saw a case.")
+        buffer = collected(self)
         if self._paired:
             generated, reference = buffer
             return generated, reference, (generated.isfinite() & reference.isfinite()).all(1)
@@ -230,8 +243,5 @@ class SetDistance(CumulativeIterationMetric):
 
 def _members(groups: Sequence[Hashable] | None, argument: str, kept: Tensor) -> list[NDArray[np.int64]]:
     """Return the case numbers, among the kept cases, of each group; every case is its own without groups."""
-    if groups is None:
-        return list(np.arange(int(kept.sum()))[:, None])
-    if len(groups) != len(kept):
-        raise ValueError(f"{argument} names {len(groups)} cases, the metric has {len(kept)}; give one entry per case.")
-    return group_members([group for group, keep in zip(groups, kept.tolist(), strict=True) if keep])
+    names = groups_of_entered(groups, kept.bool().numpy(), argument)
+    return list(np.arange(int(kept.sum()))[:, None]) if names is None else group_members(names)

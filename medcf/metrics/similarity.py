@@ -39,16 +39,7 @@ class _ImagePair(CaseMetric):
             raise ValueError(f"value_range={value_range} must be the lowest and the highest value an image can have.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare images.
-
-        Args:
-            y_pred: counterfactuals, (B, C, *spatial) in 2D or 3D, within ``value_range``.
-            y: their inputs, of the same shape.
-            kwargs: not used.
-
-        Returns:
-            One value per case (B,); NaN where an image has pixels that are not finite.
-        """
+        """Compare images (B, C, *spatial) in 2D or 3D, within ``value_range``, with their inputs ``y``: (B,)."""
         if y is None or y.shape != y_pred.shape or y.ndim not in (4, 5):
             shapes = f"{tuple(y_pred.shape)} and {None if y is None else tuple(y.shape)}"
             raise ValueError(
@@ -226,16 +217,7 @@ class FeatureCosine(CaseMetric):
         self.extractor = extractor
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare features.
-
-        Args:
-            y_pred: counterfactuals (B, C, *spatial), or their features (B, F) when there is no extractor.
-            y: their inputs, or the features of these.
-            kwargs: not used.
-
-        Returns:
-            The cosine of each case (B,), float64; NaN where a vector is zero or not finite.
-        """
+        """Compare images (B, C, *spatial), or features (B, F) without an extractor, with those of ``y``: (B,)."""
         if y is None or y.shape != y_pred.shape:
             raise ValueError("FeatureCosine needs the inputs (or their features) as y, of the shape of y_pred.")
         found, own = pooled_features(y_pred, self.extractor), pooled_features(y, self.extractor)

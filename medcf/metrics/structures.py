@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +11,33 @@ import torch
 from monai.metrics import CumulativeIterationMetric, compute_dice
 from torch import Tensor
 
-from medcf.metrics.base import Counts
+from medcf.metrics.base import Counts, collected
 from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.registry import METRICS
 
-__all__ = ["StructureChanges", "StructureDice", "StructureTally"]
+__all__ = ["StructureChanges", "StructureDice"]
 
 
-class StructureDice(CumulativeIterationMetric):
+class _Structures(CumulativeIterationMetric):
+    """What both metrics share: the label maps of the counterfactuals and of the paired truth."""
+
+    higher_is_better = True
+    needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
+    quantity = "segmentation"
+
+    def __init__(self, structures: Mapping[str, int], min_pixels: int = 0) -> None:
+        super().__init__()
+        self.structures = dict(structures)
+        self.min_pixels = min_pixels
+
+    def _masks(self, labels: Tensor) -> Tensor:
+        """Return one boolean channel per structure, empty where it has fewer pixels than ``min_pixels``."""
+        masks = torch.cat([labels == value for value in self.structures.values()], dim=1)
+        large = masks.flatten(2).sum(2) >= self.min_pixels
+        return masks & large[(...,) + (None,) * (masks.ndim - 2)]
+
+
+class StructureDice(_Structures):
     """Dice of named structures against a paired truth.
 
     An absent structure counts: nothing found where nothing is gives 1, anything found there gives 0 (MONAI's
@@ -37,56 +55,18 @@ class StructureDice(CumulativeIterationMetric):
         0.667
     """
 
-    higher_is_better = True
-    needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
-    quantity = "segmentation"
-
-    def __init__(self, structures: Mapping[str, int], min_pixels: int = 0) -> None:
-        super().__init__()
-        self.structures = dict(structures)
-        self.min_pixels = min_pixels
-
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare label maps.
-
-        Args:
-            y_pred: labels found in the counterfactuals, (B, 1, *spatial), integers.
-            y: labels of the paired truth, same shape.
-            kwargs: not used.
-
-        Returns:
-            Dice, (B, number of structures).
-        """
+        """Compare the integer labels (B, 1, *spatial) of counterfactuals and truth: Dice, (B, structures)."""
         if y is None:
             raise ValueError("StructureDice needs the truth's labels as y.")
         return compute_dice(self._masks(y_pred).float(), self._masks(y).float(), ignore_empty=False)
-
-    def _masks(self, labels: Tensor) -> Tensor:
-        return _masks(labels, self.structures, self.min_pixels)
 
     def aggregate(self) -> dict[str, float]:
         """Return the mean Dice of each structure."""
         return dict(zip(self.structures, self.get_buffer().mean(0).tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class StructureTally:
-    """What became of one structure over all cases.
-
-    Attributes:
-        invented: cases where the counterfactual has it and the truth does not.
-        lost: cases where the truth has it and the counterfactual does not.
-        kept: cases where both have it.
-        absent: cases where neither has it.
-    """
-
-    invented: int
-    lost: int
-    kept: int
-    absent: int
-
-
-class StructureChanges(CumulativeIterationMetric):
+class StructureChanges(_Structures):
     """Structures that a counterfactual invented or lost, against the paired truth.
 
     ``aggregate`` gives four rates per structure: ``invented`` of the cases whose truth lacks it, ``lost`` and ``kept``
@@ -105,37 +85,20 @@ class StructureChanges(CumulativeIterationMetric):
         {'invented': 0.0, 'lost': 1.0, 'kept': 0.0, 'right': 0.5}
     """
 
-    higher_is_better = True
-    needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
-    quantity = "segmentation"
-
     def __init__(self, structures: Mapping[str, int], min_pixels: int = 5) -> None:
-        super().__init__()
-        self.structures = dict(structures)
-        self.min_pixels = max(int(min_pixels), 1)
+        super().__init__(structures, max(int(min_pixels), 1))
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare label maps.
-
-        Args:
-            y_pred: labels found in the counterfactuals, (B, 1, *spatial), integers.
-            y: labels of the paired truth, same shape.
-            kwargs: not used.
-
-        Returns:
-            Whether each structure is there, (B, number of structures, 2): in the counterfactual and in the truth.
-        """
+        """Look for the structures in the integer labels (B, 1, *spatial) of both: (B, structures, 2)."""
         if y is None or y.shape != y_pred.shape:
             raise ValueError("StructureChanges needs the truth's labels as y, of the shape of y_pred.")
-        found = [_masks(labels, self.structures, self.min_pixels).flatten(2).any(2) for labels in (y_pred, y)]
+        found = [self._masks(labels).flatten(2).any(2) for labels in (y_pred, y)]
         return torch.stack(found, dim=2)
 
     def presence(self) -> Tensor:
         """Return whether each structure is there (N, structures, 2): in the counterfactual and in the truth."""
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError("StructureChanges was aggregated before it saw a case.")
-        return buffer.bool()
+        presence: Tensor = collected(self)
+        return presence.bool()
 
     def aggregate(self) -> dict[str, dict[str, float]]:
         """Return the rates of each structure."""
@@ -164,15 +127,6 @@ class StructureChanges(CumulativeIterationMetric):
             for name, column in zip(self.structures, presence.transpose(1, 0, 2), strict=True)
         }
 
-    def tallies(self) -> dict[str, StructureTally]:
-        """Return the numbers of cases behind the rates."""
-        found, true = self.presence().unbind(2)
-        outcomes = (found & ~true, ~found & true, found & true, ~found & ~true)
-        return {
-            name: StructureTally(*(int(outcome[:, index].sum()) for outcome in outcomes))
-            for index, name in enumerate(self.structures)
-        }
-
     def counts(self) -> Counts:
         """Return how many cases entered: all of them."""
         return Counts(len(self.presence()))
@@ -187,13 +141,6 @@ def _rate(presence: np.ndarray, rate: str) -> float:
     concerned = {"invented": ~true, "right": np.ones_like(true)}.get(rate, true)
     outcome = {"invented": found, "lost": ~found, "kept": found, "right": found == true}[rate]
     return float(outcome[concerned].mean()) if concerned.any() else float("nan")
-
-
-def _masks(labels: Tensor, structures: Mapping[str, int], min_pixels: int) -> Tensor:
-    """One boolean channel per structure, empty where it has fewer pixels than ``min_pixels``."""
-    masks = torch.cat([labels == value for value in structures.values()], dim=1)
-    large = masks.flatten(2).sum(2) >= min_pixels
-    return masks & large[(...,) + (None,) * (masks.ndim - 2)]
 
 
 METRICS.add("structure_dice", "Dice of structures against the paired truth", StructureDice)

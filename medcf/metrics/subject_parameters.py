@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from medcf.metrics.base import CaseMetric
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.base import CaseMetric, collected
+from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
 
 __all__ = ["SubjectParameters"]
@@ -51,17 +51,7 @@ class SubjectParameters(CaseMetric):
             raise ValueError(f"std must hold {len(self.names)} positive numbers, one a name.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Collect parameters.
-
-        Args:
-            y_pred: recovered from the counterfactuals, (B, P), in physical units.
-            y: true parameters of the subjects, (B, P).
-            kwargs: ``reference``, (B, P): recovered from a true image of the same subject, such as the paired truth or
-                the input; optional.
-
-        Returns:
-            The three side by side, (B, 3 P); a missing reference is NaN.
-        """
+        """Collect recovered, true (``y``) and, optionally, ``reference`` parameters, (B, P) each in physical units."""
         if y is None:
             raise ValueError("SubjectParameters needs the subjects' true parameters as y.")
         reference = kwargs.get("reference")
@@ -73,17 +63,17 @@ class SubjectParameters(CaseMetric):
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """Recovered, true and reference parameters, each (N, P); rows with a value that is not finite are NaN."""
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError("SubjectParameters was aggregated before it saw a case.")
-        found, true, reference = buffer.chunk(3, dim=1)
+        found, true, reference = collected(self).chunk(3, dim=1)
         broken = ~found.isfinite().all(1, keepdim=True)
         return found.masked_fill(broken, torch.nan), true, reference
+
+    def _error(self, found: Tensor, true: Tensor) -> Tensor:
+        return ((found - true).abs() / self.std).mean(1)
 
     def per_case(self) -> Tensor:
         """Return the normalized error of every case, (N,)."""
         found, true, _ = self._columns()
-        return ((found - true).abs() / self.std).mean(1)
+        return self._error(found, true)
 
     def mean_absolute_error(self) -> dict[str, float]:
         """Return the mean absolute error of every parameter, in its units."""
@@ -104,7 +94,7 @@ class SubjectParameters(CaseMetric):
     def floor(self) -> float:
         """Return the mean normalized error of the reference; NaN without one."""
         _, true, reference = self._columns()
-        return float(((reference - true).abs() / self.std).mean(1).nanmean())
+        return float(self._error(reference, true).nanmean())
 
     def chance(self) -> float:
         """Return the mean normalized error of the other subjects' references (truths without one); NaN if none."""
@@ -118,42 +108,28 @@ class SubjectParameters(CaseMetric):
         return float(_lost(self.per_case(), self._floor_per_case(), self._chance_per_case()))
 
     def lost_identity_interval(
-        self,
-        *,
-        groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
+        self, *, groups: Sequence[Hashable] | None = None, **options: Any
     ) -> tuple[float, float]:
         """Return the bootstrap interval of ``lost_identity``; ``groups`` names the subject of each case."""
         values = torch.stack([self.per_case(), self._floor_per_case(), self._chance_per_case()], dim=1)
-        entered = values.isfinite().all(1)
-        if not bool(entered.any()):
-            return float("nan"), float("nan")
-        kept = None if groups is None else [group for group, keep in zip(groups, entered, strict=True) if keep]
-        return bootstrap_interval(
+        return interval_of_entered(
             lambda rows: float(_lost(*torch.as_tensor(rows).unbind(1))),
-            values[entered].numpy(),
-            groups=kept,
-            confidence=confidence,
-            num_resamples=num_resamples,
-            seed=seed,
+            values.numpy(),
+            entered=values.isfinite().all(1).numpy(),
+            groups=groups,
+            **options,
         )
 
     def _floor_per_case(self) -> Tensor:
         _, true, reference = self._columns()
-        floor = ((reference - true).abs() / self.std).mean(1)
+        floor = self._error(reference, true)
         return torch.zeros_like(floor) if bool(floor.isnan().all()) else floor
 
     def _chance_per_case(self) -> Tensor:
         """Mean error of the other subjects' reference for each case; cases with the same truth are one subject's."""
         _, true, reference = self._columns()
         images = true if bool(reference.isnan().all()) else reference
-        values = []
-        for own in true:
-            others = images[(true != own).any(1)]
-            values.append(((others - own).abs() / self.std).mean(1).nanmean())
-        return torch.stack(values)
+        return torch.stack([self._error(images[(true != own).any(1)], own).nanmean() for own in true])
 
     def _named(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.names, values.tolist(), strict=True))

@@ -17,21 +17,15 @@ from monai.metrics import SSIMMetric
 from monai.networks.layers import GaussianFilter
 from torch import Tensor
 
-from medcf.metrics.base import CaseMetric
+from medcf.metrics.base import CaseMetric, collected
 from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.registry import METRICS
 
 __all__ = ["RelativeTruthError", "TruthError", "TruthSimilarity", "TruthSimilarityGain"]
 
-_DATA_RANGE = 2.0  # of images in [-1, 1]
-
 
 class _PairedTruth(CaseMetric):
-    """What the comparisons with the paired truth share.
-
-    Args:
-        smoothing: standard deviation in pixels of the Gaussian that both images are blurred with; 0 for none.
-    """
+    """What the comparisons with the paired truth share."""
 
     left_out_reason = "no difference between input and truth"
     needs: ClassVar[Mapping[str, str]] = {"y_pred": "{on}", "y": "image_true"}
@@ -77,8 +71,7 @@ class TruthError(_PairedTruth):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; returns (B,)."""
-        pred, truth = self._blurred(y_pred, y)
-        return _mse(pred, truth)
+        return _mse(*self._blurred(y_pred, y))
 
 
 class RelativeTruthError(_PairedTruth):
@@ -102,22 +95,13 @@ class RelativeTruthError(_PairedTruth):
     needs: ClassVar[Mapping[str, str]] = {**_PairedTruth.needs, "image": "image"}
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare images with the truth.
-
-        Args:
-            y_pred: counterfactuals (B, C, *spatial) in [-1, 1].
-            y: paired true images, same shape.
-            kwargs: ``image``, the inputs, same shape.
-
-        Returns:
-            Error of the counterfactual and of the input, (B, 2).
-        """
+        """Compare images (B, C, *spatial) in [-1, 1] and ``image``, the inputs, with the truth ``y``: (B, 2)."""
         pred, truth, image = self._blurred(y_pred, y, _input(self, kwargs))
         return torch.stack([_mse(pred, truth), _mse(image, truth)], dim=1)
 
     def _errors(self) -> tuple[Tensor, Tensor]:
-        buffer: Any = self.get_buffer()
-        return buffer[:, 0].double(), buffer[:, 1].double()
+        errors, unchanged = collected(self).double().unbind(1)
+        return errors, unchanged
 
     def per_case(self) -> Tensor:
         """Return the ratio of each case (N,), NaN where the input is the truth."""
@@ -128,18 +112,8 @@ class RelativeTruthError(_PairedTruth):
         """Return the mean error over the mean error of doing nothing."""
         return _ratio(*(each.cpu().numpy() for each in self._errors()))
 
-    def interval(
-        self,
-        *,
-        groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
-    ) -> tuple[float, float]:
-        """Return the bootstrap interval of the aggregate; ``groups`` names the subject of each case."""
-        errors = [each.cpu().numpy() for each in self._errors()]
-        options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
-        return bootstrap_interval(_ratio, *errors, groups=groups, **options)
+    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
+        return bootstrap_interval(_ratio, *(each.cpu().numpy() for each in self._errors()), groups=groups, **options)
 
 
 class TruthSimilarity(_PairedTruth):
@@ -160,8 +134,7 @@ class TruthSimilarity(_PairedTruth):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; returns (B,)."""
-        pred, truth = self._blurred(y_pred, y)
-        return _ssim(pred, truth)
+        return _ssim(*self._blurred(y_pred, y))
 
 
 class TruthSimilarityGain(_PairedTruth):
@@ -200,7 +173,7 @@ def _mse(first: Tensor, second: Tensor) -> Tensor:
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
     """SSIM per image, (B,)."""
-    metric = SSIMMetric(spatial_dims=first.ndim - 2, data_range=_DATA_RANGE)
+    metric = SSIMMetric(spatial_dims=first.ndim - 2, data_range=2.0)
     # SSIM compares means relative to 0: images in [-1, 1] are shifted to start there
     return metric(first + 1, second + 1).reshape(len(first), -1).mean(1)  # type: ignore[union-attr]
 

@@ -10,16 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from medcf.metrics.base import QUANTITIES
 from medcf.metrics.quality import MeanQualityDifference
-from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, ShareMetric, calls_target, check_logits
+from medcf.metrics.reasons import FlipMetric, calls_target, check_logits, left_out_inputs
 from medcf.metrics.robustness import flip_survival, perturbations
 from medcf.registry import METRICS
 
 __all__ = ["FlipRatio", "MeanQualityDifference", "flip_survival", "perturbations"]
 
 
-class FlipRatio(ShareMetric):
+class FlipRatio(FlipMetric):
     """Share of the inputs of another class that their counterfactuals bring to the target class.
 
     Inputs that the classifier already gives the target class do not enter; ``left_out`` counts them. A counterfactual
@@ -43,27 +42,12 @@ class FlipRatio(ShareMetric):
     """
 
     higher_is_better = True
-    needs = QUANTITIES
-    quantity = "logits"
-    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET)
-
-    def __init__(self, target: int = 1) -> None:
-        super().__init__()
-        self.target = target
+    is_share = True
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare the decisions.
-
-        Args:
-            y_pred: logits of the counterfactuals, (B, K).
-            y: logits of the inputs, (B, K).
-            kwargs: not used.
-
-        Returns:
-            (B, 2): why the case is left out (0: it enters), and whether the counterfactual is of the target class.
-        """
+        """Compare the decisions by the logits (B, K) of counterfactuals and inputs ``y``: (B, 2), with the flips."""
         y = check_logits("FlipRatio", self.target, y_pred, y)
-        return self.entry(calls_target(y_pred, self.target), ~y.isfinite().all(1), calls_target(y, self.target))
+        return self.entry(calls_target(y_pred, self.target), *left_out_inputs(y, self.target))
 
     @property
     def entered(self) -> int:

@@ -18,8 +18,8 @@ from monai.utils import ensure_tuple_rep
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medcf.metrics.base import CaseMetric
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.base import CaseMetric, collected
+from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
 
 __all__ = ["SegmentedVolumes", "Statistic", "VolumeChange"]
@@ -137,16 +137,7 @@ class VolumeChange(CaseMetric):
         self.direction = direction
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Collect changes.
-
-        Args:
-            y_pred: measured change of each case (B,), in any unit of volume.
-            y: true change (B,), in the same unit.
-            kwargs: ``target`` (B,): the class that the counterfactual is to have; optional.
-
-        Returns:
-            The three side by side, (B, 3); a missing target is NaN.
-        """
+        """Collect the measured changes, the true ones ``y`` in the same unit, and ``target``, optional, all (B,)."""
         target = kwargs.get("target")
         if y is None or y_pred.ndim != 1 or y.shape != y_pred.shape:
             raise ValueError("VolumeChange needs the measured changes (B,), and the true ones as y, of the same shape.")
@@ -156,10 +147,8 @@ class VolumeChange(CaseMetric):
         return torch.stack([value.double().cpu() for value in (y_pred, y, target)], dim=1)
 
     def _columns(self) -> NDArray[np.float64]:
-        buffer: Any = self.get_buffer()
-        if not isinstance(buffer, Tensor):
-            raise ValueError("VolumeChange was aggregated before it saw a case.")
-        return buffer.double().numpy()
+        columns: NDArray[np.float64] = collected(self).double().numpy()
+        return columns
 
     def per_case(self) -> Tensor:
         """Return the absolute error of each case's change (N,), NaN where it is left out."""
@@ -171,16 +160,7 @@ class VolumeChange(CaseMetric):
         """Return the statistic over the cases that entered."""
         return self.of(self.statistic, target=self.direction)
 
-    def interval(
-        self,
-        *,
-        groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
-    ) -> tuple[float, float]:
-        """Return the bootstrap interval of the aggregate, see `interval_of`."""
-        options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
+    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
         return self.interval_of(self.statistic, target=self.direction, groups=groups, **options)
 
     def targets(self) -> list[int]:
@@ -202,8 +182,8 @@ class VolumeChange(CaseMetric):
             ValueError: an unknown statistic or target.
         """
         function = _statistic(statistic)
-        found, true, _ = self._kept(target)
-        return function(found, true)
+        found, true, kept = self._kept(target)
+        return function(found[kept], true[kept])
 
     def summary_in_ml(self) -> dict[str, float]:
         """Return slope and r of both directions, the gain of each, and the mean absolute error, for changes in ml."""
@@ -217,9 +197,7 @@ class VolumeChange(CaseMetric):
         *,
         target: int | None = None,
         groups: Sequence[Hashable] | None = None,
-        confidence: float = 0.95,
-        num_resamples: int = 1000,
-        seed: int = 0,
+        **options: Any,
     ) -> tuple[float, float]:
         """Return the bootstrap interval of a statistic.
 
@@ -227,33 +205,24 @@ class VolumeChange(CaseMetric):
             statistic: see `of`.
             target: only cases with this target.
             groups: subject of each case, those left out or of another target included; whole subjects are resampled.
-            confidence: share of the resamples inside the interval.
-            num_resamples: number of resamples.
-            seed: seed of the resampling.
+            options: ``confidence``, ``num_resamples`` and ``seed`` of the bootstrap.
 
         Returns:
             Lower and upper end; NaN where no resample has a value.
         """
         function = _statistic(statistic)
-        found, true, rows = self._kept(target)
-        if groups is not None and len(groups) != len(self._columns()):
-            raise ValueError(f"groups names {len(groups)} cases, the metric has {len(self._columns())}.")
-        if not len(found):
-            return math.nan, math.nan
-        kept = None if groups is None else [groups[row] for row in rows]
-        return bootstrap_interval(
-            function, found, true, groups=kept, confidence=confidence, num_resamples=num_resamples, seed=seed
-        )
+        found, true, kept = self._kept(target)
+        return interval_of_entered(function, found, true, entered=kept, groups=groups, **options)
 
-    def _kept(self, target: int | None) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
-        """Measured and true changes of the cases that enter, and their rows."""
-        columns = self._columns()
-        kept = np.isfinite(columns[:, :2]).all(1)
+    def _kept(self, target: int | None) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """Return the measured and true changes of all cases, and which of them enter."""
+        found, true, targets = self._columns().T
+        kept = np.isfinite(found) & np.isfinite(true)
         if target is not None:
             if target not in self.targets():
                 raise ValueError(f"target={target} is unknown; cases were given with the targets {self.targets()}.")
-            kept &= columns[:, 2] == target
-        return columns[kept, 0], columns[kept, 1], np.flatnonzero(kept).tolist()
+            kept &= targets == target
+        return found, true, kept
 
 
 def _statistic(name: str) -> Callable[[NDArray[np.float64], NDArray[np.float64]], float]:

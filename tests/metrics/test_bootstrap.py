@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from medcf.metrics.bootstrap import bootstrap_interval, group_members, half_sampled_indices, proportion_interval
+from medcf.metrics.bootstrap import bootstrap_interval, group_members, half_sampled_indices
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:
@@ -95,21 +95,3 @@ def test_resamples_without_a_finite_value_are_passed_over() -> None:
 def test_wrong_arguments_are_named(arrays, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(np.mean, *arrays, **options)
-
-
-@pytest.mark.parametrize(("hits", "of"), [(64, 64), (0, 9), (5, 20), (1, 1)])
-def test_the_interval_of_a_proportion_holds_the_least_likely_of_the_likely_rates(hits: int, of: int) -> None:
-    low, high = proportion_interval([1] * hits + [0] * (of - hits), groups=range(of))
-    binom = scipy.stats.binom
-    assert binom.sf(hits - 1, of, low) == pytest.approx(0.025 if hits else 1)
-    assert binom.cdf(hits, of, high) == pytest.approx(0.025 if hits < of else 1)
-    assert high - low > 0.05
-
-
-@pytest.mark.parametrize(
-    ("hits", "groups", "message"),
-    [([], None, "at least one"), ([0, 0.5], None, "each 0 or 1"), ([0, 1, 1], ["a", "b", "b"], "whole groups")],
-)
-def test_what_is_no_independent_proportion_is_refused(hits, groups, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        proportion_interval(hits, groups=groups)

@@ -58,7 +58,7 @@ def test_the_interval_resamples_subjects_and_forgets_those_left_out() -> None:
         metric.interval(groups=["a", "b"])
 
 
-@pytest.mark.parametrize(("hits", "of"), [(32, 32), (0, 9)])
+@pytest.mark.parametrize(("hits", "of"), [(32, 32), (64, 64), (0, 9), (1, 1)])
 def test_a_share_of_all_or_none_has_the_exact_binomial_interval(hits: int, of: int) -> None:
     values = torch.cat([torch.ones(hits), torch.zeros(of - hits)])
     expected = binomtest(hits, of).proportion_ci(confidence_level=0.95, method="exact")

@@ -133,7 +133,7 @@ def test_a_gradient_attack_fools_the_circular_metrics_only(setting: Setting) -> 
     assert setting.score(COUT(setting.classifier), "attack").aggregate() < 0  # its steps are equal in every pixel
     agreement = setting.agreement("attack")
     assert agreement.aggregate() < 0.1
-    assert agreement.summary().interval[1] < 0.3
+    assert agreement.interval()[1] < 0.3
 
 
 def test_tensors_with_metadata_give_the_same_figures(setting: Setting) -> None:
