@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 
 from medcf.bundle.options import unknown_options
@@ -56,7 +57,8 @@ class BundleExplainer(Explainer):
         if name.startswith("__") or "parser" not in vars(self) or "preprocessing" in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         try:
-            built = self.parser.get_parsed_content("explainer")
+            with torch.random.fork_rng(devices=[]):  # networks draw their weights before they load them
+                built = self.parser.get_parsed_content("explainer")
         except Exception as error:
             raise root_cause(error) from None
         vars(self).update(vars(built))
