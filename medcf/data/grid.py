@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.utils import MetaKeys
 from numpy.typing import NDArray
 from torch.utils.data._utils.collate import default_collate_fn_map
 
@@ -190,8 +191,9 @@ class Grid:
             share, brain = resample(sources, record.matrix, record.grid)
             scaled = (2 * (brain / share.clamp(min=1e-3)) / (high - low) - 1).clamp(-1, 1)
             grid = torch.where(share >= 0.5 - _ROUNDING, scaled, torch.tensor(-1.0))[None]
-        affine = torch.from_numpy(geometry(image)[0] @ record.matrix)
-        return MetaTensor(grid, affine=affine, meta=meta_of(image, *_OF_THE_PIXELS))
+        affine, known = geometry(image)
+        meta = meta_of(image, *_OF_THE_PIXELS) | ({} if known else {str(MetaKeys.SPACE): ""})
+        return MetaTensor(grid, affine=torch.from_numpy(affine @ record.matrix), meta=meta)
 
     def back(self, values: torch.Tensor, record: GridRecord) -> torch.Tensor:
         """Resample a difference from the grid into the image's own pixels or voxels, see `GridRecord.back`."""
@@ -250,7 +252,7 @@ _OF_THE_PIXELS = ("mask", "overlay_mask", "region")  # of the image's meta data:
 def _kept(source: torch.Tensor) -> MetaTensor:
     plain = source.as_subclass(torch.Tensor).detach().float()
     affine, known = geometry(source)
-    # the unit matrix says of a picture that nobody knows its spacing
+    # the unit matrix, so that an unknown spacing stays unknown
     return MetaTensor(plain, affine=torch.from_numpy(affine if known else np.eye(4)), meta=meta_of(source, "mask"))
 
 

@@ -3,7 +3,7 @@
 
 A picture is a volume of one slice. Its columns go to the left of the patient and its rows to the back, as ITK places a
 2D image; one without geometry (the affine is the unit matrix and nothing names a space, as MONAI's reader of PNG files
-gives it) is taken so, its pixel spacing unknown.
+gives it) is taken so, its pixel spacing unknown; on the network's grid its ``space`` is empty.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def geometry(image: torch.Tensor) -> tuple[NDArray[np.float64], bool]:
     affine = np.asarray(image.affine, dtype=np.float64) if isinstance(image, MetaTensor) else np.eye(4)
     if affine.shape == (3, 3):  # MONAI's affine of an image in two dimensions
         affine = np.block([[affine[:2, :2], np.zeros((2, 1)), affine[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
-    known = bool(getattr(image, "meta", {}).get(str(MetaKeys.SPACE))) or not np.array_equal(affine, np.eye(4))
-    if image.ndim == 3 and (not known or np.array_equal(affine, np.eye(4))):
+    unit = np.array_equal(affine, np.eye(4))
+    if image.ndim == 3 and unit:
         return picture_affine(), False
-    return affine, known
+    return affine, bool(getattr(image, "meta", {}).get(str(MetaKeys.SPACE), not unit))
 
 
 def get_spacing(image: torch.Tensor) -> tuple[float, ...] | None:

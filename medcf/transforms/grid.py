@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -56,9 +57,9 @@ class ToGrid(InvertibleTransform):
         template: str | Path | None = None,
         registration: str = "rigid",
     ) -> None:
-        flat = len(size) == 2
+        flat = np.size(size) == 2
         self.grid = Grid(
-            size=tuple(size),
+            size=size,
             spacing=spacing,
             axes=axes or ("screen" if flat else "RAS"),
             subject=subject or ("picture" if flat else "auto"),

@@ -55,7 +55,7 @@ class Brighten:
         hits = torch.stack([Brightness()(step).softmax(1)[:, 1] for step in (inputs, inputs + 0.2)], dim=1)
         ones = torch.ones(len(inputs), dtype=torch.long)
         return Counterfactual(
-            image=inputs + 0.2, trajectory=trajectory, confidences=hits, target=ones if target is None else ones * target,
+            image=inputs + 0.2, trajectory=trajectory, confidences=hits, target=ones * (1 if target is None else target),
             num_function_evaluations=ones, flipped=hits[:, -1] > 0.5, unchanged=ones < 0, scale=ones * 5.0,
             iterations=ones, scales=hits[:, 1:],
         )  # fmt: skip
