@@ -54,8 +54,9 @@ class Brighten:
         trajectory = torch.stack([inputs, inputs + 0.2], dim=1)
         hits = torch.stack([Brightness()(step).softmax(1)[:, 1] for step in (inputs, inputs + 0.2)], dim=1)
         ones = torch.ones(len(inputs), dtype=torch.long)
+        wanted = ones * (1 if target is None else target)
         return Counterfactual(
-            image=inputs + 0.2, trajectory=trajectory, confidences=hits, target=ones * (1 if target is None else target),
+            image=inputs + 0.2, trajectory=trajectory, confidences=hits, target=wanted,
             num_function_evaluations=ones, flipped=hits[:, -1] > 0.5, unchanged=ones < 0, scale=ones * 5.0,
             iterations=ones, scales=hits[:, 1:],
         )  # fmt: skip
