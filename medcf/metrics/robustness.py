@@ -217,7 +217,6 @@ class SeedAgreement(FlipMetric):
         (0.75, 2)
     """
 
-    higher_is_better = True
     needs: ClassVar = {"y_pred": "logits_of_seeds({on})", "y": "logits(image)"}
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 

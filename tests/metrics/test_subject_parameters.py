@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import pearsonr
 
 from medcf.metrics.subject_parameters import SubjectParameters
 
@@ -41,15 +40,8 @@ def test_the_value_of_a_case_is_its_mean_error_in_standard_deviations():
     torch.testing.assert_close(metric.per_case(), torch.tensor([(0.5 + 0.5 + 0) / 3, 2 / 3]).double())
     assert metric.aggregate() == pytest.approx(0.5)
     assert metric.mean_absolute_error() == pytest.approx({"bpd_mm": 2.0, "ofd_mm": 2.5, "facing": 1.0})
-    assert metric.bias() == pytest.approx({"bpd_mm": 2.0, "ofd_mm": -2.5, "facing": 1.0})
     # Without a reference: the distance of their truths, (10/8 + 10/10 + 2)/3.
     assert metric.chance() == pytest.approx(4.25 / 3)
-
-
-def test_correlation_is_that_of_scipy(truth, recovered):
-    correlation = measure(recovered, truth).correlation()
-    for column, name in enumerate(NAMES):
-        assert correlation[name] == pytest.approx(pearsonr(recovered[:, column], truth[:, column])[0], abs=1e-6)
 
 
 def test_batches_add_up(truth, recovered):
@@ -68,9 +60,7 @@ def test_the_true_image_keeps_all_identity_and_another_subject_none(truth, recov
 
 
 def test_without_a_reference_the_floor_is_no_error(truth):
-    metric = measure(truth, truth)
-    assert metric.lost_identity() == 0.0
-    assert np.isnan(metric.floor())
+    assert measure(truth, truth).lost_identity() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +80,6 @@ def test_a_changed_subject_is_seen(truth, recovered, change, column):
 def test_the_mean_head_for_everybody_tells_nothing_about_anybody(truth, recovered):
     metric = measure(truth.mean(0).expand_as(truth), truth, recovered)
     assert metric.lost_identity() > 0.7
-    assert np.isnan(metric.correlation()["bpd_mm"])
 
 
 def test_a_case_that_is_not_finite_is_left_out_and_counted(truth, recovered):
@@ -101,7 +90,7 @@ def test_a_case_that_is_not_finite_is_left_out_and_counted(truth, recovered):
     assert metric.aggregate() == pytest.approx(measure(recovered[kept], truth[kept]).aggregate())
     assert metric.counts().entered == 39
     assert metric.counts().left_out == {"a recovered parameter is not finite": 1}
-    assert np.isfinite(metric.correlation()["bpd_mm"])
+    assert np.isfinite(metric.mean_absolute_error()["bpd_mm"])
 
 
 def test_intervals_follow_the_subjects(truth, recovered):
