@@ -20,7 +20,7 @@ class SubjectParameters(CaseMetric):
     """Error of the subject parameters that a network recovers from the counterfactual.
 
     The value of a case is the mean over the parameters of ``|recovered - true| / std``: errors in units of what sets
-    subjects apart. On its own that also holds the network's own error, so two anchors go with it: ``floor``, the error
+    subjects apart. On its own that also holds the network's own error, so two anchors go with it: the floor, the error
     of what the network recovers from a true image of the same subject (``reference``), and ``chance``, the error of the
     other subjects' references. ``lost_identity`` puts the error between them: 0 is as near as can be
     measured, 1 is anybody else. A counterfactual that is mirrored, resized or taken from another subject fails here
@@ -78,7 +78,13 @@ class SubjectParameters(CaseMetric):
     def mean_absolute_error(self) -> dict[str, float]:
         """Return the mean absolute error of every parameter, in its units."""
         found, true, _ = self._columns()
-        return dict(zip(self.names, (found - true).abs().nanmean(0).tolist(), strict=True))
+        return self._named((found - true).abs().nanmean(0))
+
+    def correlation(self) -> dict[str, float]:
+        """Return Pearson's correlation of recovered and true values of every parameter; NaN where one is constant."""
+        found, true, _ = self._columns()
+        kept = found.isfinite().all(1)
+        return self._named(_pearson(found[kept], true[kept]))
 
     def chance(self) -> float:
         """Return the mean normalized error of the other subjects' references (truths without one); NaN if none."""
@@ -114,6 +120,15 @@ class SubjectParameters(CaseMetric):
         _, true, reference = self._columns()
         images = true if bool(reference.isnan().all()) else reference
         return torch.stack([self._error(images[(true != own).any(1)], own).nanmean() for own in true])
+
+    def _named(self, values: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def _pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Correlation over the rows, one value a column."""
+    first, second = first - first.mean(0), second - second.mean(0)
+    return (first * second).sum(0) / (first.square().sum(0) * second.square().sum(0)).sqrt()
 
 
 def _lost(error: Tensor, floor: Tensor, chance: Tensor) -> Tensor:
