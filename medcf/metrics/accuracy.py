@@ -47,21 +47,17 @@ class BalancedAccuracy(CaseMetric):
             y_pred = y_pred >= self.threshold
         return torch.stack([y_pred.long().cpu(), y.long().cpu()], dim=1)
 
-    def _pairs(self) -> NDArray[np.int64]:
-        pairs: NDArray[np.int64] = collected(self).numpy()
-        return pairs
-
     def per_case(self) -> Tensor:
         """Return whether each case was decided right (N,)."""
-        decided, true = self._pairs().T
-        return torch.from_numpy(decided == true).double()
+        decided, true = collected(self).unbind(1)
+        return (decided == true).double()
 
     def aggregate(self) -> float:
         """Return the mean recall."""
-        return _mean_recall(self._pairs())
+        return _mean_recall(collected(self).numpy())
 
     def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
-        return bootstrap_interval(_mean_recall, self._pairs(), groups=groups, **options)
+        return bootstrap_interval(_mean_recall, collected(self).numpy(), groups=groups, **options)
 
 
 def _mean_recall(pairs: NDArray[np.int64]) -> float:

@@ -64,7 +64,6 @@ class OracleAgreement(FlipMetric):
         (0.667, 0.333, 3)
     """
 
-    higher_is_better = True
     is_share = True
     needs = QUANTITIES | {"logits": "logits({on})", "input_logits": "logits(image)"}
     quantity = "judge"
@@ -90,8 +89,7 @@ class OracleAgreement(FlipMetric):
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Ask the judge: (B, 3), with whether it calls the counterfactual and the input the target class.
 
-        Its opinion of the input is NaN only where the classifier has none. Of ``y_pred``, ``y`` and ``kwargs``, see the
-        class: logits (B, K) or quality (B,) of the judge with ``logits`` and ``input_logits`` (B, K), or images.
+        Takes the judge's logits (B, K) or quality (B,), with ``logits`` and ``input_logits`` (B, K), or images.
         """
         if y is None:
             raise ValueError("OracleAgreement needs the judge's decisions on the inputs (or the images) as y.")
@@ -108,9 +106,7 @@ class OracleAgreement(FlipMetric):
             raise ValueError(f"The judge decided on {len(after)} cases, the classifier on {len(logits)}.")
         not_finite, already = left_out_inputs(input_logits, self.target)
         flipped, agreed = calls_target(logits, self.target), before & self.leave_out_agreed
-        entry = self.entry(after, not_finite, already, ~flipped, agreed)
-        opinion = before.float().masked_fill(not_finite, torch.nan)[:, None]
-        return torch.cat([entry, opinion], dim=1).as_subclass(Tensor)
+        return self.entry(torch.stack([after, before], dim=1), not_finite, already, ~flipped, agreed)
 
     def _decision(self, output: Any) -> Tensor:
         if isinstance(output, Mapping):
@@ -131,18 +127,12 @@ class OracleAgreement(FlipMetric):
 
     def reference_of(self, **options: Any) -> Summary:
         """Return the share of the entered flips' inputs that the judge calls the target class, with its interval."""
-        return summarize(self._column(2).masked_fill(self.per_case().isnan(), torch.nan), share=True, **options)
+        return summarize(self._column(2), share=True, **options)
 
     @property
     def reference(self) -> Summary:
         """What an unchanged input would get here; ``reference_of`` takes the options of the interval."""
         return self.reference_of()
-
-    @property
-    def inputs_called_target(self) -> Summary:
-        """Share of all inputs of another class, flipped or not, that the judge calls the target class."""
-        already = self.reasons.index(ALREADY_TARGET) + 1
-        return summarize(self._column(2).masked_fill(self._column(0) == already, torch.nan), share=True)
 
 
 METRICS.add("oracle_agreement", "share of flips that an independent judge confirms", OracleAgreement)

@@ -177,19 +177,15 @@ class BiometryShift(CaseMetric):
 
     def per_case(self) -> Tensor:
         """Return the absolute shift of each case in mm (N,), NaN where no head was found."""
-        return self.signed_per_case().abs()
-
-    def signed_per_case(self) -> Tensor:
-        """Return counterfactual minus reference of each case in mm (N,), NaN where no head was found."""
-        return super().per_case()
+        return super().per_case().abs()
 
     def bias(self) -> float:
         """Return the mean of counterfactual minus reference in mm."""
-        return float(self.signed_per_case().nanmean())
+        return float(super().per_case().nanmean())
 
     def bias_interval(self, **options: Any) -> tuple[float, float]:
         """Return the bootstrap interval of the bias; options are those of `medcf.metrics.bootstrap`'s function."""
-        values = self.signed_per_case().numpy()
+        values = super().per_case().numpy()
         return interval_of_entered(np.mean, values, entered=~np.isnan(values), **options)
 
 

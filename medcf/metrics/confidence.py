@@ -52,8 +52,6 @@ class MeanAbsoluteDifference(_ConfidenceMetric):
         (0.4, 0.3)
     """
 
-    higher_is_better = True
-
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare the confidences by the logits (B, K): (B, 3), with the absolute and the signed difference."""
         after, before, left_out = self._probabilities(y_pred, y)

@@ -98,8 +98,8 @@ class MeanQualityDifference(ReasonedMetric):
     Example:
         >>> metric = MeanQualityDifference()
         >>> _ = metric(torch.tensor([0.75, 1.0]), torch.tensor([0.25, 0.75]))
-        >>> metric.aggregate(), metric.mean_difference, metric.counted_as_zero
-        (0.25, 0.375, 1)
+        >>> metric.aggregate(), metric.mean_difference
+        (0.25, 0.375)
     """
 
     higher_is_better = True
@@ -139,11 +139,6 @@ class MeanQualityDifference(ReasonedMetric):
     def mean_difference(self) -> float:
         """Mean of QS(x_c) - QS(x) over all inputs."""
         return float(self.differences.nanmean())
-
-    @property
-    def counted_as_zero(self) -> int:
-        """Number of inputs that enter MQD with 0 because they reach the threshold."""
-        return int((self._column(2) >= self.threshold).sum()) if self.over == "all" else 0
 
     def quality_by_input(self, bins: int | Sequence[float] = 5, **options: Any) -> list[QualityBin]:
         """Return the mean difference of all inputs against their quality, see :func:`quality_by_input`."""
@@ -202,18 +197,12 @@ class StructureQualityDifference(ReasonedMetric):
         return self.entry(columns, ~columns.isfinite().all(1))
 
     def _scores(self, name: str) -> tuple[Tensor, Tensor]:
-        if name not in self.names:
-            raise ValueError(f"{name!r} is not one of the structures {list(self.names)}.")
         place = list(self.names).index(name)
         return self._column(2 + place), self._column(2 + len(self.names) + place)
 
-    def per_case_of(self, name: str) -> Tensor:
-        """Return the difference of one structure, (N,)."""
-        return self._scores(name)[1]
-
     def by_structure(self, *, groups: Sequence[Hashable] | None = None, **options: Any) -> dict[str, Summary]:
         """Return mean and interval of each structure; ``options`` are those of ``summarize``."""
-        return {name: summarize(self.per_case_of(name), groups=groups, **options) for name in self.names}
+        return {name: summarize(self._scores(name)[1], groups=groups, **options) for name in self.names}
 
     def quality_by_input(self, bins: int | Sequence[float] = 5, **options: Any) -> dict[str, list[QualityBin]]:
         """Return each structure's difference against its score in the input, see :func:`quality_by_input`."""

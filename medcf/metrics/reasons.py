@@ -164,6 +164,7 @@ class ShareMetric(ReasonedMetric):
 class FlipMetric(ReasonedMetric):
     """A metric by the logits of a classifier, about inputs of another class than ``target``, which is 1 by default."""
 
+    higher_is_better = True
     needs = QUANTITIES
     quantity = "logits"
     reasons: tuple[str, ...] = (INPUT_NOT_FINITE, ALREADY_TARGET)

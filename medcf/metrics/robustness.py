@@ -61,12 +61,6 @@ def _jpeg(images: Tensor, quality: int) -> Tensor:
     return (torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).reshape(images.shape) / 127.5 - 1).to(images)
 
 
-def _noised(images: Tensor, std: float, seed: int, shared: bool) -> Tensor:
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    noise = torch.randn(images.shape[1:] if shared else images.shape, generator=generator).to(images)
-    return (images + std * noise).clamp(-1, 1)
-
-
 def perturbations(
     images: Tensor,
     *,
@@ -106,7 +100,9 @@ def perturbations(
         if name == "blur":
             disturbed[name] = GaussianFilter(images.ndim - 2, sigma=blur_sigma).to(images)(images)
         elif name == "noise":
-            disturbed[name] = _noised(images, noise_std, seed, shared_noise)
+            generator = torch.Generator(device="cpu").manual_seed(seed)
+            noise = torch.randn(images.shape[1:] if shared_noise else images.shape, generator=generator).to(images)
+            disturbed[name] = (images + noise_std * noise).clamp(-1, 1)
         elif name == "shift":
             disturbed |= _shifted(images, shift)
         else:
@@ -217,7 +213,6 @@ class SeedAgreement(FlipMetric):
         (0.75, 2)
     """
 
-    higher_is_better = True
     needs: ClassVar = {"y_pred": "logits_of_seeds({on})", "y": "logits(image)"}
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 

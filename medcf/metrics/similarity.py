@@ -29,6 +29,7 @@ WINDOW = 11
 class _ImagePair(CaseMetric):
     """A metric of two images of one size; finite pixels only."""
 
+    higher_is_better = True
     left_out_reason = "the images have pixels that are not finite"
 
     def __init__(self, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
@@ -92,8 +93,6 @@ class PSNR(_ImagePair):
         [100.0, 20.0]
     """
 
-    higher_is_better = True
-
     def __init__(self, value_range: tuple[float, float] = (-1.0, 1.0), *, limit: float = 100.0) -> None:
         super().__init__(value_range)
         self.limit = limit
@@ -120,8 +119,6 @@ class SSIM(_ImagePair):
         >>> metric.window, [round(value, 1) for value in metric.per_case().tolist()]
         (11, [1.0, -1.0])
     """
-
-    higher_is_better = True
 
     def __init__(self, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
         super().__init__(value_range)
@@ -154,8 +151,6 @@ class MultiScaleSSIM(_ImagePair):
         ('MS-SSIM (3 scales, window 11)', 1.0)
     """
 
-    higher_is_better = True
-
     def __init__(self, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
         super().__init__(value_range)
         self.scales = 0
@@ -164,11 +159,8 @@ class MultiScaleSSIM(_ImagePair):
     @property
     def name(self) -> str:
         """MS-SSIM, with the number of scales and the window once an image was seen."""
-        return (
-            f"MS-SSIM ({self.scales} scale{'s' * (self.scales > 1)}, window {self.window})"
-            if self.scales
-            else "MS-SSIM"
-        )
+        used = f" ({self.scales} scale{'s' * (self.scales > 1)}, window {self.window})"
+        return f"MS-SSIM{used if self.scales else ''}"
 
     def reset(self) -> None:
         """Forget the cases and the number of scales."""

@@ -102,11 +102,8 @@ class StructureChanges(_Structures):
 
     def aggregate(self) -> dict[str, dict[str, float]]:
         """Return the rates of each structure."""
-        presence = self.presence().cpu().numpy()
-        return {
-            name: {rate: _rate(presence[:, index], rate) for rate in _RATES}
-            for index, name in enumerate(self.structures)
-        }
+        columns = zip(self.structures, self.presence().cpu().numpy().transpose(1, 0, 2), strict=True)
+        return {name: {rate: _rate(column, rate) for rate in _RATES} for name, column in columns}
 
     def interval(
         self,
@@ -117,14 +114,14 @@ class StructureChanges(_Structures):
         seed: int = 0,
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """Return the bootstrap intervals of the rates; ``groups`` names the subject of each case."""
-        presence = self.presence().cpu().numpy()
+        columns = zip(self.structures, self.presence().cpu().numpy().transpose(1, 0, 2), strict=True)
         options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
         return {
             name: {
                 rate: bootstrap_interval(lambda cases, rate=rate: _rate(cases, rate), column, groups=groups, **options)
                 for rate in _RATES
             }
-            for name, column in zip(self.structures, presence.transpose(1, 0, 2), strict=True)
+            for name, column in columns
         }
 
     def counts(self) -> Counts:

@@ -20,7 +20,7 @@ class SubjectParameters(CaseMetric):
     """Error of the subject parameters that a network recovers from the counterfactual.
 
     The value of a case is the mean over the parameters of ``|recovered - true| / std``: errors in units of what sets
-    subjects apart. On its own that also holds the network's own error, so two anchors go with it: ``floor``, the error
+    subjects apart. On its own that also holds the network's own error, so two anchors go with it: the floor, the error
     of what the network recovers from a true image of the same subject (``reference``), and ``chance``, the error of the
     other subjects' references. ``lost_identity`` puts the error between them: 0 is as near as can be
     measured, 1 is anybody else. A counterfactual that is mirrored, resized or taken from another subject fails here
@@ -80,21 +80,11 @@ class SubjectParameters(CaseMetric):
         found, true, _ = self._columns()
         return self._named((found - true).abs().nanmean(0))
 
-    def bias(self) -> dict[str, float]:
-        """Return the mean of recovered minus true of every parameter, in its units."""
-        found, true, _ = self._columns()
-        return self._named((found - true).nanmean(0))
-
     def correlation(self) -> dict[str, float]:
         """Return Pearson's correlation of recovered and true values of every parameter; NaN where one is constant."""
         found, true, _ = self._columns()
         kept = found.isfinite().all(1)
         return self._named(_pearson(found[kept], true[kept]))
-
-    def floor(self) -> float:
-        """Return the mean normalized error of the reference; NaN without one."""
-        _, true, reference = self._columns()
-        return float(self._error(reference, true).nanmean())
 
     def chance(self) -> float:
         """Return the mean normalized error of the other subjects' references (truths without one); NaN if none."""

@@ -41,7 +41,6 @@ class FlipRatio(FlipMetric):
         {'the input is already of the target class': [2]}
     """
 
-    higher_is_better = True
     is_share = True
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:

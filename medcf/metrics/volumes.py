@@ -146,14 +146,10 @@ class VolumeChange(CaseMetric):
             raise ValueError(f"target has shape {tuple(target.shape)}, the changes have {tuple(y_pred.shape)}.")
         return torch.stack([value.double().cpu() for value in (y_pred, y, target)], dim=1)
 
-    def _columns(self) -> NDArray[np.float64]:
-        columns: NDArray[np.float64] = collected(self).double().numpy()
-        return columns
-
     def per_case(self) -> Tensor:
         """Return the absolute error of each case's change (N,), NaN where it is left out."""
-        found, true, _ = torch.from_numpy(self._columns()).unbind(1)
-        error = (found - true).abs()
+        found, true, _ = collected(self).unbind(1)
+        error: Tensor = (found - true).abs()
         return error.masked_fill(~error.isfinite(), torch.nan)
 
     def aggregate(self) -> float:
@@ -165,8 +161,8 @@ class VolumeChange(CaseMetric):
 
     def targets(self) -> list[int]:
         """Return the classes that counterfactuals were to have, sorted; empty where none were given."""
-        column = self._columns()[:, 2]
-        return sorted({int(value) for value in column[np.isfinite(column)]})
+        column = collected(self)[:, 2]
+        return sorted({int(value) for value in column[column.isfinite()]})
 
     def of(self, statistic: Statistic, *, target: int | None = None) -> float:
         """Return a statistic of all cases, or of one direction.
@@ -216,7 +212,7 @@ class VolumeChange(CaseMetric):
 
     def _kept(self, target: int | None) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """Return the measured and true changes of all cases, and which of them enter."""
-        found, true, targets = self._columns().T
+        found, true, targets = collected(self).numpy().T
         kept = np.isfinite(found) & np.isfinite(true)
         if target is not None:
             if target not in self.targets():
@@ -233,10 +229,7 @@ def _statistic(name: str) -> Callable[[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _slope(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    if _constant(true):
-        return math.nan
-    centered = true - true.mean()
-    return _ratio(float(centered @ found), float(centered @ centered))
+    return math.nan if _constant(true) else _gain(found, true - true.mean())
 
 
 def _gain(found: NDArray[np.float64], true: NDArray[np.float64]) -> float:

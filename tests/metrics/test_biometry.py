@@ -89,7 +89,7 @@ def test_shifts_are_signed_in_the_bias_and_absolute_in_the_aggregate() -> None:
     metric(torch.cat([small, large]), torch.cat([large, small]))
     assert metric.aggregate() == pytest.approx(12, abs=0.3)
     assert metric.bias() == pytest.approx(0, abs=1e-9)
-    assert metric.signed_per_case()[0] < 0 < metric.signed_per_case()[1]
+    assert metric.get_buffer()[0] < 0 < metric.get_buffer()[1]
     low, high = metric.bias_interval(groups=["a", "b"])
     assert low < 0 < high
     known = BiometryShift(1.0, "ofd")

@@ -41,7 +41,6 @@ def test_the_value_of_a_case_is_its_mean_error_in_standard_deviations():
     torch.testing.assert_close(metric.per_case(), torch.tensor([(0.5 + 0.5 + 0) / 3, 2 / 3]).double())
     assert metric.aggregate() == pytest.approx(0.5)
     assert metric.mean_absolute_error() == pytest.approx({"bpd_mm": 2.0, "ofd_mm": 2.5, "facing": 1.0})
-    assert metric.bias() == pytest.approx({"bpd_mm": 2.0, "ofd_mm": -2.5, "facing": 1.0})
     # Without a reference: the distance of their truths, (10/8 + 10/10 + 2)/3.
     assert metric.chance() == pytest.approx(4.25 / 3)
 
@@ -68,9 +67,7 @@ def test_the_true_image_keeps_all_identity_and_another_subject_none(truth, recov
 
 
 def test_without_a_reference_the_floor_is_no_error(truth):
-    metric = measure(truth, truth)
-    assert metric.lost_identity() == 0.0
-    assert np.isnan(metric.floor())
+    assert measure(truth, truth).lost_identity() == 0.0
 
 
 @pytest.mark.parametrize(
