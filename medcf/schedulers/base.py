@@ -246,16 +246,12 @@ class RespacedScheduler(Scheduler):
         Returns:
             The next sample and the predicted clean image, both in the dtype of ``sample``.
         """
-        return self._drawn(self.posterior(self.convert(model_output, timestep, sample), timestep, sample), generator)
+        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample)
+        return step.draw(generator), step.pred_original.to(sample.dtype)
 
     def _clipped(self, original: torch.Tensor) -> torch.Tensor:
         """Return a predicted clean image as the scheduler clips it."""
         return original.clamp(*self.clip_sample_values) if self.clip_sample else original
-
-    @staticmethod
-    def _drawn(step: Step, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what MONAI's ``step`` returns."""
-        return step.draw(generator), step.pred_original.to(step.sample.dtype)
 
     def _signal_and_spread(self, like: torch.Tensor, timesteps: int | torch.Tensor) -> tuple:
         """Return √A and √(1 - A) for ``like``: floats for an int timestep, else tensors that broadcast."""
