@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from monai.networks.schedulers import Scheduler
@@ -14,7 +14,7 @@ from monai.utils import unsqueeze_right
 
 from medcf.runtime.choices import check_choice
 from medcf.schedulers.prediction import Prediction, working_dtype
-from medcf.schedulers.spacing import Spacing, kept_timesteps
+from medcf.schedulers.spacing import Spacing, check_spacing, kept_timesteps
 from medcf.schedulers.step import Step
 
 __all__ = ["RespacedScheduler", "StartVariant"]
@@ -54,8 +54,7 @@ class RespacedScheduler(Scheduler):
 
     def _prepare_tables(self, spacing: str, set_alpha_to_one: bool) -> None:
         """Store the rule, compute the cumulated alphas in float64 and where the chain ends."""
-        check_choice("spacing", spacing, Spacing)
-        self.spacing = cast(Spacing, spacing)
+        self.spacing = check_spacing(spacing)
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
             table = self.alphas_cumprod.double()  # a third-party schedule whose alphas are not the product of its betas
@@ -247,16 +246,12 @@ class RespacedScheduler(Scheduler):
         Returns:
             The next sample and the predicted clean image, both in the dtype of ``sample``.
         """
-        return self._drawn(self.posterior(self.convert(model_output, timestep, sample), timestep, sample), generator)
+        step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample)
+        return step.draw(generator), step.pred_original.to(sample.dtype)
 
     def _clipped(self, original: torch.Tensor) -> torch.Tensor:
         """Return a predicted clean image as the scheduler clips it."""
         return original.clamp(*self.clip_sample_values) if self.clip_sample else original
-
-    @staticmethod
-    def _drawn(step: Step, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what MONAI's ``step`` returns."""
-        return step.draw(generator), step.pred_original.to(step.sample.dtype)
 
     def _signal_and_spread(self, like: torch.Tensor, timesteps: int | torch.Tensor) -> tuple:
         """Return √A and √(1 - A) for ``like``: floats for an int timestep, else tensors that broadcast."""

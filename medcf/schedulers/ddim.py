@@ -115,7 +115,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             The next sample and the predicted clean image, both in the dtype of ``sample``.
         """
         step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample, eta)
-        return self._drawn(step, generator)
+        return step.draw(generator), step.pred_original.to(sample.dtype)
 
     def reversed_step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor

@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
-from medcf.runtime.choices import check_choice
-
-__all__ = ["Spacing", "kept_timesteps"]
+__all__ = ["Spacing", "check_spacing", "kept_timesteps"]
 
 Spacing = Literal["respaced", "leading", "trailing", "linspace"]
+
+
+def check_spacing(spacing: str) -> Spacing:
+    """Return ``spacing`` if it names a rule: ``"respaced"``, ``"leading"``, ``"trailing"`` or ``"linspace"``.
+
+    Raises:
+        ValueError: if the name is unknown; the message lists the names.
+    """
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
+    return cast(Spacing, spacing)
 
 
 def _respaced(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
@@ -59,7 +68,7 @@ def kept_timesteps(
         >>> kept_timesteps(1000, 400)[:4], kept_timesteps(1000, 400)[-2:]
         ([0, 3, 5, 8], [996, 999])
     """
-    check_choice("spacing", spacing, Spacing)
+    check_spacing(spacing)
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}; it must lie between 1 and the {num_train_timesteps} "

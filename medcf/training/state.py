@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,6 @@ class EMAHandler(IgniteEMAHandler):
         engine.state.ema_momentum = momentum  # type: ignore[attr-defined]  # where Ignite's update looks for it
 
 
-@dataclass(eq=False)
 class ReproducibleRandomness:
     """Make every random number of a training a function of (seed, process, iteration).
 
@@ -146,8 +144,9 @@ class ReproducibleRandomness:
         dataset: dataset whose ``transform`` is random (MONAI's `Randomizable`); None when nothing there is.
     """
 
-    seed: int = 0
-    dataset: Any = None
+    def __init__(self, seed: int = 0, dataset: Any = None) -> None:
+        self.seed = seed
+        self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer or an evaluator."""

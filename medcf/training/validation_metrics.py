@@ -21,21 +21,23 @@ __all__ = [
     "segmentation_pair",
 ]
 
-Output = list[dict[str, Any]]
 
-
-def class_decision(output: Output) -> tuple[torch.Tensor, torch.Tensor]:
+def class_decision(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Read decision and truth, each (B,), from a decollated output whose ``pred`` holds class scores."""
-    decisions = _stack([item[CommonKeys.PRED].argmax(dim=0) for item in output])
-    return decisions, _stack([item[CommonKeys.LABEL] for item in output])
+    decisions = torch.stack([item[CommonKeys.PRED].argmax(dim=0) for item in output])
+    labels = torch.stack([torch.as_tensor(item[CommonKeys.LABEL]).reshape(()) for item in output])
+    return decisions.cpu(), labels.cpu()
 
 
-def quality_decision(threshold: float = 0.5) -> Callable[[Output], tuple[torch.Tensor, torch.Tensor]]:
+def quality_decision(threshold: float = 0.5) -> Callable[[list[dict[str, Any]]], tuple[torch.Tensor, torch.Tensor]]:
     """Make a function that reads "quality reaches the threshold" as decision and the class label as truth."""
 
-    def read(output: Output) -> tuple[torch.Tensor, torch.Tensor]:
-        decisions = _stack([item[CommonKeys.PRED]["quality"] >= threshold for item in output])
-        return decisions.long(), _stack([item[CommonKeys.LABEL]["label"] for item in output])
+    def read(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        decisions = torch.stack(
+            [torch.as_tensor(item[CommonKeys.PRED]["quality"] >= threshold).reshape(()) for item in output]
+        )
+        labels = torch.stack([torch.as_tensor(item[CommonKeys.LABEL]["label"]).reshape(()) for item in output])
+        return decisions.long().cpu(), labels.cpu()
 
     return read
 
@@ -68,31 +70,33 @@ class PairRecall(EpochMetric):
         super().__init__(_recall, output_transform=_embeddings, check_compute_fn=False)
 
 
-def output_pair(key: str) -> Callable[[Output], tuple[list[torch.Tensor], list[torch.Tensor]]]:
+def output_pair(key: str) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
     """Make a function that reads one output of `medcf.networks.ConceptBottleneck` and its truth, for MONAI's metrics.
 
     Args:
         key: ``"concepts"`` or ``"quality"``.
     """
 
-    def read(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        predictions, targets = (
-            [torch.as_tensor(item[part][key]).float().reshape(-1) for item in output]
-            for part in (CommonKeys.PRED, CommonKeys.LABEL)
+    def read(output: list[dict[str, Any]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        pairs = [(item[CommonKeys.PRED][key], item[CommonKeys.LABEL][key]) for item in output]
+        predictions, targets = zip(
+            *[[torch.as_tensor(value).float().reshape(-1) for value in pair] for pair in pairs], strict=True
         )
-        return predictions, targets
+        return list(predictions), list(targets)
 
     return read
 
 
-def segmentation_pair(key: str | None = None) -> Callable[[Output], tuple[list[torch.Tensor], list[torch.Tensor]]]:
+def segmentation_pair(
+    key: str | None = None,
+) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
     """Make a function that reads a segmentation and its truth as one-hot masks, for MONAI's metrics.
 
     Args:
         key: where ``pred`` and ``label`` are dictionaries, the key of the segmentation in them.
     """
 
-    def read(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def read(output: list[dict[str, Any]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         predictions, targets = [], []
         for item in output:
             scores, truth = item[CommonKeys.PRED], item[CommonKeys.LABEL]
@@ -105,23 +109,18 @@ def segmentation_pair(key: str | None = None) -> Callable[[Output], tuple[list[t
     return read
 
 
-def _stack(values: list[Any]) -> torch.Tensor:
-    """Return one number of each image as a tensor (B,) on the CPU."""
-    return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).cpu()
-
-
 def _balanced_accuracy(decisions: torch.Tensor, labels: torch.Tensor) -> float:
     from sklearn.metrics import balanced_accuracy_score
 
     return float(balanced_accuracy_score(labels.numpy(), decisions.numpy()))
 
 
-def _parameters(output: Output) -> tuple[torch.Tensor, torch.Tensor]:
+def _parameters(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     predicted = torch.stack([item[CommonKeys.PRED]["parameters"] for item in output])
     return predicted.cpu(), torch.stack([item[CommonKeys.LABEL] for item in output]).cpu()
 
 
-def _embeddings(output: Output) -> tuple[torch.Tensor, torch.Tensor]:
+def _embeddings(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     first, second = torch.stack([item[CommonKeys.PRED]["embedding"] for item in output]).cpu().chunk(2)
     return first, second
 
