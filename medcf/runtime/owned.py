@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -165,9 +164,15 @@ def _record(folder: Path, names: list[str]) -> None:
 
 
 def _empty(staging: Path) -> None:
-    """Remove a staging folder, which nobody but medcf writes to, without following links."""
-    if staging.is_dir() and not staging.is_symlink():
-        shutil.rmtree(staging)
+    """Remove a staging folder, which nobody but medcf writes to, file by file and without following links."""
+    if not staging.is_dir() or staging.is_symlink():
+        return
+    for root, folders, files in os.walk(staging, topdown=False):
+        for name in files:
+            Path(root, name).unlink()
+        for path in (Path(root, name) for name in folders):
+            path.unlink() if path.is_symlink() else path.rmdir()
+    staging.rmdir()
 
 
 def _rmdir(folder: Path) -> None:

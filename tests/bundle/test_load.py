@@ -86,7 +86,7 @@ def test_a_bundle_is_loaded_by_folder_name_or_archive(form, image, confidence, t
 
 def test_what_is_no_bundle_is_named(tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
-    with pytest.raises(ValueError, match=r"text\.zip is no zip archive"):
+    with pytest.raises(ValueError, match=r"text\.zip is not a zip archive"):
         medcf.load(tmp_path / "text.zip")
     (tmp_path / "models").mkdir()
     empty = shutil.make_archive(str(tmp_path / "empty"), "zip", tmp_path, "models")

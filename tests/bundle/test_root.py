@@ -34,7 +34,7 @@ def open_workflow(bundle: Path) -> ConfigWorkflow:
 def test_the_bundle_of_the_workflow_that_evaluates_the_config_is_taken(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     workflow = open_workflow(bundle)
-    workflow.initialize()
+    workflow.run()
     assert workflow.parser.get_parsed_content("root") == str(bundle)
 
 
@@ -44,7 +44,7 @@ def test_the_workflow_comes_before_the_path(bundle, tmp_path, monkeypatch):
     (other / "metadata.json").write_text(json.dumps({"bundle": "toy"}))
     monkeypatch.syspath_prepend(str(other.parent))
     workflow = open_workflow(bundle)
-    workflow.initialize()
+    workflow.run()
     assert workflow.parser.get_parsed_content("root") == str(bundle)
 
 

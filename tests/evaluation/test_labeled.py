@@ -13,7 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-from medcf.bundle import find_bundle_root
+from medcf.bundle import bundle_folder
 from medcf.evaluation import Evaluation, run_evaluation
 from medcf.metrics import bootstrap_interval
 
@@ -71,7 +71,7 @@ def flat(image: Tensor) -> Tensor:
 
 def evaluation(change: Any) -> Evaluation:
     """Evaluate by what the bundle's overlay lists."""
-    config = ConfigParser.load_config_file(f"{find_bundle_root('controlcg')}/configs/evaluate_labeled.json")
+    config = ConfigParser.load_config_file(f"{bundle_folder('controlcg')}/configs/evaluate_labeled.json")
     metrics = config["metrics"] | {"set_distances": {"name": "class_distances", "class_names": ["CN", "AD"]}}
     return Evaluation(
         metrics,

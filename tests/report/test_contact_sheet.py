@@ -22,7 +22,7 @@ from medcf.report import read_run, summary_figure
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    listed = list_cases(None, None, out, demo_count=3, demo_options={"size": (64, 80), "spacing": 1.75})
+    listed = list_cases(None, None, out, demo_count=3, demo_size=(64, 80), demo_spacing=1.75)
     folder = RunFolder(out)
     folder.open(listed.cases)
     for case, path in folder.inputs.items():
@@ -73,7 +73,8 @@ def test_unfinished_cases_are_refused(finished):
 
 def test_a_volume_gives_its_axial_slice_through_the_change_with_the_truth_beside_it(tmp_path):
     demo = {"spacing": 8.0, "geometries": (GEOMETRIES[1],)}
-    options = {"phantom": "brain_mri", "demo_count": 1, "demo_options": demo, "spatial_dims": 3}
+    options = {"phantom": "brain_mri", "demo_count": 1, "spatial_dims": 3}
+    options |= {f"demo_{name}": value for name, value in demo.items()}
     (case,) = list_cases(None, None, tmp_path, **options).cases
     folder = RunFolder(tmp_path)
     folder.open([case])
