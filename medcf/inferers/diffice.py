@@ -8,7 +8,7 @@ counterfactual loss at the predicted clean image; the loss stays anchored to the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from medcf.guidance import X0Gradient, XtGradient
 from medcf.inferers.checks import check_choice
@@ -17,7 +17,7 @@ from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
 
-__all__ = ["DiffICEInferer", "DiffICESingleInferer"]
+__all__ = ["DiffICEInferer"]
 
 Gradient = Literal["x0", "xt", "dime"]
 GradientStep = Literal["current", "previous"]
@@ -68,25 +68,4 @@ class DiffICEInferer(GuidedInferer):
         ]
 
 
-class DiffICESingleInferer(DiffICEInferer):
-    """``DiffICEInferer`` with L = 1 (Diff-ICE, section 3.2, before the iterations are added).
-
-    Its result is bit for bit the first iterate of ``DiffICEInferer``.
-
-    Args:
-        args: as ``DiffICEInferer``.
-        options: as ``DiffICEInferer``, without ``num_iterations``.
-
-    Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
-    """
-
-    title = "Diff-ICE, one pass"
-    fixed_options: ClassVar[frozenset[str]] = frozenset({"num_iterations"})
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, num_iterations=1, **options)
-
-
 METHODS.add("diffice", "Iterative classifier-guided counterfactuals (Diff-ICE)", DiffICEInferer)
-METHODS.add("diffice_single", "Diff-ICE with a single pass", DiffICESingleInferer)

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from medcf.inferers.controls import UnchangedInferer
+from medcf.inferers.unchanged import UnchangedInferer
 from medcf.metrics.novelty import fit_novelty
 from medcf.phantoms import BrainMRI, write_brain_demo
 from medcf.phantoms.brain.files import GEOMETRIES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controls: gradient steps that flip the classifier and change no anatomy, and the input itself, which flips none."""
+"""A control: projected gradient steps on the pixels, which flip the classifier and change no anatomy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medcf.inferers.checks import check_numbers
 from medcf.inferers.counterfactual import Iterates
 from medcf.registry import METHODS
 
-__all__ = ["AttackInferer", "UnchangedInferer"]
+__all__ = ["AttackInferer"]
 
 
 class AttackInferer(CounterfactualInferer):
@@ -79,22 +79,4 @@ class AttackInferer(CounterfactualInferer):
         state.confidence[indices], state.flipped[indices] = self._judge(image, target)
 
 
-class UnchangedInferer(CounterfactualInferer):
-    """Returns the input as the counterfactual: nothing is flipped, nothing is spent, all is alike.
-
-    Takes the classifier and the target of every method and the options of ``CounterfactualInferer``.
-    """
-
-    title = "unchanged"
-    needs_gradients = False
-    needs_network = False
-
-    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
-        state.record(torch.zeros_like(state.unchanged))  # no pass has run
-
-    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
-        """Leave everything as it is."""
-
-
 METHODS.add("attack", "Control: projected gradient steps on the pixels, without diffusion", AttackInferer)
-METHODS.add("unchanged", "Control: the input itself", UnchangedInferer)
