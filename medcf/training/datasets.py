@@ -53,24 +53,25 @@ def training_dataset(
     preprocessing: Callable[[Any], Any] | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
-    """Build the dataset of one split.
+    """Build the dataset of one split: phantoms, or the user's own images.
 
     Args:
         split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
-        datalist: table of the user's own images, see `own_dataset`; None renders phantoms.
-        dataset_dir: folder that the paths of ``datalist`` are relative to; by default the folder of ``datalist``.
+        datalist: table of the user's own images, see `own_dataset` for it and for ``dataset_dir``, ``targets``,
+            ``null_label``, ``preprocessing`` and ``transform``; None renders phantoms, which have all targets and are
+            on the grid already.
+        dataset_dir: folder that the table's paths are relative to.
         phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
         spacing: spacing of the grid in mm.
         seed: seed of poses and speckle.
         sp_fraction: share of class 1 (standard planes, AD) among the phantoms.
-        cache_dir: folder where the rendered phantoms, or the user's images on the grid, are kept; None makes them anew
-            in every run. Under torchrun the main process makes them, the others wait.
-        targets: what the training needs beside the image; the user's images that lack one of them are left out.
-            Phantoms have everything.
-        null_label: class index of the user's images without a label; None: they are left out too.
-        preprocessing: reads the user's images and puts them onto the grid, as in inference; phantoms are there already.
+        cache_dir: folder where what was made is kept; None makes it anew in every run. Under torchrun the main process
+            makes it, the others wait.
+        targets: what the training needs beside the image.
+        null_label: class index of images without a label.
+        preprocessing: as in inference.
         transform: applied to every sample, usually augmentation.
 
     Returns:

@@ -29,14 +29,8 @@ class ToGrid(InvertibleTransform):
     units.
 
     Args:
-        size: rows and columns of the grid, or voxels along its axes.
-        spacing: mm between them: one number, or one along each axis.
-        axes: ``"screen"`` for pictures, or the directions of a volume's axes; None is "screen" of two sizes and "RAS"
-            of three.
-        subject: how the subject is found where no mask is given; None is "picture" of two sizes and "auto" of three.
-        center: ``"subject"`` or ``"image"``.
-        percentile: of a volume's subject that becomes 1.
-        intensity: values that become -1 and 1; None takes them from the image.
+        size, spacing, axes, subject, center, percentile, intensity: see `medcf.data.Grid`; None for axes and subject is
+            "screen" and "picture" of two sizes, "RAS" and "auto" of three.
         template: file of a volume to register to first (SimpleITK); None does not register.
         registration: ``"rigid"`` or ``"affine"``.
 
