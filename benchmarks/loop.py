@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +46,9 @@ def load(device: str, steps: int, strength: float, batch: int) -> tuple[Any, nn.
         batch: number of images.
     """
     parser = ConfigParser()
-    parser.read_config(str(Path(bundle_folder("diffice")) / "configs" / "inference.json"))
+    root = bundle_folder("diffice")
+    parser.read_config(str(root / "configs" / "inference.json"))
+    parser["bundle_root"] = str(root)
     settings = {"num_inference_steps": steps, "strength": strength, "num_iterations": 1, "classifier_scales": [30]}
     parser.update({f"inferer#{name}": value for name, value in settings.items()})
     parser.update({"inferer#confidence_threshold": None, "progress": False, "device": device})

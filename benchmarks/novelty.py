@@ -126,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
     volumes = options.bundle == "controlcg"
     root = bundle_folder(options.bundle)
     config = ConfigParser()
-    config.read_config(str(Path(root) / "configs" / "inference.json"))
-    config.update({"device": "cpu", "bundle_root": root})
+    config.read_config(str(root / "configs" / "inference.json"))
+    config.update({"device": "cpu", "bundle_root": str(root)})
     detector = config.get_parsed_content("novelty")
     preprocessing = config.get_parsed_content("preprocessing")
 

@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
@@ -34,7 +33,9 @@ def forward(device: str, batch: int, *, amp: bool, channels_last: bool, compile:
         compile: see `accelerate`.
     """
     parser = ConfigParser()
-    parser.read_config(str(Path(bundle_folder("diffice")) / "configs" / "inference.json"))
+    root = bundle_folder("diffice")
+    parser.read_config(str(root / "configs" / "inference.json"))
+    parser["bundle_root"] = str(root)
     parser["device"] = device
     network = accelerate(parser.get_parsed_content("network"), channels_last=channels_last, compile=compile)
     sample = torch.randn(batch, 1, 64, 80, generator=torch.Generator().manual_seed(0)).to(device)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +56,7 @@ def build(device: torch.device | str, changes: dict[str, Any]) -> Networks:
         changes: ids of the config and their values; `PAPER` or `SMALL`.
     """
     torch.manual_seed(0)
-    configs = Path(bundle_folder("diffice")) / "configs"
+    configs = bundle_folder("diffice") / "configs"
     parser = ConfigParser()
     parser.read_config([str(configs / "inference.json"), str(configs / "paper.json")])
     parser.update({"perceptual#weights": None, "bundle_root": str(configs.parent), **changes})

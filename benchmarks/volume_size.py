@@ -20,7 +20,6 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ class NoClassifier(nn.Module):
 
 def read_config(*, small: bool) -> ConfigParser:
     """Read ``inference.json`` with ``paper.json`` over it."""
-    configs = Path(bundle_folder("controlcg")) / "configs"
+    configs = bundle_folder("controlcg") / "configs"
     parser = ConfigParser()
     parser.read_config([str(configs / "inference.json"), str(configs / "paper.json")])
     parser.update({"gradient_checkpointing": False, **(SMALL if small else {})})

@@ -158,7 +158,7 @@ def command(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | No
         out: folder that `prepare` wrote into; weights go to its ``models``.
         changes: further ids.
     """
-    root = Path(bundle_folder("controlcg"))
+    root = bundle_folder("controlcg")
     configs = [str(root / "configs" / name) for name in real.steps[step].configs]
     ids = {
         "datalist": out / "volumes.csv",

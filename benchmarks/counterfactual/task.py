@@ -37,7 +37,7 @@ class Recipe:
 
     def open(self, overrides: Mapping[str, Any] | None = None) -> ConfigParser:
         """Read the configs; components are made by ``get_parsed_content``."""
-        root = Path(bundle_folder(self.bundle))
+        root = bundle_folder(self.bundle)
         parser = ConfigParser()
         # overlays add to lists and dictionaries of the first file with "+id", which load_config_files resolves
         parser.update(ConfigParser.load_config_files([str(root / "configs" / name) for name in self.configs]))
@@ -46,7 +46,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Name the content of the configs and of the weights, so that a changed default or network is noticed."""
-        root = Path(bundle_folder(self.bundle))
+        root = bundle_folder(self.bundle)
         weights = self.open().get_parsed_content("weights")
         files = [*(root / "configs" / name for name in self.configs), *(Path(weights[key]) for key in sorted(weights))]
         state = hashlib.sha256()

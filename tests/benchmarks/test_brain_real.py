@@ -78,7 +78,7 @@ def test_the_overlay_explains_with_the_weights_of_its_set(name):
     assert parser.get_parsed_content("novelty") is None  # too few volumes to calibrate it on
     assert parser["class_names"] == list(SETS[name].classes)
     assert list(parser["spatial_size"]) == SETS[name].grid.get("spatial_size", [40, 48, 40])
-    assert (Path(bundle_folder("controlcg")) / "configs" / SETS[name].overlay).is_file()
+    assert (bundle_folder("controlcg") / "configs" / SETS[name].overlay).is_file()
 
 
 def brain(fluid: int) -> torch.Tensor:

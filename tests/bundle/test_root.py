@@ -58,7 +58,7 @@ def test_a_host_that_puts_the_bundle_on_the_path_is_understood(bundle, monkeypat
 @pytest.mark.parametrize("place", ["renamed", "renamed/configs"])
 def test_without_anything_the_error_says_how_to_name_it(bundle, place, monkeypatch):
     monkeypatch.chdir(bundle.parent / place)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry and not (Path(entry) / "configs").is_dir()])
     monkeypatch.setenv("MEDCF_BUNDLE_ROOT", str(bundle))
     for name in ("toy", "diffice"):
         with pytest.raises(FileNotFoundError, match=rf"bundle '{name}' lies.*bundle_root.*--bundle_root FOLDER"):
