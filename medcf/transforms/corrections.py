@@ -185,5 +185,5 @@ def _simpleitk(option: str) -> Any:
     try:
         import SimpleITK
     except ImportError as error:
-        raise ImportError(f"{option} needs SimpleITK. Run: python -m pip install SimpleITK") from error
+        raise ImportError(f"{option} needs SimpleITK. Run: python -m pip install 'medcf[registration]'") from error
     return SimpleITK

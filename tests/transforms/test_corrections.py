@@ -108,7 +108,7 @@ def test_what_cannot_be_corrected_is_named(brain, monkeypatch):
     with pytest.raises(ValueError, match=r"medcf\.read"):
         register(template, mask, template.as_tensor())
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(ImportError, match="pip install SimpleITK"):
+    with pytest.raises(ImportError, match=r"pip install 'medcf\[registration\]'"):
         CorrectBias()(volume(values, affine, inside))
     with pytest.raises(ImportError, match="template needs SimpleITK"):
         register(template, mask, template)

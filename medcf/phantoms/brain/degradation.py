@@ -87,8 +87,10 @@ class DegradeBrain:
 
     def _degrade(self, image: Tensor, mask: Tensor, affine: NDArray[np.float64], subject: int, number: int) -> Tensor:
         """Degrade gray values (1, X, Y, Z) in [0, 1] of a brain."""
-        import torchio as tio
-
+        try:
+            import torchio as tio
+        except ImportError as error:
+            raise ImportError("DegradeBrain needs torchio. Run: python -m pip install 'medcf[degradation]'") from error
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xDE64, self.seed, subject])))
         # everything is drawn whatever is used, so that one strength does not change what another one draws
         coefficients = rng.uniform(-1, 1, _COEFFICIENTS) * self.bias
