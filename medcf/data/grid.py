@@ -14,7 +14,7 @@ from monai.utils import MetaKeys
 from numpy.typing import NDArray
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from medcf.data.image import geometry, meta_of, to_luminance
+from medcf.data.image import display_range, geometry, meta_of, to_luminance
 from medcf.data.resample import resample
 from medcf.data.subject import SUBJECTS, find_subject, middle_of, picture_box
 
@@ -157,7 +157,7 @@ class Grid:
         native = tuple(int(n) for n in source.shape[1:])
         sizes = tuple(int(n) for n in self.size)
         if len(native) == 2:
-            intensity = self.intensity or _display_range(source)
+            intensity = self.intensity or display_range(source)
             return GridRecord(self._place_picture(source, intensity), native, sizes, intensity, None, _kept(source))
         inside = _checked(mask, source) if mask is not None else find_subject(source, self.subject)
         matrix = self._place_volume(source, inside, registered)
@@ -254,14 +254,6 @@ def _kept(source: torch.Tensor) -> MetaTensor:
     affine, known = geometry(source)
     # the unit matrix, so that an unknown spacing stays unknown
     return MetaTensor(plain, affine=torch.from_numpy(affine if known else np.eye(4)), meta=meta_of(source, "mask"))
-
-
-def _display_range(picture: torch.Tensor) -> tuple[float, float]:
-    """Values of a picture that are black and white: [0, 1], [0, 255], or its own ends beyond these."""
-    low, high = (float(value) for value in picture.as_subclass(torch.Tensor).float().aminmax())
-    if low >= -1e-6 and high <= 255:
-        return 0.0, 1.0 if high <= 1 + 1e-6 else 255.0
-    return low, max(high, low + 1e-6)
 
 
 def _screen(affine: NDArray[np.float64]) -> NDArray[np.float64]:

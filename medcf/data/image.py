@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 __all__ = [
     "LUMINANCE_WEIGHTS",
     "Pixels",
+    "channels_first",
+    "display_range",
     "geometry",
     "get_spacing",
     "meta_of",
@@ -70,6 +72,24 @@ def get_spacing(image: torch.Tensor) -> tuple[float, ...] | None:
 def voxel_sizes(affine: NDArray[np.floating]) -> tuple[float, ...]:
     """Millimeters between neighbors along the three axes of an affine (4, 4)."""
     return tuple(float(mm) for mm in np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0))
+
+
+def channels_first(image: torch.Tensor) -> torch.Tensor:
+    """Put the channel of an image that a loader left last, or out, where it belongs, as its meta data tell."""
+    spatial = tuple(int(n) for n in getattr(image, "meta", {}).get(str(MetaKeys.SPATIAL_SHAPE), ()))
+    if image.ndim == 2 or (spatial and tuple(image.shape) == spatial):
+        return image[None]
+    if spatial and tuple(image.shape[1:]) != spatial and tuple(image.shape[:-1]) == spatial:
+        return image.movedim(-1, 0)
+    return image
+
+
+def display_range(picture: torch.Tensor) -> tuple[float, float]:
+    """Values of a picture that are black and white: 0 and 1, 0 and 255, or its own ends beyond these."""
+    low, high = (float(value) for value in picture.as_subclass(torch.Tensor).float().aminmax())
+    if low >= -1e-6 and high <= 255:
+        return 0.0, 1.0 if high <= 1 + 1e-6 else 255.0
+    return low, max(high, low + 1e-6)
 
 
 def meta_of(image: torch.Tensor | None, *without: str) -> dict[str, Any]:

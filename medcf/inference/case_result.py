@@ -50,17 +50,17 @@ class CaseResult:
 
     case: str
     path: Path
-    original: NDArray[np.float32]
-    counterfactual: NDArray[np.float32]
-    difference: NDArray[np.float32]
-    trajectory: NDArray[np.float32]
-    affine: NDArray[np.float64]
+    original: NDArray[np.float32] = field(repr=False)
+    counterfactual: NDArray[np.float32] = field(repr=False)
+    difference: NDArray[np.float32] = field(repr=False)
+    trajectory: NDArray[np.float32] = field(repr=False)
+    affine: NDArray[np.float64] = field(repr=False)
     source_format: str
     spacing: tuple[float, ...] | None = None
-    segmentation: NDArray[np.uint8] | None = None
+    segmentation: NDArray[np.uint8] | None = field(default=None, repr=False)
     region: tuple[int, int, int, int] | None = None
     window: tuple[float, float] = (0.0, 1.0)
-    mask: NDArray[np.bool_] | None = None
+    mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     row: dict[str, Any] = field(default_factory=dict)
     on_grid: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     writers: Sequence[Writer] = field(default=(), repr=False)
@@ -77,7 +77,7 @@ class CaseResult:
             output_dir: folder of that folder.
 
         Returns:
-            The case's folder. What medcf wrote there before is replaced, what anybody else did stays.
+            The case's folder. What medcf wrote there before is replaced or removed, what anybody else did stays.
 
         Raises:
             FileExistsError: a file of somebody else is in the way; names it.

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.networks.utils import eval_mode
 from monai.transforms import Compose
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from medcf.data import Case
 from medcf.data.case import as_case
+from medcf.data.image import channels_first
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.inference.cases import case_loader, describe_failure, explainable
 from medcf.inference.inputs import list_cases
@@ -32,7 +34,7 @@ __all__ = ["Explainer"]
 
 logger = logging.getLogger(__name__)
 
-Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]] | Tensor | Mapping[str, Any]
+Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]] | Tensor | np.ndarray | Mapping[str, Any]
 
 
 class Explainer:
@@ -101,8 +103,8 @@ class Explainer:
         """Explain one image.
 
         Args:
-            case: a file, a folder with one DICOM series, its files, a `medcf.data.Case`, an image (C, X, Y[, Z]) from
-                `medcf.read` or MONAI's loaders, or an item of the preprocessing.
+            case: a file, a folder with one DICOM series, its files, a `medcf.data.Case`, an image (C, X, Y[, Z]) as
+                `medcf.read` or MONAI's loaders give it, or an item of the preprocessing.
             target: wanted class; None is the method's.
 
         Raises:
@@ -142,9 +144,10 @@ class Explainer:
         """
         item = dict(source) if isinstance(source, Mapping) else {"image": source}
         image: Any = item["image"]
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image)
         loaded = isinstance(image, Tensor)
-        name = str(getattr(image, "meta", {}).get("filename_or_obj", "image")) if loaded else ""
-        case = as_case(name) if loaded else as_case(image)
+        case = as_case(str(getattr(image, "meta", {}).get("filename_or_obj", "image")) if loaded else image)
         named = {"case": item.get("case", case.id), "file": item.get("file", str(case.path))}
         if loaded and "grid_record" in getattr(image, "meta", {}):
             return {**item, **named}
@@ -152,7 +155,8 @@ class Explainer:
         if loaded and isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
             steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
         try:
-            return {**explainable(steps(item if loaded else {**item, "image": case}), case), **named}
+            ready = steps({**item, "image": channels_first(image) if loaded else case})
+            return {**explainable(ready, case), **named}
         except Exception as error:
             return describe_failure(case, error)
 

@@ -75,7 +75,8 @@ def read_run(output_dir: str | Path, cases: Sequence[str] | None = None, count: 
         chosen = np.linspace(0, len(flipped) - 1, min(count, len(flipped))).round().astype(int)
         cases = [flipped[index] for index in chosen]
     if not cases or not all((folder / case / MARKER).is_file() for case in cases):
-        raise ValueError(f"{folder} holds no finished cases of that kind ({', '.join(cases) or 'none flipped'}).")
+        named = f"not all of {', '.join(cases)} are finished in" if cases else "no case is flipped in"
+        raise ValueError(f"{named} {folder}: name finished ones with --cases.")
     return [_column(folder, case) for case in cases]
 
 

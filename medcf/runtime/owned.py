@@ -77,7 +77,7 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
         more: further names that the caller is going to write into ``folder`` itself.
 
     Returns:
-        The names of the files, relative to the folder.
+        The names of the files, relative to the folder. What an earlier call wrote and this one did not is removed.
 
     Raises:
         FileExistsError: a file or folder of somebody else is in the way; names it.
@@ -97,6 +97,9 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
     for name in made:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / name, folder / name)
+    for name in before.difference(made, more):  # of an earlier result, which must not stand beside this one
+        _remove(folder, name)
+    _record(folder, sorted({*made, *more}))
     _empty(staging)
     return made
 
@@ -127,9 +130,7 @@ def remove_files(folder: Path) -> None:
         return
     names = written_files(folder)
     for name in names:
-        path = folder / name
-        if not _behind_link(folder, name) and not path.is_symlink() and path.is_file():
-            path.unlink()
+        _remove(folder, name)
     if (folder / RECORD).is_file():
         (folder / RECORD).unlink()
     parents = {parent for name in names for parent in PurePosixPath(name).parents if parent.name}
@@ -156,6 +157,12 @@ def _stays_inside(name: str) -> bool:
 def _behind_link(folder: Path, name: str) -> bool:
     """Tell whether a folder on the way from ``folder`` to the file is a symbolic link."""
     return any((folder / parent).is_symlink() for parent in PurePosixPath(name).parents if parent.name)
+
+
+def _remove(folder: Path, name: str) -> None:
+    path = folder / name
+    if not _behind_link(folder, name) and not path.is_symlink() and path.is_file():
+        path.unlink()
 
 
 def _record(folder: Path, names: list[str]) -> None:

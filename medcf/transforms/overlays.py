@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from medcf.data import to_luminance
-from medcf.data.image import meta_of
+from medcf.data.image import display_range, meta_of
 from medcf.transforms.overlay_detection import fill_in, find_overlays
 
 __all__ = ["RemoveOverlays", "RemoveOverlaysD", "RemoveOverlaysDict", "RemoveOverlaysd"]
@@ -34,19 +34,22 @@ class RemoveOverlays(Transform):
         """Clean one image.
 
         Args:
-            image: (1 or 3, X, Y) in [0, 1]; the meta entry ``region``, if any, bounds the picture.
+            image: (1 or 3, X, Y) in [0, 1], [0, 255] or a range of its own, which becomes [0, 1]; the meta entry
+                ``region``, if any, bounds the picture.
 
         Returns:
             (1, X, Y) in [0, 1].
 
         Raises:
-            ValueError: if the shape or the range is wrong.
+            ValueError: if the shape is wrong, or values are not finite.
         """
         if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
             raise ValueError(f"image must be (1 or 3, X, Y), got shape {tuple(image.shape)}")
+        if not bool(torch.isfinite(image).all()):
+            raise ValueError("image holds values that are not finite: clean it first")
+        low, high = display_range(image)
+        image = image if (low, high) == (0.0, 1.0) else (image - low) / (high - low)
         array = np.ascontiguousarray(_array(image).swapaxes(1, 2))  # the detection thinks in rows and columns
-        if not (np.isfinite(array).all() and array.min() >= -1e-6 and array.max() <= 1 + 1e-6):
-            raise ValueError(f"image must lie in [0, 1], got {float(array.min()):g} to {float(array.max()):g}")
         luminance = np.ascontiguousarray(_array(to_luminance(image))[0].T)
         height, width = luminance.shape
         meta = meta_of(image)
