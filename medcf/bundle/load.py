@@ -91,7 +91,7 @@ def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
         ...
         ValueError: Unknown option tagret. Did you mean target? ...
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir() and (path / "configs").is_dir():
         return BundleExplainer(path, overrides)
     if path.is_file():

@@ -4,16 +4,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "as_case", "read_table"]
+__all__ = ["IMAGE_SUFFIXES", "Case", "as_case", "file_name", "read_table"]
+
+
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".gz", ".dcm", ".dicom", ".ima", ".img", ".hdr"),
+}
+_RESERVED = {"manifest.json", "scores.csv", "failures.csv", "summary.json", "demo_inputs", "demo_truth"}
+_LONGEST_ID = 150  # bytes: the ids become file names, of which most file systems take 255
 
 
 @dataclass(frozen=True)
@@ -63,16 +72,16 @@ def as_case(source: Case | str | PathLike[str] | Sequence[str | PathLike[str]]) 
     if isinstance(source, str | PathLike):
         path = Path(source).expanduser()
         name = path.name
-        for suffix in (".gz", *path.suffixes[-2:]):
-            name = name.removesuffix(suffix) or name
-        return Case(name or "case", (path,))
+        for suffix in reversed(path.suffixes[-2:]):
+            name = name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
+        return Case(file_name(name), (path,))
     parts = list(source)
     if len(parts) == 1:
         return as_case(parts[0])
     files = tuple(Path(os.fspath(part)) for part in parts)
     if not files:
         raise ValueError("path is an empty list: name the files of one series")
-    return Case(files[0].parent.name or "series", files)
+    return Case(file_name(files[0].parent.name or "series"), files)
 
 
 def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[dict[str, Any]]:
@@ -180,3 +189,14 @@ def _spacing(value: Any, where: str) -> tuple[float, float]:
     if len(numbers) not in (1, 2) or not all(math.isfinite(n) and n > 0 for n in numbers):
         raise ValueError(f"spacing_mm in {where} must be one or two positive numbers, got {value!r}")
     return numbers[0], numbers[-1]
+
+
+def file_name(name: str) -> str:
+    """Make an id that a table or a folder gave the name of a file: no folders, nothing reserved, not too long."""
+    name = re.sub(r"[\\/\0]+", "__", name).strip(" .") or "case"
+    if name.casefold() in _RESERVED:
+        name += "_case"
+    if len(name.encode()) > _LONGEST_ID:  # trees of UIDs are
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{name.encode()[: _LONGEST_ID - 13].decode(errors='ignore')}_{digest}"
+    return name

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -13,14 +12,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from medcf.data.case import Case, read_table
+from medcf.data.case import IMAGE_SUFFIXES, Case, file_name, read_table
 from medcf.data.dicom import VOLUME_MODALITIES, discreet, open_dicom
 from medcf.data.dicom_geometry import SlicePlace, arrange
 from medcf.data.dicom_series import list_dicom_files, open_slices
 from medcf.data.nifti import header_of_pair
 from medcf.data.read import FileInfo, choose_frame, inspect_file, sniff
 from medcf.runtime.errors import Failure, UnreadableImage
-from medcf.runtime.owned import is_ours
+from medcf.runtime.owned import DEMO_FOLDER, RECORD, is_ours
 
 __all__ = ["find_cases"]
 
@@ -31,11 +30,6 @@ _SIDECARS = {
     *(".sha256", ".md5", ".pt", ".npz", ".npy", ".ini", ".cfg", ".conf", ".xlsx", ".docx"),
 }
 _SIDECAR_NAMES = {"dicomdir", "readme", "license", "licence", "thumbs.db", "desktop.ini"}
-_IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".gz", ".dcm", ".dicom", ".ima", ".img", ".hdr"),
-}
-_RESERVED = {"manifest.json", "scores.csv", "failures.csv", "summary.json", "demo_inputs", "demo_truth"}
-_LONGEST_ID = 150  # bytes: the ids become file names, of which most file systems take 255
 
 Row = dict[str, Any]
 
@@ -131,6 +125,8 @@ def _check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLik
 
 def _walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Iterator[Path]:
     """Yield the files that could be images, in a fixed order; folders below ``root`` that hold results are left out."""
+    if is_ours(root / "manifest.json") or ((root / RECORD).is_file() and root.name != DEMO_FOLDER):
+        raise ValueError(f"dataset_dir {str(root)!r} holds what medcf wrote: give the folder of the images themselves")
     unwanted = {Path(path).resolve() for path in exclude}
     for folder, names, files in os.walk(root):
         below = {name: Path(folder) / name for name in sorted(names) if not name.startswith(".")}
@@ -145,7 +141,7 @@ def _walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Iter
 
 def _holds_results(folder: Path) -> bool:
     """Tell an output folder by its manifest: counterfactuals must not be taken for images of patients."""
-    found = is_ours(folder / "manifest.json")
+    found = is_ours(folder / "manifest.json") or (folder / RECORD).is_file()
     if found:
         logger.warning("%s holds the results of a run and is left out", folder.name)
     return found
@@ -282,13 +278,13 @@ def _case_ids(rows: list[Row], root: Path) -> list[str]:
     stems, full = [], []
     for row in rows:
         path = Path(os.path.relpath(row["image"], root))
-        suffixes = [s for s in path.suffixes[-2:] if s.lower() in _IMAGE_SUFFIXES]
-        suffix = "".join(suffixes) if path.suffix.lower() in _IMAGE_SUFFIXES else ""
+        suffixes = [s for s in path.suffixes[-2:] if s.lower() in IMAGE_SUFFIXES]
+        suffix = "".join(suffixes) if path.suffix.lower() in IMAGE_SUFFIXES else ""
         stem = str(path)[: len(str(path)) - len(suffix)]
         parts = [p for p in Path(stem).parts if p not in ("..", os.sep)]
         name = re.sub(r"[^\w.+-]+", "_", "__".join(parts)).strip("._") or "case"
-        stems.append(_file_name(str(row.get("case") or name)) + row.get("_suffix", ""))
-        full.append(_file_name(name + suffix.replace(".", "_")) + row.get("_suffix", ""))
+        stems.append(file_name(str(row.get("case") or name)) + row.get("_suffix", ""))
+        full.append(file_name(name + suffix.replace(".", "_")) + row.get("_suffix", ""))
     # compared without case: the ids become file names, also where "A" and "a" are the same file
     counts = Counter(s.casefold() for s in stems)
     names = [s if counts[s.casefold()] == 1 else f for s, f in zip(stems, full, strict=True)]
@@ -302,14 +298,3 @@ def _case_ids(rows: list[Row], root: Path) -> list[str]:
         used.add(candidate.casefold())
         unique.append(candidate)
     return unique
-
-
-def _file_name(name: str) -> str:
-    """Make an id that a table or a folder gave the name of a file: no folders, nothing reserved, not too long."""
-    name = re.sub(r"[\\/\0]+", "__", name).strip(" .") or "case"
-    if name.casefold() in _RESERVED:
-        name += "_case"
-    if len(name.encode()) > _LONGEST_ID:  # trees of UIDs are
-        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-        name = f"{name.encode()[: _LONGEST_ID - 13].decode(errors='ignore')}_{digest}"
-    return name

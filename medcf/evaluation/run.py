@@ -139,7 +139,13 @@ def run_evaluation(
 
     Returns:
         The figures, with the ``seconds`` they took.
+
+    Raises:
+        FileExistsError: an ``evaluation.json`` is there that no evaluation wrote.
     """
+    file = Path(output_dir) / "evaluation.json"
+    if file.exists() and '"per_case"' not in file.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(f"{file} is not medcf's: choose another folder with --output_dir.")
     start = time.perf_counter()
     figures = evaluation.run(loader, device)
     figures["seconds"] = time.perf_counter() - start
@@ -147,7 +153,7 @@ def run_evaluation(
         found = other.run(cases, device)
         figures |= {name: found[name] for name in other.metrics}
     figures = _finite(figures)
-    write_json(Path(output_dir) / "evaluation.json", {**figures, "per_case": _finite(evaluation.table)})
+    write_json(file, {**figures, "per_case": _finite(evaluation.table)})
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return figures
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medcf.runtime.atomic import write_json
-from medcf.runtime.owned import fill_folder
+from medcf.runtime.owned import fill_folder, run_of
 
 __all__ = ["MARKER", "CaseResult", "Writer"]
 
@@ -80,9 +81,13 @@ class CaseResult:
             The case's folder. What medcf wrote there before is replaced or removed, what anybody else did stays.
 
         Raises:
-            FileExistsError: a file of somebody else is in the way; names it.
+            FileExistsError: a file of somebody else, or the result of another image, is in the way; names it.
         """
         folder = Path(output_dir) / self.case
+        if run_of(folder) is not None and (folder / MARKER).is_file():
+            image = json.loads((folder / MARKER).read_text(encoding="utf-8")).get("file")
+            if image != self.row.get("file"):
+                raise FileExistsError(f"{folder} holds the result of another image ({image}): choose another folder.")
         fill_folder(folder, self.write, more=(MARKER,))
         write_json(folder / MARKER, self.row)
         return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import Dataset, MetaTensor, decollate_batch
+from monai.data import Dataset, decollate_batch
 from torch.utils.data import DataLoader, Sampler
 
 from medcf.data import Case
@@ -105,11 +105,7 @@ def split_batch(batch: Mapping[str, Any]) -> list[Any]:
     """List the items of a batch, of `collate_cases` or of any MONAI data loader whose items hold ``image``."""
     if "items" in batch:
         return [*batch["items"], *batch["failures"]]
-    image = batch["image"]
-    images = decollate_batch(image) if isinstance(image, MetaTensor) else list(image)
-    others = {key: value for key, value in batch.items() if key != "image" and len(value) == len(images)}
-    rows = [{key: value[index] for key, value in others.items()} for index in range(len(images))]
-    return [{**row, "image": one} for row, one in zip(rows, images, strict=True)]
+    return decollate_batch(dict(batch))
 
 
 def explainable(item: Mapping[str, Any], case: Case) -> dict[str, Any]:

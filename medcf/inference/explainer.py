@@ -18,7 +18,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 from medcf.data import Case
-from medcf.data.case import as_case
+from medcf.data.case import as_case, file_name
 from medcf.data.image import channels_first
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.inference.cases import case_loader, describe_failure, explainable
@@ -143,12 +143,15 @@ class Explainer:
             An item with ``image`` (1, *grid), ``case`` and ``file``.
         """
         item = dict(source) if isinstance(source, Mapping) else {"image": source}
-        image: Any = item["image"]
+        image: Any = item.get("image")
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image)
+        known = isinstance(image, Case | str | PathLike | Sequence | Tensor)
+        if not known:
+            raise TypeError(f"an image is a path, a list of files, a Case or an array, not {type(image).__name__}")
         loaded = isinstance(image, Tensor)
         case = as_case(str(getattr(image, "meta", {}).get("filename_or_obj", "image")) if loaded else image)
-        named = {"case": item.get("case", case.id), "file": item.get("file", str(case.path))}
+        named = {"case": file_name(str(item.get("case", case.id))), "file": item.get("file", str(case.path))}
         if loaded and "grid_record" in getattr(image, "meta", {}):
             return {**item, **named}
         steps = self.preprocessing
@@ -185,10 +188,13 @@ class Explainer:
         run_folder.open(listed.cases, listed.failures)
         loader = case_loader(listed.cases, self.preprocessing, run_folder, self.batch_size, self.num_workers)
         yield from listed.failures
-        for batch in loader:
-            for result in self.batch([*batch["items"], *batch["failures"]]):
-                yield run_folder.take(result)
-        end_run(run_folder)
+        try:
+            for batch in loader:
+                for result in self.batch([*batch["items"], *batch["failures"]]):
+                    yield run_folder.take(result)
+            end_run(run_folder)
+        finally:
+            run_folder.release()
 
     def _explain_all(self, items: list[dict[str, Any]], target: Any) -> list[CaseResult | Failure]:
         """Explain a batch; when that raises, each of its cases alone, so that one cannot stop the others."""

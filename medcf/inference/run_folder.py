@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +28,7 @@ from medcf.inference.case_result import MARKER, CaseResult
 from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
-from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, written_files
+from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, run_of
 from medcf.runtime.ranks import from_main, rank
 from medcf.runtime.session import describe_session, now
 
@@ -72,6 +74,8 @@ class RunFolder:
         self.inputs: dict[str, Path] = {}
         #: Cases that an earlier session finished, as `open` found them; the same on every process.
         self.finished_before: list[str] = []
+        #: Name of this run, the same in all its sessions: what another run or `CaseResult.save` left is not its result.
+        self.run = ""
         self.completed = 0
         self.failures: dict[str, Failure] = {}
         self.manifest: dict[str, Any] = {}
@@ -96,7 +100,12 @@ class RunFolder:
         """
         self.inputs = {case.id: case.path for case in cases}
         check_output_dir(self.path, {file for case in cases for file in (*case.files, case.mask) if file})
-        found = from_main("open the run folder", lambda: self._open(cases, failures))
+        try:
+            found = from_main("open the run folder", lambda: self._open(cases, failures))
+        except BaseException:
+            self.release()
+            raise
+        self.run = found["run"]
         if found["inputs"] != _digest(self.inputs):
             raise RuntimeError(
                 f"Process {rank()} lists other images than the main process; all machines must see the same folders."
@@ -141,8 +150,11 @@ class RunFolder:
             "weights": {name: {"path": str(path), "sha256": weights[name]} for name, path in self.weights.items()},
             "inputs": {case: {"path": str(path), "sha256": hashes[case]} for case, path in self.inputs.items()},
             "fingerprint": fingerprint,
+            "run": uuid.uuid4().hex,
+            "tables": [],
             "sessions": [],
         }
+        self.run = self.manifest["run"]
         self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
         write_json(self.path / MANIFEST, self.manifest)
         for failure in failures:
@@ -150,7 +162,11 @@ class RunFolder:
         done = set(self.done())
         if done:
             logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
-        return {"inputs": _digest(self.inputs), "done": "".join("1" if case in done else "0" for case in self.inputs)}
+        return {
+            "run": self.run,
+            "inputs": _digest(self.inputs),
+            "done": "".join("1" if case in done else "0" for case in self.inputs),
+        }
 
     def case_dir(self, case: str) -> Path:
         """Return the folder of a case."""
@@ -158,7 +174,7 @@ class RunFolder:
 
     def done(self) -> list[str]:
         """List the cases of this run whose marker exists, in the order of the run."""
-        return [case for case in self.inputs if (self.case_dir(case) / MARKER).is_file()]
+        return [case for case in self.inputs if self._is_done(case, self.run)]
 
     def take(self, result: CaseResult | Failure) -> CaseResult | Failure:
         """Write a case and mark it as done, or record why that fails; the run goes on.
@@ -171,7 +187,7 @@ class RunFolder:
         """
         if isinstance(result, Failure):
             self.fail(result)
-        elif not (self.case_dir(result.case) / MARKER).is_file():
+        elif not self._is_done(result.case, self.run):
             started = time.perf_counter()
             try:
                 self.write(result.case, result.write)
@@ -193,7 +209,7 @@ class RunFolder:
         Raises:
             FileExistsError: a file of somebody else is in the way.
         """
-        fill_folder(self.case_dir(case), write, more=(MARKER,))
+        fill_folder(self.case_dir(case), write, more=(MARKER,), run=self.run)
 
     def complete(self, case: str, row: Mapping[str, Any]) -> None:
         """Mark a case as done, after all its files were written.
@@ -202,7 +218,7 @@ class RunFolder:
             case: case id.
             row: its scores, JSON values only.
         """
-        if MARKER not in written_files(self.case_dir(case)):
+        if run_of(self.case_dir(case)) != self.run:
             self.write(case, lambda folder: None)
         write_json(self.case_dir(case) / MARKER, dict(row))
         self.completed += 1
@@ -248,6 +264,11 @@ class RunFolder:
         Args:
             summary: content of ``summary.json``.
         """
+        taken = [name for name in TABLES if (self.path / name).exists() and name not in self.manifest["tables"]]
+        if taken:
+            raise FileExistsError(f"{self.path / taken[0]} is in the way and not medcf's: move it, and start again.")
+        self.manifest["tables"] = list(TABLES)
+        write_json(self.path / MANIFEST, self.manifest)
         rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in self.rows()]
         write_csv(self.path / "scores.csv", rows)
         failed = [asdict(self.failures[key]) for key in sorted(self.failures)]
@@ -257,6 +278,10 @@ class RunFolder:
         self.manifest["sessions"][-1]["finished"] = now()
         self.manifest["sessions"][-1]["seconds"] = round(self.seconds(), 1)
         write_json(self.path / MANIFEST, self.manifest)
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes write to the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -280,7 +305,8 @@ class RunFolder:
             import fcntl
         except ImportError:  # Windows: no lock, everything else works
             return
-        lock = (self.path / ".lock").open("w")
+        # neither emptied nor reached through a link: a file of that name may be somebody else's
+        lock = os.fdopen(os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
         try:  # the kernel drops the lock when the process dies, however it dies
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -295,13 +321,21 @@ class RunFolder:
         if not is_ours(path):
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if missing := [
+                name for name in ("run", "tables", "inputs", "fingerprint", "sessions") if name not in manifest
+            ]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --output_dir.") from error
+        return manifest
+
+    def _is_done(self, case: str, run: str) -> bool:
+        return (self.case_dir(case) / MARKER).is_file() and run_of(self.case_dir(case)) == run
 
     def _has_results(self, manifest: Mapping[str, Any]) -> bool:
         """Tell whether a case of an earlier run is done."""
-        return any((self.case_dir(case) / MARKER).is_file() for case in manifest.get("inputs", {}))
+        return any(self._is_done(case, manifest["run"]) for case in manifest["inputs"])
 
     def _expect_free(self, previous: Mapping[str, Any] | None) -> None:
         """Refuse to write where somebody else has files.
@@ -309,21 +343,27 @@ class RunFolder:
         Raises:
             ValueError: a table or the folder of a case is there, and no run of medcf wrote it.
         """
-        taken = [self.path / name for name in (*TABLES, MANIFEST) if previous is None and (self.path / name).exists()]
-        taken += [folder for folder in map(self.case_dir, self.inputs) if not may_fill(folder)]
+        ours = {MANIFEST, *previous["tables"]} if previous is not None else set()
+        taken = [self.path / name for name in (*TABLES, MANIFEST) if (self.path / name).exists() and name not in ours]
+        run = None if previous is None else previous["run"]
+        for folder in map(self.case_dir, self.inputs):
+            others = (folder / MARKER).is_file() and run_of(folder) != run and not self.overwrite
+            if others or not may_fill(folder):
+                taken.append(folder)
         if taken:
             more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
             raise ValueError(
-                f"{taken[0]}{more} would be overwritten, and no run of this version of medcf wrote it. "
-                "Choose another folder with --output_dir."
+                f"{taken[0]}{more} would be overwritten, and this run did not write it. Choose another folder with "
+                "--output_dir; results that medcf saved there are replaced with --overwrite true."
             )
 
     def _remove(self, manifest: Mapping[str, Any]) -> None:
         """Remove what an earlier run wrote: the files that its records list, each by name, and its tables."""
-        for case in map(str, manifest.get("inputs", {})):
-            if Path(case).name == case and case not in ("", ".", ".."):  # the manifest may have been edited
+        for case in map(str, manifest["inputs"]):
+            plain = Path(case).name == case and case not in ("", ".", "..")  # the manifest may have been edited
+            if plain and (self.overwrite or run_of(self.case_dir(case)) == manifest["run"]):
                 remove_files(self.case_dir(case))
-        for name in (*TABLES, MANIFEST):
+        for name in (MANIFEST, *(name for name in TABLES if name in manifest["tables"])):
             (self.path / name).unlink(missing_ok=True)
 
 

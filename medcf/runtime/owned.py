@@ -8,8 +8,10 @@ anything behind a symbolic link.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,7 @@ __all__ = [
     "is_ours",
     "may_fill",
     "remove_files",
+    "run_of",
     "written_files",
 ]
 
@@ -68,13 +71,14 @@ def is_ours(manifest: Path) -> bool:
         return False
 
 
-def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable[str] = ()) -> list[str]:
+def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable[str] = (), run: str = "") -> list[str]:
     """Let a function write files, and move them into a folder where they replace only what the record lists.
 
     Args:
         folder: made where it is missing.
         write: called with an empty folder beside it.
         more: further names that the caller is going to write into ``folder`` itself.
+        run: whose result it is, for the record.
 
     Returns:
         The names of the files, relative to the folder. What an earlier call wrote and this one did not is removed.
@@ -82,26 +86,40 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
     Raises:
         FileExistsError: a file or folder of somebody else is in the way; names it.
     """
-    staging = folder.with_name(f".{folder.name}.partial")
-    _empty(staging)
-    staging.mkdir(parents=True)
-    write(staging)
-    made = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
-    before = set(written_files(folder))
-    for name in [*made, *more]:
-        target = folder / name
-        if folder.is_symlink() or _behind_link(folder, name) or (os.path.lexists(target) and name not in before):
-            raise FileExistsError(f"{target} is in the way and not medcf's: move it, or choose another --output_dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    _record(folder, sorted(before.union(made, more)))
-    for name in made:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / name, folder / name)
-    for name in before.difference(made, more):  # of an earlier result, which must not stand beside this one
-        _remove(folder, name)
-    _record(folder, sorted({*made, *more}))
-    _empty(staging)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a process that was killed
+        if (leftover / RECORD).is_file():
+            _empty(leftover)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        _record(staging, [], run)
+        write(staging)
+        (staging / RECORD).unlink()
+        made = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+        before = set(written_files(folder))
+        for name in [*made, *more]:
+            target = folder / name
+            if folder.is_symlink() or _behind_link(folder, name) or (os.path.lexists(target) and name not in before):
+                raise FileExistsError(f"{target} is in the way and not medcf's: move it, or choose another folder.")
+        folder.mkdir(exist_ok=True)
+        _record(folder, sorted(before.union(made, more)), run)
+        for name in made:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / name, folder / name)
+        for name in before.difference(made, more):  # of an earlier result, which must not stand beside this one
+            _remove(folder, name)
+        _record(folder, sorted({*made, *more}), run)
+    finally:
+        _empty(staging)
     return made
+
+
+def run_of(folder: Path) -> str | None:
+    """Return whose result a folder holds by its record; None without a record."""
+    try:
+        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def may_fill(folder: Path) -> bool:
@@ -165,8 +183,8 @@ def _remove(folder: Path, name: str) -> None:
         path.unlink()
 
 
-def _record(folder: Path, names: list[str]) -> None:
-    text = json.dumps({"notice": NOTICE, "files": names}, indent=1) + "\n"
+def _record(folder: Path, names: list[str], run: str) -> None:
+    text = json.dumps({"notice": NOTICE, "run": run, "files": names}, indent=1) + "\n"
     replace_file(folder / RECORD, lambda file: file.write(text))
 
 

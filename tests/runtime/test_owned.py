@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from medcf.data import Case
+from medcf.data import Case, find_cases
 from medcf.inference import RunFolder
 from medcf.runtime.owned import RECORD, check_output_dir, fill_folder, remove_files, written_files
 
@@ -172,6 +172,96 @@ def test_an_edited_manifest_removes_nothing_outside(tmp_path, edited):
         (place / RECORD).write_text(json.dumps({"files": ["a.png", "in/a.png"]}))
     RunFolder(tmp_path / "out", overwrite=True).open(cases)
     assert (tmp_path / "in" / "a.png").read_bytes() == b"1"
+
+
+def run_folder(folder, picture, **options):
+    found = RunFolder(folder, **options)
+    found.open([Case("a", (picture,))])
+    return found
+
+
+@pytest.fixture
+def picture(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"1")
+    return tmp_path / "in" / "a.png"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_called_lock_is_not_emptied(tmp_path, picture, link):
+    out, mine = tmp_path / "out", tmp_path / "mine.txt"
+    out.mkdir()
+    mine.write_text("mine")
+    if link:
+        (out / ".lock").symlink_to(mine)
+        with pytest.raises(OSError, match="choose another folder"):
+            run_folder(out, picture)
+    else:
+        (out / ".lock").write_text("mine")
+        run_folder(out, picture)
+        assert (out / ".lock").read_text() == "mine"
+    assert mine.read_text() == "mine"
+
+
+def test_a_hidden_folder_of_the_users_is_not_taken_for_a_staging_folder(tmp_path):
+    for name in (".case.partial", ".case.1.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    fill_folder(tmp_path / "case", write(a="1"))
+    assert (tmp_path / ".case.partial" / "mine").exists()
+    assert (tmp_path / ".case.1.partial" / "mine").exists()
+
+
+def test_what_a_killed_process_staged_is_removed(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from medcf.runtime.owned import fill_folder\n"
+        "fill_folder(Path(sys.argv[1]), lambda folder: ((folder / 'half').write_text('1'), os.kill(os.getpid(), 9)))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "case")], check=False)
+    assert [path.name.startswith(".case.") for path in tmp_path.iterdir()] == [True]
+    fill_folder(tmp_path / "case", write(a="1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_a_table_that_came_after_a_run_without_results_stays(tmp_path, picture):
+    run_folder(tmp_path / "out", picture).release()
+    (tmp_path / "out" / "scores.csv").write_text("my measurements")
+    with pytest.raises(ValueError, match=r"scores\.csv would be overwritten"):
+        run_folder(tmp_path / "out", picture)
+    with pytest.raises(ValueError, match=r"scores\.csv would be overwritten"):
+        run_folder(tmp_path / "out", picture, overwrite=True)
+    assert (tmp_path / "out" / "scores.csv").read_text() == "my measurements"
+
+
+def test_what_another_run_or_save_left_is_not_this_runs_result(tmp_path, picture):
+    folder = tmp_path / "out" / "a"
+    fill_folder(folder, lambda staging: (staging / "case.json").write_text('{"case": "a"}'))
+    with pytest.raises(ValueError, match=r"would be overwritten.*--overwrite true"):
+        run_folder(tmp_path / "out", picture)
+    run = run_folder(tmp_path / "out", picture, overwrite=True)
+    assert run.done() == []
+    run.complete("a", {"case": "a", "mine": True})
+    run.release()
+    fill_folder(folder, lambda staging: (staging / "case.json").write_text('{"case": "a"}'))
+    with pytest.raises(ValueError, match=r"would be overwritten.*--overwrite true"):  # and not taken for its own
+        run_folder(tmp_path / "out", picture)
+
+
+def test_a_run_that_was_refused_lets_go_of_the_folder(tmp_path, picture):
+    run_folder(tmp_path / "out", picture, config={"target": 0}).complete("a", {"case": "a"})
+    refused = RunFolder(tmp_path / "out", config={"target": 1})
+    with pytest.raises((ValueError, RuntimeError)):
+        refused.open([Case("a", (picture,))])
+    assert refused._lock is None
+
+
+def test_results_are_not_searched_for_images(tmp_path, picture):
+    fill_folder(picture.parent / "u1", lambda staging: (staging / "panel.png").write_bytes(b"panel"))
+    with pytest.raises(ValueError, match="holds what medcf wrote"):
+        find_cases(picture.parent / "u1")
+    Image.fromarray(np.full((40, 50), 99, np.uint8)).save(picture)
+    cases, failures = find_cases(picture.parent)
+    assert ([case.id for case in cases], failures) == (["a"], [])
 
 
 def write_series(folder):
