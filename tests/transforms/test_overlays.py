@@ -171,11 +171,28 @@ def test_tiny_and_uniform_images_do_not_break_it(shape: tuple[int, ...], value: 
 
 
 @pytest.mark.parametrize(
-    "image", [torch.zeros(2, 8, 8), torch.zeros(8, 8), -torch.ones(1, 8, 8), torch.full((1, 8, 8), torch.nan)]
+    ("image", "reason"),
+    [
+        (torch.zeros(2, 8, 8), "image must"),
+        (torch.zeros(8, 8), "image must"),
+        (torch.full((1, 8, 8), torch.nan), "not finite"),
+    ],
 )
-def test_wrong_shape_or_range_is_refused(image: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="image must"):
+def test_wrong_shape_or_values_are_refused(image: torch.Tensor, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         RemoveOverlays()(image)
+
+
+def test_the_range_of_the_values_does_not_matter() -> None:
+    image = torch.from_numpy(phantoms()[0][1]).clone()
+    image[0, 0, 0], image[0, 0, 1] = 0.0, 1.0
+    expected = RemoveOverlays()(image)
+    assert expected.meta["overlay_mask"].any()
+    for other in (255 * image, 900 * image - 100):
+        cleaned = RemoveOverlays()(other)
+        assert torch.equal(cleaned.meta["overlay_mask"], expected.meta["overlay_mask"])
+        torch.testing.assert_close(cleaned.as_tensor(), expected.as_tensor(), atol=1e-5, rtol=0)
+    assert torch.isfinite(RemoveOverlays()(-torch.ones(1, 8, 8))).all()
 
 
 def test_missing_key_is_an_error_unless_allowed() -> None:
