@@ -220,7 +220,7 @@ class Explainer:
         started = time.perf_counter()
         device = torch.device(self.device)
         image = torch.stack([item["image"].as_subclass(Tensor) for item in items]).to(device)
-        with eval_mode(self.network), torch.no_grad(), autocast(device, enabled=self.amp):
+        with eval_mode(self.network), autocast(device, enabled=self.amp):
             found = self.inferer.explain(image, self.network, [item["case"] for item in items], target)
         pred = found.image.as_subclass(Tensor).float()
         columns = self._columns(image, pred, found)
