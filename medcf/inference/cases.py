@@ -13,6 +13,7 @@ from monai.data import Dataset, decollate_batch
 from torch.utils.data import DataLoader, Sampler
 
 from medcf.data import Case
+from medcf.data.case import file_name
 from medcf.inference.run_folder import RunFolder
 from medcf.runtime.error_report import root_cause
 from medcf.runtime.errors import Failure, UnreadableImage
@@ -24,7 +25,7 @@ __all__ = [
     "case_loader",
     "collate_cases",
     "describe_failure",
-    "explainable",
+    "prepare_case",
     "split_batch",
 ]
 
@@ -43,13 +44,9 @@ class CaseDataset(Dataset):
         super().__init__(data, transform=None)
         self.preprocessing = transform
 
-    def _transform(self, index: int) -> dict[str, Any]:
+    def _transform(self, index: int) -> dict[str, Any] | Failure:
         case: Case = self.data[index]
-        named = {"case": case.id, "file": str(case.path)}
-        try:
-            return {**explainable(self.preprocessing(case.item()), case), **named}
-        except Exception as error:
-            return {**named, "failure": describe_failure(case, error)}
+        return prepare_case(case, case.item(), self.preprocessing)
 
 
 class PendingBatches(Sampler[list[int]]):
@@ -93,11 +90,11 @@ def case_loader(
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_cases)
 
 
-def collate_cases(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def collate_cases(items: Sequence[dict[str, Any] | Failure]) -> dict[str, list[Any]]:
     """Keep the ``items`` that `CaseDataset` read apart from the ``failures``, in a list each."""
     return {
-        "items": [dict(item) for item in items if "failure" not in item],
-        "failures": [item["failure"] for item in items if "failure" in item],
+        "items": [item for item in items if not isinstance(item, Failure)],
+        "failures": [item for item in items if isinstance(item, Failure)],
     }
 
 
@@ -108,15 +105,24 @@ def split_batch(batch: Mapping[str, Any]) -> list[Any]:
     return decollate_batch(dict(batch))
 
 
-def explainable(item: Mapping[str, Any], case: Case) -> dict[str, Any]:
-    """Refuse an image that is not finite.
+def prepare_case(case: Case, item: Mapping[str, Any], preprocessing: Callable[[Any], Any]) -> dict[str, Any] | Failure:
+    """Put the image of an item onto the network's grid, or say why that fails.
 
-    Raises:
-        UnreadableImage: it holds NaN or infinite values.
+    Args:
+        case: what the image was read from, or is read from now.
+        item: ``image``, as the preprocessing takes it; ``case`` and ``file`` where they are not the case's own.
+        preprocessing: to a dictionary whose ``image`` is (C, *grid).
+
+    Returns:
+        What the preprocessing made, with ``case`` and ``file``.
     """
-    if not torch.isfinite(item["image"]).all():
-        raise UnreadableImage(case.path, "holds values that are not finite", "Export it again.")
-    return dict(item)
+    try:
+        ready = dict(preprocessing(dict(item)))
+        if not torch.isfinite(ready["image"]).all():
+            raise UnreadableImage(case.path, "holds values that are not finite", "Export it again.")
+    except Exception as error:
+        return describe_failure(case, error)
+    return {**ready, "case": file_name(str(item.get("case", case.id))), "file": item.get("file", str(case.path))}
 
 
 def describe_failure(case: Case, error: Exception) -> Failure:

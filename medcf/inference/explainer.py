@@ -18,10 +18,10 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 from medcf.data import Case
-from medcf.data.case import as_case, file_name
+from medcf.data.case import as_case
 from medcf.data.image import channels_first
 from medcf.inference.case_result import CaseResult, Writer
-from medcf.inference.cases import case_loader, describe_failure, explainable
+from medcf.inference.cases import case_loader, prepare_case
 from medcf.inference.inputs import list_cases
 from medcf.inference.results import case_result
 from medcf.inference.run_folder import RunFolder
@@ -146,22 +146,20 @@ class Explainer:
         image: Any = item.get("image")
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image)
-        known = isinstance(image, Case | str | PathLike | Sequence | Tensor)
-        if not known:
+        if not isinstance(image, Case | str | PathLike | Sequence | Tensor):
             raise TypeError(f"an image is a path, a list of files, a Case or an array, not {type(image).__name__}")
         loaded = isinstance(image, Tensor)
         case = as_case(str(getattr(image, "meta", {}).get("filename_or_obj", "image")) if loaded else image)
-        named = {"case": file_name(str(item.get("case", case.id))), "file": item.get("file", str(case.path))}
-        if loaded and "grid_record" in getattr(image, "meta", {}):
-            return {**item, **named}
         steps = self.preprocessing
-        if loaded and isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
-            steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
-        try:
-            ready = steps({**item, "image": channels_first(image) if loaded else case})
-            return {**explainable(ready, case), **named}
-        except Exception as error:
-            return describe_failure(case, error)
+        if not loaded:
+            image = case
+        elif "grid_record" in getattr(image, "meta", {}):
+            steps = Compose()
+        else:
+            image = channels_first(image)
+            if isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
+                steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
+        return prepare_case(case, {**item, "image": image}, steps)
 
     def run(
         self,

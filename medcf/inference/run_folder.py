@@ -11,10 +11,8 @@ Layout::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +26,7 @@ from medcf.inference.case_result import MARKER, CaseResult
 from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
+from medcf.runtime.lock import lock_folder
 from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, run_of
 from medcf.runtime.ranks import from_main, rank
 from medcf.runtime.session import describe_session, now
@@ -71,7 +70,7 @@ class RunFolder:
         self.seed = seed
         self.overwrite = overwrite
         self.overrides = dict(overrides or {})
-        self.inputs: dict[str, Path] = {}
+        self.inputs: dict[str, str] = {}
         #: Cases that an earlier session finished, as `open` found them; the same on every process.
         self.finished_before: list[str] = []
         #: Name of this run, the same in all its sessions: what another run or `CaseResult.save` left is not its result.
@@ -98,74 +97,63 @@ class RunFolder:
                 results of another config, other weights or other inputs; says which.
             RuntimeError: another run is writing to this folder, or the processes of this one see different images.
         """
-        self.inputs = {case.id: case.path for case in cases}
+        self.inputs = {case.id: str(case.path) for case in cases}
         check_output_dir(self.path, {file for case in cases for file in (*case.files, case.mask) if file})
         try:
-            found = from_main("open the run folder", lambda: self._open(cases, failures))
+            self.run, inputs, self.finished_before = from_main("open the run folder", lambda: self._open(cases))
         except BaseException:
             self.release()
             raise
-        self.run = found["run"]
-        if found["inputs"] != _digest(self.inputs):
+        if inputs != self.inputs:
             raise RuntimeError(
                 f"Process {rank()} lists other images than the main process; all machines must see the same folders."
             )
-        self.finished_before = [case for case, done in zip(self.inputs, found["done"], strict=True) if done == "1"]
+        for failure in failures if rank() == 0 else ():
+            self.fail(failure)
         return self.finished_before
 
-    def _open(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, str]:
-        """Open the folder on the main process; returns which cases are done, a digit each, to be sent to the others."""
+    def _open(self, cases: Sequence[Case]) -> tuple[str, dict[str, str], list[str]]:
+        """Open the folder on the main process; returns the run, its images and the cases that are done."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock = self._lock or lock_folder(self.path)
         except OSError as error:
             reason = f"cannot be written to ({error.strerror or type(error).__name__})"
             raise OSError(f"{self.path} {reason}; choose another folder with --output_dir.") from error
-        hashes = hash_inputs(cases)
-        weights = {name: sha256(path) for name, path in self.weights.items()}
-        fingerprint = {
-            "config": config_fingerprint(self.config) | {"medcf version": __version__},
-            "weights": {f"{name} ({path.name})": weights[name] for name, path in self.weights.items()},
-            "inputs": hashes,
-        }
+        new = self._new_manifest(hash_inputs(cases))
         previous = self._read_manifest()
         if previous is not None and (self.overwrite or not self._has_results(previous)):
             self._remove(previous)  # without results, such as after a wrong option, another run may begin
             previous = None
         self._expect_free(previous)
         if previous is not None:
-            self._accept_repaired(previous, fingerprint["inputs"])
-        changes = describe_changes(previous["fingerprint"], fingerprint) if previous is not None else []
-        if changes:
-            raise ValueError(
-                f"{self.path} holds the results of another run. Since then:\n  "
-                + "\n  ".join(changes)
-                + "\nChoose another folder with --output_dir, or replace those results with --overwrite true."
-            )
-        self.manifest = previous or {
+            self._continue(previous, new)
+        self.manifest = previous or new
+        self.run = self.manifest["run"]
+        self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
+        write_json(self.path / MANIFEST, self.manifest)
+        done = self.done()
+        if done:
+            logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
+        return self.run, self.inputs, done
+
+    def _new_manifest(self, hashes: Mapping[str, str]) -> dict[str, Any]:
+        weights = {name: {"path": str(path), "sha256": sha256(path)} for name, path in self.weights.items()}
+        return {
             "notice": NOTICE,
             "created": now(),
             "seed": self.seed,
             "config": self.config,
-            "weights": {name: {"path": str(path), "sha256": weights[name]} for name, path in self.weights.items()},
-            "inputs": {case: {"path": str(path), "sha256": hashes[case]} for case, path in self.inputs.items()},
-            "fingerprint": fingerprint,
+            "weights": weights,
+            "inputs": {case: {"path": path, "sha256": hashes[case]} for case, path in self.inputs.items()},
+            "fingerprint": {
+                "config": config_fingerprint(self.config) | {"medcf version": __version__},
+                "weights": {f"{name} ({path.name})": weights[name]["sha256"] for name, path in self.weights.items()},
+                "inputs": dict(hashes),
+            },
             "run": uuid.uuid4().hex,
             "tables": [],
             "sessions": [],
-        }
-        self.run = self.manifest["run"]
-        self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
-        write_json(self.path / MANIFEST, self.manifest)
-        for failure in failures:
-            self.fail(failure)
-        done = set(self.done())
-        if done:
-            logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
-        return {
-            "run": self.run,
-            "inputs": _digest(self.inputs),
-            "done": "".join("1" if case in done else "0" for case in self.inputs),
         }
 
     def case_dir(self, case: str) -> Path:
@@ -185,41 +173,35 @@ class RunFolder:
         Returns:
             The result, or the `Failure` of writing it.
         """
+        if isinstance(result, CaseResult) and not self._is_done(result.case, self.run):
+            row, started = dict(result.row), time.perf_counter()
+
+            def write(folder: Path) -> None:
+                result.write(folder)
+                row["seconds"] = round(row.get("seconds", 0.0) + time.perf_counter() - started, 3)
+
+            try:
+                self.complete(result.case, row, write)
+            except Exception as error:
+                result = Failure(str(result.path), "write", *_reason(error))
         if isinstance(result, Failure):
             self.fail(result)
-        elif not self._is_done(result.case, self.run):
-            started = time.perf_counter()
-            try:
-                self.write(result.case, result.write)
-            except Exception as error:
-                failure = Failure(str(result.path), "write", *_reason(error))
-                self.fail(failure)
-                return failure
-            seconds = round(result.row.get("seconds", 0.0) + time.perf_counter() - started, 3)
-            self.complete(result.case, result.row | {"seconds": seconds})
         return result
 
-    def write(self, case: str, write: Callable[[Path], object]) -> None:
-        """Write the files of a case; what somebody else put into its folder stays.
+    def complete(
+        self, case: str, row: Mapping[str, Any], write: Callable[[Path], object] = lambda folder: None
+    ) -> None:
+        """Let the files of a case be written and mark it as done; what somebody else put into its folder stays.
 
         Args:
             case: case id.
+            row: its scores, JSON values only; read after the files were written.
             write: called with an empty folder to write to.
 
         Raises:
             FileExistsError: a file of somebody else is in the way.
         """
         fill_folder(self.case_dir(case), write, more=(MARKER,), run=self.run)
-
-    def complete(self, case: str, row: Mapping[str, Any]) -> None:
-        """Mark a case as done, after all its files were written.
-
-        Args:
-            case: case id.
-            row: its scores, JSON values only.
-        """
-        if run_of(self.case_dir(case)) != self.run:
-            self.write(case, lambda folder: None)
         write_json(self.case_dir(case) / MARKER, dict(row))
         self.completed += 1
 
@@ -290,31 +272,23 @@ class RunFolder:
         """Return the seconds since this object was made."""
         return time.perf_counter() - self._started
 
-    def _accept_repaired(self, previous: dict[str, Any], inputs: Mapping[str, str]) -> None:
-        """Let files that failed before come back in another state: nothing of theirs is in the results."""
-        failed, done = set(previous.get("failed", ())), set(self.done())
-        for case, path in self.inputs.items():
-            if str(path) in failed and case not in done:
-                previous["fingerprint"]["inputs"][case] = inputs[case]
-                previous["inputs"][case] = {"path": str(path), "sha256": inputs[case]}
+    def _continue(self, previous: dict[str, Any], new: Mapping[str, Any]) -> None:
+        """Refuse to go on with an earlier run when anything its results depend on has changed.
 
-    def _take_lock(self) -> None:
-        if self._lock is not None:
-            return
-        try:
-            import fcntl
-        except ImportError:  # Windows: no lock, everything else works
-            return
-        # neither emptied nor reached through a link: a file of that name may be somebody else's
-        lock = os.fdopen(os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
-        try:  # the kernel drops the lock when the process dies, however it dies
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise RuntimeError(
-                f"Another process is writing to {self.path}; wait for it or choose another --output_dir."
-            ) from None
-        self._lock = lock
+        Raises:
+            ValueError: names what has. A file that failed may have: nothing of it is in the results.
+        """
+        failed = set(previous.get("failed", ()))
+        for case, entry in new["inputs"].items():
+            if entry["path"] in failed and not self._is_done(case, previous["run"]):
+                previous["fingerprint"]["inputs"][case] = entry["sha256"]
+                previous["inputs"][case] = entry
+        if changes := describe_changes(previous["fingerprint"], new["fingerprint"]):
+            raise ValueError(
+                f"{self.path} holds the results of another run. Since then:\n  "
+                + "\n  ".join(changes)
+                + "\nChoose another folder with --output_dir, or replace those results with --overwrite true."
+            )
 
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.path / MANIFEST
@@ -322,10 +296,8 @@ class RunFolder:
             return None
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            if missing := [
-                name for name in ("run", "tables", "inputs", "fingerprint", "sessions") if name not in manifest
-            ]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
+            if missing := {"run", "tables", "inputs", "fingerprint", "sessions"}.difference(manifest):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --output_dir.") from error
         return manifest
@@ -369,10 +341,6 @@ class RunFolder:
 
 def _failure_key(failure: Failure) -> str:
     return f"{failure.file}\0{failure.reason}"
-
-
-def _digest(inputs: Mapping[str, Path]) -> str:
-    return hashlib.sha256(json.dumps([[case, str(path)] for case, path in inputs.items()]).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> tuple[str, str]:

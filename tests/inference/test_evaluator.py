@@ -129,7 +129,7 @@ def test_a_failure_names_the_file_that_is_to_blame_and_the_cause_below_monais_wo
         def fail(item):
             raise error
 
-        failure = CaseDataset([case], Compose([fail]))[0]["failure"]
+        failure = CaseDataset([case], Compose([fail]))[0]
         assert failure.file == "in/a.nii.gz"
         return failure.reason
 
@@ -144,7 +144,6 @@ def test_an_interrupted_batch_is_computed_whole_and_the_rest_stays(tmp_path):
         write_png(tmp_path / "in" / f"{name}.png", picture())
     evaluator, folder = make_run(tmp_path, Brighten(on_black=None))
     for name in "abc":
-        folder.write(name, lambda path: None)
         folder.complete(name, {"case": name, "mine": True})
     inferer = Brighten(on_black=None)
     folder._lock.close()

@@ -20,6 +20,7 @@ from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import finish_run, summarize
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, running_config, sha256
+from medcf.runtime.owned import fill_folder
 
 CONFIG = {"target": 1, "seed": 0, "inferer": {"scales": [5.0, 10]}, "device": "cpu", "batch_size": 8, "output_dir": "a"}
 
@@ -71,7 +72,8 @@ def test_only_cases_with_a_marker_are_done(tmp_path, inputs, weights):
     folder, done = start(tmp_path, inputs, weights)
     assert done == []
     folder.complete("b", row("b"))
-    folder.write("c", lambda path: (path / "counterfactual.nii.gz").write_bytes(b"half a case"))
+    half = folder.case_dir("c")
+    fill_folder(half, lambda path: (path / "counterfactual.nii.gz").write_bytes(b"half a case"), run=folder.run)
     stop(folder)
     folder, done = start(tmp_path, inputs, weights)
     assert done == ["b"]

@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     listed = list_cases(None, None, out, demo_count=3, demo_size=(64, 80), demo_spacing=1.75)
     folder = RunFolder(out)
     folder.open(listed.cases)
-    for case, path in folder.inputs.items():
+    for case, path in ((each.id, each.path) for each in listed.cases):
         image = read(path)
         plane = to_luminance(image)[0].numpy()
         difference = np.zeros_like(plane)
@@ -34,11 +34,10 @@ def finished(tmp_path_factory):
             case, path, plane, np.clip(plane + difference, 0, 1), difference, np.stack([plane, plane]),
             geometry(image)[0], image.meta["source_format"], row={},
         )  # fmt: skip
-        folder.write(case, partial(NiftiWriter(), result))
         numbers = {"confidence_before": 0.1, "confidence_after": 0.9, "mean_absolute_difference": 0.1, "seconds": 1}
         row = {"case": case, "file": str(path), "format": image.meta["source_format"], "frame": 0, **numbers}
         row |= {"flipped": True, "unchanged": False}
-        folder.complete(case, row | {"num_function_evaluations": 1})
+        folder.complete(case, row | {"num_function_evaluations": 1}, partial(NiftiWriter(), result))
     folder.close({})
     return out
 
@@ -87,12 +86,12 @@ def test_a_volume_gives_its_axial_slice_through_the_change_with_the_truth_beside
         case.id, case.path, image, np.clip(image + 1000 * difference, 0, None), difference,
         image[None], source.affine, "nifti", window=(0, 1000), mask=image > 0,
     )  # fmt: skip
-    folder.write(case.id, partial(NiftiWriter(), result))
     numbers = {"confidence_before": 0.2, "confidence_after": 0.8, "black": 0.0, "white": 1000.0}
     sizes = {f"size_{axis}": n for axis, n in zip("ijk", image.shape, strict=True)}
     folder.complete(
         case.id,
         {"case": case.id, "file": str(case.path), "format": "nifti", "flipped": True, **sizes, **numbers},
+        partial(NiftiWriter(), result),
     )
     (column,) = read_run(tmp_path, [case.id])
     assert column.image.shape == column.truth.shape == (200, 200)
