@@ -146,19 +146,20 @@ class Explainer:
         image: Any = item.get("image")
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image)
-        if not isinstance(image, Case | str | PathLike | Sequence | Tensor):
-            raise TypeError(f"an image is a path, a list of files, a Case or an array, not {type(image).__name__}")
-        loaded = isinstance(image, Tensor)
-        case = as_case(str(getattr(image, "meta", {}).get("filename_or_obj", "image")) if loaded else image)
         steps = self.preprocessing
-        if not loaded:
-            image = case
-        elif "grid_record" in getattr(image, "meta", {}):
-            steps = Compose()
+        if isinstance(image, Case | str | PathLike | Sequence):
+            image = case = as_case(image)
+        elif isinstance(image, Tensor):
+            meta = getattr(image, "meta", {})
+            case = as_case(str(meta.get("filename_or_obj", "image")))
+            if "grid_record" in meta:
+                steps = Compose()
+            else:
+                image = channels_first(image)
+                if isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
+                    steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
         else:
-            image = channels_first(image)
-            if isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
-                steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
+            raise TypeError(f"an image is a path, a list of files, a Case or an array, not {type(image).__name__}")
         return prepare_case(case, {**item, "image": image}, steps)
 
     def run(
