@@ -95,31 +95,17 @@ def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
     if path.is_dir() and (path / "configs").is_dir():
         return BundleExplainer(path, overrides)
     if path.is_file():
-        unpacked = _unpack(path)
-        explainer = BundleExplainer(_bundle_in(Path(unpacked.name), path), overrides)
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is not a zip archive: give a bundle's folder, its zip archive, or its name.")
+        unpacked = tempfile.TemporaryDirectory(prefix="medcf-")  # of its own, which nobody else can have filled
+        with zipfile.ZipFile(path) as stored:
+            stored.extractall(unpacked.name)  # zipfile keeps members inside that would lead out of the folder
+        found = sorted(Path(unpacked.name).rglob(f"configs/{CONFIG}"))
+        if not found:
+            raise ValueError(f"{path} holds no bundle: no configs/{CONFIG} is in it.")
+        explainer = BundleExplainer(found[0].parents[1], overrides)
         explainer.unpacked = unpacked  # goes with the explainer
         return explainer
     if len(path.parts) != 1:
         raise FileNotFoundError(f"{path} does not exist: give a bundle's folder, its zip archive, or its name.")
     return BundleExplainer(bundle_folder(str(source)), overrides)
-
-
-def _unpack(archive: Path) -> tempfile.TemporaryDirectory[str]:
-    """Unpack an archive into a folder of its own, which nobody else can have filled.
-
-    Raises:
-        ValueError: it is not a zip archive.
-    """
-    if not zipfile.is_zipfile(archive):
-        raise ValueError(f"{archive} is not a zip archive: give a bundle's folder, its zip archive, or its name.")
-    folder = tempfile.TemporaryDirectory(prefix="medcf-")
-    with zipfile.ZipFile(archive) as stored:
-        stored.extractall(folder.name)  # zipfile keeps members inside that would lead out of the folder
-    return folder
-
-
-def _bundle_in(folder: Path, archive: Path) -> Path:
-    found = sorted(folder.rglob(f"configs/{CONFIG}"))
-    if not found:
-        raise ValueError(f"{archive} holds no bundle: no configs/{CONFIG} is in it.")
-    return found[0].parents[1]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import reduce
 from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
@@ -45,7 +46,7 @@ def check_options(argv: list[str] | None = None) -> None:
     options = {key: value for key, value in options.items() if key not in RUN_ARGUMENTS}
     problems = unknown_options(list(options), config) + unused_options(options, config)
     for key, value in options.items():
-        problems += _bad_value(key, value, _value(key, config))
+        problems += _bad_value(key, value, reduce(_child, _parts(key), config))
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -118,14 +119,6 @@ _MISSING = object()
 def _references(content: Any) -> set[str]:
     """Name the top-level ids that a part of a config refers to."""
     return {ReferenceResolver.split_id(each)[0] for each in ReferenceResolver.find_refs_in_config(content, "")} - {""}
-
-
-def _value(option: str, config: dict[str, Any]) -> Any:
-    """Return what the config holds at an id, or the missing mark."""
-    node: Any = config
-    for part in _parts(option):
-        node = _child(node, part)
-    return node
 
 
 def _bad_value(key: str, value: Any, held: Any) -> list[str]:

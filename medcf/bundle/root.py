@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from monai.bundle import ConfigWorkflow
@@ -33,7 +32,9 @@ def find_bundle_root(name: str) -> str:
     Raises:
         FileNotFoundError: nothing tells it; the message says how to give it.
     """
-    for candidate in _candidates():
+    workflow = find_caller(ConfigWorkflow)
+    own = [] if workflow is None else [Path(workflow.config_root_path).resolve().parent]
+    for candidate in [*own, *(Path(entry) for entry in sys.path if entry)]:
         if _is_bundle(candidate, name):
             return str(candidate.resolve())
     raise FileNotFoundError(
@@ -57,13 +58,6 @@ def bundle_folder(name: str) -> Path:
     raise FileNotFoundError(
         f"{name!r} is neither a folder nor an archive of a bundle, nor one that came with medcf: {', '.join(known)}."
     )
-
-
-def _candidates() -> Iterator[Path]:
-    workflow = find_caller(ConfigWorkflow)
-    if workflow is not None:
-        yield Path(workflow.config_root_path).resolve().parent
-    yield from (Path(entry) for entry in sys.path if entry)
 
 
 def _is_bundle(path: Path, name: str) -> bool:

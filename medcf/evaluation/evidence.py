@@ -138,8 +138,7 @@ def _margin(network: str) -> Function:
 
 
 def _volume(cases: Evidence, images: str, structure: str) -> Tensor:
-    volumes: Tensor = cases[f"volumes({images})"]
-    return volumes[:, list(cases.structures).index(structure)]
+    return cases[f"volumes({images})"][:, list(cases.structures).index(structure)]
 
 
 def _volume_change(cases: Evidence, images: str, structure: str) -> Tensor:
@@ -149,8 +148,7 @@ def _volume_change(cases: Evidence, images: str, structure: str) -> Tensor:
 
 def _true_volume_change(cases: Evidence, structure: str) -> Tensor:
     """True change in ml, (B,)."""
-    change: Tensor = cases["volumes_true"] - cases["volumes"]
-    return change.double()[:, cases.structures[structure] - 1] / 1000
+    return (cases["volumes_true"] - cases["volumes"]).double()[:, cases.structures[structure] - 1] / 1000
 
 
 def _subject_mse(cases: Evidence) -> Tensor:

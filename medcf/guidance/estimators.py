@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from medcf.guidance.loss import BoundLoss, LossTerms
+from medcf.guidance.loss import BoundLoss
 from medcf.runtime.choices import check_choice
 from medcf.sampling import Hook
 
@@ -38,7 +38,7 @@ class GradientEstimator(Hook):
         self.loss = loss
         self.every = every
         self._steps = 0
-        self._held: torch.Tensor | None = None
+        self._held: Any = None
         #: Logits (B, K) at the last image whose gradient was taken; None before the first step.
         self.logits: torch.Tensor | None = None
 
@@ -52,10 +52,10 @@ class GradientEstimator(Hook):
 
     def current(self, step: Any) -> torch.Tensor:
         """Return the gradient of this step, or the last one that was taken; counts the step."""
-        gradient = self.gradient(step) if self._held is None or self.is_due() else self._held
-        self._held = gradient
+        if self.is_due():
+            self._held = self.gradient(step)
         self._steps += 1
-        return gradient
+        return self._held
 
     def gradient(self, step: Any) -> torch.Tensor:
         """Return the estimate g, shaped like the sample."""
@@ -140,7 +140,11 @@ class XtGradient(GradientEstimator):
             if self.perceptual_at == "xt":
                 (gradient,) = torch.autograd.grad(terms.total, step.sample)
             else:
-                gradient = self._split(terms, step)
+                classification = (terms.classifier_scale * terms.classification).sum()
+                (gradient,) = torch.autograd.grad(classification, step.sample, retain_graph=True)
+                if terms.perceptual.requires_grad:  # without a perceptual network the term is a constant
+                    perceptual = (terms.perceptual_scale * terms.perceptual).sum()
+                    gradient = gradient + torch.autograd.grad(perceptual, step.pred_original)[0]
         self.logits = terms.logits.detach()
         return gradient
 
@@ -149,15 +153,6 @@ class XtGradient(GradientEstimator):
         gradient = self.current(step)
         tensors = {name: value.detach() for name, value in vars(step).items() if isinstance(value, torch.Tensor)}
         return replace(step, **tensors).guide(gradient)
-
-    def _split(self, terms: LossTerms, step: Any) -> torch.Tensor:
-        """Return the gradient of the class term at the noisy image plus that of the perceptual one at the clean."""
-        classification = (terms.classifier_scale * terms.classification).sum()
-        (gradient,) = torch.autograd.grad(classification, step.sample, retain_graph=True)
-        if terms.perceptual.requires_grad:  # without a perceptual network the term is a constant
-            perceptual = (terms.perceptual_scale * terms.perceptual).sum()
-            gradient = gradient + torch.autograd.grad(perceptual, step.pred_original)[0]
-        return gradient
 
 
 class DiMEGradient(GradientEstimator):
@@ -172,7 +167,7 @@ class DiMEGradient(GradientEstimator):
         alpha_bar: the scheduler's ``alpha_bar(t)``.
         start: the images whose gradient guides the first step instead of an inner chain's (DiME's code begins with the
             clean input); None runs the chain there, too.
-        every: take the gradient at every so many steps.
+        every: see `GradientEstimator`.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from monai.utils import ensure_tuple
 
 from medcf.guidance.perceptual import PerceptualFeatures
 from medcf.runtime.choices import check_choice
@@ -92,17 +93,20 @@ class CounterfactualLoss:
             Loss, its terms per sample and the logits, in float32.
         """
         features, logits = self._evaluate(image, with_features=reference_features is not None)
-        classification = self._classify(logits, target)
+        if self.class_loss == "logit":
+            classification = -logits.gather(1, target[:, None])[:, 0]
+        else:
+            classification = F.cross_entropy(logits, target, reduction="none")
         perceptual = torch.zeros_like(classification)
         if features is not None and reference_features is not None:
-            perceptual = _distance(features, _as_list(reference_features))
+            perceptual = _distance(features, ensure_tuple(reference_features, wrap_array=True))
         scale = self.classifier_scale if classifier_scale is None else classifier_scale
         total = (scale * classification + self.perceptual_scale * perceptual).sum()
         return LossTerms(total, classification, perceptual, logits, scale, self.perceptual_scale)
 
     def features(self, image: torch.Tensor) -> list[torch.Tensor] | None:
         """Return phi(image) as a list of tensors (B, ...), or None without a perceptual network."""
-        return None if self.perceptual is None else _as_list(self.perceptual(image))
+        return None if self.perceptual is None else list(ensure_tuple(self.perceptual(image), wrap_array=True))
 
     def bind(
         self,
@@ -136,17 +140,8 @@ class CounterfactualLoss:
             return features, logits.float()
         return self.features(image), self.classifier(image).float()
 
-    def _classify(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if self.class_loss == "logit":
-            return -logits.gather(1, target[:, None])[:, 0]
-        return F.cross_entropy(logits, target, reduction="none")
 
-
-def _as_list(features: Features) -> list[torch.Tensor]:
-    return [features] if isinstance(features, torch.Tensor) else list(features)
-
-
-def _distance(features: list[torch.Tensor], reference: list[torch.Tensor]) -> torch.Tensor:
+def _distance(features: list[torch.Tensor], reference: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the mean squared difference per sample (B,), averaged over layers."""
     pairs = zip(features, reference, strict=True)
     layers = [(a.float() - b.float()).square().flatten(1).mean(dim=1) for a, b in pairs]

@@ -40,26 +40,22 @@ class KnownRegion(Hook):
         level: Level = "exact",
         final_composite: bool = True,
     ) -> None:
-        self.original = chain.original
-        self.scheduler = chain.scheduler
+        self.chain = chain
         self.mask = mask
         self.level = level
         self.final_composite = final_composite
-        self._last = chain.timesteps[-1]
-        self._chain = chain
         self._generators = None if noise == "shared" else chain.generators("known")
 
     def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
         """Return the drawn images with the known part put back."""
         if self.mask is None:
             return sample
-        t = step.timestep if self.level == "code" else self.scheduler.previous(step.timestep)
-        if step.timestep == self._last and self.final_composite:
-            t = -1
-        if t < 0 and self.scheduler.alpha_bar(t) == 1:
-            return torch.where(self.mask, sample, self.original.to(sample.dtype))
-        generators = self._generators or self._chain.generators("known")  # shared: the same draws at every step
-        return torch.where(self.mask, sample, noised(self.scheduler, self.original.to(sample.dtype), t, generators))
+        scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
+        t = step.timestep if self.level == "code" else scheduler.previous(step.timestep)
+        if step.timestep == self.chain.timesteps[-1] and self.final_composite:
+            t = -1  # the input itself, where the chain ends at the clean image
+        generators = self._generators or self.chain.generators("known")  # shared: the same draws at every step
+        return torch.where(self.mask, sample, noised(scheduler, original, t, generators))
 
 
 class SelfMask(KnownRegion):
@@ -87,8 +83,8 @@ class SelfMask(KnownRegion):
         """Return the step with its predicted clean image put back to the input where it hardly differs."""
         if self._steps >= self.start:
             prediction = step.pred_original.detach()
-            self.mask = changed_region(prediction, self.original, self.threshold, self.dilation)
-            known = self.original.to(prediction.dtype)
+            self.mask = changed_region(prediction, self.chain.original, self.threshold, self.dilation)
+            known = self.chain.original.to(prediction.dtype)
             step = replace(step, pred_original=torch.where(self.mask, prediction, known))
         self._steps += 1
         return step

@@ -28,10 +28,7 @@ class AttackInferer(CounterfactualInferer):
         epsilon: largest change of a pixel, in units of the image's range [-1, 1].
         step_size: change of a pixel a step; None takes an eighth of epsilon.
         num_steps: steps at most.
-        options: see ``CounterfactualInferer``.
-
-    Raises:
-        ValueError: an option that is out of range.
+        options: see ``CounterfactualInferer``, also for errors.
     """
 
     title = "gradient attack"

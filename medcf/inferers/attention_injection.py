@@ -38,10 +38,7 @@ class AttentionInjectionInferer(ConditionalInferer):
             x started, so that below strength 1 both are equal at the first step.
         reference_condition: class of the reference: the "same" as that of the row that reads it (paper), or "null",
             which all targets and scales of an input share.
-        options: see ``ConditionalInferer``; the guidance scale there is the paper's w.
-
-    Raises:
-        ValueError: an option that is unknown or out of range, or a network without classes.
+        options: see ``ConditionalInferer``, also for errors; the guidance scale there is the paper's w.
     """
 
     title = "ControlCG"

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import Target, check_choice, check_numbers
+from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.counterfactual import Iterates
 from medcf.sampling import Chain, Hook, denoise, noised
 from medcf.schedulers.base import StartVariant
 
-__all__ = ["ChainInferer", "check_choice"]
+__all__ = ["ChainInferer"]
 
 
 class ChainInferer(CounterfactualInferer):
@@ -23,8 +23,7 @@ class ChainInferer(CounterfactualInferer):
 
     Args:
         scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
+        args: classifier and target, as ``CounterfactualInferer`` takes them.
         num_inference_steps: kept steps n of the schedule.
         strength: share of the kept steps that is noised and denoised; or one per pass, the last for all further passes.
         clip_denoised: clip predicted clean images, and each pass's output, to [-1, 1]; overrides the scheduler's.
@@ -38,16 +37,14 @@ class ChainInferer(CounterfactualInferer):
     def __init__(
         self,
         scheduler: Any,
-        classifier: Callable[[torch.Tensor], torch.Tensor],
-        target: Target,
-        *,
+        *args: Any,
         num_inference_steps: int = 400,
         strength: float | Sequence[float] = 0.3,
         clip_denoised: bool = True,
         start_variant: StartVariant = "exact",
         **options: Any,
     ) -> None:
-        super().__init__(classifier, target, **options)
+        super().__init__(*args, **options)
         check_choice("start_variant", start_variant, StartVariant)
         check_numbers(num_inference_steps=num_inference_steps, whole=True)
         self.scheduler = copy.deepcopy(scheduler)

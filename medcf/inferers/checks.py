@@ -118,7 +118,7 @@ def check_classes(network: Any, name: str) -> None:
 
 
 def resolve_target(
-    target: Target, batch: int, device: torch.device, logits: Callable[[], torch.Tensor] | None = None
+    target: Target, batch: int, device: torch.device, logits: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
     """Return the wanted class per image as a long tensor (B,).
 
@@ -130,26 +130,23 @@ def resolve_target(
 
     Raises:
         TargetError: a number of targets that is neither one nor the batch's, a negative or fractional class, another
-            word than "opposite", or "opposite" without a classifier of two classes.
+            word than "opposite", or "opposite" with a classifier of other than two classes.
     """
     check_target(target)
     if isinstance(target, str):
-        return _opposite(None if logits is None else logits()).to(device)
+        known = logits()
+        if known.ndim != 2 or known.shape[1] != 2:
+            raise TargetError(
+                "target='opposite' needs a classifier of two classes, and was used with logits of shape "
+                f"{tuple(known.shape)}: give an index."
+            )
+        return (1 - known.argmax(1)).to(device)
     tensor = torch.as_tensor(target, device=device)
     if tensor.is_floating_point() or tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, batch)):
         raise TargetError(f"target must be a class index or one per image of the batch of {batch}, got {target!r}.")
     if int(tensor.min()) < 0:
         raise TargetError(f"target={target!r} holds a negative class index.")
     return tensor.long().reshape(-1).expand(batch).clone()
-
-
-def _opposite(logits: torch.Tensor | None) -> torch.Tensor:
-    if logits is None or logits.ndim != 2 or logits.shape[1] != 2:
-        classes = "without a classifier" if logits is None else f"with logits of shape {tuple(logits.shape)}"
-        raise TargetError(
-            f"target='opposite' needs a classifier of two classes, and was used {classes}: give an index."
-        )
-    return 1 - logits.argmax(1)
 
 
 def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:

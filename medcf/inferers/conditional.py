@@ -36,9 +36,8 @@ class ConditionalInferer(ChainInferer):
             less than the scale of MONAI, diffusers, ``Denoiser`` and ``SDEditInferer``; 0 runs the conditional network
             alone and leaves the null condition out.
         null_class_labels: index of the null class.
-        num_inference_steps: kept steps n of the schedule.
-        strength: share of the kept steps that runs, or one per pass; 1 starts from pure noise instead of the noised
-            image.
+        num_inference_steps: see ``ChainInferer``.
+        strength: see there; 1 starts from pure noise instead of the noised image.
         keep_background: put back what is exactly -1 in the input and connected to its border, outside a skull-stripped
             brain. The methods do not do so themselves, they disregard differences outside the brain.
         subtract_reconstruction: run the chain a second time towards the class that the classifier sees in the input,
@@ -50,7 +49,7 @@ class ConditionalInferer(ChainInferer):
         options: see ``ChainInferer``.
 
     Raises:
-        ValueError: an option that is out of range, or a network without classes.
+        ValueError: an option that is unknown or out of range, or a network without classes.
     """
 
     needs_gradients = False

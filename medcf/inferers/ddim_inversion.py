@@ -30,7 +30,7 @@ class DDIMInversionInferer(ConditionalInferer):
     A baseline of ControlCG (its DDIM_250 and DDIM_500). No noise is drawn: the result depends on the input alone. How
     much of the difference is the inversion's own error is measured before the edit: the same noise is decoded under
     the source class without guidance, which would be the input if the inversion were exact. That error per image is
-    logged, kept as ``round_trip_error`` and in ``Counterfactual.extras["round_trip_error"]``.
+    logged, and kept in ``Counterfactual.extras["round_trip_error"]``; NaN where none ran.
 
     Args:
         scheduler: only its noise schedule counts: both ways are DDIM without noise.
@@ -41,10 +41,7 @@ class DDIMInversionInferer(ConditionalInferer):
             more solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
         source_condition: class of the way up: the one that the classifier "predicted", or the "null" class.
         measure_round_trip: measure the error of the inversion, at the cost of one more way down.
-        options: see ``ConditionalInferer``.
-
-    Raises:
-        ValueError: an option that is unknown or out of range, or a network without classes.
+        options: see ``ConditionalInferer``, also for errors.
     """
 
     title = "DDIM inversion"
@@ -82,8 +79,6 @@ class DDIMInversionInferer(ConditionalInferer):
         self.inverse.set_timesteps(num_inversion_steps or len(self.scheduler.kept))
         top = self.timesteps[0]  # both ways meet here, whatever their numbers of steps
         self.inverse.keep([*(t for t in self.inverse.kept if t < top), top])
-        #: Mean absolute difference (B,) between the inputs of the last call and what came back; NaN where none ran.
-        self.round_trip_error: torch.Tensor | None = None
 
     def _num_steps(self) -> int:
         decoded = len(self.timesteps) * (2 if self.measure_round_trip else 1)
@@ -91,8 +86,7 @@ class DDIMInversionInferer(ConditionalInferer):
 
     def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
         if self.measure_round_trip:
-            self.round_trip_error = torch.full_like(state.confidence, float("nan"))
-            state.extras["round_trip_error"] = self.round_trip_error
+            state.extras["round_trip_error"] = torch.full_like(state.confidence, float("nan"))
         super()._iterate(state, network, bar)
 
     def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:

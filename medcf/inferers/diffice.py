@@ -32,12 +32,9 @@ class DiffICEInferer(GuidedInferer):
         gradient: "x0" (the method), "xt" through the denoiser, or "dime" with an inner chain a step.
         gradient_step: "x0" at this step's prediction ("current") or the one before it ("previous", as the lineage's
             code).
-        options: see ``GuidedInferer``. ``strength`` 0.3 of 400 steps is the paper's tau = 120. ``start_variant="code"``
-            noises one kept step further than it denoises and, with "dime", takes the first gradient at the clean
-            start, as the published code of the lineage does.
-
-    Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
+        options: see ``GuidedInferer``, also for errors. ``strength`` 0.3 of 400 steps is the paper's tau = 120.
+            ``start_variant="code"`` noises one kept step further than it denoises and, with "dime", takes the first
+            gradient at the clean start, as the published code of the lineage does.
     """
 
     title = "Diff-ICE"

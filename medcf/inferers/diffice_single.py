@@ -18,10 +18,7 @@ class DiffICESingleInferer(DiffICEInferer):
 
     Args:
         args: as ``DiffICEInferer``.
-        options: as ``DiffICEInferer``, without ``num_iterations``.
-
-    Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
+        options: as ``DiffICEInferer``, without ``num_iterations``; errors, too.
     """
 
     title = "Diff-ICE, one pass"

@@ -35,10 +35,7 @@ class DiMEInferer(GuidedInferer):
             input instead of an inner chain's end, and minus the target's logit as class loss.
         l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A).
             0.05 in the published code; 0 gives every baseline the same loss.
-        options: see ``GuidedInferer``; what is given here goes before the variant.
-
-    Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
+        options: see ``GuidedInferer``, also for errors; what is given here goes before the variant.
     """
 
     title = "DiME"

@@ -57,10 +57,7 @@ class FastDiMEInferer(GuidedInferer):
         end: "sample" runs the whole chain; "prediction" leaves the last step out and returns the last, masked,
             predicted clean image.
         l1_scale: weight of the L1 distance between noisy image and input, 0.05 in the code of "celeba".
-        options: see ``GuidedInferer``.
-
-    Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
+        options: see ``GuidedInferer``, also for errors.
     """
 
     title = "FastDiME"

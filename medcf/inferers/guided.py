@@ -49,8 +49,7 @@ class GuidedInferer(ChainInferer):
         batched_scales: try all scales of a pass in one stacked batch instead of one after another. The same result and
             fewer calls of the networks, but every image pays for every scale.
         guide_every: take the gradient at every so many steps, and use it again in between.
-        options: see ``ChainInferer``: num_inference_steps, strength, clip_denoised, start_variant; and
-            ``CounterfactualInferer``: num_iterations, confidence_threshold, seed, progress.
+        options: see ``ChainInferer``.
 
     Raises:
         ValueError: an option that is unknown, out of range or contradicts another.

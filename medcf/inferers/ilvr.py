@@ -36,10 +36,7 @@ class ILVRInferer(ConditionalInferer):
         reference_noise: noise of y_t, "fresh" at every step or one map "shared" by all.
         level: noise level of y after a step from t: that of the step's result ("exact"), or t although the sample has
             gone further ("code", as published).
-        options: see ``ConditionalInferer``.
-
-    Raises:
-        ValueError: an option that is unknown or out of range, or a network without classes.
+        options: see ``ConditionalInferer``, also for errors.
     """
 
     title = "ILVR"
@@ -96,9 +93,8 @@ class _Replace(Hook):
             return sample
         scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
         t = step.timestep if self.options.level == "code" else scheduler.previous(step.timestep)
-        if t >= 0 or scheduler.alpha_bar(t) < 1:
-            original = noised(scheduler, original, t, self._generators or self.chain.generators("reference"))
-        return sample + self.lowpass(original - sample)
+        known = noised(scheduler, original, t, self._generators or self.chain.generators("reference"))
+        return sample + self.lowpass(known - sample)
 
 
 class LowPass:

@@ -27,10 +27,7 @@ class UniversalInferer(GuidedInferer):
         args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
         variant: "paper" sends the whole loss through the denoiser; "code" its class term only, while the perceptual
             gradient is taken at the predicted clean image and used as it is, as the published code of GMD does.
-        options: see ``GuidedInferer``.
-
-    Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
+        options: see ``GuidedInferer``, also for errors.
     """
 
     title = "x_t gradient"

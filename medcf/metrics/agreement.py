@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +20,8 @@ from medcf.metrics.reasons import (
     summarize,
 )
 from medcf.registry import METRICS
-from medcf.runtime.frozen import frozen
 
 __all__ = ["OracleAgreement"]
-
-JUDGE_ALREADY = "the judge calls the input the target class already"
 
 
 class OracleAgreement(FlipMetric):
@@ -34,22 +30,12 @@ class OracleAgreement(FlipMetric):
     The classifier that guided the method is its own witness; the judge must share neither data, seed nor
     initialization with it. Only flips enter. A judge may call inputs the target class that the classifier does not, and
     then "confirms" a counterfactual that changed nothing for it: ``reference`` is the share of the same flips' INPUTS
-    the judge calls target. The difference is what the counterfactuals achieved, and ``leave_out_agreed`` drops such
-    cases.
-
-    Two faces: with ``classifier`` and ``judge``, the metric takes images; without, it takes the judge's decisions, and
-    keywords say what the classifier decided.
+    the judge calls target. The difference is what the counterfactuals achieved.
 
     Args:
         target: index of the target class.
-        threshold: None if the judge gives logits (B, K); otherwise it gives a quality (B,), or a mapping with
-            ``quality``, and calls target what reaches the threshold.
-        leave_out_agreed: leave out flips whose input the judge calls the target class already.
-        classifier: the explained classifier, images to logits (B, K).
-        judge: images to what ``threshold`` says.
-
-    Raises:
-        ValueError: only one of the two networks.
+        threshold: None if the judge gives logits (B, K); otherwise it gives a quality (B,), and calls target what
+            reaches the threshold.
 
     Example:
         >>> nsp, sp = [1.0, 0.0], [0.0, 1.0]
@@ -60,58 +46,35 @@ class OracleAgreement(FlipMetric):
         ...     logits=torch.tensor([sp, sp, sp, nsp]),
         ...     input_logits=torch.tensor([nsp, nsp, nsp, nsp]),
         ... )
-        >>> round(metric.aggregate(), 3), round(metric.reference.mean, 3), metric.counts().entered
+        >>> round(metric.aggregate(), 3), round(metric.reference().mean, 3), metric.counts().entered
         (0.667, 0.333, 3)
     """
 
     is_share = True
     needs = QUANTITIES | {"logits": "logits({on})", "input_logits": "logits(image)"}
     quantity = "judge"
-    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED, JUDGE_ALREADY)
+    reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 
-    def __init__(
-        self,
-        target: int = 1,
-        threshold: float | None = None,
-        leave_out_agreed: bool = False,
-        classifier: Callable[[Tensor], Tensor] | None = None,
-        judge: Callable[[Tensor], Any] | None = None,
-    ) -> None:
+    def __init__(self, target: int = 1, threshold: float | None = None) -> None:
         super().__init__(target)
-        if (classifier is None) != (judge is None):
-            raise ValueError("OracleAgreement takes images if it has both classifier and judge: give both, or neither.")
         self.threshold = threshold
-        self.leave_out_agreed = leave_out_agreed
-        self.classifier = classifier
-        self.judge = judge
 
-    @torch.no_grad()
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Ask the judge: (B, 3), with whether it calls the counterfactual and the input the target class.
+        """Say whether the judge calls the counterfactual and the input the target class: (B, 3).
 
-        Takes the judge's logits (B, K) or quality (B,), with ``logits`` and ``input_logits`` (B, K), or images.
+        Takes the judge's logits (B, K) or quality (B,) of both, and the classifier's ``logits`` and ``input_logits``
+        (B, K).
         """
-        if y is None:
-            raise ValueError("OracleAgreement needs the judge's decisions on the inputs (or the images) as y.")
-        if self.classifier is not None and self.judge is not None:
-            with frozen(self.classifier, self.judge):
-                logits, input_logits = self.classifier(y_pred), self.classifier(y)
-                y_pred, y = self.judge(y_pred), self.judge(y)
-        elif kwargs.get("logits") is None or kwargs.get("input_logits") is None:
-            raise ValueError("OracleAgreement without networks needs logits and input_logits of the classifier.")
-        else:
-            logits, input_logits = kwargs["logits"].detach(), kwargs["input_logits"].detach()
+        logits, input_logits = kwargs.get("logits"), kwargs.get("input_logits")
+        if y is None or logits is None or input_logits is None:
+            raise ValueError("OracleAgreement needs logits and input_logits of the classifier, and y of the judge.")
         after, before = self._decision(y_pred), self._decision(y)
         if len(after) != len(logits):
             raise ValueError(f"The judge decided on {len(after)} cases, the classifier on {len(logits)}.")
-        not_finite, already = left_out_inputs(input_logits, self.target)
-        flipped, agreed = calls_target(logits, self.target), before & self.leave_out_agreed
-        return self.entry(torch.stack([after, before], dim=1), not_finite, already, ~flipped, agreed)
+        left_out = (*left_out_inputs(input_logits, self.target), ~calls_target(logits, self.target))
+        return self.entry(torch.stack([after, before], dim=1), *left_out)
 
-    def _decision(self, output: Any) -> Tensor:
-        if isinstance(output, Mapping):
-            output = output["quality"]
-        output = output.as_subclass(Tensor)
+    def _decision(self, output: Tensor) -> Tensor:
         if self.threshold is not None:
             if output.numel() != len(output):
                 raise ValueError(
@@ -125,14 +88,9 @@ class OracleAgreement(FlipMetric):
             )
         return calls_target(output, self.target)
 
-    def reference_of(self, **options: Any) -> Summary:
-        """Return the share of the entered flips' inputs that the judge calls the target class, with its interval."""
+    def reference(self, **options: Any) -> Summary:
+        """Return what unchanged inputs would get here; ``options`` are those of ``summarize``."""
         return summarize(self._column(2), share=True, **options)
-
-    @property
-    def reference(self) -> Summary:
-        """What an unchanged input would get here; ``reference_of`` takes the options of the interval."""
-        return self.reference_of()
 
 
 METRICS.add("oracle_agreement", "share of flips that an independent judge confirms", OracleAgreement)

@@ -61,9 +61,12 @@ class CaseMetric(CumulativeIterationMetric):
     needs: ClassVar[Mapping[str, str]] = IMAGES
     quantity = ""
 
+    def _column(self, index: int) -> Tensor:
+        return collected(self)[:, index].double()
+
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the case does not enter."""
-        values: Tensor = collected(self).double()
+        values = collected(self).double()
         return values.reshape(len(values))
 
     def aggregate(self) -> float:
@@ -125,8 +128,7 @@ class Mean(CaseMetric):
 
     def by_column(self) -> list[float]:
         """Return the mean of each of K columns."""
-        means: list[float] = collected(self).nanmean(0).tolist()
-        return means
+        return collected(self).nanmean(0).tolist()
 
 
 METRICS.add("mean", "mean of values of the cases that are there already", Mean)

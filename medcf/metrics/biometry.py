@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from monai.utils import ensure_tuple_rep
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from skimage.measure import EllipseModel, find_contours, regionprops
-from skimage.morphology import convex_hull_image
+from skimage.morphology import convex_hull_image, remove_small_objects
 from torch import Tensor
 
 from medcf.metrics.base import CaseMetric
 from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
+from medcf.runtime.choices import check_choice
 
 __all__ = ["BiometryShift", "HeadBiometry", "head_biometry"]
 
@@ -89,7 +90,8 @@ def head_biometry(
         raise ValueError(f"labels must be one 2D image (H, W) or (1, H, W), got shape {np.shape(labels)}.")
     if not min(steps) > 0:
         raise ValueError(f"spacing={spacing} must be positive: give mm between rows and columns.")
-    ring = _large_pieces(image == skull)
+    inside = image == skull
+    ring = remove_small_objects(inside, max_size=math.ceil(_PIECE * inside.sum()) - 1, connectivity=2)
     if ring.sum() < min_pixels:
         return HeadBiometry(reason=f"less than {min_pixels} pixels of skull")
     filled, hull = ndimage.binary_fill_holes(ring), convex_hull_image(ring, offset_coordinates=False)
@@ -97,13 +99,6 @@ def head_biometry(
         region = regionprops(filled.astype(np.uint8), spacing=steps)[0]
         return _ellipse(region.axis_minor_length, region.axis_major_length)
     return _fitted(ring, hull, steps)
-
-
-def _large_pieces(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.asarray((sizes >= max(1.0, _PIECE * sizes.sum()))[pieces])
 
 
 def _fitted(ring: NDArray[np.bool_], hull: NDArray[np.bool_], steps: tuple[float, ...]) -> HeadBiometry:
@@ -155,8 +150,7 @@ class BiometryShift(CaseMetric):
 
     def __init__(self, spacing: float | Sequence[float], measure: Measure = "hc", *, skull: int = 1) -> None:
         super().__init__()
-        if measure not in get_args(Measure):
-            raise ValueError(f"measure={measure!r} is unknown: use one of {', '.join(map(repr, get_args(Measure)))}.")
+        check_choice("measure", measure, Measure)
         self.spacing = spacing
         self.measure = measure
         self.skull = skull

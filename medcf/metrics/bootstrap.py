@@ -79,12 +79,12 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def groups_of_entered(groups: Groups | None, entered: NDArray[np.bool_], name: str = "groups") -> list[Hashable] | None:
+def groups_of_entered(groups: Groups | None, entered: NDArray[np.bool_]) -> list[Hashable] | None:
     """Return the groups of the cases that ``entered`` (N,), from those of all N cases."""
     if groups is None:
         return None
     if len(groups) != len(entered):
-        raise ValueError(f"{name} names {len(groups)} cases, the metric has {len(entered)}; give one entry per case.")
+        raise ValueError(f"groups names {len(groups)} cases, the metric has {len(entered)}; give one entry per case.")
     return [group for group, keep in zip(groups, entered, strict=True) if keep]
 
 

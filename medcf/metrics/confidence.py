@@ -40,9 +40,6 @@ class MeanAbsoluteDifference(_ConfidenceMetric):
     Source: Diff-ICE section 4, after Weng et al., FastDiME (ECCV 2024), whose code averages
     |p(original) - p(counterfactual)| over all images of a set and does not ask what the classifier says of them.
 
-    Args:
-        target: index of the target class.
-
     Example:
         >>> metric = MeanAbsoluteDifference(target=1)
         >>> before = torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log()
@@ -70,9 +67,6 @@ class BoundedKL(_ConfidenceMetric):
     The divergence of a one-hot label from a prediction is -log p_y, so the bounded remapping is what the target class
     lacks of certainty. Over the inputs that the classifier gives another class.
     Source: Jeanneret et al., DiME (ACCV 2022), whose code has the binary form; Diff-ICE section 4.
-
-    Args:
-        target: index of the target class.
 
     Example:
         >>> metric = BoundedKL(target=1)

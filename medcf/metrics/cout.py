@@ -112,10 +112,7 @@ class COUT(ReasonedMetric):
     step as a full one.
 
     Args:
-        classifier: the explained classifier, images to logits (B, K).
-        target: index of the target class.
-        num_steps: steps from the input to the counterfactual.
-        batch_size: images per call of the classifier.
+        classifier, target, num_steps, batch_size: see :func:`transition_curves`.
 
     Example:
         >>> def classifier(images):  # calls an image the target class when most of it is bright

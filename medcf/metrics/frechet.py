@@ -139,7 +139,7 @@ class FrechetDistance(SetDistance):
         Returns:
             The bias, in units of the distance; NaN with fewer than four images in either set.
         """
-        whole, halves, scale = self._half_samples(None, None, num_resamples, seed)
+        whole, halves, scale = self._half_samples(None, num_resamples, seed)
         return float(scale**2 * (halves.mean() - whole)) if len(halves) else float("nan")
 
 

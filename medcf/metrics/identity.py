@@ -8,8 +8,9 @@ from math import comb
 from typing import Any
 
 import torch
+from monai.networks.layers import Pool
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, normalize
+from torch.nn.functional import normalize
 
 from medcf.metrics.base import QUANTITIES, CaseMetric, collected
 from medcf.registry import METRICS
@@ -97,8 +98,7 @@ def pooled_pixels(images: Tensor, size: Sequence[int] = (16, 20)) -> Tensor:
     Returns:
         One descriptor per image, (B, product of ``size``), of mean 0.
     """
-    pool: Any = adaptive_avg_pool3d if len(size) == 3 else adaptive_avg_pool2d
-    pooled: Tensor = pool(images, tuple(size)).flatten(1)
+    pooled = Pool[Pool.ADAPTIVEAVG, len(size)](tuple(size))(images).flatten(1)
     return pooled - pooled.mean(1, keepdim=True)
 
 

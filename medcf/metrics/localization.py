@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from medcf.metrics.base import CaseMetric, collected
+from medcf.metrics.base import CaseMetric
 from medcf.registry import METRICS
 
 __all__ = ["ChangeAUPRC", "ChangeIoU", "ChangeLocalization", "PointingGame"]
@@ -63,13 +63,11 @@ class ChangeLocalization(CaseMetric):
 
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the truth is empty."""
-        values: Tensor = collected(self)[:, 0]
-        return values.double()
+        return self._column(0)
 
     def chance_per_case(self) -> Tensor:
         """Return what a map without information gets, per case (N,), NaN where the truth is empty."""
-        chances: Tensor = collected(self)[:, 1]
-        return chances.double()
+        return self._column(1)
 
     def chance(self) -> float:
         """Return the mean chance level over the cases that entered."""

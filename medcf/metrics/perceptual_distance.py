@@ -72,16 +72,14 @@ class PerceptualDistance(CaseMetric):
         for layer, (found, own) in enumerate(pairs):
             difference = (_unit(found) - _unit(own)).square()
             if self.weights is not None:
-                difference = difference * self._weight(layer, difference.shape[1])
+                weight, channels = self.weights[layer], difference.shape[1]
+                if weight.ndim and len(weight) != channels:
+                    raise ValueError(
+                        f"weights: entry {layer} has {len(weight)} values, the layer has {channels} channels."
+                    )
+                difference = difference * weight.reshape(1, -1, 1)
             total += difference.sum(1).mean(1)
         return torch.where(total.isfinite(), total, torch.nan)
-
-    def _weight(self, layer: int, channels: int) -> Tensor:
-        assert self.weights is not None  # asked for only then
-        weight = self.weights[layer]
-        if weight.ndim and len(weight) != channels:
-            raise ValueError(f"weights: entry {layer} has {len(weight)} values, the layer has {channels} channels.")
-        return weight.reshape(1, -1, 1)
 
 
 def _unit(activations: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,29 +20,20 @@ from medcf.registry import METRICS
 
 __all__ = ["MeanQualityDifference", "QualityBin", "StructureQualityDifference", "quality_by_input"]
 
-Over = Literal["all", "below"]
-
 NOT_FINITE = "a score is not finite"
-GOOD_INPUT = "the input's quality reaches the threshold"
 
 
 @dataclass(frozen=True)
-class QualityBin:
-    """The cases whose inputs are of similar quality.
+class QualityBin(Summary):
+    """The quality difference of the cases whose inputs are of similar quality.
 
     Attributes:
         low: lower edge of the input's quality, included.
         high: upper edge, excluded but for the last bin.
-        count: cases in the bin.
-        mean: mean quality difference; NaN in an empty bin.
-        interval: its confidence interval; NaN in an empty bin.
     """
 
     low: float
     high: float
-    count: int
-    mean: float
-    interval: tuple[float, float]
 
 
 def quality_by_input(
@@ -77,7 +68,7 @@ def quality_by_input(
     for low, high in pairwise(edges):
         inside = (before >= low) & ((before <= high) if high == edges[-1] else (before < high))
         result = summarize(torch.where(inside, difference, torch.nan), **options)
-        rows.append(QualityBin(low, high, result.count, result.mean, result.interval))
+        rows.append(QualityBin(**vars(result), low=low, high=high))
     return rows
 
 
@@ -85,15 +76,11 @@ class MeanQualityDifference(ReasonedMetric):
     """MQD: mean gain of an oracle's quality score, of the inputs whose score is below one half.
 
     MQD = 1/N sum 1[QS(x) < 0.5] (QS(x_c) - QS(x)), where N counts all inputs, those above one half too: a test set with
-    more good inputs has a smaller MQD. Source: Pegios et al., Diff-ICE, section 4.
-    ``over="below"`` divides by the inputs below the threshold alone; ``mean_difference`` has no indicator.
+    more good inputs has a smaller MQD. ``mean_difference`` has no indicator.
+    Source: Pegios et al., Diff-ICE, section 4.
 
     Args:
         threshold: quality below which an input's gain counts.
-        over: ``"all"`` (the paper: a good input enters with 0) or ``"below"`` (a good input is left out).
-
-    Raises:
-        ValueError: another ``over``.
 
     Example:
         >>> metric = MeanQualityDifference()
@@ -105,14 +92,11 @@ class MeanQualityDifference(ReasonedMetric):
     higher_is_better = True
     needs = QUANTITIES
     quantity = "quality"
-    reasons = (NOT_FINITE, GOOD_INPUT)
+    reasons = (NOT_FINITE,)
 
-    def __init__(self, threshold: float = 0.5, over: Over = "all") -> None:
+    def __init__(self, threshold: float = 0.5) -> None:
         super().__init__()
-        if over not in get_args(Over):
-            raise ValueError(f"over={over!r} is not one of {get_args(Over)}.")
         self.threshold = threshold
-        self.over = over
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Pair the qualities (B,) in [0, 1] of both: (B, 4), with the term of MQD, and quality before and after."""
@@ -123,26 +107,13 @@ class MeanQualityDifference(ReasonedMetric):
                 f"MeanQualityDifference needs one score per case (B,), got {tuple(y_pred.shape)} and {tuple(y.shape)}."
             )
         after, before = y_pred.reshape(-1).float(), y.reshape(-1).float()
-        low = before < self.threshold
-        left_out = ~(after.isfinite() & before.isfinite())
-        columns = torch.stack([torch.where(low, after - before, 0), before, after], dim=1)
-        entry = self.entry(columns[:, :1], left_out, ~low if self.over == "below" else torch.zeros_like(low))
-        # The scores are kept for all cases with scores: mean_difference and the bins are about those, too.
-        return torch.cat([entry, columns[:, 1:].masked_fill(left_out[:, None], torch.nan)], dim=1).as_subclass(Tensor)
-
-    @property
-    def differences(self) -> Tensor:
-        """QS(x_c) - QS(x) of every case (N,), without the indicator."""
-        return self._column(3) - self._column(2)
+        gain = torch.where(before < self.threshold, after - before, 0)
+        return self.entry(torch.stack([gain, before, after], dim=1), ~(after.isfinite() & before.isfinite()))
 
     @property
     def mean_difference(self) -> float:
         """Mean of QS(x_c) - QS(x) over all inputs."""
-        return float(self.differences.nanmean())
-
-    def quality_by_input(self, bins: int | Sequence[float] = 5, **options: Any) -> list[QualityBin]:
-        """Return the mean difference of all inputs against their quality, see :func:`quality_by_input`."""
-        return quality_by_input(self._column(2), self.differences, bins, **options)
+        return float((self._column(3) - self._column(2)).nanmean())
 
 
 class StructureQualityDifference(ReasonedMetric):

@@ -12,10 +12,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from medcf.metrics.base import QUANTITIES, CaseMetric, Counts, collected
+from medcf.metrics.base import QUANTITIES, CaseMetric, Counts
 from medcf.metrics.bootstrap import bootstrap_interval, groups_of_entered
 
-__all__ = ["FlipMetric", "ReasonedMetric", "ShareMetric", "Summary", "calls_target", "check_logits", "summarize"]
+__all__ = ["FlipMetric", "ReasonedMetric", "Summary", "calls_target", "check_logits", "summarize"]
 
 #: Reasons that several metrics share.
 ALREADY_TARGET = "the input is already of the target class"
@@ -113,7 +113,7 @@ class ReasonedMetric(CaseMetric):
 
     #: Why a case may be left out, in the order in which the reasons are looked at.
     reasons: tuple[str, ...] = ()
-    #: Whether the values are 0 or 1.
+    #: Whether the values are 0 or 1; the interval then stays honest where all cases agree.
     is_share = False
 
     def entry(self, values: Tensor, *left_out: Tensor) -> Tensor:
@@ -131,10 +131,6 @@ class ReasonedMetric(CaseMetric):
             code = code.masked_fill(mask, number)
         columns = values.float().reshape(len(values), -1).masked_fill((code > 0)[:, None], float("nan"))
         return torch.cat([code[:, None].float(), columns], dim=1).as_subclass(Tensor)
-
-    def _column(self, index: int) -> Tensor:
-        column: Tensor = collected(self)[:, index]
-        return column.double()
 
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the case does not enter."""
@@ -155,14 +151,12 @@ class ReasonedMetric(CaseMetric):
         return Counts(len(self.per_case()) - sum(left_out.values()), left_out)
 
 
-class ShareMetric(ReasonedMetric):
-    """A :class:`ReasonedMetric` of hits and misses: its interval stays honest where all cases agree."""
-
-    is_share = True
-
-
 class FlipMetric(ReasonedMetric):
-    """A metric by the logits of a classifier, about inputs of another class than ``target``, which is 1 by default."""
+    """A metric by the logits of a classifier, about inputs of another class than the target.
+
+    Args:
+        target: index of the target class.
+    """
 
     higher_is_better = True
     needs = QUANTITIES

@@ -17,7 +17,7 @@ from medcf.metrics.reasons import (
     INPUT_NOT_FINITE,
     NOT_FLIPPED,
     FlipMetric,
-    ShareMetric,
+    ReasonedMetric,
     Summary,
     calls_target,
     left_out_inputs,
@@ -135,7 +135,7 @@ def flip_survival(
     return {**kept, "all": torch.stack(list(kept.values())).all(0)}
 
 
-class FlipSurvival(ShareMetric):
+class FlipSurvival(ReasonedMetric):
     """Share of the flips that survive every harmless disturbance.
 
     Only flips enter: inputs of another class whose counterfactual the classifier calls the target. A gradient attack
@@ -144,8 +144,7 @@ class FlipSurvival(ShareMetric):
     have 100 %. ``by_disturbance`` shows what a share is due to.
 
     Args:
-        classifier: the explained classifier, images to logits (B, K).
-        target: index of the target class.
+        classifier, target: see :func:`flip_survival`.
         names: which of ``DISTURBANCES``; volumes have no ``jpeg``.
         settings: of :func:`perturbations`; the noise is one image for all cases.
 
@@ -164,6 +163,7 @@ class FlipSurvival(ShareMetric):
     """
 
     higher_is_better = True
+    is_share = True
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 
     def __init__(
@@ -201,9 +201,6 @@ class SeedAgreement(FlipMetric):
 
     Of the inputs whose counterfactual of the first seed is a flip: the mean share of the other seeds that flip as well.
     An explanation that hangs on one draw is luck. A method without noise has 1 by construction.
-
-    Args:
-        target: index of the target class.
 
     Example:
         >>> nsp, sp = [1.0, 0.0], [0.0, 1.0]

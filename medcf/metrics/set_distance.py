@@ -68,15 +68,18 @@ def of_subsets(distance: Callable[..., float], own: Matrix, other: Matrix, cross
 class SetDistance(CumulativeIterationMetric):
     """A distance between the features of generated and of reference images; subclasses give the distance.
 
-    The reference is either fixed (``reference``, ``add_reference``: held-out images of the target class, in any number;
-    ``y`` is ignored then and ``reset`` keeps it) or comes with each batch as ``y`` (the inputs, one for each generated
-    image). A small distance to the INPUTS is no merit of a counterfactual: doing nothing has distance 0. A small
-    distance to held-out images of the target class cannot be had that way.
+    The reference is either fixed (``reference``: held-out images of the target class, in any number; ``y`` is ignored
+    then and ``reset`` keeps it) or comes with each batch as ``y`` (the inputs, one for each generated image). A small
+    distance to the INPUTS is no merit of a counterfactual: doing nothing has distance 0. A small distance to held-out
+    images of the target class cannot be had that way.
 
     Args:
         extractor: what the features are, for ``name``.
         reference: features (M, F) of the fixed reference set, or its images (M, C, *spatial) if there is a ``network``.
         network: see :func:`pooled_features`; None when the metric is called with features.
+
+    Raises:
+        ValueError: features of the reference are not finite.
     """
 
     higher_is_better = False
@@ -97,9 +100,9 @@ class SetDistance(CumulativeIterationMetric):
         super().__init__()
         self.extractor = extractor
         self.network = network
-        self._reference: list[Tensor] = []
-        if reference is not None:
-            self.add_reference(reference)
+        self._reference = None if reference is None else pooled_features(reference, network)
+        if self._reference is not None and not self._reference.isfinite().all():
+            raise ValueError("The reference has features that are not finite; leave those images out.")
 
     @property
     def name(self) -> str:
@@ -111,28 +114,10 @@ class SetDistance(CumulativeIterationMetric):
     def _statistic(self, generated: Tensor, reference: Tensor) -> Statistic:
         """Prepare the distance between subsets of two sets of features (N, F) and (M, F)."""
 
-    def add_reference(self, reference: Tensor) -> None:
-        """Add images to the fixed reference set.
-
-        Args:
-            reference: features (M, F), or images (M, C, *spatial) if there is a ``network``.
-
-        Raises:
-            ValueError: the inputs were already collected as reference, or features are not finite.
-        """
-        if self._buffers is not None and len(self._buffers) == 2:
-            raise ValueError(
-                f"{type(self).__name__} compares with y already; add the reference before the first batch."
-            )
-        features = pooled_features(reference, self.network)
-        if not features.isfinite().all():
-            raise ValueError("The reference has features that are not finite; leave those images out.")
-        self._reference.append(features)
-
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor | list[Tensor]:
         """Collect features (B, F), or images, of the generated and, without a fixed reference, of the inputs ``y``."""
         generated = pooled_features(y_pred, self.network)
-        if self._reference:
+        if not self._paired:
             return generated
         if y is None or len(y) != len(y_pred):
             raise ValueError(
@@ -142,21 +127,21 @@ class SetDistance(CumulativeIterationMetric):
 
     def features(self) -> tuple[Tensor, Tensor]:
         """Return the finite features of the generated and of the reference images, (N, F) and (M, F), float64."""
-        generated, reference, kept = self._collected()
-        return generated[kept], reference[kept] if self._paired else reference
+        return self._entered()[:2]
 
     @property
     def _paired(self) -> bool:
-        return not self._reference
+        return self._reference is None
 
-    def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all features and which generated cases enter; with pairs, both of a pair must be finite."""
+    def _entered(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features, and which generated cases they are of; with pairs, both of a pair must be finite."""
         buffer = collected(self)
-        if self._paired:
-            generated, reference = buffer
-            return generated, reference, (generated.isfinite() & reference.isfinite()).all(1)
-        reference = torch.cat(self._reference)
-        return buffer, reference, buffer.isfinite().all(1)
+        if self._reference is not None:
+            kept = buffer.isfinite().all(1)
+            return buffer[kept], self._reference, kept
+        generated, reference = buffer
+        kept = (generated.isfinite() & reference.isfinite()).all(1)
+        return generated[kept], reference[kept], kept
 
     def aggregate(self) -> float:
         """Return the distance between all generated and all reference images; NaN for fewer than two of either."""
@@ -167,15 +152,14 @@ class SetDistance(CumulativeIterationMetric):
 
     def counts(self) -> Counts:
         """Return how many generated cases entered, how many did not, and the size of the reference."""
-        generated, reference = self.features()
-        left_out = len(self._collected()[0]) - len(generated)
+        generated, reference, kept = self._entered()
+        left_out = len(kept) - len(generated)
         return Counts(len(generated), {"features are not finite": left_out} if left_out else {}, len(reference))
 
     def interval(
         self,
         *,
         groups: Sequence[Hashable] | None = None,
-        reference_groups: Sequence[Hashable] | None = None,
         confidence: float = 0.95,
         num_resamples: int = 200,
         seed: int = 0,
@@ -194,18 +178,17 @@ class SetDistance(CumulativeIterationMetric):
 
         Args:
             groups: subject of each generated case; whole subjects are drawn.
-            reference_groups: subject of each image of a fixed reference.
             confidence: share of the half-samples inside the interval.
             num_resamples: number of half-samples.
             seed: seed of the draw.
 
         Returns:
-            Lower and upper end; NaN with fewer than four groups in either set.
+            Lower and upper end; NaN with fewer than four groups, or images of a fixed reference.
 
         Raises:
             ValueError: groups of another length than the cases.
         """
-        estimate, halves, scale = self._half_samples(groups, reference_groups, num_resamples, seed)
+        estimate, halves, scale = self._half_samples(groups, num_resamples, seed)
         if not len(halves):
             return float("nan"), float("nan")
         tail = (1 - confidence) / 2
@@ -213,19 +196,13 @@ class SetDistance(CumulativeIterationMetric):
         return max(float(low), self.smallest), float(high)
 
     def _half_samples(
-        self,
-        groups: Sequence[Hashable] | None,
-        reference_groups: Sequence[Hashable] | None,
-        num_resamples: int,
-        seed: int,
+        self, groups: Sequence[Hashable] | None, num_resamples: int, seed: int
     ) -> tuple[float, NDArray[np.float64], float]:
         """Return the distance, that of half-samples, and the factor from their spread to the standard error."""
-        generated, reference, kept = self._collected()
-        if self._paired:
-            reference = reference[kept]
-        members = _members(groups, "groups", kept)
-        others = members if self._paired else _members(reference_groups, "reference_groups", torch.ones(len(reference)))
-        generated = generated[kept]
+        generated, reference, kept = self._entered()
+        names = groups_of_entered(groups, kept.numpy())
+        members = _alone(generated) if names is None else group_members(names)
+        others = members if self._paired else _alone(reference)
         if min(len(members), len(others)) < 4:
             logger.warning("%s: no interval from %d and %d groups.", self.name, len(members), len(others))
             return float("nan"), np.empty(0), 1.0
@@ -241,7 +218,6 @@ class SetDistance(CumulativeIterationMetric):
         return whole, halves, float(scale)
 
 
-def _members(groups: Sequence[Hashable] | None, argument: str, kept: Tensor) -> list[NDArray[np.int64]]:
-    """Return the case numbers, among the kept cases, of each group; every case is its own without groups."""
-    names = groups_of_entered(groups, kept.bool().numpy(), argument)
-    return list(np.arange(int(kept.sum()))[:, None]) if names is None else group_members(names)
+def _alone(features: Tensor) -> list[NDArray[np.int64]]:
+    """Return the case numbers of each group where every case is its own."""
+    return list(np.arange(len(features))[:, None])

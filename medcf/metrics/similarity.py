@@ -27,7 +27,11 @@ WINDOW = 11
 
 
 class _ImagePair(CaseMetric):
-    """A metric of two images of one size; finite pixels only."""
+    """A metric of two images of one size; finite pixels only.
+
+    Args:
+        value_range: lowest and highest value an image can have.
+    """
 
     higher_is_better = True
     left_out_reason = "the images have pixels that are not finite"
@@ -109,9 +113,6 @@ class SSIM(_ImagePair):
     ``value_range`` starts at 0: SSIM compares means relative to 0, and on [-1, 1] two images of opposite contrast come
     out as alike. A side below 11 pixels gets the largest odd window that fits; ``window`` says which was used.
 
-    Args:
-        value_range: lowest and highest value an image can have.
-
     Example:
         >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
         >>> metric = SSIM()
@@ -120,9 +121,7 @@ class SSIM(_ImagePair):
         (11, [1.0, -1.0])
     """
 
-    def __init__(self, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
-        super().__init__(value_range)
-        self.window = WINDOW
+    window = WINDOW
 
     def _compare(self, y_pred: Tensor, y: Tensor) -> Any:
         self.window = _fitting_window(min(y.shape[2:]))
@@ -140,9 +139,6 @@ class MultiScaleSSIM(_ImagePair):
     used; values of different numbers of scales do not compare, so a metric that meets both raises. Images are shifted
     to start at 0, as for :class:`SSIM`.
 
-    Args:
-        value_range: lowest and highest value an image can have.
-
     Example:
         >>> image = torch.rand(2, 1, 64, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
         >>> metric = MultiScaleSSIM()
@@ -151,10 +147,8 @@ class MultiScaleSSIM(_ImagePair):
         ('MS-SSIM (3 scales, window 11)', 1.0)
     """
 
-    def __init__(self, value_range: tuple[float, float] = (-1.0, 1.0)) -> None:
-        super().__init__(value_range)
-        self.scales = 0
-        self.window = WINDOW
+    scales = 0
+    window = WINDOW
 
     @property
     def name(self) -> str:

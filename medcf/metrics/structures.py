@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,12 @@ __all__ = ["StructureChanges", "StructureDice"]
 
 
 class _Structures(CumulativeIterationMetric):
-    """What both metrics share: the label maps of the counterfactuals and of the paired truth."""
+    """What both metrics share: the label maps of the counterfactuals and of the paired truth.
+
+    Args:
+        structures: label of each structure, by name.
+        min_pixels: a smaller find is taken for nothing, in both.
+    """
 
     higher_is_better = True
     needs: ClassVar = {"y_pred": "{of}({on})", "y": "segmentation_true"}
@@ -42,10 +48,6 @@ class StructureDice(_Structures):
 
     An absent structure counts: nothing found where nothing is gives 1, anything found there gives 0 (MONAI's
     ``compute_dice`` with ``ignore_empty=False``).
-
-    Args:
-        structures: label of each structure, by name.
-        min_pixels: a smaller find is taken for nothing, in both.
 
     Example:
         >>> metric = StructureDice({"cavum": 3})
@@ -73,10 +75,6 @@ class StructureChanges(_Structures):
     of those whose truth has it, and ``right``, the share of all cases in which it is there if and only if the truth has
     it. A rate without cases is NaN. Applied to the unchanged inputs, the same metric says what doing nothing gives.
 
-    Args:
-        structures: label of each structure, by name.
-        min_pixels: a smaller find is taken for nothing, in both.
-
     Example:
         >>> metric = StructureChanges({"cavum": 3}, min_pixels=1)
         >>> truth = torch.tensor([[[[3, 3]]], [[[0, 0]]]])
@@ -97,13 +95,11 @@ class StructureChanges(_Structures):
 
     def presence(self) -> Tensor:
         """Return whether each structure is there (N, structures, 2): in the counterfactual and in the truth."""
-        presence: Tensor = collected(self)
-        return presence.bool()
+        return collected(self).bool()
 
     def aggregate(self) -> dict[str, dict[str, float]]:
         """Return the rates of each structure."""
-        columns = zip(self.structures, self.presence().cpu().numpy().transpose(1, 0, 2), strict=True)
-        return {name: {rate: _rate(column, rate) for rate in _RATES} for name, column in columns}
+        return self._by_structure_and_rate(_rate)
 
     def interval(
         self,
@@ -114,15 +110,14 @@ class StructureChanges(_Structures):
         seed: int = 0,
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """Return the bootstrap intervals of the rates; ``groups`` names the subject of each case."""
-        columns = zip(self.structures, self.presence().cpu().numpy().transpose(1, 0, 2), strict=True)
         options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
-        return {
-            name: {
-                rate: bootstrap_interval(lambda cases, rate=rate: _rate(cases, rate), column, groups=groups, **options)
-                for rate in _RATES
-            }
-            for name, column in columns
-        }
+        return self._by_structure_and_rate(
+            lambda cases, rate: bootstrap_interval(partial(_rate, rate=rate), cases, groups=groups, **options)
+        )
+
+    def _by_structure_and_rate(self, function: Callable[[np.ndarray, str], Any]) -> dict[str, dict[str, Any]]:
+        columns = zip(self.structures, self.presence().cpu().numpy().transpose(1, 0, 2), strict=True)
+        return {name: {rate: function(column, rate) for rate in _RATES} for name, column in columns}
 
     def counts(self) -> Counts:
         """Return how many cases entered: all of them."""

@@ -78,13 +78,7 @@ class SubjectParameters(CaseMetric):
     def mean_absolute_error(self) -> dict[str, float]:
         """Return the mean absolute error of every parameter, in its units."""
         found, true, _ = self._columns()
-        return self._named((found - true).abs().nanmean(0))
-
-    def correlation(self) -> dict[str, float]:
-        """Return Pearson's correlation of recovered and true values of every parameter; NaN where one is constant."""
-        found, true, _ = self._columns()
-        kept = found.isfinite().all(1)
-        return self._named(_pearson(found[kept], true[kept]))
+        return dict(zip(self.names, (found - true).abs().nanmean(0).tolist(), strict=True))
 
     def chance(self) -> float:
         """Return the mean normalized error of the other subjects' references (truths without one); NaN if none."""
@@ -120,15 +114,6 @@ class SubjectParameters(CaseMetric):
         _, true, reference = self._columns()
         images = true if bool(reference.isnan().all()) else reference
         return torch.stack([self._error(images[(true != own).any(1)], own).nanmean() for own in true])
-
-    def _named(self, values: Tensor) -> dict[str, float]:
-        return dict(zip(self.names, values.tolist(), strict=True))
-
-
-def _pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Correlation over the rows, one value a column."""
-    first, second = first - first.mean(0), second - second.mean(0)
-    return (first * second).sum(0) / (first.square().sum(0) * second.square().sum(0)).sqrt()
 
 
 def _lost(error: Tensor, floor: Tensor, chance: Tensor) -> Tensor:

@@ -25,7 +25,11 @@ __all__ = ["RelativeTruthError", "TruthError", "TruthSimilarity", "TruthSimilari
 
 
 class _PairedTruth(CaseMetric):
-    """What the comparisons with the paired truth share."""
+    """What the comparisons with the paired truth share.
+
+    Args:
+        smoothing: standard deviation in pixels of the Gaussian that all images are blurred with; 0 for none.
+    """
 
     left_out_reason = "no difference between input and truth"
     needs: ClassVar[Mapping[str, str]] = {"y_pred": "{on}", "y": "image_true"}
@@ -36,12 +40,16 @@ class _PairedTruth(CaseMetric):
             raise ValueError(f"smoothing={smoothing} is a standard deviation in pixels: use 0 or more.")
         self.smoothing = float(smoothing)
 
-    def _blurred(self, y_pred: Tensor, y: Tensor | None, image: Tensor | None = None) -> list[Tensor]:
-        """Check the shapes and blur: counterfactual, truth and, where given, input."""
+    def _blurred(self, y_pred: Tensor, y: Tensor | None, *, image: Any = None, **kwargs: Any) -> list[Tensor]:
+        """Check the shapes and blur: counterfactual, truth and, where the metric needs it, input."""
         name = type(self).__name__
         if y is None:
             raise ValueError(f"{name} needs the paired true image as y.")
-        images = [y_pred, y] if image is None else [y_pred, y, image]
+        images = [y_pred, y]
+        if "image" in self.needs:
+            if not isinstance(image, Tensor):
+                raise ValueError(f"{name} compares with doing nothing: give the inputs as image=.")
+            images.append(image)
         if any(each.shape != y_pred.shape for each in images) or y_pred.ndim < 4:
             shapes = ", ".join(str(tuple(each.shape)) for each in images)
             raise ValueError(f"{name} needs images of one shape (B, C, *spatial), got {shapes}.")
@@ -56,9 +64,6 @@ class _PairedTruth(CaseMetric):
 
 class TruthError(_PairedTruth):
     """Mean squared error of each counterfactual to the paired true image, in squared image units ([-1, 1]).
-
-    Args:
-        smoothing: standard deviation in pixels of the Gaussian that both images are blurred with; 0 for none.
 
     Example:
         >>> metric = TruthError(smoothing=0)
@@ -80,9 +85,6 @@ class RelativeTruthError(_PairedTruth):
     Below 1 is nearer to the truth than the input was, 1 is what the unchanged input gets. The aggregate is the ratio of
     the mean errors, so that an input which happens to lie next to its truth does not rule; ``per_case`` has the ratios.
 
-    Args:
-        smoothing: standard deviation in pixels of the Gaussian that all images are blurred with; 0 for none.
-
     Example:
         >>> truth, image = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
         >>> metric = RelativeTruthError(smoothing=0)
@@ -96,31 +98,24 @@ class RelativeTruthError(_PairedTruth):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images (B, C, *spatial) in [-1, 1] and ``image``, the inputs, with the truth ``y``: (B, 2)."""
-        pred, truth, image = self._blurred(y_pred, y, _input(self, kwargs))
+        pred, truth, image = self._blurred(y_pred, y, **kwargs)
         return torch.stack([_mse(pred, truth), _mse(image, truth)], dim=1)
-
-    def _errors(self) -> tuple[Tensor, Tensor]:
-        errors, unchanged = collected(self).double().unbind(1)
-        return errors, unchanged
 
     def per_case(self) -> Tensor:
         """Return the ratio of each case (N,), NaN where the input is the truth."""
-        errors, unchanged = self._errors()
+        errors, unchanged = collected(self).double().unbind(1)
         return torch.where(unchanged > 0, errors / unchanged, torch.nan)
 
     def aggregate(self) -> float:
         """Return the mean error over the mean error of doing nothing."""
-        return _ratio(*(each.cpu().numpy() for each in self._errors()))
+        return _ratio(*collected(self).double().cpu().numpy().T)
 
     def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
-        return bootstrap_interval(_ratio, *(each.cpu().numpy() for each in self._errors()), groups=groups, **options)
+        return bootstrap_interval(_ratio, *collected(self).double().cpu().numpy().T, groups=groups, **options)
 
 
 class TruthSimilarity(_PairedTruth):
     """Structural similarity (MONAI's SSIM) of each counterfactual with the paired true image.
-
-    Args:
-        smoothing: standard deviation in pixels of the Gaussian that both images are blurred with; 0 for none.
 
     Example:
         >>> image = torch.rand(1, 1, 16, 16)
@@ -140,9 +135,6 @@ class TruthSimilarity(_PairedTruth):
 class TruthSimilarityGain(_PairedTruth):
     """SSIM to the paired truth minus the SSIM of the unchanged input: above 0 is better than doing nothing.
 
-    Args:
-        smoothing: standard deviation in pixels of the Gaussian that all images are blurred with; 0 for none.
-
     Example:
         >>> truth, image = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16)
         >>> metric = TruthSimilarityGain()
@@ -156,15 +148,8 @@ class TruthSimilarityGain(_PairedTruth):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images (B, C, *spatial) in [-1, 1] with the truth ``y``; ``image`` are the inputs. Returns (B,)."""
-        pred, truth, image = self._blurred(y_pred, y, _input(self, kwargs))
+        pred, truth, image = self._blurred(y_pred, y, **kwargs)
         return _ssim(pred, truth) - _ssim(image, truth)
-
-
-def _input(metric: CaseMetric, kwargs: dict[str, Any]) -> Tensor:
-    image = kwargs.get("image")
-    if not isinstance(image, Tensor):
-        raise ValueError(f"{type(metric).__name__} compares with doing nothing: give the inputs as image=.")
-    return image
 
 
 def _mse(first: Tensor, second: Tensor) -> Tensor:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validity: is the counterfactual of the class that was asked for?
-
-The quality difference lives in ``quality``, the survival of a flip in ``robustness``; both can be imported from here.
-"""
+"""Validity: is the counterfactual of the class that was asked for?"""
 
 from __future__ import annotations
 
@@ -10,12 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from medcf.metrics.quality import MeanQualityDifference
 from medcf.metrics.reasons import FlipMetric, calls_target, check_logits, left_out_inputs
-from medcf.metrics.robustness import flip_survival, perturbations
 from medcf.registry import METRICS
 
-__all__ = ["FlipRatio", "MeanQualityDifference", "flip_survival", "perturbations"]
+__all__ = ["FlipRatio"]
 
 
 class FlipRatio(FlipMetric):
@@ -25,9 +20,6 @@ class FlipRatio(FlipMetric):
     whose logits are not finite is no flip. It is the attacked classifier that decides, so a gradient attack wins here:
     read it beside ``FlipSurvival`` and ``OracleAgreement``.
     Source: FR of Pegios et al., Diff-ICE, section 4.
-
-    Args:
-        target: index of the target class.
 
     Example:
         >>> import torch

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from medcf.metrics.base import CaseMetric, collected
 from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
+from medcf.runtime.choices import check_choice
 
 __all__ = ["SegmentedVolumes", "Statistic", "VolumeChange"]
 
@@ -38,7 +39,6 @@ class SegmentedVolumes(nn.Module):
         spacing: voxel spacing in mm, one number or one per axis.
         labels: labels to measure, in the order of the result; names to labels are also taken. None: all but the
             background 0.
-        scale: factor of each label that makes the volume unbiased, found on true volumes of another split; None for 1.
 
     Example:
         >>> segmenter = torch.nn.Conv3d(1, 2, 1)  # label 1 is where the image is above 0
@@ -50,24 +50,17 @@ class SegmentedVolumes(nn.Module):
         tensor([[64.]], dtype=torch.float64)
     """
 
-    scale: Tensor | None
-
     def __init__(
         self,
         segmenter: nn.Module,
         spacing: float | Sequence[float],
         labels: Mapping[str, int] | Sequence[int] | None = None,
-        scale: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.segmenter = segmenter.eval()
         self.spacing = spacing
-        self.names = tuple(labels) if isinstance(labels, Mapping) else None
         chosen = labels.values() if isinstance(labels, Mapping) else labels
         self.labels = None if chosen is None else tuple(int(label) for label in chosen)
-        if self.labels is not None and scale is not None and len(scale) != len(self.labels):
-            raise ValueError(f"scale has {len(scale)} factors; there are {len(self.labels)} labels.")
-        self.register_buffer("scale", None if scale is None else torch.tensor([float(each) for each in scale]).double())
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
@@ -89,9 +82,7 @@ class SegmentedVolumes(nn.Module):
         labels = range(1, scores.shape[1]) if self.labels is None else self.labels
         if not all(0 <= label < scores.shape[1] for label in labels):
             raise ValueError(f"labels={tuple(labels)}: the segmenter has the labels 0 to {scores.shape[1] - 1}.")
-        shares = scores.float().softmax(1)[:, list(labels)].flatten(2).double().sum(2)
-        volumes = math.prod(steps) * shares
-        return volumes if self.scale is None else volumes * self.scale
+        return math.prod(steps) * scores.float().softmax(1)[:, list(labels)].flatten(2).double().sum(2)
 
 
 class VolumeChange(CaseMetric):
@@ -222,9 +213,7 @@ class VolumeChange(CaseMetric):
 
 
 def _statistic(name: str) -> Callable[[NDArray[np.float64], NDArray[np.float64]], float]:
-    if name not in _STATISTICS:
-        known = ", ".join(map(repr, get_args(Statistic)))
-        raise ValueError(f"statistic={name!r} is unknown: use one of {known}.")
+    check_choice("statistic", name, Statistic)
     return _STATISTICS[name]
 
 

@@ -7,7 +7,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -56,9 +55,8 @@ class AttentionInjection:
     def __init__(self, network: nn.Module | Callable[..., Tensor], scale: float = 1.0) -> None:
         if not 0 <= scale < math.inf:
             raise ValueError(f"scale={scale}: the weight of the reference's tokens is a number of at least 0.")
-        modules = network.modules() if isinstance(network, nn.Module) else ()
         self.scale = float(scale)
-        self.blocks = [module for module in modules if isinstance(module, SABlock)]
+        self.blocks = _self_attention(network)
         if not self.blocks:
             raise ValueError(
                 f"{type(network).__name__} has no self-attention of MONAI (SABlock) to inject into: give a "
@@ -90,8 +88,7 @@ class AttentionInjection:
 
     def covers(self, network: nn.Module | Callable[..., Tensor]) -> bool:
         """Tell whether this is an injection into the network: entered again, it keeps what was compiled for it."""
-        modules = network.modules() if isinstance(network, nn.Module) else ()
-        blocks = [module for module in modules if isinstance(module, SABlock)]
+        blocks = _self_attention(network)
         return len(blocks) == len(self.blocks) and all(map(operator.is_, blocks, self.blocks))
 
     def __enter__(self) -> AttentionInjection:
@@ -102,9 +99,7 @@ class AttentionInjection:
         _set_forwards(self._forwards)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give the blocks their own ``forward`` back."""
         _set_forwards(self._originals)
 
@@ -163,13 +158,12 @@ class SameInjection:
 
     def __init__(self, network: nn.Module) -> None:
         self._forwards: dict[SABlock, Callable[..., Tensor] | None] = {}
-        for block in network.modules():
-            if isinstance(block, SABlock):
-                forward = vars(block).get("forward")
-                injection = _injection_of(forward)
-                if injection is not None:
-                    forward = partial(injection._read, block, injection._reference)
-                self._forwards[block] = forward
+        for block in _self_attention(network):
+            forward = vars(block).get("forward")
+            injection = _injection_of(forward)
+            if injection is not None:
+                forward = partial(injection._read, block, injection._reference)
+            self._forwards[block] = forward
         self._later: list[dict[SABlock, Callable[..., Tensor] | None]] = []
 
     def __enter__(self) -> SameInjection:
@@ -181,6 +175,12 @@ class SameInjection:
     def __exit__(self, *_: object) -> None:
         """Bring back the ``forward`` of now."""
         _set_forwards(self._later.pop())
+
+
+def _self_attention(network: Any) -> list[SABlock]:
+    """List the network's blocks of self-attention."""
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    return [module for module in modules if isinstance(module, SABlock)]
 
 
 def _set_forwards(forwards: Mapping[SABlock, Callable[..., Tensor] | None]) -> None:

@@ -69,11 +69,11 @@ class ClassTokenUNet(nn.Module):
         self.out_channels = out_channels
         self.num_class_embeds = num_classes + 1
         self.patch_size = patch_size
-        block = patch_size**spatial_dims
+        pixels = patch_size**spatial_dims
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
-            in_channels=in_channels * block,
-            out_channels=out_channels * block,
+            in_channels=in_channels * pixels,
+            out_channels=out_channels * pixels,
             with_conditioning=True,
             cross_attention_dim=cross_attention_dim,
             use_flash_attention=True,
@@ -85,10 +85,14 @@ class ClassTokenUNet(nn.Module):
                 if isinstance(module, SpatialTransformer):
                     weight = module.proj_out.get_parameter("conv.weight")
                     nn.init.normal_(weight, std=attention_init)
+        down, up = self.unet.down_blocks, self.unet.up_blocks
         if gradient_checkpointing:
-            self._checkpoint_blocks()
+            for block in (*down, self.unet.middle_block, *up):
+                block.forward = _Checkpointed(block, block.forward)
         if rows_at_once is not None:
-            self._split_rows(rows_at_once)
+            for block in (*down, *up):  # those without attention mix no rows, whatever is injected
+                if not any(isinstance(module, SABlock) for module in block.modules()):
+                    block.forward = _RowWise(block.forward, rows_at_once)
 
     def forward(
         self,
@@ -125,18 +129,6 @@ class ClassTokenUNet(nn.Module):
         if any(n % p for n in image.shape[2:]):
             raise ValueError(f"image is {tuple(image.shape[2:])}: each side must be divisible by patch_size={p}.")
         return pixelunshuffle(image, self.spatial_dims, p).contiguous(memory_format=memory_layout(image))
-
-    def _checkpoint_blocks(self) -> None:
-        """Recompute each block in the backward pass of a training."""
-        unet = self.unet
-        for block in (*unet.down_blocks, unet.middle_block, *unet.up_blocks):
-            block.forward = _Checkpointed(block, block.forward)
-
-    def _split_rows(self, rows: int) -> None:
-        """Run the blocks that mix no rows, whatever is injected, on some of them at a time."""
-        for block in (*self.unet.down_blocks, *self.unet.up_blocks):
-            if not any(isinstance(module, SABlock) for module in block.modules()):
-                block.forward = _RowWise(block.forward, rows)
 
 
 class _RowWise:

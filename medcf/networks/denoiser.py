@@ -8,18 +8,11 @@ parameterized or conditioned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 __all__ = ["Denoiser", "away_from_null", "unwrap"]
-
-
-class Converter(Protocol):
-    """What a denoiser needs of a scheduler: the meaning of the network's output."""
-
-    def convert(self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor) -> Any:
-        """Turn the raw output of the network at ``timestep`` into a prediction of noise, clean image and velocity."""
 
 
 class Denoiser:
@@ -33,7 +26,7 @@ class Denoiser:
 
     Args:
         network: denoising network; output has the channels of the sample, or twice as many with a learned variance.
-        scheduler: gives ``convert(model_output, t, sample)``.
+        scheduler: gives ``convert(model_output, t, sample)``, the prediction that the network's raw output at t means.
         class_labels: class index for the whole batch, or one per sample (B,).
         context: cross-attention context (B, tokens, dim), or (1, tokens, dim) for the whole batch.
         null_class_labels: class index that was trained as "no class".
@@ -48,7 +41,7 @@ class Denoiser:
     def __init__(
         self,
         network: Callable[..., torch.Tensor],
-        scheduler: Converter,
+        scheduler: Any,
         *,
         class_labels: int | torch.Tensor | None = None,
         context: torch.Tensor | None = None,

@@ -12,9 +12,7 @@ from torch import nn
 __all__ = ["DTUNet", "residual_unet"]
 
 
-def residual_unet(
-    in_channels: int, out_channels: int, spatial_dims: int, channels: Sequence[int], num_res_units: int = 1
-) -> UNet:
+def residual_unet(in_channels: int, out_channels: int, spatial_dims: int, channels: Sequence[int]) -> UNet:
     """Make MONAI's residual U-Net with instance normalization that halves the image between two widths.
 
     Args:
@@ -22,12 +20,9 @@ def residual_unet(
         out_channels: channels of the output.
         spatial_dims: 2 or 3.
         channels: widths; every spatial size must be divisible by ``2 ** (len(channels) - 1)``.
-        num_res_units: residual units a level.
     """
     strides, norm = (2,) * (len(channels) - 1), ("instance", {"affine": True})
-    return UNet(
-        spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=num_res_units, norm=norm
-    )
+    return UNet(spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=1, norm=norm)
 
 
 class DTUNet(nn.Module):
@@ -47,9 +42,6 @@ class DTUNet(nn.Module):
         out_channels: number of classes, background included.
         spatial_dims: 2 or 3.
         channels: widths of both U-Nets; every spatial size must be divisible by ``2 ** (len(channels) - 1)``.
-        num_res_units: residual units a level.
-        return_coarse: in training mode, return ``[fine, coarse]`` for deep supervision (MONAI's `DeepSupervisionLoss`
-            takes such a list); in eval mode the fine scores alone are returned.
     """
 
     def __init__(
@@ -58,17 +50,17 @@ class DTUNet(nn.Module):
         out_channels: int = 5,
         spatial_dims: int = 2,
         channels: Sequence[int] = (16, 32, 48, 64),
-        num_res_units: int = 1,
-        return_coarse: bool = True,
     ) -> None:
         super().__init__()
-        self.return_coarse = return_coarse
-        options = (out_channels, spatial_dims, channels, num_res_units)
-        self.coarse = residual_unet(in_channels, *options)
-        self.fine = residual_unet(in_channels + out_channels, *options)
+        self.coarse = residual_unet(in_channels, out_channels, spatial_dims, channels)
+        self.fine = residual_unet(in_channels + out_channels, out_channels, spatial_dims, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Segment an image of shape (B, in_channels, *spatial) into class scores (B, out_channels, *spatial)."""
+        """Segment an image of shape (B, in_channels, *spatial) into class scores (B, out_channels, *spatial).
+
+        In training mode ``[fine, coarse]`` are returned for deep supervision (MONAI's `DeepSupervisionLoss` takes such
+        a list); in eval mode the fine scores alone.
+        """
         coarse = self.coarse(x)
         fine = self.fine(torch.cat([x, coarse.softmax(dim=1)], dim=1))
-        return [fine, coarse] if self.training and self.return_coarse else fine
+        return [fine, coarse] if self.training else fine

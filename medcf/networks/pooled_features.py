@@ -6,10 +6,7 @@ from __future__ import annotations
 from monai.networks.nets import DenseNet
 from torch import Tensor
 
-__all__ = ["POOLED", "pooled_features"]
-
-#: The layer whose output they are, for `medcf.guidance.PerceptualFeatures` and other users of names.
-POOLED = "class_layers.flatten"
+__all__ = ["pooled_features"]
 
 
 def pooled_features(network: DenseNet, image: Tensor) -> Tensor:
@@ -17,7 +14,7 @@ def pooled_features(network: DenseNet, image: Tensor) -> Tensor:
 
     It is the last feature maps after their ReLU, averaged over space: what Fréchet distances on a classifier's features
     mean (FID on Inception's last pool). In a config: ``$functools.partial(pooled_features, @classifier)``. The same
-    tensor comes from ``PerceptualFeatures(network, POOLED)``.
+    tensor comes from ``PerceptualFeatures(network, "class_layers.flatten")``.
 
     Args:
         network: MONAI's DenseNet, in 2D or 3D, in evaluation mode.

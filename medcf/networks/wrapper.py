@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor
@@ -24,14 +26,13 @@ class BundleUNet(DiffusionModelUNet):
         kwargs: further arguments of `DiffusionModelUNet`, which takes them all.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         timesteps: Tensor | None = None,
         context: Tensor | None = None,
         class_labels: Tensor | None = None,
-        down_block_additional_residuals: tuple[Tensor, ...] | None = None,
-        mid_block_additional_residual: Tensor | None = None,
+        **residuals: Any,
     ) -> Tensor:
         """Predict what the scheduler's ``prediction_type`` says.
 
@@ -40,8 +41,7 @@ class BundleUNet(DiffusionModelUNet):
             timesteps: (B,); None stands for 0.
             context: (B, tokens, features), for nets with cross-attention.
             class_labels: (B,) integers; None stands for the null class, ``num_class_embeds - 1``.
-            down_block_additional_residuals: as in MONAI, for ControlNets.
-            mid_block_additional_residual: as in MONAI, for ControlNets.
+            **residuals: of ControlNets, as in MONAI.
 
         Returns:
             Prediction (B, out_channels, *spatial).
@@ -50,11 +50,4 @@ class BundleUNet(DiffusionModelUNet):
             timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         if class_labels is None and self.num_class_embeds is not None:
             class_labels = torch.full_like(timesteps, self.num_class_embeds - 1, dtype=torch.long)
-        return super().forward(
-            x,
-            timesteps,
-            context,
-            class_labels,
-            down_block_additional_residuals,  # type: ignore[arg-type]  # MONAI means any number of them
-            mid_block_additional_residual,
-        )
+        return super().forward(x, timesteps, context, class_labels, **residuals)

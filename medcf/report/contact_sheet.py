@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from skimage.transform import resize
 from medcf.data import read, to_luminance
 from medcf.data.image import geometry
 from medcf.inference.case_result import MARKER, CaseResult
-from medcf.inference.drawing import colored_difference
+from medcf.inference.drawing import colored_difference, new_axes, paste
 from medcf.inference.slices import focus, slices_through
 from medcf.runtime.errors import UnreadableImage
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SheetColumn", "read_run", "summary_figure"]
 
-_DPI = 100
 _FIELD_MM = 200  # side of what is shown of a brain
 
 
@@ -94,9 +93,6 @@ def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: 
     Raises:
         ValueError: there is no case.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not columns:
         raise ValueError("columns is empty: a contact sheet needs at least one case.")
     names = ["input", "counterfactual\n(SYNTHETIC)", f"difference\n(blue -{limit:g}, red +{limit:g})"]
@@ -104,24 +100,19 @@ def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: 
     height, width = columns[0].image.shape
     tile_height = round(tile * height / width)
     left, head, gap = 175, 24, 4
-    size = (left + len(columns) * (tile + gap), head + len(names) * (tile_height + gap))
-    canvas = np.ones((size[1], size[0], 3))
-    figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
+    canvas = np.ones((head + len(names) * (tile_height + gap), left + len(columns) * (tile + gap), 3))
+    axes = new_axes(canvas.shape)
     for position, column in enumerate(columns):
         x = left + position * (tile + gap)
         axes.text(x + tile / 2, head / 2, column.title, ha="center", va="center", fontsize=9)
         for line, image in enumerate(_tiles(column, limit)):
-            y = head + line * (tile_height + gap)
             if image is not None:
-                canvas[y : y + tile_height, x : x + tile] = resize(image, (tile_height, tile), order=1, mode="edge")
+                paste(canvas, image, head + line * (tile_height + gap), x, tile_height, tile)
     for line, name in enumerate(names):
         y = head + line * (tile_height + gap) + tile_height / 2
         axes.text(left - 8, y, name, ha="right", va="center", fontsize=9)
-    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, size[0], size[1], 0))
-    return figure
+    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, canvas.shape[1], canvas.shape[0], 0))
+    return cast("Figure", axes.figure)
 
 
 def _tiles(column: SheetColumn, limit: float) -> list[NDArray | None]:
@@ -138,12 +129,8 @@ def _column(folder: Path, case: str) -> SheetColumn:
     images = {"image": shown.image, "counterfactual": shown.counterfactual, "difference": shown.difference}
     truth = folder / "demo_truth" / (f"{case}_standard.png" if picture else f"{case}_other.nii.gz")
     if truth.is_file():
-        other = read(truth).numpy()[0]
-        if picture:
-            images["truth"] = slices_through(replace(result, **dict.fromkeys(_IMAGES, other)), (0, 0, 0))[0].image
-        else:
-            low, high = result.window
-            images["truth"] = np.clip((shown.cut(other) - low) / (high - low), 0, 1)
+        low, high = result.window
+        images["truth"] = np.clip((shown.cut(read(truth).numpy()[0]) - low) / (high - low), 0, 1)
     if not picture:
         images = {name: _field_of_view(image, shown.size_mm) for name, image in images.items()}
     return SheetColumn(
@@ -153,9 +140,6 @@ def _column(folder: Path, case: str) -> SheetColumn:
         else "truth: the same brain\nin the other class",
         **images,
     )
-
-
-_IMAGES = ("original", "counterfactual", "difference")
 
 
 def _read_result(folder: Path, row: Mapping[str, Any]) -> CaseResult:

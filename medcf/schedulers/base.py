@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import operator
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -14,7 +13,7 @@ from monai.utils import unsqueeze_right
 
 from medcf.runtime.choices import check_choice
 from medcf.schedulers.prediction import Prediction, working_dtype
-from medcf.schedulers.spacing import Spacing, check_spacing, kept_timesteps
+from medcf.schedulers.spacing import Spacing, kept_timesteps
 from medcf.schedulers.step import Step
 
 __all__ = ["RespacedScheduler", "StartVariant"]
@@ -48,18 +47,14 @@ class RespacedScheduler(Scheduler):
     steps_offset: int = 0
     spacing: Spacing = "respaced"
 
-    def __init__(self, *args: Any, spacing: str = "respaced", **options: Any) -> None:
+    def __init__(self, *args: Any, spacing: Spacing = "respaced", **options: Any) -> None:
         super().__init__(*args, **options)
-        self._prepare_tables(spacing, bool(options.get("set_alpha_to_one", True)))
-
-    def _prepare_tables(self, spacing: str, set_alpha_to_one: bool) -> None:
-        """Store the rule, compute the cumulated alphas in float64 and where the chain ends."""
-        self.spacing = check_spacing(spacing)
+        self.spacing = spacing
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
             table = self.alphas_cumprod.double()  # a third-party schedule whose alphas are not the product of its betas
         self._alpha_bars: list[float] = table.tolist()
-        self._final_alpha_bar = 1.0 if set_alpha_to_one else self._alpha_bars[0]
+        self._final_alpha_bar = 1.0 if options.get("set_alpha_to_one", True) else self._alpha_bars[0]
         self._noising_tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         self.set_timesteps(self.num_train_timesteps)
 
@@ -146,16 +141,6 @@ class RespacedScheduler(Scheduler):
         """Return P, the cumulated alpha of the previous kept timestep; 1 at the end of the chain."""
         return self.alpha_bar(self.previous(timestep))
 
-    def _depth(self, strength: float) -> int:
-        """Return how many of the kept steps a strength in (0, 1] stands for."""
-        depth = round(strength * len(self._kept))
-        if not 1 <= depth <= len(self._kept):
-            raise ValueError(
-                f"`strength` {strength} stands for {depth} of {len(self._kept)} kept steps; "
-                f"it must give 1 to {len(self._kept)}."
-            )
-        return depth
-
     def timesteps_from(self, strength: float) -> list[int]:
         """List the timesteps of a chain that starts from a noised image instead of from noise.
 
@@ -168,7 +153,13 @@ class RespacedScheduler(Scheduler):
         Raises:
             ValueError: if the strength stands for no step, or for more than there are.
         """
-        return self._kept[: self._depth(strength)][::-1]
+        depth = round(strength * len(self._kept))
+        if not 1 <= depth <= len(self._kept):
+            raise ValueError(
+                f"`strength` {strength} stands for {depth} of {len(self._kept)} kept steps; "
+                f"it must give 1 to {len(self._kept)}."
+            )
+        return self._kept[:depth][::-1]
 
     def start_timestep(self, strength: float, variant: StartVariant = "exact") -> int:
         """Return the timestep an image is noised to before ``timesteps_from(strength)`` is run.
@@ -185,19 +176,8 @@ class RespacedScheduler(Scheduler):
             ValueError: if the strength or the variant is not valid.
         """
         check_choice("variant", variant, StartVariant)
-        depth = self._depth(strength)
+        depth = len(self.timesteps_from(strength))
         return self._kept[min(depth, len(self._kept) - 1) if variant == "code" else depth - 1]
-
-    def next_kept(self, timestep: int | torch.Tensor) -> int:
-        """Return the next kept timestep away from the clean image; -1 leads to the first.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        index = bisect_right(self._kept, int(timestep))
-        if index == len(self._kept):
-            raise ValueError(f"Timestep {int(timestep)} is the noisiest that this chain keeps; it has no successor.")
-        return self._kept[index]
 
     def convert(self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor) -> Prediction:
         """Read a network's output at a timestep as noise, clean image and velocity; differentiable.
@@ -284,16 +264,7 @@ class RespacedScheduler(Scheduler):
         return (signal * original_samples.to(dtype) + spread * noise.to(dtype)).to(original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
-        """Compute the target of v-prediction: √A ε - √(1 - A) x0, in float32 or wider whatever the input.
-
-        Args:
-            sample: clean images x0, (B, C, *spatial).
-            noise: ε, the same shape.
-            timesteps: (B,) training timesteps, or one for all.
-
-        Returns:
-            The velocity in the dtype of ``sample``.
-        """
+        """Compute the target of v-prediction, √A ε - √(1 - A) x0; arguments and dtypes as for `add_noise`."""
         signal, spread = self._signal_and_spread(sample, timesteps)
         dtype = working_dtype(sample)
         return (signal * noise.to(dtype) - spread * sample.to(dtype)).to(sample.dtype)

@@ -51,7 +51,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
         return eta
 
     def _read(self, prediction: Prediction, timestep: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the clean image and ε that the step uses, clipped as configured."""
+        """Return the clean image and ε that a step uses, clipped as configured."""
         original, noise = self._clipped(prediction.original), prediction.noise
         if self.clip_sample and self.use_clipped_model_output:
             alpha_bar = self.alpha_bar(timestep)
@@ -61,20 +61,13 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
     def posterior(
         self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor, eta: float | None = None
     ) -> Step:
-        """Return the distribution of the sample at the previous kept timestep.
+        """Return the distribution of the sample at the previous kept timestep, see `RespacedScheduler`.
 
-        Args:
-            prediction: what the network says about ``sample``.
-            timestep: the kept timestep ``sample`` is at.
-            sample: (B, C, *spatial).
-            eta: η of this step; the scheduler's own if None.
+        Args and errors as there, and ``eta``: η of this step in [0, 1], or None for the scheduler's own.
 
         Returns:
             The step. Its gain is c0 (1 - A) / √A with c0 = √P - √A √(1 - P) / √(1 - A) if η is 0, which equals ε ← ε +
             √(1 - A) g before an unclipped step, and σ² otherwise.
-
-        Raises:
-            ValueError: if the timestep is not kept or η is outside [0, 1].
         """
         t, eta = int(timestep), self.eta if eta is None else self._check_eta(eta)
         alpha_bar, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar_prev(t)
@@ -102,17 +95,9 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
         eta: float | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the sample at the previous kept timestep, as MONAI's ``step``.
+        """Draw the sample at the previous kept timestep, see `RespacedScheduler`; a learned variance is ignored.
 
-        Args:
-            model_output: output of the network, (B, C, *spatial); a learned variance (2C channels) is ignored.
-            timestep: the kept timestep ``sample`` is at.
-            sample: (B, C, *spatial).
-            eta: η of this step; the scheduler's own if None.
-            generator: source of the noise where η > 0.
-
-        Returns:
-            The next sample and the predicted clean image, both in the dtype of ``sample``.
+        ``eta`` is η of this step in [0, 1], or None for the scheduler's own.
         """
         step = self.posterior(self.convert(model_output, timestep, sample), timestep, sample, eta)
         return step.draw(generator), step.pred_original.to(sample.dtype)
@@ -120,23 +105,17 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
     def reversed_step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step from a kept timestep to the next noisier one, ε taken where the sample is (MONAI's ``reversed_step``).
+        """Step to the next noisier kept timestep, ε taken where the sample is, as MONAI's ``reversed_step``.
 
-        :class:`~medcf.schedulers.ddim_inverse.DDIMInverseScheduler` starts from the clean image and is what inversion
-        wants; this method keeps MONAI's contract.
-
-        Args:
-            model_output: output of the network at ``timestep``.
-            timestep: the kept timestep ``sample`` is at, not the noisiest one.
-            sample: (B, C, *spatial).
-
-        Returns:
-            The noisier sample and the predicted clean image, both in the dtype of ``sample``.
+        Inversion wants :class:`~medcf.schedulers.ddim_inverse.DDIMInverseScheduler`, which starts from the clean image.
 
         Raises:
             ValueError: at the noisiest kept timestep.
         """
-        target = self.alpha_bar(self.next_kept(self._kept[self.position(timestep)]))
+        index = self.position(timestep) + 1
+        if index == len(self._kept):
+            raise ValueError(f"Timestep {int(timestep)} is the noisiest that this chain keeps; it has no successor.")
+        target = self.alpha_bar(self._kept[index])
         original, noise = self._read(self.convert(model_output, timestep, sample), int(timestep), sample)
         result = math.sqrt(target) * original + math.sqrt(1 - target) * noise
         return result.to(sample.dtype), original.to(sample.dtype)

@@ -54,17 +54,7 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
         self.timesteps = self.timesteps.flip(0)
 
     def timesteps_from(self, strength: float) -> list[int]:
-        """List the timesteps of an inversion up to a depth.
-
-        Args:
-            strength: share of the kept steps to walk, in (0, 1].
-
-        Returns:
-            N = round(strength * n) timesteps, ascending; the last is the level the result is at.
-
-        Raises:
-            ValueError: if the strength stands for no step, or for more than there are.
-        """
+        """List the timesteps as `RespacedScheduler` does, but ascending; the last is the level the result is at."""
         return super().timesteps_from(strength)[::-1]
 
     def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:

@@ -3,37 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from itertools import accumulate, repeat
+from typing import Literal, get_args
 
 import torch
 
-__all__ = ["Spacing", "check_spacing", "kept_timesteps"]
+__all__ = ["Spacing", "kept_timesteps"]
 
 Spacing = Literal["respaced", "leading", "trailing", "linspace"]
-
-
-def check_spacing(spacing: str) -> Spacing:
-    """Return ``spacing`` if it names a rule: ``"respaced"``, ``"leading"``, ``"trailing"`` or ``"linspace"``.
-
-    Raises:
-        ValueError: if the name is unknown; the message lists the names.
-    """
-    if spacing not in get_args(Spacing):
-        raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
-    return cast(Spacing, spacing)
-
-
-def _respaced(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
-    """Apply guided-diffusion's rule (Nichol & Dhariwal 2021, ``space_timesteps`` with one section)."""
-    if num_inference_steps == 1:
-        return [num_train_timesteps - 1]
-    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
-    kept, position = [], 0.0
-    for _ in range(num_inference_steps):
-        # The position is accumulated, not multiplied: exact halves then round as they did for published checkpoints.
-        kept.append(round(position))
-        position += stride
-    return kept
 
 
 def kept_timesteps(
@@ -43,7 +20,8 @@ def kept_timesteps(
 
     With T training and n inference steps:
 
-    - ``"respaced"``: round(i (T - 1) / (n - 1)), the rule of guided-diffusion; both ends are kept;
+    - ``"respaced"``: round(i (T - 1) / (n - 1)), the rule of guided-diffusion (Nichol & Dhariwal 2021,
+      ``space_timesteps`` with one section); both ends are kept;
     - ``"linspace"``: the list MONAI's schedulers announce (the same up to the rounding of exact halves);
     - ``"leading"``: i (T // n), as Stable Diffusion (which adds an offset of 1); starts below the last step;
     - ``"trailing"``: round((i + 1) T / n) - 1, recommended for few steps by Lin et al. 2023 (arXiv 2305.08891);
@@ -62,13 +40,14 @@ def kept_timesteps(
         n distinct timesteps in [0, T - 1].
 
     Raises:
-        ValueError: if n or the offset leaves no such list.
+        ValueError: if the rule is unknown, or n or the offset leaves no such list.
 
     Example:
         >>> kept_timesteps(1000, 400)[:4], kept_timesteps(1000, 400)[-2:]
         ([0, 3, 5, 8], [996, 999])
     """
-    check_spacing(spacing)
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}; it must lie between 1 and the {num_train_timesteps} "
@@ -80,12 +59,15 @@ def kept_timesteps(
         return list(range(num_train_timesteps))
 
     total, count = num_train_timesteps - steps_offset, num_inference_steps
-    if spacing == "respaced":
-        kept = _respaced(total, count)
+    if spacing == "leading":
+        kept = [i * (num_train_timesteps // count) for i in range(count)]
+    elif count == 1:
+        kept = [total - 1]
+    elif spacing == "respaced":
+        # The position is accumulated, not multiplied: exact halves then round as they did for published checkpoints.
+        kept = [round(position) for position in accumulate(repeat((total - 1) / (count - 1), count - 1), initial=0.0)]
     elif spacing == "linspace":
         kept = torch.linspace(total - 1, 0, count).round().long().flip(0).tolist()
-    elif spacing == "leading":
-        kept = [i * (num_train_timesteps // count) for i in range(count)]
     else:
         kept = [round((i + 1) * total / count) - 1 for i in range(count)]
     kept = [t + steps_offset for t in kept]

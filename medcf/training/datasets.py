@@ -11,12 +11,13 @@ import logging
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
-import torch.distributed as dist
 from monai.data import CacheDataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, Transform
@@ -86,17 +87,24 @@ def training_dataset(
     if datalist is not None and preprocessing is None:
         raise ValueError("preprocessing is missing: images of a table must be read and put onto the grid.")
     folder = None if cache_dir is None else Path(cache_dir)
-    waiting = dist.is_available() and dist.is_initialized() and folder is not None
-    if waiting and dist.get_rank() > 0:
-        dist.barrier()
-    if datalist is not None:
-        chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
-        dataset = own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
-    else:
-        dataset = _phantoms(phantom, split, count, sp_fraction, size, spacing, seed, folder, transform)
-    if waiting and dist.get_rank() == 0:
-        dist.barrier()
-    return dataset
+    with nullcontext() if folder is None else idist.one_rank_first():
+        if datalist is not None:
+            chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
+            return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
+        from medcf.phantoms import BrainDataset, PhantomDataset
+
+        grid = "x".join(str(n) for n in size)
+        name = f"{phantom}_{split}_{count}_{grid}_{spacing:g}mm_{sp_fraction:g}_seed{seed}.npz"
+        options: dict[str, Any] = {
+            "seed": seed,
+            "size": tuple(int(n) for n in size),
+            "spacing": spacing,
+            "cache_file": None if folder is None else folder / name,
+            "transform": transform,
+        }
+        if phantom == "brain_mri":
+            return BrainDataset(split, count, ad_fraction=sp_fraction, **options)
+        return PhantomDataset(phantom, split, count, sp_fraction=sp_fraction, **options)
 
 
 def own_dataset(
@@ -110,7 +118,6 @@ def own_dataset(
     spatial_dims: int = 2,
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
-    label_column: str = "label",
 ) -> Dataset:
     """Put the images of a table onto the grid, once each.
 
@@ -129,14 +136,13 @@ def own_dataset(
         spatial_dims: 2 or 3.
         targets: what every sample carries beside ``image``, ``case`` and ``subject``.
         null_label: label of the images without one; None leaves them out where ``label`` is a target.
-        label_column: column that holds the class index.
 
     Raises:
         ValueError: a file cannot be read, or no image of the split has all targets.
     """
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(TARGETS)}.")
-    found = find_cases(dataset_dir, datalist, spatial_dims=spatial_dims, label_column=label_column)
+    found = find_cases(dataset_dir, datalist, spatial_dims=spatial_dims)
     cases = choose_cases(*found, datalist, split, targets, null_label=null_label)
     items = [{**case.item(), "state": _state(case)} for case in cases]
     # flat, so that MONAI's datasets see the first random step, before which they keep what was made
@@ -275,30 +281,3 @@ def _state(case: Case) -> list[tuple[str, int, int]]:
     files = [*case.files, case.mask, case.columns.get("segmentation")]
     states = [(str(file), os.stat(file)) for file in files if file]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
-
-
-def _phantoms(
-    phantom: str,
-    split: str,
-    count: int,
-    fraction: float,
-    size: Sequence[int],
-    spacing: float,
-    seed: int,
-    folder: Path | None,
-    transform: Callable[[dict[str, Any]], Any] | None,
-) -> Dataset:
-    from medcf.phantoms import BrainDataset, PhantomDataset
-
-    grid = "x".join(str(n) for n in size)
-    name = f"{phantom}_{split}_{count}_{grid}_{spacing:g}mm_{fraction:g}_seed{seed}.npz"
-    options: dict[str, Any] = {
-        "seed": seed,
-        "size": tuple(int(n) for n in size),
-        "spacing": spacing,
-        "cache_file": None if folder is None else folder / name,
-        "transform": transform,
-    }
-    if phantom == "brain_mri":
-        return BrainDataset(split, count, ad_fraction=fraction, **options)
-    return PhantomDataset(phantom, split, count, sp_fraction=fraction, **options)

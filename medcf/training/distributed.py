@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.distributed as dist
+import ignite.distributed as idist
 from monai.handlers import StatsHandler, TensorBoardImageHandler, TensorBoardStatsHandler
 from torch import nn
 
@@ -29,7 +29,7 @@ def join_processes() -> None:
 
 def close_processes() -> None:
     """Leave the process group, after all have arrived."""
-    dist.barrier()
+    idist.barrier()
     ranks.leave_processes()
 
 
@@ -45,7 +45,7 @@ def rank_handlers(handlers: Sequence[Any]) -> list[Any]:
     Args:
         handlers: the handlers of a trainer or an evaluator.
     """
-    if dist.is_initialized() and dist.get_rank() > 0:
+    if idist.get_rank() > 0:
         return [handler for handler in handlers if not isinstance(handler, MAIN_PROCESS_ONLY)]
     return list(handlers)
 
@@ -56,7 +56,7 @@ def rank_writer(log_dir: str) -> Any:
     Args:
         log_dir: folder of the event files.
     """
-    if dist.is_initialized() and dist.get_rank() > 0:
+    if idist.get_rank() > 0:
         return _SilentWriter()
     from torch.utils.tensorboard import SummaryWriter
 

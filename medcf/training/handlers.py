@@ -57,7 +57,7 @@ class GradientClipping:
     max_norm: float = 1.0
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a MONAI trainer; the norm before clipping is ``engine.state.gradient_norm``."""
+        """Attach to a MONAI trainer."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -67,7 +67,6 @@ class GradientClipping:
             FloatingPointError: the gradient is not finite.
         """
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
-        engine.state.gradient_norm = float(norm)  # type: ignore[attr-defined]
         if not np.isfinite(float(norm)):
             raise FloatingPointError(
                 f"The gradient is not finite at iteration {engine.state.iteration}; lower the learning rate and start "

@@ -35,20 +35,18 @@ class AutocastInferer(SimpleInferer):
 
 
 class DiffusionTrainingInferer(DiffusionInferer):
-    """MONAI's `DiffusionInferer` with class labels and mixed precision.
+    """MONAI's `DiffusionInferer` with mixed precision and with class labels, which MONAI's cannot pass in training.
 
-    MONAI's cannot pass class labels in training, and its trainer's ``amp`` means CUDA only. Here autocast is opened on
-    the device of the input; bfloat16 needs no gradient scaler. The prediction is returned in float32, so the loss is
-    computed in float32.
+    The prediction is returned in float32, so the loss is computed in float32.
 
     Args:
         scheduler: noise scheduler with MONAI's ``add_noise``.
-        amp_dtype: ``"bfloat16"`` or None for full precision.
+        amp_dtype: see `AutocastInferer`.
     """
 
     def __init__(self, scheduler: Scheduler, amp_dtype: str | None = None) -> None:
         super().__init__(scheduler)
-        self.amp_dtype: torch.dtype | None = getattr(torch, amp_dtype) if amp_dtype else None
+        self.autocast = AutocastInferer(amp_dtype)
 
     def __call__(  # type: ignore[override]
         self,
@@ -75,11 +73,8 @@ class DiffusionTrainingInferer(DiffusionInferer):
             The network's output in float32.
         """
         noisy = self.scheduler.add_noise(original_samples=inputs, noise=noise, timesteps=timesteps)
-        with (
-            torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None),
-            nullcontext() if reference is None else AttentionInjection(network) as injection,
-        ):
+        with nullcontext() if reference is None else AttentionInjection(network) as injection:
             if injection is not None:
                 injection.reference = reference
-            prediction = network(noisy, timesteps=timesteps, context=condition, class_labels=class_labels)
-        return prediction.float()
+            options = {"timesteps": timesteps, "context": condition, "class_labels": class_labels}
+            return self.autocast(noisy, network, **options).float()

@@ -30,7 +30,6 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         dropout: probability of the null class.
         timestep_power: time steps are ``floor(T u ** power)`` for uniform u. 1 is the uniform law of the papers; above
             1, small time steps are seen more often, those that an image noised only part of the way goes through.
-        label_key: key of the class labels, integers of shape (B,).
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         null_class: int = 2,
         dropout: float = 0.5,
         timestep_power: float = 1.0,
-        label_key: str = CommonKeys.LABEL,
     ) -> None:
         super().__init__(num_train_timesteps=num_train_timesteps)
         if not 0.0 <= dropout <= 1.0:
@@ -47,7 +45,6 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         self.null_class = null_class
         self.dropout = dropout
         self.timestep_power = timestep_power
-        self.label_key = label_key
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
         """Draw one time step an image."""
@@ -65,10 +62,11 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         """Prepare a batch.
 
         Returns:
-            Images, the target (the noise), no positional arguments, and ``noise``, ``timesteps``, ``class_labels``.
+            Images, the target (the noise), no positional arguments, and ``noise``, ``timesteps``, and ``class_labels``
+            (B,), integers.
         """
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
-        labels = batchdata[self.label_key].to(device=images.device, non_blocking=non_blocking).long()
+        labels = batchdata[CommonKeys.LABEL].to(device=images.device, non_blocking=non_blocking).long()
         return images, target, args, {**arguments, "class_labels": self.get_class_labels(labels)}
 
 
@@ -97,21 +95,19 @@ class TargetPrepareBatch(PrepareBatch):
 
 @dataclass(eq=False)
 class PairPrepareBatch(PrepareBatch):
-    """The two images of every pair as one batch, first all first ones, then all second ones.
+    """The two images of every pair as one batch, first all first ones, then all second ones; and their ``parameters``.
 
     Args:
         pair_key: key of the second image.
-        target_key: key of the parameters.
     """
 
     pair_key: str = "image_pair"
-    target_key: str = "parameters"
 
     def __call__(
         self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Prepare images (2B, C, *spatial) and parameters (2B, P) on ``device``."""
         images = torch.cat([batchdata[key] for key in (CommonKeys.IMAGE, self.pair_key)])
-        target = batchdata[self.target_key].repeat(2, 1)
+        target = batchdata["parameters"].repeat(2, 1)
         options: dict[str, Any] = {"device": device, "non_blocking": non_blocking, **kwargs}
         return images.to(**options), target.to(**options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 
+import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
 __all__ = ["EpochSampler"]
@@ -25,8 +25,8 @@ class EpochSampler(DistributedSampler):
         batch_size: samples in a batch of one process.
         epoch_length: batches of an epoch.
         seed: seed of the order.
-        num_replicas: number of processes; by default as torch.distributed has it, or 1.
-        rank: this process's number; by default as torch.distributed has it, or 0.
+        num_replicas: number of processes; by default as torchrun has it.
+        rank: this process's number; by default as torchrun has it.
     """
 
     def __init__(
@@ -40,9 +40,8 @@ class EpochSampler(DistributedSampler):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The training dataset is empty.")
-        joined = dist.is_available() and dist.is_initialized()
-        self.num_replicas = num_replicas or (dist.get_world_size() if joined else 1)
-        self.rank = rank if rank is not None else (dist.get_rank() if joined else 0)
+        self.num_replicas = num_replicas or idist.get_world_size()
+        self.rank = idist.get_rank() if rank is None else rank
         self.dataset = dataset  # type: ignore[assignment]
         self.num_samples = batch_size * epoch_length
         self.total_size = self.num_samples * self.num_replicas

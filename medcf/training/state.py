@@ -15,6 +15,7 @@ from ignite.handlers import Checkpoint
 from ignite.handlers import EMAHandler as IgniteEMAHandler
 from torch import nn
 
+from medcf.networks.denoiser import unwrap
 from medcf.runtime.atomic import replace_file
 
 __all__ = ["EMAHandler", "ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
@@ -118,18 +119,14 @@ class EMAHandler(IgniteEMAHandler):
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
         """Attach to a trainer; the momentum of the moment is ``engine.state.ema_momentum``."""
-        self._set_momentum(engine, self.momentum)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
 
     def update(self, engine: Engine) -> None:
         """Average the weights of this iteration in."""
         iteration = engine.state.iteration
-        self._set_momentum(engine, 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration)))
-        self._update_ema_model(engine, "ema_momentum")
-
-    @staticmethod
-    def _set_momentum(engine: Engine, momentum: float) -> None:
+        momentum = 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration))
         engine.state.ema_momentum = momentum  # type: ignore[attr-defined]  # where Ignite's update looks for it
+        self._update_ema_model(engine, "ema_momentum")
 
 
 class ReproducibleRandomness:
@@ -190,10 +187,7 @@ class ExportWeights:
     def __call__(self, engine: Engine) -> None:
         """Write the file, on the main process."""
         if idist.get_rank() == 0:
-            network: Any = self.network
-            if isinstance(network, nn.parallel.DistributedDataParallel):
-                network = network.module
-            state = network.state_dict()
+            state = unwrap(self.network).state_dict()
             save_atomically({key: self._stored(value) for key, value in state.items()}, self.path)
             logger.info("Wrote the weights of iteration %d to %s.", engine.state.iteration, self.path)
 

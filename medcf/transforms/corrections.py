@@ -50,9 +50,8 @@ class CorrectBias(Transform):
         mask = find_subject(image, self.subject) if given is None else torch.as_tensor(given)
         values, inside = image.as_subclass(torch.Tensor).float().numpy()[0], mask.numpy()[0] > 0
         if values[inside].min() < 0:
-            remedy = "switch it off"
             raise ValueError(
-                f"bias_correction: the brain has negative values, which no MR magnitude image has: {remedy}"
+                "bias_correction: the brain has negative values, which no MR magnitude image has: switch it off"
             )
         affine = geometry(image)[0]
         floor = max(float(values[inside].mean()) * 1e-3, 1e-6)
@@ -132,8 +131,7 @@ def register(
     _check_overlap(sitk, fixed, moving, transform)
     moved = np.eye(4)
     moved[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    for axis in range(3):
-        unit = [float(index == axis) for index in range(3)]
+    for axis, unit in enumerate(np.eye(3).tolist()):
         moved[:3, axis] = np.array(transform.TransformPoint(unit)) - moved[:3, 3]
     return middle_of(inside[0].numpy(), geometry(template)[0]), moved
 

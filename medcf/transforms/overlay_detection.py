@@ -45,17 +45,17 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
         (H, W), true where the image is not echo; and (H, W), true where it is to be black: beyond the region, and marks
         outside of the picture.
     """
-    colored = _colored(image, luminance, region)
+    beyond = np.ones(luminance.shape, dtype=bool)
+    beyond[region[0] : region[2], region[1] : region[3]] = False
+    colored = _colored(image, luminance, ~beyond)
     size = 2 * max(1, round(luminance.shape[1] / 320)) + 1  # strokes are 1 pixel wide at 160 columns, 2 to 4 at 1000
     background = ndimage.grey_opening(luminance, size=(size, size))
     relief = luminance - background
     marks = colored | _strokes(luminance, relief, colored, size)
-    outside, beside = _surroundings(np.where(colored, 0, luminance), background, region)
+    outside, beside = _surroundings(np.where(colored, 0, luminance), background, beyond)
     marks |= beside
     # dim remains of text between the strokes
     marks |= outside & (relief > _VISIBLE) & ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
-    beyond = np.ones_like(marks)
-    beyond[region[0] : region[2], region[1] : region[3]] = False
     return marks, beyond | (marks & outside)
 
 
@@ -95,8 +95,8 @@ def _push_pull(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return known * mean + (1 - known) * spread
 
 
-def _colored(image: NDArray[np.float32], luminance: Plane, region: tuple[int, int, int, int]) -> Mask:
-    """Pixels whose chroma is not what this luminance usually has in this image.
+def _colored(image: NDArray[np.float32], luminance: Plane, region: Mask) -> Mask:
+    """Pixels whose chroma is not what this luminance usually has in the region of this image.
 
     Grey is usual as soon as a part of the picture is grey: a colored header or color Doppler can be larger than the
     rest.
@@ -104,9 +104,7 @@ def _colored(image: NDArray[np.float32], luminance: Plane, region: tuple[int, in
     if image.shape[0] == 1:
         return np.zeros(luminance.shape, dtype=bool)
     chroma = np.stack([image[0] - luminance, image[2] - luminance])
-    seen = np.zeros(luminance.shape, dtype=bool)
-    top, left, bottom, right = region
-    seen[top:bottom, left:right] = luminance[top:bottom, left:right] > _VISIBLE
+    seen = region & (luminance > _VISIBLE)
     if float(np.abs(chroma).max()) < _CHROMA / 2 or not seen.any():
         return np.zeros(luminance.shape, dtype=bool)
     bins = np.clip((luminance * 16).astype(np.int64), 0, 15)
@@ -160,20 +158,16 @@ def _level(values: Plane) -> NDArray[np.int64]:
     return np.rint(np.clip(values, 0, 1) * (_LEVELS - 1)).astype(np.int64)
 
 
-def _surroundings(luminance: Plane, background: Plane, region: tuple[int, int, int, int]) -> tuple[Mask, Mask]:
-    """Find what lies beside the picture, the convex hull of the echoes.
+def _surroundings(luminance: Plane, background: Plane, beyond: Mask) -> tuple[Mask, Mask]:
+    """Find what lies beside the picture, the convex hull of the echoes; ``beyond`` is outside of it in any case.
 
     Returns:
         Pixels outside of the picture, and visible things outside of it that are not echoes: they are not connected to
         the picture and have a hard outline, where a patch of echoes fades out. Nothing is outside if there is no clear
         picture.
     """
-    top, left, bottom, right = region
-    height, width = luminance.shape
-    beyond = np.ones((height, width), dtype=bool)
-    beyond[top:bottom, left:right] = False
     visible = luminance > _VISIBLE
-    textured = np.zeros((height, width), dtype=bool)
+    textured = np.zeros(luminance.shape, dtype=bool)
     textured[:, 1:] = np.diff(luminance, axis=1) != 0
     picture = _picture((background > 0.02) & textured & ~beyond & (luminance > 0))
     if picture is None:

@@ -75,8 +75,6 @@ class RemoveOverlaysd(MapTransform):
         allow_missing_keys: whether a key may be missing.
     """
 
-    backend = Transform.backend
-
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.remover = RemoveOverlays()

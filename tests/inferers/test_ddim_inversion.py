@@ -67,7 +67,6 @@ def test_both_chains_are_the_affine_maps_of_gaussian_classes(network, images, de
     back = affine(images, inverted, kept, MEANS[0], MEANS[0])
     error = (back.clamp(-1, 1) - images).abs().flatten(1).mean(1)
     torch.testing.assert_close(result.extras["round_trip_error"], error, rtol=0, atol=1e-4)
-    torch.testing.assert_close(method.round_trip_error, error, rtol=0, atol=1e-4)
 
 
 def kept(steps):
@@ -162,11 +161,9 @@ def test_small_edit_is_warned_of(network, images, caplog, budget):
 
 def test_forwards_are_counted_with_and_without_the_round_trip(network, images):
     assert make().explain(images, network).num_function_evaluations.tolist() == [60] * 3
-    without = make(measure_round_trip=False)
-    result = without.explain(images, network)
+    result = make(measure_round_trip=False).explain(images, network)
     assert result.num_function_evaluations.tolist() == [40] * 3
     assert result.extras == {}
-    assert without.round_trip_error is None
     torch.testing.assert_close(result.image, make().explain(images, network).image, rtol=0, atol=0)
 
 

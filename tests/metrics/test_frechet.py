@@ -210,13 +210,11 @@ def test_counts_and_name_tell_what_the_figure_is_about() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 10), (6, 7, 8)])
-def test_a_network_and_batches_of_reference_give_what_features_give(size) -> None:
+def test_a_network_gives_what_features_give(size) -> None:
     generator = torch.Generator().manual_seed(1)
     images, reference = (torch.rand(count, 1, *size, generator=generator) for count in (12, 9))
     network = (torch.nn.Conv2d if len(size) == 2 else torch.nn.Conv3d)(1, 3, 3)
-    metric = FrechetDistance(network=network)
-    for part in reference.split(4):
-        metric.add_reference(part)
+    metric = FrechetDistance(reference=reference, network=network)
     metric(images[:5], images[:5])
     metric(images[5:], images[5:])
     with torch.no_grad():
@@ -236,8 +234,6 @@ def test_mistakes_are_named() -> None:
         FrechetDistance()(torch.zeros(3, 2), torch.zeros(4, 2))
     metric = FrechetDistance()
     metric(torch.zeros(3, 2), torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="before the first batch"):
-        metric.add_reference(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="groups names 2 cases, the metric has 3"):
         metric.interval(groups=[1, 2])
     assert np.isnan(metric.interval()).all()

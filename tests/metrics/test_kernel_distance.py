@@ -88,7 +88,7 @@ def test_the_mean_of_half_samples_is_the_estimate_and_the_interval_covers_the_tr
         low, high = metric.interval(seed=seed, num_resamples=100)
         covered.append(low <= expected <= high)
     assert 0.87 < np.mean(covered) <= 1
-    whole, halves, _ = metric._half_samples(None, None, 4000, 0)
+    whole, halves, _ = metric._half_samples(None, 4000, 0)
     assert halves.mean() == pytest.approx(whole, abs=4 * halves.std() / 4000**0.5)
 
 

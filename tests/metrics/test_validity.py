@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 
-from medcf.metrics.validity import FlipRatio, MeanQualityDifference, flip_survival
+from medcf.metrics.quality import MeanQualityDifference
+from medcf.metrics.robustness import flip_survival
+from medcf.metrics.validity import FlipRatio
 
 NSP, SP = [3.0, 0.0], [0.0, 3.0]
 

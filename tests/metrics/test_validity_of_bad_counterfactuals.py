@@ -82,7 +82,15 @@ class Setting:
         return metric.aggregate()
 
     def agreement(self, name: str) -> Any:
-        return self.score(OracleAgreement(classifier=self.classifier, judge=self.judge), name)
+        return self.judged(self.candidates[name], self.inputs)
+
+    @torch.no_grad()
+    def judged(self, *images: Tensor) -> Any:
+        """Show the metric what judge and classifier say of counterfactuals and inputs."""
+        metric = OracleAgreement()
+        logits, input_logits = map(self.classifier, images)
+        metric(*map(self.judge, images), logits=logits, input_logits=input_logits)
+        return metric
 
     def identity(self, name: str) -> float:
         """Rank-3 re-identification by the row of the blob, so columns are averaged out."""
@@ -111,7 +119,7 @@ def test_the_true_counterfactual_wins_everywhere(setting: Setting) -> None:
     assert setting.score_logits(FlipRatio(), "truth") == 1
     assert setting.score(FlipSurvival(setting.classifier), "truth").aggregate() > 0.9
     agreement = setting.agreement("truth")
-    assert (agreement.aggregate(), agreement.reference.mean) == (1, 0)
+    assert (agreement.aggregate(), agreement.reference().mean) == (1, 0)
     assert setting.score(COUT(setting.classifier), "truth").aggregate() > 0.2
 
 
@@ -145,9 +153,7 @@ def test_tensors_with_metadata_give_the_same_figures(setting: Setting) -> None:
         meta(*pairs[1])
         assert type(meta.get_buffer()) is Tensor
         assert torch.equal(plain.get_buffer(), meta.get_buffer())
-    judged = OracleAgreement(classifier=setting.classifier, judge=setting.judge)
-    judged(*pairs[1])
-    assert judged.aggregate() == setting.agreement("attack").aggregate()
+    assert setting.judged(*pairs[1]).aggregate() == setting.agreement("attack").aggregate()
 
 
 def test_noise_flips_by_chance_and_with_another_seed_by_chance_again(setting: Setting) -> None:

@@ -36,9 +36,3 @@ def test_the_loss_of_the_fine_scores_trains_the_coarse_net(network):
     fine, _ = network(torch.randn(1, 1, 16, 16))
     functional.cross_entropy(fine, torch.zeros(1, 16, 16, dtype=torch.long)).backward()
     assert any(parameter.grad.abs().sum() > 0 for parameter in network.coarse.parameters())
-
-
-def test_deep_supervision_can_be_switched_off():
-    assert isinstance(
-        DTUNet(out_channels=2, channels=(4, 8), return_coarse=False)(torch.randn(1, 1, 8, 8)), torch.Tensor
-    )

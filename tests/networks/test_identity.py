@@ -101,8 +101,9 @@ def test_the_bundles_network_finds_the_subject_of_a_standard_plane(network, head
 
 def test_the_bundles_network_reads_the_size_of_the_head(network, names, heads):
     metric = identity_lost(network, names, heads[1], heads)
-    assert metric.correlation()["bpd_mm"] > 0.8
-    assert metric.correlation()["ofd_mm"] > 0.8
+    found, true, _ = metric.get_buffer().chunk(3, dim=1)
+    for column in (HEAD.index("bpd_mm"), HEAD.index("ofd_mm")):
+        assert np.corrcoef(found[:, column], true[:, column])[0, 1] > 0.8
     assert metric.mean_absolute_error()["bpd_mm"] < 5.0
 
 

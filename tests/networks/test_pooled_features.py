@@ -9,7 +9,7 @@ from monai.networks.nets import DenseNet
 
 from medcf.guidance import PerceptualFeatures
 from medcf.metrics import FrechetDistance
-from medcf.networks.pooled_features import POOLED, pooled_features
+from medcf.networks.pooled_features import pooled_features
 
 
 @pytest.fixture(params=[2, 3])
@@ -34,7 +34,8 @@ def test_class_scores_are_linear_in_the_features(network):
 @torch.no_grad()
 def test_the_layer_has_a_name(network):
     batch = images(network)
-    torch.testing.assert_close(PerceptualFeatures(network, POOLED)(batch)[0], pooled_features(network, batch))
+    (named,) = PerceptualFeatures(network, "class_layers.flatten")(batch)
+    torch.testing.assert_close(named, pooled_features(network, batch))
 
 
 @torch.no_grad()

@@ -97,15 +97,6 @@ def test_previous_walks_the_whole_list_down_to_the_clean_image(spacing):
     assert scheduler.alpha_bar_prev(visited[0]) == scheduler.alpha_bar(visited[1])
 
 
-def test_next_kept_is_the_inverse_of_previous():
-    scheduler = RespacedDDIMScheduler()
-    scheduler.set_timesteps(37)
-    for t in scheduler.kept:
-        assert scheduler.next_kept(scheduler.previous(t)) == t
-    with pytest.raises(ValueError, match="no successor"):
-        scheduler.next_kept(999)
-
-
 @pytest.mark.parametrize("scheduler_type", ALL)
 def test_a_timestep_that_was_not_kept_is_refused(scheduler_type):
     scheduler = scheduler_type()
