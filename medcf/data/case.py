@@ -84,20 +84,23 @@ def as_case(source: Case | str | PathLike[str] | Sequence[str | PathLike[str]]) 
     return Case(file_name(files[0].parent.name or "series"), files)
 
 
-def read_table(table: Path, root: Path, label_column: str, *, series: bool = False) -> list[dict[str, Any]]:
+def read_table(
+    table: Path, root: Path, label_column: str, class_names: Sequence[str] = (), *, series: bool = False
+) -> list[dict[str, Any]]:
     """Read a table of cases, see :func:`medcf.data.find_cases`.
 
     Args:
         table: CSV or JSON file.
         root: folder that its paths are relative to.
-        label_column: column that holds the class index.
+        label_column: column that holds the class: its index, or its name, which becomes the index if it is known.
+        class_names: names of the classes 0, 1, ...
         series: whether these are volumes: a path may be a folder, which holds a series, and spacings are not read.
 
     Returns:
         The rows: ``image`` (path of a file, or of the folder of a series), and what else the table says.
 
     Raises:
-        FileNotFoundError: if the table or files named in it do not exist.
+        FileNotFoundError: if the table does not exist, or none of the images it names.
         ValueError: if it cannot be parsed, is empty or lacks ``file``.
     """
     if not table.is_file():
@@ -112,13 +115,12 @@ def read_table(table: Path, root: Path, label_column: str, *, series: bool = Fal
     for number, row in enumerate(rows, start=1):
         if "spacing_mm" in row and not series:
             row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
-    named = [Path(path) for row in rows for path in (row["image"], row.get("mask"), row.get("segmentation")) if path]
-    missing = [path for path in named if not path.is_file() and not (series and path.is_dir())]
-    if missing:
-        shown = ", ".join(path.name for path in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        if "label" in row:
+            row["label"] = _label(row["label"], class_names)
+    if not any(Path(row["image"]).exists() for row in rows):  # else each that is missing fails by itself
         raise FileNotFoundError(
-            f"datalist {table.name!r} names files that do not exist: {shown}{more}; paths are relative to {str(root)!r}"
+            f"datalist {table.name!r} names no file that exists, such as {Path(rows[0]['image']).name}; paths are "
+            f"relative to {str(root)!r}"
         )
     return rows
 
@@ -162,21 +164,23 @@ def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_col
     label = filled.pop(label_column, None)
     filled.pop("label", None)  # the table's own label is not meant if another column was chosen
     if label is not None:
-        row["label"] = _integer(label, f"{label_column!r} in row {number} of datalist {table.name!r}")
+        row["label"] = label
     for column in ("mask", "segmentation"):
         if column in filled:
             row[column] = str(root / str(filled.pop(column)))
     return {**filled, **row}
 
 
-def _integer(value: Any, where: str) -> int:
+def _label(value: Any, class_names: Sequence[str]) -> Any:
+    """Index of a class; a name that nobody knows stays, for inference needs no label."""
+    names = [name.casefold() for name in class_names]
+    if isinstance(value, str) and value.strip().casefold() in names:
+        return names.index(value.strip().casefold())
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if not number.is_integer():
-        raise ValueError(f"{where} must be a class index (0, 1, ...), got {value!r}")
-    return int(number)
+        return value
+    return int(number) if number.is_integer() else value
 
 
 def _spacing(value: Any, where: str) -> tuple[float, float]:
@@ -194,6 +198,7 @@ def _spacing(value: Any, where: str) -> tuple[float, float]:
 def file_name(name: str) -> str:
     """Make an id that a table or a folder gave the name of a file: no folders, nothing reserved, not too long."""
     name = re.sub(r"[\\/\0]+", "__", name).strip(" .") or "case"
+    name = re.sub(r"[\ud800-\udfff]", "_", name)  # bytes of a name that is not UTF-8
     if name.casefold() in _RESERVED:
         name += "_case"
     if len(name.encode()) > _LONGEST_ID:  # trees of UIDs are

@@ -7,29 +7,24 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from medcf.data.case import IMAGE_SUFFIXES, Case, file_name, read_table
-from medcf.data.dicom import VOLUME_MODALITIES, discreet, open_dicom
-from medcf.data.dicom_geometry import SlicePlace, arrange
-from medcf.data.dicom_series import list_dicom_files, open_slices
+from medcf.data.dicom.geometry import SlicePlace, arrange
+from medcf.data.dicom.header import VOLUME_MODALITIES, open_dicom, quiet_pydicom
+from medcf.data.dicom.series import list_dicom_files, open_slices
+from medcf.data.image import Limits
 from medcf.data.nifti import header_of_pair
 from medcf.data.read import FileInfo, choose_frame, inspect_file, sniff
+from medcf.data.walk import walk_files
 from medcf.runtime.errors import Failure, UnreadableImage
-from medcf.runtime.owned import DEMO_FOLDER, RECORD, is_ours
 
 __all__ = ["find_cases"]
 
 logger = logging.getLogger(__name__)
-
-_SIDECARS = {
-    *(".csv", ".tsv", ".json", ".txt", ".md", ".rst", ".yaml", ".yml", ".xml", ".html", ".log", ".pdf", ".py", ".bval"),
-    *(".sha256", ".md5", ".pt", ".npz", ".npy", ".ini", ".cfg", ".conf", ".xlsx", ".docx"),
-}
-_SIDECAR_NAMES = {"dicomdir", "readme", "license", "licence", "thumbs.db", "desktop.ini"}
 
 Row = dict[str, Any]
 
@@ -42,15 +37,18 @@ def find_cases(
     frame: int | str = "middle",
     split: str | None = None,
     label_column: str = "label",
+    class_names: Sequence[str] = (),
     exclude: Sequence[str | PathLike[str]] = (),
+    max_pixels: float = Limits.pixels,
+    max_voxels: float = Limits.voxels,
 ) -> tuple[list[Case], list[Failure]]:
-    """List the images of a folder (searched through) or of a table, and what in it cannot be used.
+    """List the images of a folder (searched through), a file or a table, and what in it cannot be used.
 
-    In a folder everything is tried except hidden files, side-cars such as ``.csv`` or ``.json``, and DICOMDIR; the
-    format is told by the content. Only headers are read, so a case may still fail in :func:`medcf.read`. Among
-    pictures, CT, MR and PET slices that share a series are parts of a volume and fail; a lone slice is a picture. Among
-    volumes every NIfTI volume is a case, and so is every DICOM series (SeriesInstanceUID), however its files are
-    spread.
+    In a folder everything is tried except hidden files, side-cars such as ``.csv`` or ``.json``, label maps beside
+    images and DICOMDIR; the format is told by the content. Only headers are read, so a case may still fail in
+    :func:`medcf.read`. Among pictures, CT, MR and PET slices that share a series are parts of a volume and fail; a lone
+    slice is a picture. Among volumes every NIfTI, NRRD or MetaImage volume is a case, and so is every DICOM series
+    (SeriesInstanceUID), however its files are spread.
 
     A table is a CSV with a header line, or JSON: a list of objects, or an object of such lists whose keys become
     ``split``. ``file`` (or ``image``) is required and relative to ``dataset_dir`` if that is given, else to the table;
@@ -59,43 +57,52 @@ def find_cases(
     that do not carry it) are understood, other columns are kept.
 
     Args:
-        dataset_dir: folder to search, or the folder to which the table's paths are relative.
+        dataset_dir: folder to search, one file, or the folder to which the table's paths are relative.
         datalist: CSV or JSON file.
         spatial_dims: 2 finds pictures and loops of them, 3 volumes.
         frame: of a loop: ``"first"``, ``"middle"``, ``"last"``, an index, or ``"all"`` for a case per frame.
-        split: keep only the rows of this split.
-        label_column: column that holds the class index.
+        split: keep only the rows of this split, or of this section of a JSON file.
+        label_column: column that holds the class: its index, or its name.
+        class_names: names of the classes 0, 1, ...
         exclude: files and folders to leave out, such as an output folder inside of ``dataset_dir``.
+        max_pixels: largest picture that is read.
+        max_voxels: largest volume that is read.
 
     Returns:
         The cases, sorted by path or in the table's order, with ids made from their paths: unique, stable, no patient
         data beyond the path's. And the failures.
 
     Raises:
-        FileNotFoundError: if the folder, the table or files named in it do not exist.
+        FileNotFoundError: if the folder or the table does not exist, or no file that the table names.
         ValueError: if there is nothing to read, neither argument is given, or the table lacks ``file``.
     """
     kind = "images" if spatial_dims == 2 else "volumes"
     if dataset_dir is None and datalist is None:
         raise ValueError(f"neither dataset_dir nor datalist is given: name a folder of {kind} or a table of them")
-    root = _check_root(dataset_dir, datalist)
+    root, limits = _check_root(dataset_dir, datalist), Limits(max_pixels, max_voxels)
+    closed: list[Failure] = []
     if datalist is not None:
-        rows = read_table(Path(datalist), root, label_column, series=spatial_dims == 3)
+        rows = read_table(Path(datalist), root, label_column, class_names, series=spatial_dims == 3)
         if split is not None:
             known = sorted({str(row.get("split", "")) for row in rows})
             rows = [row for row in rows if str(row.get("split", "")) == split]
             if not rows:
                 raise ValueError(f"datalist {Path(datalist).name!r} has no row of split {split!r}; it has {known}")
     else:
-        rows = [{"image": str(path)} for path in _walk_files(root, exclude)]
-        if not rows:
+        files, closed = walk_files(root, exclude) if root.is_dir() else ([root], [])
+        rows = [{"image": str(path)} for path in files]
+        if not rows and not closed:
             formats = "DICOM, NIfTI, PNG or JPEG files" if spatial_dims == 2 else "NIfTI files or DICOM series"
             raise ValueError(f"dataset_dir {str(root)!r} holds no {kind[:-1]}: give one of {formats}")
+    root = root if root.is_dir() else root.parent
     if spatial_dims == 2:
         rows = [{"segmentation" if key == "mask" else key: value for key, value in row.items()} for row in rows]
-        found, failures = _pictures(rows, frame)
+        found, failures = _pictures(rows, frame, limits)
+    elif datalist is not None:
+        found, failures = _volumes(rows, root, limits)
     else:
-        found, failures = _volumes(rows, root) if datalist is not None else _volumes_of_files(rows, root)
+        found, failures = _volumes_of_files(rows, root, limits)
+    failures = closed + failures
     cases = [_case(row, name) for row, name in zip(found, _case_ids(found, root), strict=True)]
     logger.info("%d %s to read, %d files that cannot be used", len(cases), kind, len(failures))
     return cases, failures
@@ -110,50 +117,26 @@ def _case(row: Row, name: str) -> Case:
 
 
 def _check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLike[str] | None) -> Path:
-    """Return the folder to search, or the one that the table's paths are relative to.
+    """Return the folder or file to search, or the folder that the table's paths are relative to.
 
     Raises:
-        FileNotFoundError: if it does not exist, or is a file.
+        FileNotFoundError: if it does not exist, or is a table.
     """
     root = Path(dataset_dir) if dataset_dir is not None else Path(datalist or "").parent
-    if root.is_file():
-        raise FileNotFoundError(f"dataset_dir {str(root)!r} is a file: give the folder it is in, or a datalist")
-    if not root.is_dir():
-        raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist or is not a folder: check the path")
+    if root.is_file() and (datalist is not None or root.suffix.lower() in (".csv", ".tsv", ".json")):
+        raise FileNotFoundError(f"dataset_dir {str(root)!r} is a file: give a table as datalist")
+    if not root.exists():
+        raise FileNotFoundError(f"dataset_dir {str(root)!r} does not exist: check the path")
     return root
 
 
-def _walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> Iterator[Path]:
-    """Yield the files that could be images, in a fixed order; folders below ``root`` that hold results are left out."""
-    if is_ours(root / "manifest.json") or ((root / RECORD).is_file() and root.name != DEMO_FOLDER):
-        raise ValueError(f"dataset_dir {str(root)!r} holds what medcf wrote: give the folder of the images themselves")
-    unwanted = {Path(path).resolve() for path in exclude}
-    for folder, names, files in os.walk(root):
-        below = {name: Path(folder) / name for name in sorted(names) if not name.startswith(".")}
-        names[:] = [n for n, path in below.items() if path.resolve() not in unwanted and not _holds_results(path)]
-        for name in sorted(files):
-            path = Path(folder) / name
-            hidden = name.startswith((".", "~$"))
-            sidecar = path.suffix.lower() in _SIDECARS or name.lower() in _SIDECAR_NAMES
-            if not hidden and not sidecar and path.resolve() not in unwanted:
-                yield path
-
-
-def _holds_results(folder: Path) -> bool:
-    """Tell an output folder by its manifest: counterfactuals must not be taken for images of patients."""
-    found = is_ours(folder / "manifest.json") or (folder / RECORD).is_file()
-    if found:
-        logger.warning("%s holds the results of a run and is left out", folder.name)
-    return found
-
-
-def _pictures(rows: list[Row], frame: int | str) -> tuple[list[Row], list[Failure]]:
+def _pictures(rows: list[Row], frame: int | str, limits: Limits) -> tuple[list[Row], list[Failure]]:
     """Look into every header and choose frames."""
     failures: list[Failure] = []
     inspected: list[tuple[Row, FileInfo]] = []
     for row in rows:
         try:
-            inspected.append((row, _expect_picture(inspect_file(row["image"]))))
+            inspected.append((row, _expect_picture(inspect_file(row["image"], limits))))
         except UnreadableImage as error:
             failures.append(Failure.of(error))
     slices = Counter(info.series for _, info in inspected if info.series and info.modality in VOLUME_MODALITIES)
@@ -162,7 +145,7 @@ def _pictures(rows: list[Row], frame: int | str) -> tuple[list[Row], list[Failur
         count = slices.get(info.series, 0) if info.modality in VOLUME_MODALITIES else 0
         try:
             if count > 1:
-                reason = f"has the wrong dimension: one of {count} slices of a {info.modality} series, a volume"
+                reason = f"is one of {count} slices of a {info.modality} series, which is a volume"
                 raise UnreadableImage(info.path, reason, "Put the plane of interest alone into the folder.")
             frames = list(range(info.num_frames)) if frame == "all" else [choose_frame(info, frame)]
         except UnreadableImage as error:
@@ -176,12 +159,12 @@ def _pictures(rows: list[Row], frame: int | str) -> tuple[list[Row], list[Failur
 def _expect_picture(info: FileInfo) -> FileInfo:
     if info.spatial_dims == 3:
         size = f" of {info.num_frames} slices" if info.num_frames > 1 else ""
-        reason = f"has the wrong dimension: a volume{size} where a 2D image is expected"
+        reason = f"is a volume{size}, where a 2D image is expected"
         raise UnreadableImage(info.path, reason, "Cut the plane of interest out of it and save that.")
     return info
 
 
-def _volumes(rows: list[Row], root: Path) -> tuple[list[Row], list[Failure]]:
+def _volumes(rows: list[Row], root: Path, limits: Limits) -> tuple[list[Row], list[Failure]]:
     """Look into the headers of the files and folders of a table."""
     found: list[Row] = []
     failures: list[Failure] = []
@@ -189,19 +172,21 @@ def _volumes(rows: list[Row], root: Path) -> tuple[list[Row], list[Failure]]:
         path = header_of_pair(Path(row["image"])) or Path(row["image"])
         try:
             files = list_dicom_files(path) if path.is_dir() else [path]
-            if len(files) == 1 and sniff(files[0]) == "nifti":
-                found.append({**row, "image": str(_expect_volume(files[0]))})
+            if len(files) == 1 and sniff(files[0]) in ("nifti", "itk"):
+                found.append({**row, "image": str(_expect_volume(files[0], limits))})
                 continue
             for file in files:
                 _expect_slice(file)
             name = row.get("case") or _folder_name(os.path.relpath(path, root))
-            found.append({**row, **_series([place for file in files for place in _slices(file)[1]]), "case": name})
+            found.append(
+                {**row, **_series([place for file in files for place in _slices(file)[1]], limits), "case": name}
+            )
         except UnreadableImage as error:
             failures.append(Failure.of(error))
     return found, failures
 
 
-def _volumes_of_files(rows: list[Row], root: Path) -> tuple[list[Row], list[Failure]]:
+def _volumes_of_files(rows: list[Row], root: Path, limits: Limits) -> tuple[list[Row], list[Failure]]:
     """Look into every header of a folder and gather the files of each series."""
     failures: list[Failure] = []
     placed: list[tuple[str, Row]] = []
@@ -210,11 +195,9 @@ def _volumes_of_files(rows: list[Row], root: Path) -> tuple[list[Row], list[Fail
     for path in (Path(row["image"]) for row in rows):
         kind = ""
         try:
-            if header_of_pair(path):
-                continue  # read with its header
             kind = sniff(path)
-            if kind == "nifti":
-                placed.append((str(path), {"image": str(_expect_volume(path))}))
+            if kind in ("nifti", "itk"):
+                placed.append((str(path), {"image": str(_expect_volume(path, limits))}))
             else:
                 _expect_slice(path)
                 uid, slices = _slices(path)
@@ -229,7 +212,7 @@ def _volumes_of_files(rows: list[Row], root: Path) -> tuple[list[Row], list[Fail
     folders = [os.path.commonpath([place.path.parent for place in slices]) for slices in series.values()]
     for slices, folder in zip(series.values(), folders, strict=True):
         try:
-            row = _series(slices)
+            row = _series(slices, limits)
         except UnreadableImage as error:
             failures.append(Failure.of(error))
             continue
@@ -240,9 +223,10 @@ def _volumes_of_files(rows: list[Row], root: Path) -> tuple[list[Row], list[Fail
     return [row for _, row in sorted(placed, key=lambda pair: order[pair[0]])], failures
 
 
-def _expect_volume(path: Path) -> Path:
-    if inspect_file(path).spatial_dims == 2:
-        raise UnreadableImage(path, "has the wrong dimension: a picture, not a volume", "Give a 3D volume.")
+def _expect_volume(path: Path, limits: Limits) -> Path:
+    info = inspect_file(path, limits)
+    if info.spatial_dims == 2:
+        raise UnreadableImage(path, f"is not a volume (its size is {info.size[0]} x {info.size[1]})", "Give a volume.")
     return path
 
 
@@ -253,15 +237,16 @@ def _expect_slice(path: Path) -> None:
         raise UnreadableImage(path, "is one of several files of a case", "Give one NIfTI file, or one DICOM series.")
 
 
-@discreet()
+@quiet_pydicom()
 def _slices(path: Path) -> tuple[str, list[SlicePlace]]:
     header = open_dicom(path)
     return str(header.get("SeriesInstanceUID", "") or ""), open_slices(path, header)
 
 
-def _series(slices: Sequence[SlicePlace]) -> Row:
+def _series(slices: Sequence[SlicePlace], limits: Limits) -> Row:
     """Check that the slices make up a volume, and name its files in their order."""
     arranged, _ = arrange(slices)
+    limits.check(arranged[0].path, (*arranged[0].size[::-1], len(arranged)))
     files = list(dict.fromkeys(str(place.path) for place in arranged))
     return {"image": files[0], "files": files}
 

@@ -8,8 +8,11 @@ gives it) is taken so, its pixel spacing unknown; on the network's grid its ``sp
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -18,18 +21,26 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
+from medcf.runtime.errors import UnreadableImage
+
 __all__ = [
     "LUMINANCE_WEIGHTS",
+    "Limits",
     "Pixels",
     "channels_first",
+    "check_extent",
+    "digest",
     "display_range",
     "geometry",
     "get_spacing",
     "meta_of",
     "picture_affine",
     "to_luminance",
+    "to_unit_range",
     "voxel_sizes",
 ]
+
+_SHORTEST, _LONGEST = 1.0, 3000.0  # mm, the longest edge of an image
 
 LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)
 """Red, green and blue weights of ITU-R BT.601 luma: the Y of DICOM's YBR_FULL and of JPEG."""
@@ -84,12 +95,41 @@ def channels_first(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
+def digest(image: NDArray[np.generic]) -> str:
+    """SHA-256 of an array's values and shape: the name by which noise is seeded, whatever its file is called."""
+    array = np.ascontiguousarray(image)
+    return hashlib.sha256(str(array.shape).encode() + array.view(np.uint8).reshape(-1).data).hexdigest()
+
+
 def display_range(picture: torch.Tensor) -> tuple[float, float]:
     """Values of a picture that are black and white: 0 and 1, 0 and 255, or its own ends beyond these."""
     low, high = (float(value) for value in picture.as_subclass(torch.Tensor).float().aminmax())
     if low >= -1e-6 and high <= 255:
         return 0.0, 1.0 if high <= 1 + 1e-6 else 255.0
     return low, max(high, low + 1e-6)
+
+
+def to_unit_range(values: NDArray[np.generic]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """Scale the numbers of a picture to [0, 1].
+
+    Unsigned integers are divided by the largest number of 8, 10, 12, 14, 16 or 32 bits, whichever holds them, because
+    detectors store fewer bits than the file has, without a scale. Others within [0, 255] are divided by 255, unless
+    they are within [0, 1] already; the rest is stretched from its minimum to its maximum.
+
+    Args:
+        values: of any type; what is not finite counts as 0.
+
+    Returns:
+        float32 of the same shape; the values that became 0 and 1.
+    """
+    numbers = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(numbers.min()), float(numbers.max())
+    if values.dtype.kind in "ub":
+        bits = next(bits for bits in (8, 10, 12, 14, 16, 32, 64) if int(values.max()) < 2**bits)
+        low, high = 0.0, 1.0 if values.dtype.kind == "b" else float(2**bits - 1)
+    elif low >= 0 and high <= 255:
+        low, high = 0.0, 255.0 if high > 1 else 1.0
+    return np.clip((numbers - low) / max(high - low, 1e-12), 0, 1), (low, high)
 
 
 def meta_of(image: torch.Tensor | None, *without: str) -> dict[str, Any]:
@@ -126,7 +166,7 @@ class Pixels:
         array: float32 (C, X, Y) in [0, 1], bright is white whatever the file's convention; or a volume (1, X, Y, Z) in
             its own units.
         affine: indices to RAS+ mm; None where the file does not say.
-        source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
+        source_format: ``"dicom"``, ``"nifti"``, ``"itk"`` or ``"raster"``.
         value_range: of a picture, the file's intensities that became 0 and 1 (the first is the larger one if white was
             low), NaN where a lookup table stands between; of a volume, its smallest and largest value.
         region: first column, first row, end column, end row of the picture proper (an ultrasound region); None for all.
@@ -143,6 +183,18 @@ class Pixels:
     frame: int = 0
     num_frames: int = 1
     modality: str = ""
+
+    @classmethod
+    def picture(cls, array: NDArray[np.float32], spacing: tuple[float, float] | None, **known: Any) -> Pixels:
+        """Take a picture as a screen shows it.
+
+        Args:
+            array: (H, W) or (H, W, C) in [0, 1].
+            spacing: mm between rows and between columns, None where the file does not say.
+            known: the other attributes.
+        """
+        turned = array[None].swapaxes(1, 2) if array.ndim == 2 else array.transpose(2, 1, 0)
+        return cls(turned, None if spacing is None else picture_affine(spacing[::-1]), **known)
 
     def describe(self) -> dict[str, Any]:
         """Return the meta data, plain values that MONAI's collate functions accept."""
@@ -164,3 +216,47 @@ class Pixels:
         if self.region is not None:
             meta["region"] = self.region
         return meta
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest number of pixels of a picture and of voxels of a volume that are read.
+
+    Reading a volume takes up to 16 bytes per voxel.
+    """
+
+    pixels: float = 4e7
+    voxels: float = 1.5e8
+
+    def check(self, path: str | PathLike[str], size: Sequence[int]) -> None:
+        """Refuse a file that claims more.
+
+        Args:
+            path: the file.
+            size: two numbers of a picture, three of a volume.
+
+        Raises:
+            UnreadableImage: names the claim and the option that raises the limit.
+        """
+        kind, limit = ("pixels", self.pixels) if len(size) == 2 else ("voxels", self.voxels)
+        if math.prod(size) > limit:
+            claim = " x ".join(map(str, size))
+            reason = f"claims {claim} {kind}, more than the limit of {limit:.0f}"
+            raise UnreadableImage(path, reason, f"If that is right, raise the limit: --max_{kind} {math.prod(size)}")
+
+
+def check_extent(path: str | PathLike[str], affine: NDArray[np.floating], size: Sequence[int]) -> None:
+    """Refuse an image whose header gives it a size in mm that no part of a body has.
+
+    Args:
+        path: the file.
+        affine: (4, 4), indices to mm.
+        size: two numbers of a picture, three of a volume.
+
+    Raises:
+        UnreadableImage: it does.
+    """
+    longest = max(mm * n for mm, n in zip(voxel_sizes(affine), size, strict=False))
+    if not _SHORTEST <= longest <= _LONGEST:
+        reason = f"is {longest:.3g} mm long according to its header, which no part of a body is"
+        raise UnreadableImage(path, reason, "Correct the pixel or voxel size, or its unit, in the header.")

@@ -9,20 +9,24 @@ maximum. An affine of a picture that is exactly the unit matrix is what a writer
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medcf.data.image import Pixels
+from medcf.data.image import Pixels, check_extent, to_unit_range
 from medcf.runtime.errors import UnreadableImage
 
-__all__ = ["check_nifti", "header_of_pair", "is_nifti", "read_nifti", "unit_in_mm"]
+__all__ = ["check_nifti", "header_of_pair", "is_nifti", "open_nifti", "read_nifti", "unit_in_mm"]
 
 logger = logging.getLogger(__name__)
 
 _MARKS = {b"n+1\0", b"n+2\0", b"ni1\0", b"ni2\0"}
+_ROUNDING = 1e-4  # of the length of a quaternion, squared
+_HIGHEST_PADDING, _PADDING_GAP, _LEAST_PADDED = -1500.0, 400.0, 1e-3  # HU, HU, share of the voxels
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 
@@ -45,62 +49,116 @@ def unit_in_mm(header: Any) -> float:
     return _UNITS.get(str(header.get_xyzt_units()[0]), 1.0) if hasattr(header, "get_xyzt_units") else 1.0
 
 
-def check_nifti(path: Path) -> int:
+def check_nifti(path: Path) -> tuple[int, ...]:
     """Check from the header that the file holds one picture or one volume.
 
     Returns:
-        Its number of spatial dimensions, 2 or 3.
+        Its size, two or three numbers.
 
     Raises:
-        UnreadableImage: if it is damaged, empty, a time series, or a volume in colors.
+        UnreadableImage: if it is damaged, empty, a time series, a volume in colors, or as long as no part of a body.
     """
-    return len(_axes(path, _load(path)))
+    image = open_nifti(path)
+    size = tuple(int(image.shape[axis]) for axis in _axes(path, image))
+    affine = _affine(image)
+    if affine is not None:
+        check_extent(path, affine, image.shape[:3])
+    return size
 
 
 def read_nifti(path: Path) -> Pixels:
     """Read a picture, gray or RGB, or a volume; further axes may have length 1.
 
-    Values of a volume that are not finite, which some tools write outside of the brain, become 0. The affine is the
-    header's sform if it has one, else its qform, else voxel sizes alone (with a warning).
+    Values of a volume that are not finite, which some tools write outside of the brain, become 0; what pads a CT
+    outside of its field of view becomes the smallest value inside of it. The affine is the header's sform if that is
+    valid, else its qform, else voxel sizes alone (with a warning).
 
     Raises:
         UnreadableImage: as :func:`check_nifti`, or if the pixels are damaged or the affine of a volume is singular.
     """
-    image = _load(path)
+    image = open_nifti(path)
     axes = _axes(path, image)
     try:
         stored = np.asarray(image.dataobj, dtype=None if len(axes) == 2 else np.float32)
-        affine = np.eye(4) if image.affine is None else np.array(image.affine, dtype=np.float64)
-        unit = unit_in_mm(image.header)
+        affine = _affine(image)
     except Exception as error:
         raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
-    usable = bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
     values = stored.reshape([stored.shape[axis] for axis in axes])
     if len(axes) == 2:
-        known = usable and not np.array_equal(affine, np.eye(4))
-        affine[:3] *= unit
         third = 3 - sum(axes)
         array, value_range = _gray(values)
-        return Pixels(array, affine[:, [*axes, third, 3]] if known else None, "nifti", value_range)
-    if not usable:
+        return Pixels(array, None if affine is None else affine[:, [*axes, third, 3]], "nifti", value_range)
+    if affine is None:
         remedy = "Correct its sform or qform, or export it again."
         raise UnreadableImage(path, "says nothing usable about where its voxels lie", remedy)
-    affine[:3] *= unit
     _warn(path, image)
     odd = ~np.isfinite(values)
     if odd.any():
         logger.warning("%s: %d voxels are not finite and count as 0", path.name, int(odd.sum()))
         values = np.where(odd, np.float32(0), values)
+    values = _without_padding(path, values)
     return Pixels(values[None], affine, "nifti", (float(values.min()), float(values.max())))
 
 
-def _load(path: Path) -> Any:
+def open_nifti(path: Path) -> Any:
+    """Open an image of nibabel whose pixels stay in the file.
+
+    Raises:
+        UnreadableImage: if the header is damaged.
+    """
     import nibabel as nib
 
     try:
-        return nib.load(path)
+        try:
+            image: Any = nib.load(path)
+        except ValueError:  # a quaternion that single precision rounded a little beyond length 1
+            kinds = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.Nifti2Pair)
+            kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
+            header = type("Tolerant", (kind.header_class,), {"quaternion_threshold": _ROUNDING})
+            tolerant: Any = type(kind.__name__, (kind,), {"header_class": header})
+            image = tolerant.from_filename(path)
+        image.header.quaternion_threshold = _ROUNDING
+        return image
     except Exception as error:
         raise UnreadableImage(path, f"is a damaged NIfTI file ({type(error).__name__})", "Export it again.") from error
+
+
+def _affine(image: Any) -> NDArray[np.float64] | None:
+    """Return the affine in mm: the sform if it is valid, else the qform, else voxel sizes; None where none is.
+
+    The unit matrix of a picture is what a writer leaves that knows no geometry.
+    """
+    header = image.header
+    candidates: list[Callable[[], Any]] = [header.get_base_affine]
+    if hasattr(header, "get_sform"):
+        forms = (header.get_sform, header.get_qform)
+        candidates = [partial(lambda form: form(coded=True)[0], form) for form in forms] + candidates
+    for candidate in candidates:
+        try:
+            affine = np.array(candidate(), dtype=np.float64)
+        except (TypeError, ValueError):  # not coded, or no rotation
+            continue
+        if affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-12:
+            if np.array_equal(affine, np.eye(4)) and min(image.shape[:3]) == 1:
+                return None
+            affine[:3] *= unit_in_mm(header)
+            return affine
+    return None
+
+
+def _without_padding(path: Path, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give what pads a CT outside of its field of view, such as -3024 or -32768, the smallest value inside of it."""
+    lowest = float(values.min())
+    if lowest > _HIGHEST_PADDING:
+        return values
+    inside = values > lowest
+    if not inside.any() or (~inside).mean() < _LEAST_PADDED:
+        return values
+    darkest = float(values[inside].min())
+    if darkest - lowest < _PADDING_GAP:
+        return values
+    logger.info("%s: voxels of %g are padding and count as %g", path.name, lowest, darkest)
+    return np.where(inside, values, np.float32(darkest))
 
 
 def _axes(path: Path, image: Any) -> list[int]:
@@ -109,7 +167,7 @@ def _axes(path: Path, image: Any) -> list[int]:
     shown = " x ".join(map(str, shape))
     long = [axis for axis, length in enumerate(shape) if length > 1]
     if any(axis > 2 for axis in long):
-        reason = f"has the wrong dimension: a series of images ({shown})"
+        reason = f"is a series of images ({shown})"
         raise UnreadableImage(path, reason, "Save one of its images, or their mean, in a file of its own.")
     if len(long) < 2 or 0 in shape:
         raise UnreadableImage(path, f"holds no image (its size is {shown})", "Export it again.")
@@ -123,12 +181,7 @@ def _gray(array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, float]
     """Scale a picture (X, Y) to (C, X, Y) in [0, 1]; return the values that became 0 and 1, too."""
     if array.dtype.names is not None:  # NIfTI's RGB24 and RGBA32
         return np.stack([array[name] for name in ("R", "G", "B")]).astype(np.float32) / 255.0, (0.0, 255.0)
-    values = np.nan_to_num(array.astype(np.float32), posinf=0.0, neginf=0.0)[None]
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 255:
-        top = 255.0 if array.dtype == np.uint8 or high > 1 else 1.0
-        return values / top, (0.0, top)
-    return (values - low) / max(high - low, 1e-12), (low, high)
+    return to_unit_range((array if array.dtype == np.uint8 else array.astype(np.float32))[None])
 
 
 def _warn(path: Path, image: Any) -> None:
@@ -136,8 +189,12 @@ def _warn(path: Path, image: Any) -> None:
     header = image.header
     if not hasattr(header, "get_sform"):
         return
-    sform, qform = header.get_sform(coded=True), header.get_qform(coded=True)
-    if not sform[1] and not qform[1]:
+    if not header["sform_code"] and not header["qform_code"]:
         logger.warning("%s: the header names no orientation; left and right are a guess", path.name)
-    elif sform[1] and qform[1] and not np.allclose(sform[0], qform[0], atol=0.1):
-        logger.warning("%s: sform and qform of the header differ; the sform is used", path.name)
+        return
+    try:
+        differs = not np.allclose(header.get_sform(), header.get_qform(), atol=0.1)
+    except ValueError:
+        differs = True
+    if header["sform_code"] and header["qform_code"] and differs:
+        logger.warning("%s: sform and qform of the header differ; the sform is used if it is valid", path.name)

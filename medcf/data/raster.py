@@ -8,42 +8,64 @@ describe a display, not the patient, and are not taken for a pixel spacing.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from medcf.data.image import Pixels, picture_affine
+from medcf.data.image import Pixels, to_unit_range
 from medcf.runtime.errors import UnreadableImage
 
-__all__ = ["SPACING_ENTRY", "read_raster"]
+__all__ = ["SPACING_ENTRY", "TIFF_MARKS", "inspect_raster", "read_raster"]
 
 SPACING_ENTRY = "medcf_spacing_mm"
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two of BigTIFF
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _DISPLAY_DPI = (
     *(40, 50, 60, 72, 75, 80, 90, 96, 100, 110, 120, 130, 144, 150, 160, 180, 192, 200, 204, 220, 240),
     *(250, 254, 288, 300, 320, 350, 360, 400, 500),
 )
 _DPI_RANGE = (5.0, 500.0)
+_FIRST_TURNED = 5  # orientation of TIFF and EXIF from which on rows and columns are exchanged
+_TURNS: dict[int, Callable[[NDArray], NDArray]] = {
+    2: np.fliplr,
+    3: lambda array: array[::-1, ::-1],
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda array: np.rot90(array, -1),
+    7: lambda array: array[::-1, ::-1].T,
+    8: np.rot90,
+}
+
+Range = tuple[float, float]
 
 
-def count_raster_frames(path: Path) -> int:
-    """Number of pages of a TIFF, 1 for the other formats.
+def inspect_raster(path: Path) -> tuple[int, tuple[int, int]]:
+    """Tell from the header how many pictures a file holds, and their columns and rows.
+
+    Only the pages of a TIFF that are as large as its first count; the second picture of a JPEG (a thumbnail or a gain
+    map, as phones append) and the further ones of an animated PNG do not.
 
     Raises:
         UnreadableImage: if the header cannot be parsed.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            return int(getattr(picture, "n_frames", 1))
+        if not _is_tiff(path):
+            with _opened(path) as picture:
+                return 1, picture.size
+        with tifffile.TiffFile(path) as file:
+            pages = _pages(file)
+            return len(pages), (pages[0].imagewidth, pages[0].imagelength)
     except Exception as error:
         raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
 
 
 def read_raster(path: Path, frame: int = 0) -> Pixels:
-    """Read one picture: greyscale, RGB, palette, with or without transparency, 8 or 16 bits.
+    """Read one picture as viewers show it: gray, RGB or palette, with or without transparency, of 8 to 32 bits.
 
     Args:
         path: the file.
@@ -52,41 +74,87 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
     Raises:
         UnreadableImage: if the picture is damaged, truncated or of an unusual kind.
     """
+    count, index, gray = 1, 0, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                num_frames = int(getattr(picture, "n_frames", 1))
-                if num_frames > 1:
-                    picture.seek(frame)
-                picture.load()
-                array, top = _decode(picture)
-                spacing = _stated_spacing(picture)
+        if _is_tiff(path):
+            with tifffile.TiffFile(path) as file:
+                pages = _pages(file)
+                count, index, gray = len(pages), pages[frame].index, _read_gray_page(pages[frame])
+        array, value_range, spacing = (*gray, None) if gray else _read_picture(path, index)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error and its own
         raise UnreadableImage(path, f"cannot be decoded ({type(error).__name__})", "Export it again.") from error
-    return Pixels(
-        array=array[None].swapaxes(1, 2) if array.ndim == 2 else array.transpose(2, 1, 0),
-        affine=None if spacing is None else picture_affine(spacing[::-1]),
-        source_format="raster",
-        value_range=(0.0, top),
-        frame=frame,
-        num_frames=num_frames,
+    return Pixels.picture(
+        array, spacing, source_format="raster", value_range=value_range, frame=frame, num_frames=count
     )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture without Pillow's own limit, which `medcf.data.image.Limits` replaces."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            yield picture
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) in TIFF_MARKS
+
+
+def _pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """List the pages of a TIFF that are as large as its first: the others are thumbnails."""
+    pages = [page.aspage() for page in file.pages]
+    return [page for page in pages if page.shape == pages[0].shape]
+
+
+def _read_gray_page(page: tifffile.TiffPage) -> tuple[NDArray[np.float32], Range] | None:
+    """Read a page with one number per pixel, some kinds of which Pillow misreads.
+
+    Returns:
+        (H, W) in [0, 1], and the values that became 0 and 1; None for colors, and for what only Pillow decompresses.
+    """
+    inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    gray = inverted or page.photometric == tifffile.PHOTOMETRIC.MINISBLACK
+    if not gray or page.samplesperpixel != 1 or page.bitspersample < 8:
+        return None
+    try:
+        values = page.asarray()
+    except ValueError:
+        return None
+    shown, (low, high) = to_unit_range(values)
+    if inverted:
+        shown, low, high = 1 - shown, high, low
+    orientation = page.tags.get("Orientation")
+    turn = _TURNS.get(int(orientation.value) if orientation else 1, lambda array: array)
+    return np.ascontiguousarray(turn(shown)), (low, high)
+
+
+def _read_picture(path: Path, index: int) -> tuple[NDArray[np.float32], Range, tuple[float, float] | None]:
+    """Read a picture with Pillow, turned as its EXIF data ask; a TIFF it turns by itself."""
+    with _opened(path) as picture:
+        if index:
+            picture.seek(index)
+        picture.load()
+        spacing = _stated_spacing(picture)
+        shown = picture
+        if picture.format != "TIFF":
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
+            spacing = spacing[::-1] if turned and spacing else spacing
+            shown = ImageOps.exif_transpose(picture)
+        array, top = _decode(shown)
+    return array, (0.0, top), spacing
 
 
 def _decode(picture: Image.Image) -> tuple[NDArray[np.float32], float]:
     """Return the pixels in [0, 1] and the stored value that became 1."""
     if picture.mode == "1":
         return np.asarray(picture, dtype=np.float32), 1.0
-    if picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-        top = max(float(values.max()), 1.0)
-        return np.clip(values / top, 0, 1), top
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.float32)
-        # 10- and 12-bit detectors are stored in 16 bits without a scale
-        top = next(float(2**bits - 1) for bits in (8, 10, 12, 14, 16, 32) if values.max() < 2**bits)
-        return np.clip(values / top, 0, 1), top
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        values, (_, top) = to_unit_range(np.asarray(picture))
+        return values, top
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         # what a viewer shows on a black background
         layered = picture.convert("RGBA")

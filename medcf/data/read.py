@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads an image of any supported format, told by its content: DICOM, NIfTI, PNG, JPEG, BMP or TIFF."""
+"""Reads an image of any supported format, told by its content: DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, BMP, TIFF."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ from monai.data import ImageReader, MetaTensor
 from numpy.typing import NDArray
 
 from medcf.data.case import Case, as_case
-from medcf.data.dicom import count_dicom_frames, discreet, holds_volume, looks_like_dicom, open_dicom, read_dicom
-from medcf.data.dicom_series import list_dicom_files, read_dicom_volume
-from medcf.data.image import Pixels, picture_affine, voxel_sizes
+from medcf.data.dicom.header import (
+    count_dicom_frames,
+    holds_volume,
+    looks_like_dicom,
+    open_dicom,
+    quiet_pydicom,
+)
+from medcf.data.dicom.picture import read_dicom
+from medcf.data.dicom.series import list_dicom_files, read_dicom_volume
+from medcf.data.image import Limits, Pixels, check_extent, digest, picture_affine
+from medcf.data.itk_image import inspect_itk, is_itk, read_itk
 from medcf.data.nifti import check_nifti, header_of_pair, is_nifti, read_nifti
-from medcf.data.raster import count_raster_frames, read_raster
+from medcf.data.raster import TIFF_MARKS, inspect_raster, read_raster
 from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["FileInfo", "StudyReader", "choose_frame", "inspect_file", "read", "sniff"]
 
 logger = logging.getLogger(__name__)
 
-_RASTER_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+_RASTER_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", *TIFF_MARKS)
 _OTHER_MARKS = {
     b"PK\x03\x04": "a zip archive",
     b"%PDF": "a PDF document",
     b"GIF8": "a GIF",
     b"\x89HDF": "an HDF5 file",
-    b"NRRD": "an NRRD file",
 }
-_SHORTEST, _LONGEST = 1.0, 3000.0  # mm, the longest edge of a volume
+_LIMITS = Limits()
 
 Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -49,8 +56,8 @@ class FileInfo:
 
     Attributes:
         path: the file.
-        source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
-        spatial_dims: 2 of a picture or a loop, 3 of a volume.
+        source_format: ``"dicom"``, ``"nifti"``, ``"itk"`` or ``"raster"``.
+        size: two numbers of a picture or a loop, three of a volume.
         num_frames: number of frames of a loop.
         series: DICOM's series instance UID, empty for other formats. Never to be shown.
         modality: DICOM's modality, empty for other formats.
@@ -58,26 +65,33 @@ class FileInfo:
 
     path: Path
     source_format: str
-    spatial_dims: int = 2
+    size: tuple[int, ...]
     num_frames: int = 1
     series: str = ""
     modality: str = ""
 
+    @property
+    def spatial_dims(self) -> int:
+        """2 of a picture or a loop, 3 of a volume."""
+        return len(self.size)
 
-def read(source: Source, frame: int | str | None = None) -> MetaTensor:
+
+def read(source: Source, frame: int | str | None = None, *, limits: Limits = _LIMITS) -> MetaTensor:
     """Read an image: a picture, a frame of a loop, or a volume.
 
     The array's axes are those of the file (NIfTI), or column, row and slice. Meta data: ``affine`` and
     ``original_affine`` (indices to RAS+ mm; the unit matrix where the file does not say where it lies, see
     :mod:`medcf.data.image`), ``region`` (first column and row, end column and row of the picture proper, where DICOM
     names an ultrasound region), ``value_range`` (the stored values that became 0 and 1, or the ends of a volume),
-    ``source_format``, ``modality``, ``frame``, ``num_frames``, ``filename_or_obj`` (the file; of a series the first
-    slice) and, where the case names one, ``mask`` (bool, on the image's voxels).
+    ``source_format``, ``modality``, ``frame``, ``num_frames``, ``sha256`` (of the array, by which noise is seeded),
+    ``filename_or_obj`` (the file; of a series the first slice) and, where the case names one, ``mask`` (bool, on the
+    image's voxels).
 
     Args:
         source: a case; a file, whatever its name; a folder that holds one DICOM series; or its files.
         frame: of a loop: ``"first"``, ``"middle"``, ``"last"`` or an index (negative ones count from the end); None is
             the case's, or the middle one.
+        limits: how large the image may be.
 
     Returns:
         float32: a picture (C, X, Y) in [0, 1], where 0 is black and 1 is white whatever the format's convention, C = 3
@@ -88,7 +102,7 @@ def read(source: Source, frame: int | str | None = None) -> MetaTensor:
         UnreadableImage: if a file is missing, damaged, no image, has no such frame, or if slices make up no volume.
         ValueError: if ``frame`` is none of the above.
     """
-    array, meta = _load(as_case(source), frame)
+    array, meta = _load(as_case(source), frame, limits)
     affine = torch.from_numpy(np.asarray(meta.pop("affine"), dtype=np.float64))
     return MetaTensor(torch.from_numpy(array), affine=affine, meta=meta)
 
@@ -101,10 +115,15 @@ class StudyReader(ImageReader):
 
     Args:
         frame: see :func:`read`.
+        max_pixels: limit of a picture.
+        max_voxels: limit of a volume.
     """
 
-    def __init__(self, frame: int | str | None = None) -> None:
+    def __init__(
+        self, frame: int | str | None = None, max_pixels: float = _LIMITS.pixels, max_voxels: float = _LIMITS.voxels
+    ) -> None:
         self.frame = frame
+        self.limits = Limits(max_pixels, max_voxels)
         # MONAI's loader registers every reader it knows and warns of the one whose GPU decoder is not installed
         logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
@@ -125,14 +144,14 @@ class StudyReader(ImageReader):
         Raises:
             UnreadableImage: as :func:`read`.
         """
-        return _load(img, self.frame)
+        return _load(img, self.frame, self.limits)
 
 
 def sniff(path: str | PathLike[str]) -> str:
     """Tell the format from the first bytes.
 
     Returns:
-        ``"dicom"``, ``"nifti"``, ``"raster"``, or ``""`` for anything else.
+        ``"dicom"``, ``"nifti"``, ``"itk"``, ``"raster"``, or ``""`` for anything else.
 
     Raises:
         UnreadableImage: if the file is missing, empty or must not be read.
@@ -149,29 +168,40 @@ def sniff(path: str | PathLike[str]) -> str:
         return "dicom"
     if is_nifti(head):
         return "nifti"
+    if is_itk(head):
+        return "itk"
     if head.startswith(_RASTER_MARKS):
         return "raster"
     return "dicom" if looks_like_dicom(head) else ""
 
 
-@discreet()
-def inspect_file(path: str | PathLike[str]) -> FileInfo:
-    """Tell from the header what image a file holds, if it holds one.
+@quiet_pydicom()
+def inspect_file(path: str | PathLike[str], limits: Limits = _LIMITS) -> FileInfo:
+    """Tell from the header what image a file holds, if it holds one that may be read.
 
     Raises:
         UnreadableImage: if it does not.
     """
     path = Path(path)
-    kind = sniff(path)
+    info = _inspect(path, sniff(path))
+    limits.check(path, info.size)
+    return info
+
+
+def _inspect(path: Path, kind: str) -> FileInfo:
     if kind == "dicom":
         header = open_dicom(path)
         series, modality = str(header.get("SeriesInstanceUID", "") or ""), str(header.get("Modality", "") or "")
-        frames, dims = count_dicom_frames(path, header), 3 if holds_volume(header) else 2
-        return FileInfo(path, kind, dims, frames, series, modality)
+        frames = count_dicom_frames(path, header)
+        size = (int(header.Columns), int(header.Rows), *((frames,) if holds_volume(header) else ()))
+        return FileInfo(path, kind, size, frames, series, modality)
     if kind == "nifti":
         return FileInfo(path, kind, check_nifti(path))
+    if kind == "itk":
+        return FileInfo(path, kind, inspect_itk(path))
     if kind == "raster":
-        return FileInfo(path, kind, 2, count_raster_frames(path))
+        frames, size = inspect_raster(path)
+        return FileInfo(path, kind, size, frames)
     raise _unknown(path)
 
 
@@ -201,46 +231,44 @@ def choose_frame(info: FileInfo, frame: int | str | None) -> int:
     return index % count
 
 
-def _load(case: Case, frame: int | str | None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+def _load(case: Case, frame: int | str | None, limits: Limits) -> tuple[NDArray[np.float32], dict[str, Any]]:
     files = list(case.files)
     if len(files) == 1 and files[0].is_dir():
         files = list_dicom_files(files[0])
     files = [header_of_pair(file) or file for file in files]
-    first, pixels = _decode(files, case.frame if frame is None else frame)
-    if pixels.array.ndim == 4 and pixels.affine is not None:
-        longest = max(mm * n for mm, n in zip(voxel_sizes(pixels.affine), pixels.array.shape[1:], strict=True))
-        if not _SHORTEST <= longest <= _LONGEST:
-            reason = f"is {longest:.3g} mm long by its header, no part of a body"
-            raise UnreadableImage(first, reason, "Correct the voxel size or its unit in the header.")
+    first, pixels = _decode(files, case.frame if frame is None else frame, limits)
+    if pixels.affine is not None:
+        check_extent(first, pixels.affine, pixels.array.shape[1:])
     meta = pixels.describe() | {"filename_or_obj": str(first)}
     if "spacing_mm" in case.columns and pixels.array.ndim == 3:
         row, column = (float(mm) for mm in case.columns["spacing_mm"])
         meta |= {name: picture_affine((column, row)) for name in ("affine", "original_affine")} | {"space": "RAS"}
     array = np.ascontiguousarray(pixels.array, dtype=np.float32)
+    meta["sha256"] = digest(array)
     if case.mask is not None:
-        meta["mask"] = _read_mask(case.mask, array.shape, meta["affine"])
+        meta["mask"] = _read_mask(case.mask, array.shape, meta["affine"], limits)
     return array, meta
 
 
-def _decode(files: Sequence[Path], frame: int | str | None) -> tuple[Path, Pixels]:
+def _decode(files: Sequence[Path], frame: int | str | None, limits: Limits) -> tuple[Path, Pixels]:
     """Read the one file, or the series; return the file that it is called after, too."""
     if len(files) > 1:
         if odd := next((file for file in files if sniff(file) != "dicom"), None):
-            reason = "is one of several files that are no DICOM series"
+            reason = "is one of several files that are not a DICOM series"
             raise UnreadableImage(odd, reason, "Give a NIfTI file, or a folder with one DICOM series.")
-        return read_dicom_volume(files)
-    info = inspect_file(files[0])
-    if info.source_format == "nifti":
-        return files[0], read_nifti(files[0])
+        return read_dicom_volume(files, limits)
+    info = inspect_file(files[0], limits)
+    if info.source_format in ("nifti", "itk"):
+        return files[0], (read_nifti if info.source_format == "nifti" else read_itk)(files[0])
     if info.spatial_dims == 3 and frame is None:
-        return read_dicom_volume(files)
+        return read_dicom_volume(files, limits)
     index = choose_frame(info, frame)
     return files[0], read_dicom(files[0], index) if info.source_format == "dicom" else read_raster(files[0], index)
 
 
-def _read_mask(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _read_mask(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], limits: Limits) -> NDArray[np.bool_]:
     """Read a mask that lies on the voxels of its image: whatever in it is above 0."""
-    array, meta = _load(as_case(path), None)
+    array, meta = _load(as_case(path), None, limits)
     if array.shape[1:] != shape[1:] or not np.allclose(meta["affine"], affine, atol=0.05):
         remedy = "Resample it onto the volume, nearest neighbor."
         raise UnreadableImage(path, "is a mask on other voxels than its volume", remedy)
@@ -271,7 +299,7 @@ def _unknown(path: Path) -> UnreadableImage:
     """Say what a file of no supported format is, as far as that can be told."""
     head, name = _head(path), path.name.lower()
     what = next((name for mark, name in _OTHER_MARKS.items() if head.startswith(mark)), "of an unknown format")
-    remedy = "Give DICOM, NIfTI, PNG, JPEG, BMP or TIFF files."
+    remedy = "Give DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, BMP or TIFF files."
     if name.endswith((".mgz", ".mgh")):
         what, remedy = "a FreeSurfer volume", f"Convert it: mri_convert {path.name} {path.stem}.nii.gz"
     elif head[:2] == b"\x1f\x8b":

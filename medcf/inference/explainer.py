@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.networks.utils import eval_mode
 from monai.transforms import Compose
 from monai.utils import convert_to_dst_type
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 
 from medcf.data import Case
 from medcf.data.case import as_case
-from medcf.data.image import channels_first
+from medcf.data.image import channels_first, digest
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.inference.cases import case_loader, prepare_case
 from medcf.inference.inputs import list_cases
 from medcf.inference.results import case_result
 from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import end_run
-from medcf.inferers.checks import TargetError
+from medcf.inferers.checks import TargetError, class_index
 from medcf.runtime.errors import Failure, UnreadableImage
 from medcf.runtime.performance import autocast
 
@@ -55,6 +56,7 @@ class Explainer:
         novelty: images to a dictionary of tensors (B,); `medcf.metrics.NoveltyDetector`.
         writers: what `CaseResult.save` and `run` call.
         listing: options of `medcf.inference.list_cases` for `run`.
+        class_names: names of the classes 0, 1, ..., which a target may be called by.
         trajectory: bring all iterates back to the image's own matrix; None does so for pictures alone, since a volume
             of the scanner is large.
         device: where to compute.
@@ -76,6 +78,7 @@ class Explainer:
         novelty: Callable[[Tensor], dict[str, Tensor]] | None = None,
         writers: Sequence[Writer] = (),
         listing: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] = (),
         trajectory: bool | None = None,
         device: torch.device | str = "cpu",
         amp: bool | Literal["auto"] = False,
@@ -92,6 +95,7 @@ class Explainer:
         self.novelty = novelty
         self.writers = writers
         self.listing = dict(listing or {})
+        self.class_names = tuple(class_names)
         self.trajectory = trajectory
         self.device = device
         self.amp = amp
@@ -105,7 +109,7 @@ class Explainer:
         Args:
             case: a file, a folder with one DICOM series, its files, a `medcf.data.Case`, an image (C, X, Y[, Z]) as
                 `medcf.read` or MONAI's loaders give it, or an item of the preprocessing.
-            target: wanted class; None is the method's.
+            target: wanted class, by index or name; None is the method's.
 
         Raises:
             UnreadableImage: the image cannot be used; names the file and the remedy.
@@ -133,7 +137,7 @@ class Explainer:
         """
         prepared = [item if isinstance(item, Failure) else self.prepare(item) for item in items]
         good = [item for item in prepared if not isinstance(item, Failure)]
-        results = iter(self._explain_all(good, target) if good else [])
+        results = iter(self._explain_all(good, class_index(target, self.class_names)) if good else [])
         return [item if isinstance(item, Failure) else next(results) for item in prepared]
 
     def prepare(self, source: Source) -> dict[str, Any] | Failure:
@@ -155,7 +159,8 @@ class Explainer:
             if "grid_record" in meta:
                 steps = Compose()
             else:
-                image = channels_first(image)
+                image = channels_first(MetaTensor(image))
+                image.meta.setdefault("sha256", digest(image.numpy()))
                 if isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
                     steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
         else:
@@ -199,18 +204,11 @@ class Explainer:
         """Explain a batch; when that raises, each of its cases alone, so that one cannot stop the others."""
         try:
             return self._explain(items, target)
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError(
-                f"Out of memory with {len(items)} images at once; use a smaller --batch_size or --device cpu."
-            ) from error
         except TargetError:
             raise
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             if len(items) == 1:
-                first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                return [
-                    Failure(items[0]["file"], "infer", first_line[:300], "Check the image; report it if it is fine.")
-                ]
+                return [Failure(items[0]["file"], "infer", *_why(error))]
             logger.warning("A batch of %d failed (%s); trying its cases one by one.", len(items), error)
             return [self._explain_all([item], target)[0] for item in items]
 
@@ -219,8 +217,10 @@ class Explainer:
         started = time.perf_counter()
         device = torch.device(self.device)
         image = torch.stack([item["image"].as_subclass(Tensor) for item in items]).to(device)
+        # noise is seeded by what an image holds, not by what its file is called
+        names = [item["image"].meta.get("sha256") or digest(item["image"].numpy()) for item in items]
         with eval_mode(self.network), autocast(device, enabled=self.amp):
-            found = self.inferer.explain(image, self.network, [item["case"] for item in items], target)
+            found = self.inferer.explain(image, self.network, names, target)
         pred = found.image.as_subclass(Tensor).float()
         columns = self._columns(image, pred, found)
         seconds = (time.perf_counter() - started) / len(items)
@@ -257,3 +257,12 @@ class Explainer:
             scores = {name: values.tolist() for name, values in self.novelty(image).items()}
             columns["novelty"] = [{name: values[index] for name, values in scores.items()} for index in count]
         return columns
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """Say why an image could not be explained, and what to do."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "needs more memory than there is", "Use --device cpu, or a machine with more memory."
+    logger.debug("explaining failed", exc_info=error)
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line[:300], "Check the image; report it if it is fine."

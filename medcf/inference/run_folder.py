@@ -27,7 +27,16 @@ from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
 from medcf.runtime.lock import lock_folder
-from medcf.runtime.owned import NOTICE, check_output_dir, fill_folder, is_ours, may_fill, remove_files, run_of
+from medcf.runtime.owned import (
+    NOTICE,
+    check_output_dir,
+    fill_folder,
+    is_ours,
+    may_fill,
+    remove_files,
+    run_of,
+    written_files,
+)
 from medcf.runtime.ranks import from_main, rank
 from medcf.runtime.session import describe_session, now
 
@@ -78,6 +87,7 @@ class RunFolder:
         self.completed = 0
         self.failures: dict[str, Failure] = {}
         self.manifest: dict[str, Any] = {}
+        self._finished: set[str] = set()
         self._started = time.perf_counter()
         self._lock: IO[str] | None = None
 
@@ -237,8 +247,9 @@ class RunFolder:
             time.sleep(0.5)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the scores of all done cases, in the order of the run."""
-        return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in self.done()]
+        """Return the scores of all done cases, in the order of the run, those included whose images are gone."""
+        done = [case for case in self.manifest["inputs"] if self._is_done(case, self.run)]
+        return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in done]
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Write the tables of the run.
@@ -273,17 +284,21 @@ class RunFolder:
         return time.perf_counter() - self._started
 
     def _continue(self, previous: dict[str, Any], new: Mapping[str, Any]) -> None:
-        """Refuse to go on with an earlier run when anything its results depend on has changed.
+        """Go on with an earlier run: images may have come or gone, and nothing else that results depend on may differ.
 
         Raises:
-            ValueError: names what has. A file that failed may have: nothing of it is in the results.
+            ValueError: names what has changed. A file that failed may have: nothing of it is in the results.
         """
-        failed = set(previous.get("failed", ()))
+        failed, known = set(previous.get("failed", ())), previous["fingerprint"]["inputs"]
         for case, entry in new["inputs"].items():
-            if entry["path"] in failed and not self._is_done(case, previous["run"]):
-                previous["fingerprint"]["inputs"][case] = entry["sha256"]
+            if case not in known or (entry["path"] in failed and not self._is_done(case, previous["run"])):
+                known[case] = entry["sha256"]
                 previous["inputs"][case] = entry
-        if changes := describe_changes(previous["fingerprint"], new["fingerprint"]):
+        gone = [case for case in known if case not in new["inputs"]]
+        if gone:
+            logger.warning("%d images of this run are gone, %s first; their results stay.", len(gone), gone[0])
+        now = {**new["fingerprint"], "inputs": {**known, **new["fingerprint"]["inputs"]}}
+        if changes := describe_changes(previous["fingerprint"], now):
             raise ValueError(
                 f"{self.path} holds the results of another run. Since then:\n  "
                 + "\n  ".join(changes)
@@ -303,7 +318,22 @@ class RunFolder:
         return manifest
 
     def _is_done(self, case: str, run: str) -> bool:
-        return (self.case_dir(case) / MARKER).is_file() and run_of(self.case_dir(case)) == run
+        """Tell whether a case was finished by a run, and all that it wrote is still there."""
+        folder = self.case_dir(case)
+        if case in self._finished:
+            return True
+        if not (folder / MARKER).is_file() or run_of(folder) != run:
+            return False
+        if missing := [name for name in written_files(folder) if not (folder / name).is_file()]:
+            logger.warning("%s is missing; the case is computed again.", folder / missing[0])
+            return False
+        try:
+            json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        except ValueError:
+            logger.warning("%s is damaged; the case is computed again.", folder / MARKER)
+            return False
+        self._finished.add(case)
+        return True
 
     def _has_results(self, manifest: Mapping[str, Any]) -> bool:
         """Tell whether a case of an earlier run is done."""

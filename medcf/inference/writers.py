@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from medcf.data.nifti import open_nifti
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.inference.panel import PanelWriter
 from medcf.registry import WRITERS, create
@@ -69,10 +70,11 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
     shape = (*result.original.shape, *((1,) if flat else ()), *series)
     array = np.ascontiguousarray(image, dtype=np.float32)
     if result.source_format == "nifti":
-        source = cast(nib.Nifti1Image, nib.load(result.path))
+        source = open_nifti(result.path)
         # a file may store an image with further axes of length 1
         shape = (*source.shape[:3], *(1,) * (3 - len(source.shape)), *series) if series else source.shape
         stored = nib.Nifti1Image(array.reshape(shape), source.affine)
+        stored.header.quaternion_threshold = source.header.quaternion_threshold  # what could be read can be written
         for name in _GEOMETRY:
             stored.header[name] = source.header[name]
         stored.header["pixdim"][:4] = source.header["pixdim"][:4]

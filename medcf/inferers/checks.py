@@ -21,6 +21,7 @@ __all__ = [
     "check_network",
     "check_numbers",
     "check_target",
+    "class_index",
     "default_sample_ids",
     "resolve_target",
 ]
@@ -30,6 +31,12 @@ Target = int | Sequence[int] | torch.Tensor | Literal["opposite"]
 
 class TargetError(ValueError):
     """A target that no image can be brought to: the option is wrong, not the image."""
+
+
+def class_index(target: Target, class_names: Sequence[str]) -> Target:
+    """Turn the name of a class, in any case, into its index; other targets stay as they are."""
+    names = [name.casefold() for name in class_names]
+    return names.index(target.casefold()) if isinstance(target, str) and target.casefold() in names else target
 
 
 def check_target(target: Target) -> None:

@@ -32,7 +32,11 @@ def replace_file(path: str | Path, write: Callable[[Any], Any], *, binary: bool 
             leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") if binary else temporary.open("w", encoding="utf-8", newline="") as file:
+        with (
+            temporary.open("wb")
+            if binary
+            else temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file
+        ):
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -50,15 +54,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write rows as CSV; columns are those of all rows, in order of appearance, unless given."""
+    """Write rows as CSV, whatever names they hold; columns are those of all rows in order of appearance, unless given.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front of it.
+    """
     names = list(columns or dict.fromkeys(key for row in rows for key in row))
 
     def write(file: IO[str]) -> None:
         writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
 
     replace_file(path, write)
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _is_alive(process: int) -> bool:

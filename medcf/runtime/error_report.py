@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from types import TracebackType
 
 __all__ = ["FilesFailed", "report_errors", "root_cause"]
@@ -28,7 +29,7 @@ def report_errors() -> None:
 
     MONAI ends it with the text of the expression that failed, below which nobody looks for "The weights file ... does
     not exist". The exit status is 1 in any case. For a command line: to be the first expression of ``initialize``; it
-    changes ``sys.excepthook`` only.
+    changes ``sys.excepthook`` and how the terminal shows names that are not valid text.
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -41,3 +42,6 @@ def report_errors() -> None:
             sys.stderr.write(f"\n{type(cause).__name__}: {cause}\n")
 
     sys.excepthook = hook
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding can write
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

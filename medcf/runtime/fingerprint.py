@@ -30,7 +30,8 @@ INDIFFERENT_KEYS = frozenset(
     {
         "_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist",
         "output_dir", "device", "batch_size", "memory_budget", "num_workers", "num_threads", "overwrite", "progress",
-        "panels", "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list",
+        "panels", "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list", "split",
+        "max_pixels", "max_voxels",
     }
 )  # fmt: skip
 """Top-level ids of a config that say where and how fast, not what; weights and inputs are hashed by their content."""

@@ -14,6 +14,7 @@ from pydicom.pixels import convert_color_space
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundImageStorage
 
 from medcf.data import find_cases, get_spacing, read, to_luminance
+from medcf.data.dicom import decoder
 from medcf.runtime.errors import UnreadableImage
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -269,7 +270,7 @@ def test_multiframe_magnetic_resonance_is_a_volume(tmp_path: Path) -> None:
         read(path)
     cases, (failure,) = find_cases(tmp_path)
     assert cases == []
-    assert "wrong dimension: a volume of 4 slices" in failure.reason
+    assert "is a volume of 4 slices" in failure.reason
     assert failure.remedy
 
 
@@ -297,9 +298,10 @@ def test_truncated_anywhere_is_an_unreadable_image(tmp_path: Path, grey: np.ndar
 
 
 def test_missing_decoder_is_named(tmp_path: Path, grey: np.ndarray, monkeypatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("Unable to decompress: all plugins are missing dependencies")
-
-    monkeypatch.setattr("pydicom.pixels.pixel_array", refuse)
+    (tmp_path / "gdcm").mkdir()
+    (tmp_path / "gdcm" / "__init__.py").write_text("raise ImportError")  # as where the plugin is not installed
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    decoder._DECODER.stop()
     with pytest.raises(UnreadableImage, match="python -m pip install python-gdcm"):
         read(bundled("SC_rgb_jpeg_gdcm.dcm"))
+    decoder._DECODER.stop()

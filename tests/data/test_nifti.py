@@ -54,7 +54,7 @@ def test_axes_of_length_one_behind_the_third_are_dropped(tmp_path):
 def test_a_volume_longer_than_a_body_or_smaller_than_a_grain_is_refused(tmp_path, edge):
     nib.save(nib.Nifti1Image(np.ones((10, 12, 14), np.float32), np.diag([edge, edge, edge, 1])), tmp_path / "v.nii")
 
-    with pytest.raises(UnreadableImage, match=r"v\.nii: is .* mm long.*voxel size or its unit"):
+    with pytest.raises(UnreadableImage, match=r"v\.nii: is .* mm long.*voxel size, or its unit"):
         read(tmp_path / "v.nii")
 
 
@@ -69,8 +69,8 @@ def test_micrometers_become_millimeters(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "reason", "remedy"),
     [
-        ((4, 5, 6, 3), "wrong dimension: a series of images \\(4 x 5 x 6 x 3\\)", "one of its images"),
-        ((8, 9, 1, 5), "wrong dimension: a series of images \\(8 x 9 x 1 x 5\\)", "one of its images"),
+        ((4, 5, 6, 3), "is a series of images \\(4 x 5 x 6 x 3\\)", "one of its images"),
+        ((8, 9, 1, 5), "is a series of images \\(8 x 9 x 1 x 5\\)", "one of its images"),
         ((8, 1), "no image", "again"),
     ],
 )
@@ -90,9 +90,9 @@ def test_other_dimensions_are_refused_with_a_remedy(tmp_path, shape, reason, rem
 @pytest.mark.parametrize(
     ("shape", "spatial_dims", "reason", "remedy"),
     [
-        ((4, 5), 3, "wrong dimension: a picture", "3D"),
-        ((4, 5, 1), 3, "wrong dimension: a picture", "3D"),
-        ((8, 9, 3), 2, "wrong dimension: a volume", "Cut the plane"),
+        ((4, 5), 3, "is not a volume", "Give a volume"),
+        ((4, 5, 1), 3, "is not a volume", "Give a volume"),
+        ((8, 9, 3), 2, "is a volume", "Cut the plane"),
     ],
 )
 def test_a_search_for_the_other_dimension_refuses_it_with_a_remedy(tmp_path, shape, spatial_dims, reason, remedy):

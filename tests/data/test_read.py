@@ -143,7 +143,7 @@ def test_monais_loader_names_the_file_and_the_reason(tmp_path: Path) -> None:
 def test_files_that_are_no_series_are_refused(tmp_path: Path, picture: np.ndarray) -> None:
     for name in ("a.png", "b.png"):
         Image.fromarray(picture).save(tmp_path / name)
-    with pytest.raises(UnreadableImage, match=r"a\.png: is one of several files that are no DICOM series"):
+    with pytest.raises(UnreadableImage, match=r"a\.png: is one of several files that are not a DICOM series"):
         read([tmp_path / "a.png", tmp_path / "b.png"])
     with pytest.raises(ValueError, match="empty list"):
         read([])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the DICOM files of a CT, MR or PET series, single slices or enhanced multi-frame objects.
 
-pydicom decodes; the geometry is worked out in :mod:`medcf.data.dicom_geometry`. ITK's series readers make any
+pydicom decodes; the geometry is worked out in :mod:`medcf.data.dicom.geometry`. ITK's series readers make any
 set of slices a volume, and a tilted one a straight one; highdicom's refuses a tilted one and is an optional
 package. The tests compare with both.
 """
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcf.data.dicom import count_dicom_frames, decode_frame, discreet, looks_like_dicom, open_dicom
-from medcf.data.dicom_geometry import SlicePlace, arrange
-from medcf.data.image import Pixels
+from medcf.data.dicom.decoder import decode_frame
+from medcf.data.dicom.geometry import SlicePlace, arrange
+from medcf.data.dicom.header import NotAnImage, count_dicom_frames, looks_like_dicom, open_dicom, quiet_pydicom
+from medcf.data.dicom.lut import InvalidHeader, padding_of, rescale
+from medcf.data.image import Limits, Pixels
 from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 _MODALITIES = ("CT", "MR", "PT")
 
 
-@discreet()
+@quiet_pydicom()
 def list_dicom_files(folder: Path) -> list[Path]:
     """List what a folder holds that could be one image: its DICOM images, or its only NIfTI file.
 
@@ -50,9 +52,7 @@ def list_dicom_files(folder: Path) -> list[Path]:
             continue
         try:
             open_dicom(path)
-        except UnreadableImage as error:
-            if "no image" not in error.reason and "DICOMDIR" not in error.reason:
-                raise
+        except NotAnImage as error:
             logger.info("%s %s and is left out", path.name, error.reason)
         else:
             files.append(path)
@@ -63,9 +63,13 @@ def list_dicom_files(folder: Path) -> list[Path]:
     return files
 
 
-@discreet()
-def read_dicom_volume(files: Sequence[Path]) -> tuple[Path, Pixels]:
+@quiet_pydicom()
+def read_dicom_volume(files: Sequence[Path], limits: Limits) -> tuple[Path, Pixels]:
     """Read the files of one series, in any order.
+
+    Args:
+        files: of the series.
+        limits: how large the volume may be.
 
     Returns:
         The file of the first slice; the volume (1, columns, rows, slices) in rescaled units.
@@ -80,9 +84,20 @@ def read_dicom_volume(files: Sequence[Path]) -> tuple[Path, Pixels]:
         raise UnreadableImage(files[-1], reason, "Give one series alone, or its folder as dataset_dir.")
     slices, affine = arrange([one for path, header in headers.items() for one in open_slices(path, header)])
     first = slices[0]
-    values = np.empty((first.size[1], first.size[0], len(slices)), np.float32)
+    size = (first.size[1], first.size[0], len(slices))
+    limits.check(first.path, size)
+    values = np.empty(size, np.float32)
+    padding: dict[int, NDArray[np.bool_]] = {}
     for index, one in enumerate(slices):
-        values[:, :, index] = _pixels(one, headers[one.path]).T
+        pixels, outside = _pixels(one, headers[one.path])
+        values[:, :, index] = pixels.T
+        if outside is not None:
+            padding[index] = outside.T
+    if padding:
+        inside = [values[:, :, i][~padding[i]] if i in padding else values[:, :, i] for i in range(len(slices))]
+        darkest = min(float(part.min()) for part in inside)
+        for index, outside in padding.items():
+            values[:, :, index][outside] = darkest
     if not np.isfinite(values).all():
         raise UnreadableImage(first.path, "holds values that are not finite", "Export it again.")
     ends = (float(values.min()), float(values.max()))
@@ -90,7 +105,7 @@ def read_dicom_volume(files: Sequence[Path]) -> tuple[Path, Pixels]:
     return first.path, Pixels(values[None], affine, "dicom", ends, modality=modality)
 
 
-@discreet()
+@quiet_pydicom()
 def open_slices(path: Path, header: Dataset) -> list[SlicePlace]:
     """Find out where the slices of a file lie.
 
@@ -131,7 +146,6 @@ def _slice(path: Path, header: Dataset, frame: int) -> SlicePlace:
     return SlicePlace(
         path=path,
         frame=frame,
-        uid=str(header.get("SOPInstanceUID", "")),
         size=(int(header.Rows), int(header.Columns)),
         position=position,
         rows=rows / lengths[0],
@@ -149,17 +163,14 @@ def _group(header: Dataset, frame: int, name: str) -> Any:
     return header
 
 
-def _pixels(one: SlicePlace, header: Dataset) -> NDArray[np.float32]:
-    """Decode a slice to (rows, columns) in rescaled units."""
-    from pydicom.pixels import apply_modality_lut
-
+def _pixels(one: SlicePlace, header: Dataset) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Decode a slice to (rows, columns) in rescaled units, and find its padding."""
     stored = decode_frame(one.path, header, one.frame)
-    rescale = _group(header, one.frame, "PixelValueTransformationSequence")
-    try:
-        values = np.asarray(apply_modality_lut(stored, rescale), dtype=np.float32)
-    except Exception as error:
-        reason = f"is damaged DICOM (its rescaling, {type(error).__name__})"
-        raise UnreadableImage(one.path, reason, "Export it again.") from error
-    if values.shape != one.size:
+    if stored.shape != one.size:
         raise UnreadableImage(one.path, "holds pixels of another size than it says", "Export it again.")
-    return values
+    try:
+        group = _group(header, one.frame, "PixelValueTransformationSequence")
+        return rescale(stored, group).astype(np.float32), padding_of(stored, header)
+    except Exception as error:
+        what = error if isinstance(error, InvalidHeader) else type(error).__name__
+        raise UnreadableImage(one.path, f"is damaged DICOM (its rescaling, {what})", "Export it again.") from error

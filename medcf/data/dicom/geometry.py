@@ -114,7 +114,6 @@ class SlicePlace:
     Attributes:
         path: the file.
         frame: index of the frame.
-        uid: SOP instance UID.
         size: rows and columns.
         position: mm, LPS+, of the middle of its first pixel.
         rows: unit vector, LPS+, along a row (in which the column index grows).
@@ -124,7 +123,6 @@ class SlicePlace:
 
     path: Path
     frame: int
-    uid: str
     size: tuple[int, int]
     position: NDArray[np.float64]
     rows: NDArray[np.float64]
@@ -140,8 +138,8 @@ class SlicePlace:
 def arrange(slices: Sequence[SlicePlace]) -> tuple[list[SlicePlace], NDArray[np.float64]]:
     """Sort the slices of a series by their position and check that they are the slices of one volume.
 
-    A few slices of another orientation are taken for localizers and dropped, and so is a second copy of the same
-    instance; the log says so.
+    A few slices of another orientation are taken for localizers and dropped, and so are copies of a slice; the log says
+    so.
 
     Returns:
         The slices along their normal, and the affine from (column, row, slice) indices to RAS+ mm.
@@ -163,14 +161,28 @@ def arrange(slices: Sequence[SlicePlace]) -> tuple[list[SlicePlace], NDArray[np.
 
 
 def _without_copies(slices: Sequence[SlicePlace]) -> list[SlicePlace]:
-    unique: dict[tuple[str, int], SlicePlace] = {}
+    """Leave out copies: the same pixels at the same place. Instance UIDs tell nothing; some tools give one to all."""
+    places: dict[tuple[float, ...], list[SlicePlace]] = {}
+    copies: list[SlicePlace] = []
     for one in slices:
-        unique.setdefault((one.uid or str(one.path), one.frame), one)
-    if copies := len(slices) - len(unique):
-        kept = {id(one) for one in unique.values()}
-        first = next(one for one in slices if id(one) not in kept)
-        logger.warning("%d copies of slices that are there already, %s first, are left out", copies, first.path.name)
-    return list(unique.values())
+        there = places.setdefault((*one.position.round(3), *one.normal.round(3)), [])
+        # with the first alone: time points at one place are many, and copies of none of them
+        if there and there[0].path != one.path and _pixel_data(one) == _pixel_data(there[0]):
+            copies.append(one)
+        else:
+            there.append(one)
+    if copies:
+        logger.warning(
+            "%d copies of slices that are there already, %s first, are left out", len(copies), copies[0].path.name
+        )
+    return [one for there in places.values() for one in there]
+
+
+def _pixel_data(one: SlicePlace) -> tuple[bytes, int]:
+    """Stored pixels of the file of a slice, and which frame of them it is."""
+    import pydicom
+
+    return pydicom.dcmread(one.path, force=True, specific_tags=["PixelData"]).PixelData, one.frame
 
 
 def _one_orientation(slices: Sequence[SlicePlace]) -> list[SlicePlace]:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decodes compressed pixel data in a process of its own, which a native decoder may abort without taking a run along.
+
+`medcf.data.dicom.decoder` runs this file by its path; it imports pydicom and NumPy alone. A request is a line of JSON
+(``path``, ``index``, ``fill``: attributes that the header lacks); the answer is a line of JSON, followed by the array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.pixels import pixel_array
+
+
+def decode(path: str, index: int, fill: dict[str, Any]) -> np.ndarray:
+    """Decode one frame to the stored values (H, W) or (H, W, 3); YBR becomes RGB."""
+    dataset = pydicom.dcmread(path, force=True, defer_size=1024)
+    for keyword, value in fill.items():
+        setattr(dataset, keyword, value)
+    # J2K decoders apply the reversible and irreversible color transforms themselves
+    return np.ascontiguousarray(pixel_array(dataset, index=index))
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native decoders print
+    for line in sys.stdin.buffer:
+        try:
+            array = decode(**json.loads(line))
+            header: dict[str, Any] = {"shape": array.shape, "dtype": array.dtype.str}
+            body = array.tobytes()
+        except Exception as error:
+            text = str(error).lower()
+            unsupported = "missing dependencies" in text or "is not supported" in text
+            header = {
+                "error": type(error).__name__,
+                "unsupported": unsupported or isinstance(error, NotImplementedError),
+            }
+            body = b""
+        answers.write(json.dumps(header).encode() + b"\n" + body)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
