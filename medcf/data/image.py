@@ -251,12 +251,12 @@ def check_extent(path: str | PathLike[str], affine: NDArray[np.floating], size: 
     Args:
         path: the file.
         affine: (4, 4), indices to mm.
-        size: two numbers of a picture, three of a volume.
+        size: along the axes of the affine; one slice has no length.
 
     Raises:
         UnreadableImage: it does.
     """
-    longest = max(mm * n for mm, n in zip(voxel_sizes(affine), size, strict=False))
+    longest = max(mm * n for mm, n in zip(voxel_sizes(affine), size, strict=False) if n > 1)
     if not _SHORTEST <= longest <= _LONGEST:
         reason = f"is {longest:.3g} mm long according to its header, which no part of a body is"
         raise UnreadableImage(path, reason, "Correct the pixel or voxel size, or its unit, in the header.")

@@ -67,11 +67,10 @@ def read_itk(path: Path) -> Pixels:
 
     size = inspect_itk(path)
     try:
-        image = itk.imread(str(path))
-        values, affine = (
-            _columns_first(itk.array_from_image(image), image.GetNumberOfComponentsPerPixel() > 1),
-            _affine(np.asarray(image.GetDirection()), list(image.GetSpacing()), list(image.GetOrigin())),
-        )
+        image = _imread(path, len(size) == 2)
+        array = itk.array_from_image(image)
+        values = _columns_first(array, image.GetNumberOfComponentsPerPixel() > 1)
+        affine = _affine(np.asarray(image.GetDirection()), list(image.GetSpacing()), list(image.GetOrigin()))
     except Exception as error:
         raise UnreadableImage(path, f"cannot be decoded ({type(error).__name__})", "Export it again.") from error
     if len(size) == 2:
@@ -82,6 +81,24 @@ def read_itk(path: Path) -> Pixels:
         return Pixels(shown, affine[:, [*axes, third, 3]], "itk", ends)
     values = np.nan_to_num(values.reshape(1, *size).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     return Pixels(values, affine, "itk", (float(values.min()), float(values.max())))
+
+
+def _imread(path: Path, as_stored: bool) -> Any:
+    """Read a file as 32-bit numbers, or as stored where ITK's Python package knows the type; colors as bytes."""
+    import itk
+
+    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    components = int(header.GetNumberOfComponents())
+    if components > 1:
+        return itk.imread(str(path), itk.RGBPixel[itk.UC] if components == 3 else itk.RGBAPixel[itk.UC])
+    if as_stored:
+        try:
+            return itk.imread(str(path))
+        except itk.TemplateTypeError:  # 8-bit signed and 64-bit integers
+            pass
+    return itk.imread(str(path), itk.F)
 
 
 def to_itk(image: torch.Tensor) -> itk.Image:

@@ -25,6 +25,7 @@ __all__ = ["check_nifti", "header_of_pair", "is_nifti", "open_nifti", "read_nift
 logger = logging.getLogger(__name__)
 
 _MARKS = {b"n+1\0", b"n+2\0", b"ni1\0", b"ni2\0"}
+_FLAT = 1e-4  # volume of the cell of three unit vectors below which they lie in a plane
 _ROUNDING = 1e-4  # of the length of a quaternion, squared
 _HIGHEST_PADDING, _PADDING_GAP, _LEAST_PADDED = -1500.0, 400.0, 1e-3  # HU, HU, share of the voxels
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
@@ -138,12 +139,18 @@ def _affine(image: Any) -> NDArray[np.float64] | None:
             affine = np.array(candidate(), dtype=np.float64)
         except (TypeError, ValueError):  # not coded, or no rotation
             continue
-        if affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-12:
+        if affine.shape == (4, 4) and np.isfinite(affine).all() and _is_regular(affine[:3, :3]):
             if np.array_equal(affine, np.eye(4)) and min(image.shape[:3]) == 1:
                 return None
             affine[:3] *= unit_in_mm(header)
             return affine
     return None
+
+
+def _is_regular(matrix: NDArray[np.float64]) -> bool:
+    """Tell whether the axes span a space, whatever their unit."""
+    lengths = np.linalg.norm(matrix, axis=0)
+    return bool(lengths.min() > 0) and abs(np.linalg.det(matrix / lengths)) >= _FLAT
 
 
 def _without_padding(path: Path, values: NDArray[np.float32]) -> NDArray[np.float32]:

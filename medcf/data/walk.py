@@ -81,7 +81,11 @@ def _could_be_image(path: Path) -> bool:
     name, suffix = path.name.lower(), path.suffix.lower()
     if name.startswith((".", "~$")) or suffix in _SIDECARS or name in _SIDECAR_NAMES:
         return False
-    if suffix in (".raw", ".zraw") and any(path.with_suffix(header).is_file() for header in (".mhd", ".nhdr")):
+    pixels = name.removesuffix(".gz").endswith((".raw", ".zraw"))
+    if pixels and any(
+        (path.parent / f"{path.name.split('.raw')[0].removesuffix('.zraw')}{header}").is_file()
+        for header in (".mhd", ".nhdr")
+    ):
         return False  # read with its header
     return not (suffix == ".img" and path.is_file() and header_of_pair(path))
 

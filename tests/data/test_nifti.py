@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import NibabelWriter, list_data_collate
+from scipy.spatial.transform import Rotation
 
 from medcf.data import Case, find_cases, get_spacing, read
 from medcf.runtime.errors import UnreadableImage
@@ -282,3 +284,73 @@ def test_truncated_nifti_is_refused(tmp_path: Path, picture: np.ndarray) -> None
     (tmp_path / "a.nii").write_bytes(data[:-40])
     with pytest.raises(UnreadableImage, match=r"a\.nii: is damaged"):
         read(tmp_path / "a.nii")
+
+
+def with_forms(path, sform, qform, quatern=None):
+    """A volume whose header holds these codes, and a quaternion as single precision may leave it."""
+    image = nib.Nifti1Image(np.random.default_rng(0).random((7, 6, 5), np.float32), np.diag([2.0, 2.0, 3.0, 1.0]))
+    image.set_sform(None if sform is None else sform, code=0 if sform is None else 1)
+    image.set_qform(np.diag([-2.0, -2.0, 3.0, 1.0]), code=int(qform))
+    nib.save(image, path)
+    if quatern is not None:
+        raw = bytearray(path.read_bytes())
+        struct.pack_into("<3f", raw, 256, *quatern)
+        if sform is not None and not np.any(sform):
+            struct.pack_into("<12f", raw, 280, *[0.0] * 12)
+        path.write_bytes(bytes(raw))
+    return path
+
+
+BEYOND_ONE = (0.6000004, 0.64000034, 0.48000026)  # b, c and d of a rotation, whose a would be the root of -1e-6
+
+
+def test_a_quaternion_rounded_beyond_one_is_read_with_w_of_zero(tmp_path):
+    path = with_forms(tmp_path / "v.nii", None, True, BEYOND_ONE)
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(path)
+    b, c, d = np.array(BEYOND_ONE) / np.linalg.norm(BEYOND_ONE)
+    rotation = Rotation.from_quat([b, c, d, 0]).as_matrix()
+    np.testing.assert_allclose(read(path).affine[:3, :3], rotation * [2, 2, 3], atol=1e-4)
+
+
+def test_a_valid_sform_is_used_beside_such_a_quaternion(tmp_path):
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    np.testing.assert_allclose(read(with_forms(tmp_path / "v.nii", affine, True, BEYOND_ONE)).affine, affine)
+
+
+def test_a_valid_qform_is_used_beside_an_sform_of_zeros(tmp_path):
+    path = with_forms(tmp_path / "v.nii", np.zeros((4, 4)), True, (0.0, 0.0, 1.0))
+    np.testing.assert_allclose(read(path).affine, np.diag([-2.0, -2.0, 3.0, 1.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [-2000, -3024, -32768])
+def test_the_padding_of_a_ct_counts_as_air(tmp_path, padding):
+    values = np.random.default_rng(0).integers(-1020, 1200, (12, 12, 6)).astype(np.int16)
+    values[:3] = padding
+    nib.save(nib.Nifti1Image(values, np.eye(4) * [2, 2, 3, 1]), tmp_path / "ct.nii")
+    seen = read(tmp_path / "ct.nii").numpy()[0]
+    assert (seen[:3] == values[3:].min()).all()
+    np.testing.assert_array_equal(seen[3:], values[3:])
+
+
+def test_a_low_value_that_pads_nothing_stays(tmp_path):
+    values = np.random.default_rng(0).integers(-1020, 1200, (12, 12, 20)).astype(np.int16)
+    values[5, 5, 5] = -3024  # one voxel is no field of view
+    nib.save(nib.Nifti1Image(values, np.eye(4) * [2, 2, 3, 1]), tmp_path / "ct.nii")
+    assert read(tmp_path / "ct.nii").min() == -3024
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1.0), ("meter", 1e-3), ("micron", 1e3)])
+def test_a_picture_has_its_size_whatever_its_unit(tmp_path, unit, factor):
+    image = nib.Nifti1Image(np.random.default_rng(0).random((40, 30, 1)), np.diag([0.875 * factor, 0.5 * factor, 1, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "p.nii")
+    (case,), _ = find_cases(tmp_path)
+    np.testing.assert_allclose(get_spacing(read(case)), (0.875, 0.5), rtol=1e-6)
+
+
+def test_a_picture_smaller_than_a_grain_is_refused_from_its_header(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((40, 30, 1)), np.diag([1e-9, 1e-9, 1, 1])), tmp_path / "p.nii")
+    cases, (failure,) = find_cases(tmp_path)
+    assert cases == []
+    assert "mm long according to its header" in failure.reason

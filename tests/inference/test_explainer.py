@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from dataclasses import replace
 
 import nibabel as nib
@@ -260,3 +261,38 @@ def test_monais_own_loader_drives_the_evaluator_with_a_metric(folder):
     assert output["result"].row["file"] == str(folder / "d.png")
     np.testing.assert_allclose(output["result"].counterfactual, alone.counterfactual, atol=1e-6)
     assert scores(output["result"].row) == pytest.approx(scores(alone.row), abs=1e-6)
+
+
+def test_noise_depends_on_what_an_image_holds_and_not_on_its_name(folder):
+    class Noisy(Brighten):
+        def explain(self, inputs, network=None, sample_ids=(), target=None):
+            self.names = list(sample_ids)
+            return super().explain(inputs, network, sample_ids, target)
+
+    explainer = make_explainer()
+    explainer.inferer = Noisy()
+    shutil.copy(folder / "a.png", folder / "twin.png")
+    explainer.batch([folder / "a.png", folder / "twin.png", folder / "b.png", read(folder / "a.png")])
+    names = explainer.inferer.names
+    assert names[0] == names[1] == names[3]
+    assert names[0] != names[2]
+
+
+def test_a_target_may_be_called_by_its_name(folder):
+    explainer = make_explainer(class_names=["NSP", "SP"])
+    assert explainer(folder / "a.png", target="sp").row["target"] == 1
+    assert explainer(folder / "a.png", target="NSP").row["target"] == 0
+
+
+def test_an_error_of_any_kind_costs_one_line(folder):
+    class Failing(Brighten):
+        def explain(self, inputs, network=None, sample_ids=(), target=None):
+            if len(inputs) > 1 or inputs.mean() > -0.18:  # as of b
+                raise KeyError("some library's")
+            return super().explain(inputs, network, sample_ids, target)
+
+    explainer = make_explainer()
+    explainer.inferer = Failing()
+    results = explainer.batch([folder / "a.png", folder / "b.png"])
+    assert [type(result) for result in results] == [CaseResult, Failure]
+    assert (results[1].stage, results[1].reason) == ("infer", "'some library\\'s'")

@@ -13,15 +13,19 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pydicom
-from pydicom.pixels import pixel_array
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def decode(path: str, index: int, fill: dict[str, Any]) -> np.ndarray:
     """Decode one frame to the stored values (H, W) or (H, W, 3); YBR becomes RGB."""
+    # not before the limits are set and the output is out of the way of what native decoders print
+    import numpy as np
+    import pydicom
+    from pydicom.pixels import pixel_array
+
     dataset = pydicom.dcmread(path, force=True, defer_size=1024)
     for keyword, value in fill.items():
         setattr(dataset, keyword, value)
@@ -39,7 +43,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native decoders print
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for line in sys.stdin.buffer:
         try:
             array = decode(**json.loads(line))

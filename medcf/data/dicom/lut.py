@@ -178,15 +178,14 @@ def _palette(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float3
     names = [f"{color}PaletteColorLookupTable" for color in ("Red", "Green", "Blue")]
     if f"{names[0]}Data" not in dataset:  # segmented tables
         colored = apply_color_lut(stored, dataset)[..., :3]
-        return colored.astype(np.float32) / np.iinfo(colored.dtype).max
+        return colored.astype(np.float32) / np.float32(np.iinfo(colored.dtype).max)
     signed = stored.dtype.kind == "i"
     described = [(dataset.get(f"{name}Descriptor"), dataset.get(f"{name}Data")) for name in names]
     tables = [_table(descriptor, data, signed) for descriptor, data in described]
     # one scale for all colors, of 8 or 16 bits
     top = 255.0 if max(int(entries.max()) for _, entries in tables) < 256 else 65535.0
     colored = np.stack([_look_up(stored, *table) for table in tables], axis=-1)
-    scaled: NDArray[np.float32] = (colored / top).astype(np.float32)
-    return scaled
+    return colored.astype(np.float32) / np.float32(top)
 
 
 def _gray_if_colorless(array: NDArray[np.float32]) -> NDArray[np.float32]:
