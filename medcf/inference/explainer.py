@@ -264,5 +264,7 @@ def _why(error: Exception) -> tuple[str, str]:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "needs more memory than there is", "Use --device cpu, or a machine with more memory."
     logger.debug("explaining failed", exc_info=error)
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    first_line = (str(error).splitlines() or [""])[0]
+    if not first_line or not isinstance(error, ValueError | RuntimeError):
+        first_line = f"{type(error).__name__}: {first_line}"
     return first_line[:300], "Check the image; report it if it is fine."

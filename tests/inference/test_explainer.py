@@ -295,4 +295,4 @@ def test_an_error_of_any_kind_costs_one_line(folder):
     explainer.inferer = Failing()
     results = explainer.batch([folder / "a.png", folder / "b.png"])
     assert [type(result) for result in results] == [CaseResult, Failure]
-    assert (results[1].stage, results[1].reason) == ("infer", "'some library\\'s'")
+    assert (results[1].stage, results[1].reason) == ("infer", 'KeyError: "some library\'s"')
