@@ -67,7 +67,7 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
         return chance.randrange(min(HEADER, len(raw))) if chance.random() < 0.7 else chance.randrange(len(raw))
 
     def flip() -> None:
-        for _ in range(chance.choice((1, 2, 4, 16))):
+        for _ in range(chance.choice((1, 1, 2, 8))):
             raw[place()] = chance.randrange(256)
 
     def extreme() -> None:
@@ -86,7 +86,7 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
         del raw[chance.randrange(len(raw)) :]
 
     kinds: list[Callable[[], None]] = [flip, flip, extreme, extreme, cut, repeat, end]
-    for _ in range(chance.choice((1, 1, 2, 3))):
+    for _ in range(chance.choice((1, 1, 1, 2))):
         if raw:
             chance.choice(kinds)()
     return bytes(raw)

@@ -12,6 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medcf.data.case import IMAGE_SUFFIXES, Case, file_name, read_table
 from medcf.data.dicom.geometry import SlicePlace, arrange
 from medcf.data.dicom.header import VOLUME_MODALITIES, open_dicom, quiet_pydicom
@@ -20,7 +22,7 @@ from medcf.data.image import Limits
 from medcf.data.nifti import header_of_pair
 from medcf.data.read import FileInfo, choose_frame, inspect_file, sniff
 from medcf.data.walk import walk_files
-from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.errors import Failure, UnreadableImage, as_damage
 
 __all__ = ["find_cases"]
 
@@ -239,13 +241,15 @@ def _expect_slice(path: Path) -> None:
 
 @quiet_pydicom()
 def _slices(path: Path) -> tuple[str, list[SlicePlace]]:
-    header = open_dicom(path)
-    return str(header.get("SeriesInstanceUID", "") or ""), open_slices(path, header)
+    with as_damage(path):
+        header = open_dicom(path)
+        return str(header.get("SeriesInstanceUID", "") or ""), open_slices(path, header)
 
 
 def _series(slices: Sequence[SlicePlace], limits: Limits) -> Row:
     """Check that the slices make up a volume, and name its files in their order."""
-    arranged, _ = arrange(slices)
+    with as_damage(slices[0].path), np.errstate(all="ignore"):
+        arranged, _ = arrange(slices)
     limits.check(arranged[0].path, (*arranged[0].size[::-1], len(arranged)))
     files = list(dict.fromkeys(str(place.path) for place in arranged))
     return {"image": files[0], "files": files}

@@ -186,11 +186,12 @@ class Grid:
             grid = resample(shift, record.matrix, record.grid, hold_edges=True) * (2 / (high - low)) - 1
         else:
             inside = record.mask.to(values.device)
+            share = resample(inside.float(), record.matrix, record.grid)
             # black is zero while resampling, so what lies outside adds nothing
-            sources = torch.cat([inside.float(), torch.where(inside, values - low, torch.zeros(()))])
-            share, brain = resample(sources, record.matrix, record.grid)
+            black = torch.where(inside, values, torch.tensor(low, dtype=values.dtype)).sub_(low)
+            brain = resample(black, record.matrix, record.grid)
             scaled = (2 * (brain / share.clamp(min=1e-3)) / (high - low) - 1).clamp(-1, 1)
-            grid = torch.where(share >= 0.5 - _ROUNDING, scaled, torch.tensor(-1.0))[None]
+            grid = torch.where(share >= 0.5 - _ROUNDING, scaled, torch.tensor(-1.0))
         affine, known = geometry(image)
         meta = meta_of(image, *_OF_THE_PIXELS) | ({} if known else {str(MetaKeys.SPACE): ""})
         return MetaTensor(grid, affine=torch.from_numpy(affine @ record.matrix), meta=meta)

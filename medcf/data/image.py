@@ -222,7 +222,7 @@ class Pixels:
 class Limits:
     """Largest number of pixels of a picture and of voxels of a volume that are read.
 
-    Reading a volume takes up to 16 bytes per voxel.
+    Reading and preparing a volume takes up to 14 bytes per voxel.
     """
 
     pixels: float = 4e7

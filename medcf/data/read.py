@@ -32,7 +32,7 @@ from medcf.data.image import Limits, Pixels, check_extent, digest, picture_affin
 from medcf.data.itk_image import inspect_itk, is_itk, read_itk
 from medcf.data.nifti import check_nifti, header_of_pair, is_nifti, read_nifti
 from medcf.data.raster import TIFF_MARKS, inspect_raster, read_raster
-from medcf.runtime.errors import UnreadableImage
+from medcf.runtime.errors import UnreadableImage, as_damage
 
 __all__ = ["FileInfo", "StudyReader", "choose_frame", "inspect_file", "read", "sniff"]
 
@@ -183,8 +183,9 @@ def inspect_file(path: str | PathLike[str], limits: Limits = _LIMITS) -> FileInf
         UnreadableImage: if it does not.
     """
     path = Path(path)
-    info = _inspect(path, sniff(path))
-    limits.check(path, info.size)
+    with as_damage(path):
+        info = _inspect(path, sniff(path))
+        limits.check(path, info.size)
     return info
 
 

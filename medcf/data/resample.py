@@ -20,7 +20,7 @@ from torch.nn.functional import grid_sample
 
 __all__ = ["resample", "resample_labels", "shares_of_labels"]
 
-_POINTS_AT_ONCE = 2_000_000  # bounds the memory of the positions
+_POINTS_AT_ONCE = 250_000  # bounds the memory of the positions
 _MOST_POINTS = 16  # along the edge of a voxel: their number grows with the third power
 
 
@@ -133,4 +133,4 @@ def _resample_volume(values: torch.Tensor, matrix: NDArray[np.floating], size: t
             # grid_sample's positions: edges of the volume at -1 and 1, last axis first
             positions = ((2 * (centers + shift) + 1) / lengths - 1)[..., ::-1].astype(np.float32)
             part += grid_sample(values[None], torch.from_numpy(positions)[None], align_corners=False)[0]
-    return result / math.prod(points)
+    return result.div_(math.prod(points))

@@ -36,7 +36,8 @@ class CaseResult:
         counterfactual: (*spatial) float32: original plus difference, in the units of the original.
         difference: (*spatial) float32, signed, counterfactual minus input as the network sees them, in fractions of
             the full intensity range.
-        trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference.
+        trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference; None
+            where the iterates stayed on the network's grid.
         affine: (4, 4) from indices to RAS+ mm.
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
         spacing: mm between neighbors along each axis; None when the file does not say.
@@ -54,7 +55,7 @@ class CaseResult:
     original: NDArray[np.float32] = field(repr=False)
     counterfactual: NDArray[np.float32] = field(repr=False)
     difference: NDArray[np.float32] = field(repr=False)
-    trajectory: NDArray[np.float32] = field(repr=False)
+    trajectory: NDArray[np.float32] | None = field(repr=False)
     affine: NDArray[np.float64] = field(repr=False)
     source_format: str
     spacing: tuple[float, ...] | None = None

@@ -160,9 +160,14 @@ def _draw_plane(
         axes.text(GAP + 8, top + room / 2, plane.plane, rotation=90, **_WHITE)
 
 
+def _path(result: CaseResult) -> Sequence[NDArray[np.float32]]:
+    """The input and every iterate that is known on the image's own matrix."""
+    return [result.original, result.counterfactual] if result.trajectory is None else list(result.trajectory)
+
+
 def _strip_size(result: CaseResult, size: tuple[int, int], total: int) -> tuple[int, int]:
     """Height and width of the small tiles of the path, which share the width of the panel."""
-    width = min(size[1], (total + GAP) // len(result.trajectory) - GAP)
+    width = min(size[1], (total + GAP) // len(_path(result)) - GAP)
     return round(size[0] * width / size[1]), width
 
 
@@ -170,7 +175,7 @@ def _draw_path(canvas: NDArray, axes: Axes, result: CaseResult, plane: Slice, si
     """Draw the input and every iterate with its confidence."""
     confidences = result.row.get("confidences") or []
     low, high = result.window
-    for index, image in enumerate(result.trajectory):
+    for index, image in enumerate(_path(result)):
         left = GAP + index * (size[1] + GAP)
         paste(canvas, gray((plane.cut(image) - low) / (high - low)), top, left, *size)
         text = "input" if index == 0 else f"iterate {index}"

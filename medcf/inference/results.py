@@ -47,7 +47,7 @@ def case_result(
     if all_steps or (all_steps is None and plain.ndim == 2):
         trajectory = AddDifference()(output["trajectory"][:, 0], item["image"])[0]
     else:
-        trajectory = torch.stack([plain, changed])
+        trajectory = None
     labels = output.get("segmentation")
     back = np.linalg.inv(record.matrix)
     return CaseResult(
@@ -56,14 +56,14 @@ def case_result(
         original=plain.numpy(),
         counterfactual=changed.numpy(),
         difference=difference.numpy(),
-        trajectory=trajectory.numpy(),
+        trajectory=None if trajectory is None else trajectory.numpy(),
         affine=geometry(original)[0],
         source_format=str(meta_of(original).get("source_format", "")),
         spacing=get_spacing(original),
         segmentation=None if labels is None else resample_labels(labels.cpu().numpy(), back, record.native),
         region=_region(record) if plain.ndim == 2 else None,
         window=record.intensity,
-        mask=None if record.mask is None else record.mask.numpy()[0] > 0,
+        mask=None if record.mask is None else record.mask.numpy()[0],
         row=score_row(item, output, record, difference),
         on_grid={"image": item["image"], "pred": pred},
         writers=writers,
@@ -85,7 +85,6 @@ def score_row(
         Column name to value.
     """
     confidences = [_number(value) for value in output["confidences"]]
-    inside = None if record.mask is None or not record.mask.any() else record.mask[0] > 0
     meta = getattr(item["image"], "meta", {})
     row: dict[str, Any] = {
         "case": str(item["case"]),
@@ -102,7 +101,7 @@ def score_row(
         "scale": _number(output["scale"]),
         "iterations": int(output["iterations"]),
         "num_function_evaluations": int(output["num_function_evaluations"]),
-        "mean_absolute_difference": _number((difference if inside is None else difference[inside]).abs().mean()),
+        "mean_absolute_difference": _number(_mean_magnitude(difference, record.mask)),
     }
     if len(record.native) == 2:
         row["overlay_fraction"] = _number(float(meta.get("overlay_fraction", 0.0)))
@@ -112,6 +111,15 @@ def score_row(
         row["out_of_distribution"] = bool(row["out_of_distribution"])
     row |= {f"confidence_{index}": value for index, value in enumerate(confidences)}
     return row | {"confidences": confidences}
+
+
+def _mean_magnitude(difference: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """Mean of |difference| over the subject, or over the image where nobody knows it; a plane at a time."""
+    inside = torch.ones_like(difference, dtype=torch.bool) if mask is None or not mask.any() else mask[0]
+    total = sum(
+        float(plane[kept].abs().sum(dtype=torch.float64)) for plane, kept in zip(difference, inside, strict=True)
+    )
+    return total / int(torch.count_nonzero(inside))
 
 
 def _picture_columns(record: GridRecord) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
@@ -65,14 +66,16 @@ def focus(result: CaseResult) -> tuple[int, int, int]:
     sigma = [
         _BLUR / size if n > 1 else 0.0 for size, n in zip(voxel_sizes(result.affine), difference.shape, strict=True)
     ]
-    strength = np.abs(gaussian_filter(difference, sigma))
+    strength = gaussian_filter(difference, sigma)
+    np.abs(strength, out=strength)
     if mask is not None and mask.any():
-        strength = np.where(mask, strength, 0)
+        strength[~mask] = 0
     if strength.max() > 0:
         where = np.unravel_index(int(np.argmax(strength)), strength.shape)
         return int(where[0]), int(where[1]), int(where[2])
     if mask is not None and mask.any():
-        x, y, z = (int(np.median(axis)) for axis in np.nonzero(mask))
+        along = [mask.sum(axis=tuple(a for a in range(3) if a != axis)).cumsum() for axis in range(3)]
+        x, y, z = (int(np.searchsorted(counts, counts[-1] / 2)) for counts in along)
         return x, y, z
     x, y, z = (n // 2 for n in difference.shape)
     return x, y, z
@@ -132,11 +135,10 @@ def cropped(result: CaseResult) -> CaseResult:
     if (bottom - top) * (right - left) > _WHOLE * result.original.size:
         return replace(result, region=None)
     window = (..., slice(left, right), slice(top, bottom))
-    images = {
-        name: getattr(result, name)[window] for name in ("original", "counterfactual", "difference", "trajectory")
-    }
-    segmentation = None if result.segmentation is None else result.segmentation[window]
-    return replace(result, segmentation=segmentation, **images)
+    names = ("original", "counterfactual", "difference", "trajectory", "segmentation")
+    images = {name: getattr(result, name) for name in names}
+    windows: dict[str, Any] = {name: None if image is None else image[window] for name, image in images.items()}
+    return replace(result, **windows)
 
 
 def _solid(array: NDArray) -> NDArray:

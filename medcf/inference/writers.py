@@ -43,13 +43,22 @@ class NiftiWriter:
 
     def __call__(self, result: CaseResult, folder: Path) -> None:
         """Write the images of ``result`` into ``folder``."""
-        images = {"counterfactual": result.counterfactual, "difference": result.difference}
-        if result.mask is not None:
-            images |= {"saliency": np.abs(result.difference) * result.mask, "mask": result.mask.astype(np.float32)}
-        if self.trajectory or (self.trajectory is None and result.original.ndim == 2):
-            images["trajectory"] = np.moveaxis(result.trajectory, 0, -1)
-        for name, image in images.items():
+
+        def write(name: str, image: NDArray[np.floating]) -> None:
             nib.save(to_nifti(image, result), folder / f"{name}.nii.gz")
+
+        write("counterfactual", result.counterfactual)
+        write("difference", result.difference)
+        if result.mask is not None:
+            saliency = np.abs(result.difference)
+            saliency[~result.mask] = 0
+            write("saliency", saliency)
+            del saliency
+            write("mask", result.mask.astype(np.float32))
+        if result.trajectory is not None and (
+            self.trajectory or (self.trajectory is None and result.original.ndim == 2)
+        ):
+            write("trajectory", np.moveaxis(result.trajectory, 0, -1))
 
 
 def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image:

@@ -157,7 +157,7 @@ def _read_result(folder: Path, row: Mapping[str, Any]) -> CaseResult:
         original=original if source is None else source[0],
         counterfactual=images["counterfactual"],
         difference=images["difference"],
-        trajectory=original[None],
+        trajectory=None,
         affine=stored["difference"].affine if source is None else source[1],
         source_format="nifti",
         window=window,

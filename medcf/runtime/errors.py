@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["Failure", "UnreadableImage"]
+__all__ = ["Failure", "UnreadableImage", "as_damage"]
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - the name says what happened to the file, as pydicom's and PIL's do
@@ -30,6 +32,17 @@ class UnreadableImage(ValueError):  # noqa: N818 - the name says what happened t
     def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
         """Keep the three fields when a data loader's worker sends the error to the main process."""
         return type(self), (self.path, self.reason, self.remedy)
+
+
+@contextmanager
+def as_damage(path: str | PathLike[str]) -> Iterator[None]:
+    """Take any other error than `UnreadableImage` for damage to the file: readers raise whatever they stumble over."""
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
 
 
 @dataclass(frozen=True)

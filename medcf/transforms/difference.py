@@ -47,10 +47,11 @@ class AddDifference(Transform):
         differences = record.back(pred.as_subclass(torch.Tensor).detach().cpu().float() - source) / 2
         original = record.image.as_subclass(torch.Tensor).float()
         low, high = record.intensity
-        changed = (original + differences * (high - low)).clamp(min=min(low, float(original.min())))
+        # in place: a volume of the scanner is large
+        changed = (differences * (high - low)).add_(original).clamp_(min=min(low, float(original.min())))
         if original.ndim == 3:
-            changed = changed.clamp(max=max(high, float(original.max())))
-        return torch.where(differences == 0, original, changed), differences
+            changed.clamp_(max=max(high, float(original.max())))
+        return torch.where(differences == 0, original, changed, out=changed), differences
 
 
 class AddDifferenced(MapTransform):
