@@ -207,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.arms,
             options.work / "augmentation",
         )
-        hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy().astype(float)
-        low, high = bootstrap_interval(lambda values: float(values.mean()), hits)
+        hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy()
+        low, high = bootstrap_interval(np.mean, hits)
         figures["bundle"] = {"accuracy": Figure(float(hits.mean()), low, high, len(hits))}
         names = [ARMS[arm].label if arm in ARMS else "the bundle's classifier (800 subjects)" for arm in figures]
         sections.append(f"### {condition.title}\n\n{markdown(names, list(figures.values()), MEASURES)}")
