@@ -69,9 +69,10 @@ def labeled_cases(
         found = _cases_of_table(Path(datalist), dataset_dir, spatial_dims, num_classes)
     names = found.class_names
     if names is not None and len(names) != num_classes:
+        classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
         raise ValueError(
-            f"{found.source} holds {len(names)} class{'es' * (len(names) != 1)} ({', '.join(names)}), and the networks know {num_classes}: "
-            f"give images of {num_classes} classes."
+            f"{found.source} holds {classes} ({', '.join(names)}), and the networks know {num_classes}: give images "
+            f"of {num_classes} classes."
         )
     return found
 

@@ -104,8 +104,8 @@ def test_more_or_fewer_classes_than_the_networks_know_are_named(folders):
     picture(folders / "covid" / "0.png")
     with pytest.raises(ValueError, match=r"holds 3 classes \(covid, normal, pneumonia\), and the networks know 2"):
         labeled_cases(folders, None)
+    picture(folders / "one" / "images" / "0.png")
     with pytest.raises(ValueError, match=r"holds 1 class \(images\)"):
-        picture(folders / "one" / "images" / "0.png")
         labeled_cases(folders / "one", None)
 
 
