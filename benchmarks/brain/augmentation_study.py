@@ -216,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += list(figures.values())
     text = "\n".join(sections) + (
         f"\n{options.seeds} seeds, {options.tested} test subjects, training sets drawn from {options.pool} subjects; "
-        f"{describe_machine('cpu', 1)} Intervals: 95 %. Figures: `controlcg_augmentation.csv`."
+        f"{describe_machine('cpu', 1)} Intervals: 95 %; over subjects BCa and exact. "
+        "Figures: `controlcg_augmentation.csv`."
     )
     write_csv(options.out / "controlcg_augmentation.csv", labels, rows)
     page = options.out / "controlcg_augmentation.md"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that can be killed at any moment: its checkpoint, its average, its randomness, its weights."""
+"""A training that can be killed at any moment: its checkpoint, its average, its weights."""
 
 from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from ignite.handlers import Checkpoint
 from ignite.handlers import EMAHandler as IgniteEMAHandler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from medcf.networks.denoiser import unwrap
 from medcf.runtime.atomic import replace_file
 from medcf.runtime.fingerprint import flat_options
 from medcf.runtime.weights import write_class_names
 
-__all__ = ["EMAHandler", "ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
+__all__ = ["EMAHandler", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ResumableCheckpoint(Checkpoint):
     """Ignite's `Checkpoint` that keeps the whole state of a training in one file, and goes on from it.
 
     The file ``checkpoint.pt`` is replaced atomically at the end of an epoch; when the trainer starts and the file is
-    there, everything is restored from it. Together with `ReproducibleRandomness` and `EpochSampler` a
+    there, everything is restored from it. Together with `medcf.training.sampler` a
     training that was killed and started again by the same command goes through the same losses as one that was not.
     To come after the loss curve, which is part of it, and before what may fail, such as validation and previews.
 
@@ -124,17 +125,14 @@ class ResumableCheckpoint(Checkpoint):
                 f"for. {remedy}"
             )
         trainer["max_epochs"] = max_epochs
-        asked_for = [_settings(each) for each in self.to_save.values() if isinstance(each, Optimizer)]
+        objects = list(self.to_save.values())
+        asked_for = [(each, _settings(each)) for each in objects if isinstance(each, Optimizer | LambdaLR)]
         try:
             self.load_objects(self.to_save, content)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.path} is the checkpoint of another network. {remedy} ({error})") from error
-        optimizers = [each for each in self.to_save.values() if isinstance(each, Optimizer)]
-        for optimizer, settings in zip(optimizers, asked_for, strict=True):
-            _change_settings(optimizer, settings)
-        for each in self.to_save.values():
-            if isinstance(each, LRScheduler):
-                each.base_lrs = [group["initial_lr"] for group in each.optimizer.param_groups]
+        for each, settings in sorted(asked_for, key=lambda pair: isinstance(pair[0], LambdaLR)):
+            _change_settings(each, settings)
         logger.info("Going on from iteration %d of %s.", engine.state.iteration, self.path)
 
     def _read(self) -> dict[str, Any]:
@@ -177,17 +175,33 @@ def _difference(name: str, before: Any, now: Any) -> str:
     return f"{name} was {values[0]}, is {values[1]}" if max(map(len, values)) <= 80 else name
 
 
-def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+#: What a schedule has reached; all else in it is how it is set.
+_REACHED = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "lr_lambdas", "_is_initial")
 
 
-def _change_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Give a restored optimizer the settings that are asked for now, at the place of its schedule."""
-    for group, asked in zip(optimizer.param_groups, settings, strict=True):
-        place, before = group["lr"], group.setdefault("initial_lr", group["lr"])
+def _settings(part: Optimizer | LambdaLR) -> Any:
+    """Return what a part of a training is set to, which is not what it has reached."""
+    if isinstance(part, LambdaLR):
+        return {name: value for name, value in part.state_dict().items() if name not in _REACHED}
+    return [{name: value for name, value in group.items() if name != "params"} for group in part.param_groups]
+
+
+def _change_settings(part: Optimizer | LambdaLR, settings: Any) -> None:
+    """Give a restored optimizer, or after it its schedule, the settings that are asked for now."""
+    if isinstance(part, LambdaLR):
+        groups = part.optimizer.param_groups
+        part.base_lrs = [group["initial_lr"] for group in groups]
+        vars(part).update(settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the rate of the moment is get_last_lr(): it is another one now
+            for group, rate in zip(groups, part.get_lr(), strict=True):
+                group["lr"] = rate
+        return
+    for group, asked in zip(part.param_groups, settings, strict=True):
+        place, before = group["lr"], group.get("initial_lr", group["lr"])
         group.update(asked)
-        now = group.setdefault("initial_lr", asked["lr"])
-        group["lr"] = place if now == before else place * now / before
+        now = group.get("initial_lr", asked["lr"])
+        group["lr"] = place if now == before else place * now / before  # of schedules that go on from the last rate
 
 
 class EMAHandler(IgniteEMAHandler):
@@ -218,42 +232,6 @@ class EMAHandler(IgniteEMAHandler):
         momentum = 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration))
         engine.state.ema_momentum = momentum  # type: ignore[attr-defined]  # where Ignite's update looks for it
         self._update_ema_model(engine, "ema_momentum")
-
-
-class ReproducibleRandomness:
-    """Make every random number of a training a function of (seed, process, iteration).
-
-    PyTorch's global generators are seeded at the start of every epoch and of every iteration, and the random transforms
-    of the dataset at the start of every epoch. So no generator's state has to be in a checkpoint, and noise, time steps
-    and augmentation do not depend on whether the run was interrupted.
-
-    Args:
-        seed: the seed.
-        dataset: dataset whose ``transform`` is random (MONAI's `Randomizable`); None when nothing there is.
-    """
-
-    def __init__(self, seed: int = 0, dataset: Any = None) -> None:
-        self.seed = seed
-        self.dataset = dataset
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer or an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
-        engine.add_event_handler(Events.ITERATION_STARTED, self.start_iteration)
-
-    def _mix(self, number: int) -> int:
-        return (self.seed * 1_000_003 + idist.get_rank()) * 100_000_007 + number
-
-    def start_epoch(self, engine: Engine) -> None:
-        """Seed what the loader draws from."""
-        torch.manual_seed(self._mix(-engine.state.epoch))
-        transform = getattr(self.dataset, "transform", None)
-        if transform is not None and hasattr(transform, "set_random_state"):
-            transform.set_random_state(seed=self._mix(engine.state.epoch) % 2**32)
-
-    def start_iteration(self, engine: Engine) -> None:
-        """Seed what the network and ``prepare_batch`` draw from."""
-        torch.manual_seed(self._mix(engine.state.iteration))
 
 
 class ExportWeights:

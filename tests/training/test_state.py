@@ -11,7 +11,14 @@ from monai.transforms import RandGaussianNoise
 from torch import nn
 
 from medcf.runtime.weights import class_names
-from medcf.training.state import ExportWeights, ReproducibleRandomness, ResumableCheckpoint, save_atomically
+from medcf.training.sampler import ReproducibleRandomness
+from medcf.training.state import (
+    ExportWeights,
+    ResumableCheckpoint,
+    _change_settings,
+    _settings,
+    save_atomically,
+)
 
 
 def training(directory, network, **options):
@@ -110,6 +117,21 @@ def test_a_lower_learning_rate_lowers_the_rest_of_the_schedule(tmp_path, caplog)
     caplog.clear()
     assert descent(tmp_path / "part", 4, learning_rate=0.01, weight_decay=0.5)[0] == []
     assert "other options" not in caplog.text
+
+
+def test_a_longer_training_goes_on_along_the_longer_schedule(tmp_path):
+    longer, _ = descent(tmp_path / "longer", 4, total=80)
+    descent(tmp_path / "part", 2, total=20)
+    assert descent(tmp_path / "part", 4, total=80)[0] == pytest.approx(longer[20:])
+
+
+def test_a_rate_without_a_closed_form_is_lowered_where_it_is():
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.01)
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    asked = _settings(optimizer)
+    optimizer.param_groups[0].update(lr=0.025, initial_lr=0.1)  # as a checkpoint brings it: two halvings of 0.1
+    _change_settings(optimizer, asked)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
 
 
 def test_the_momentum_of_a_resumed_training_stays(tmp_path):
