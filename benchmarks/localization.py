@@ -148,7 +148,7 @@ def markdown(rows: list[dict[str, Any]], cases: Cases, seconds: dict[str, float]
         "",
         f"{len(cases.case)} non-standard planes of the phantoms' split {options.split!r} ({cases.left_out} more, which "
         "the classifier calls standard already, have no counterfactual and are left out), each with the same subject's "
-        f"standard plane as truth; {where}. Mean over cases with 95 % bootstrap intervals over subjects.",
+        f"standard plane as truth; {where}. Mean over cases with 95 % BCa bootstrap intervals over subjects.",
         "",
         "- *Appearance*: expected images (speckle averaged away) differ by more than a tenth of the gray range.",
         "- *Structure*: thalami, cavum or posterior fossa are in one of the two planes and not in the other.",

@@ -238,7 +238,7 @@ def summarize(
             row["auc_gain"] = _over_seeds(found[name]["auc"] - found[control]["auc"])
             hits = [((each.logits > 0) == (label == 1)).mean(0) for each in (run, runs[control])]
             gain = hits[0] - hits[1]
-            low, high = bootstrap_interval(lambda values: float(np.mean(values)), gain)
+            low, high = bootstrap_interval(np.mean, gain)
             row["gain_subjects"] = Figure(float(gain.mean()), low, high, len(gain))
         if name != "original" and "original" in runs:
             row["gain_original"] = _over_seeds(found[name]["accuracy"] - found["original"]["accuracy"])

@@ -207,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.arms,
             options.work / "augmentation",
         )
-        hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy().astype(float)
-        low, high = bootstrap_interval(lambda values: float(values.mean()), hits)
+        hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy()
+        low, high = bootstrap_interval(np.mean, hits)
         figures["bundle"] = {"accuracy": Figure(float(hits.mean()), low, high, len(hits))}
         names = [ARMS[arm].label if arm in ARMS else "the bundle's classifier (800 subjects)" for arm in figures]
         sections.append(f"### {condition.title}\n\n{markdown(names, list(figures.values()), MEASURES)}")
@@ -216,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += list(figures.values())
     text = "\n".join(sections) + (
         f"\n{options.seeds} seeds, {options.tested} test subjects, training sets drawn from {options.pool} subjects; "
-        f"{describe_machine('cpu', 1)} Intervals: 95 %. Figures: `controlcg_augmentation.csv`."
+        f"{describe_machine('cpu', 1)} Intervals: 95 %; over subjects BCa and exact. "
+        "Figures: `controlcg_augmentation.csv`."
     )
     write_csv(options.out / "controlcg_augmentation.csv", labels, rows)
     page = options.out / "controlcg_augmentation.md"

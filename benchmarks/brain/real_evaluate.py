@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.brain.likeness import deep_csf_fraction
 from benchmarks.brain.real_sets import SETS, RealSet, prepared
 from benchmarks.brain.rows import PAPER, PLAIN, controlcg
-from benchmarks.counterfactual.environment import describe_machine
+from benchmarks.counterfactual.environment import INTERVALS, describe_machine
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
 from benchmarks.counterfactual.tables import Figure, Measure, insert, markdown, measured, write_csv
@@ -249,7 +249,7 @@ def evaluate(name: str, out: Path, docs: Path, limit: int | None = None, rows: S
         f"{markdown(labels, figures, MEASURES)}\n{len(task.cases)} held-out volumes of {len(set(task.cases.subject))} "
         f"subjects; {len(task.train[1])} volumes were trained on. Accuracy on the held-out volumes: f {shown['f']}, "
         f"judge {shown['judge']}. Measured size: {CHANNELS[name]}; mean of the real volumes: {', '.join(real)}.{known} "
-        f"{describe_machine('cpu', 1)} Intervals: 95 %, over subjects. Figures: `brain_mri_{name}.csv`."
+        f"{describe_machine('cpu', 1)} {INTERVALS} Figures: `brain_mri_{name}.csv`."
     )
     page = docs / "brain_mri.md"
     if page.is_file():

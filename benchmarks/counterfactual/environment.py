@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe_command", "describe_machine", "describe_run"]
+__all__ = ["INTERVALS", "describe_command", "describe_machine", "describe_run"]
 
 
 def describe_command(program: str, arguments: Sequence[str]) -> str:
@@ -41,10 +41,11 @@ def describe_machine(device: str, threads: int) -> str:
     return f"Python {sys.version_info.major}.{sys.version_info.minor}, {packages}; {where}."
 
 
+#: What stands below tables of figures whose intervals are those of the metrics.
+INTERVALS = "Intervals: 95 %, over subjects; of shares exact, of other figures by BCa bootstrap."
+
+
 def describe_run(program: str, arguments: Sequence[str], device: str, threads: int, stem: str) -> str:
     """Return what stands below the tables of a study: machine, intervals, command and the CSV with the figures."""
     command = describe_command(program, arguments)
-    return (
-        f"{describe_machine(device, threads)} Intervals: 95 %, over subjects. Command: `{command}`; figures: "
-        f"`{stem}.csv`."
-    )
+    return f"{describe_machine(device, threads)} {INTERVALS} Command: `{command}`; figures: `{stem}.csv`."

@@ -99,11 +99,9 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         if not value["of"]:
             return "no case"
-        text = f"{value['count']} of {value['of']} ({value['share']:.0%}"
-        if "interval" in value:
-            low, high = value["interval"]
-            text += f"; {low:.0%} to {high:.0%}"
-        return f"{text})".replace("%", " %")
+        low, high = value["interval"]
+        text = f"{value['count']} of {value['of']} ({value['share']:.0%}; {low:.0%} to {high:.0%})"
+        return text.replace("%", " %")
     if isinstance(value, list):
         return ", ".join(f"{number:.2f}" for number in value)
     return str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -29,7 +29,7 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[float]:
-    """Percentile interval of a statistic when whole subjects are drawn with replacement.
+    """Interval of a statistic when whole subjects are drawn with replacement, see `bootstrap_interval`.
 
     Images of one subject resemble each other, so that drawing images would give too narrow an interval.
 
@@ -60,12 +60,11 @@ def chance_of_reidentification(subjects: Sequence[str], k: int) -> float:
 def share(hits: Sequence[Any], subjects: Sequence[str]) -> dict[str, Any]:
     """Count hits: ``count``, ``of``, ``share`` and its ``interval`` over subjects.
 
-    Where all hits agree there is nothing to draw, and no interval; where there is none, no share either.
+    Where there is none, no share and no interval either.
     """
-    values = np.asarray(hits, dtype=float)
+    values = np.asarray(hits, dtype=bool)
     result: dict[str, Any] = {"count": int(values.sum()), "of": len(values)}
     if len(values):
         result["share"] = float(values.mean())
-    if 0 < result["count"] < result["of"]:
-        result["interval"] = bootstrap(lambda x: float(x.mean()), [values], subjects)
+        result["interval"] = bootstrap(np.mean, [values], subjects)
     return result

@@ -6,7 +6,15 @@ from __future__ import annotations
 from medcf.bundle.load import load
 from medcf.bundle.options import check_options
 from medcf.bundle.overlay import expect_base
-from medcf.bundle.root import bundle_folder, find_bundle_root
+from medcf.bundle.root import bundle_folder, expect_own_models, find_bundle_root
 from medcf.bundle.verify import verify_bundle
 
-__all__ = ["bundle_folder", "check_options", "expect_base", "find_bundle_root", "load", "verify_bundle"]
+__all__ = [
+    "bundle_folder",
+    "check_options",
+    "expect_base",
+    "expect_own_models",
+    "find_bundle_root",
+    "load",
+    "verify_bundle",
+]

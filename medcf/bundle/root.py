@@ -11,7 +11,7 @@ from monai.bundle import ConfigWorkflow
 
 from medcf.runtime.fingerprint import find_caller
 
-__all__ = ["bundle_folder", "find_bundle_root"]
+__all__ = ["bundle_folder", "expect_own_models", "find_bundle_root"]
 
 
 def find_bundle_root(name: str) -> str:
@@ -41,6 +41,28 @@ def find_bundle_root(name: str) -> str:
         f"Nothing tells where the bundle {name!r} lies: give its folder as bundle_root (--bundle_root FOLDER, or "
         "bundle_root=... in Python)."
     )
+
+
+def expect_own_models(
+    path: str | Path, bundle_root: str | Path, dataset_dir: str | Path | None, datalist: str | Path | None
+) -> None:
+    """Refuse to replace a bundle's weights by those of a training on the user's own images.
+
+    Args:
+        path: where the weights will go.
+        bundle_root: folder of the bundle.
+        dataset_dir: folder of the user's images, or None.
+        datalist: table of the user's images, or None; phantoms are trained on where neither is given.
+
+    Raises:
+        ValueError: they would go into the bundle's ``models``.
+    """
+    demo = Path(bundle_root).resolve() / "models"
+    if (dataset_dir is not None or datalist is not None) and Path(path).resolve().parent == demo:
+        raise ValueError(
+            f"Weights of your own images would replace the bundle's in {demo}: name a folder for them by "
+            "--models_dir DIR, the same one for every training and for inference."
+        )
 
 
 def bundle_folder(name: str) -> Path:

@@ -55,6 +55,8 @@ class CaseMetric(CumulativeIterationMetric):
 
     #: Whether a larger aggregate is the better counterfactual.
     higher_is_better: bool
+    #: Whether the values are 0 or 1, so that the aggregate is a share of the cases.
+    is_share = False
     #: Why a case has no value; used by ``counts``.
     left_out_reason = "no value"
     #: What an evaluation calls it with, see `IMAGES`, and what ``{of}`` is unless the evaluation says so.
@@ -82,11 +84,11 @@ class CaseMetric(CumulativeIterationMetric):
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> tuple[float, float]:
-        """Return the bootstrap interval of the aggregate.
+        """Return the confidence interval of the aggregate, see `medcf.metrics.bootstrap_interval`.
 
         Args:
             groups: subject of each case, those without a value included; whole subjects are resampled.
-            confidence: share of the resamples inside the interval.
+            confidence: coverage of the interval.
             num_resamples: number of resamples.
             seed: seed of the resampling.
 
@@ -101,7 +103,9 @@ class CaseMetric(CumulativeIterationMetric):
     def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
         """Compute the interval; to be overridden where the aggregate is no mean of ``per_case``."""
         values = self.per_case().cpu().numpy()
-        return interval_of_entered(np.mean, values, entered=~np.isnan(values), groups=groups, **options)
+        entered = ~np.isnan(values)
+        cases = values.astype(bool) if self.is_share else values
+        return interval_of_entered(np.mean, cases, entered=entered, groups=groups, **options)
 
     def counts(self) -> Counts:
         """Return how many cases entered, and how many did not and why."""
@@ -124,6 +128,7 @@ class Mean(CaseMetric):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Collect values (B,), or (B, K) for `by_column`."""
+        self.is_share = y_pred.dtype == torch.bool
         return y_pred.double()
 
     def by_column(self) -> list[float]:

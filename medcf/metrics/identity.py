@@ -39,6 +39,7 @@ class ReIdentification(CaseMetric):
     """
 
     higher_is_better = True
+    is_share = True
     needs = QUANTITIES | {"subject": "subject_number"}
     quantity = "embedding"
     left_out_reason = "features are not finite"

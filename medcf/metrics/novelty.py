@@ -14,6 +14,7 @@ covariance matrices", 2004.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from medcf.registry import METRICS
 
 __all__ = ["VIEWS", "NoveltyDetector", "fit_novelty"]
+
+logger = logging.getLogger(__name__)
 
 VIEWS = ("features", "appearance", "anatomy")
 
@@ -138,7 +141,8 @@ def fit_novelty(
 
     Args:
         detector: gives the views.
-        training: batches (B, 1, *spatial) of training images, a few hundred or more in all.
+        training: batches (B, 1, *spatial) of training images, a few hundred or more in all; fewer than 20 are warned
+            of, as are fewer held-out ones.
         held_out: batches of images that no network was trained on, for the quantiles.
         quantile: share of the held-out images that must not be flagged.
 
@@ -153,8 +157,15 @@ def fit_novelty(
     known, sizes = _views(detector, training)
     unseen, _ = _views(detector, held_out)
     counts = [len(next(iter(views.values()), ())) for views in (known, unseen)]
-    if min(counts) < 20:
+    if min(counts) < 2:
         raise ValueError(f"{counts[0]} training and {counts[1]} held-out images are too few: use hundreds.")
+    if min(counts) < 20:
+        logger.warning(
+            "%d training and %d held-out images are few to know the familiar by: of new images of the same kind about "
+            "one in %d will be flagged. Use hundreds.",
+            *counts,
+            counts[1] + 1,
+        )
     state: dict[str, Tensor] = {"size": torch.tensor(sizes), "probe": detector.probe(sizes)}
     ratios = []
     for name, vectors in known.items():

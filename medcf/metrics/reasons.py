@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from medcf.metrics.base import QUANTITIES, CaseMetric, Counts
@@ -47,14 +45,13 @@ def summarize(
     share: bool = False,
     **options: int,
 ) -> Summary:
-    """Average the values of cases, with a bootstrap interval.
+    """Average the values of cases, with an interval.
 
     Args:
         values: one per case (N,), NaN where the case does not enter.
         groups: whose case it is, one entry per case; whole subjects are resampled then.
         confidence: coverage of the interval.
-        share: the values are 0 or 1. Where all agree the interval is the exact binomial one of Clopper and Pearson
-            (1934), whose trials are the subjects if ``groups`` is given: 32 hits of 32 give [0.89, 1].
+        share: the values are 0 or 1, see `medcf.metrics.bootstrap_interval`: 32 hits of 32 give [0.89, 1].
         options: ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
@@ -72,12 +69,8 @@ def summarize(
     kept, names = found[entered], groups_of_entered(groups, entered)
     if not len(kept):
         return Summary(0, float("nan"), (float("nan"), float("nan")))
-    if share and kept.min() == kept.max() and kept[0] in (0.0, 1.0):
-        trials = len(kept) if names is None else len({str(name) for name in names})
-        exact = binomtest(int(kept[0]) * trials, trials).proportion_ci(confidence)
-        interval = float(exact.low), float(exact.high)
-    else:
-        interval = bootstrap_interval(np.mean, kept, groups=names, confidence=confidence, **options)
+    cases = kept.astype(bool) if share else kept
+    interval = bootstrap_interval(np.mean, cases, groups=names, confidence=confidence, **options)
     return Summary(len(kept), float(kept.mean()), interval)
 
 
@@ -114,7 +107,6 @@ class ReasonedMetric(CaseMetric):
     #: Why a case may be left out, in the order in which the reasons are looked at.
     reasons: tuple[str, ...] = ()
     #: Whether the values are 0 or 1; the interval then stays honest where all cases agree.
-    is_share = False
 
     def entry(self, values: Tensor, *left_out: Tensor) -> Tensor:
         """Join the values of a batch with the reasons for leaving cases out.
@@ -135,9 +127,6 @@ class ReasonedMetric(CaseMetric):
     def per_case(self) -> Tensor:
         """Return one value per case (N,), NaN where the case does not enter."""
         return self._column(1)
-
-    def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
-        return summarize(self.per_case(), groups=groups, share=self.is_share, **options).interval
 
     def left_out_cases(self) -> dict[str, list[int]]:
         """Return the places of the cases that did not enter, by reason, in the order in which they were seen."""

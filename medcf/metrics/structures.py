@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from monai.metrics import CumulativeIterationMetric, compute_dice
 from torch import Tensor
 
 from medcf.metrics.base import Counts, collected
-from medcf.metrics.bootstrap import bootstrap_interval
+from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
 
 __all__ = ["StructureChanges", "StructureDice"]
@@ -109,11 +108,14 @@ class StructureChanges(_Structures):
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return the bootstrap intervals of the rates; ``groups`` names the subject of each case."""
+        """Return the intervals of the rates; ``groups`` names the subject of each case."""
         options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
-        return self._by_structure_and_rate(
-            lambda cases, rate: bootstrap_interval(partial(_rate, rate=rate), cases, groups=groups, **options)
-        )
+
+        def interval(cases: np.ndarray, rate: str) -> tuple[float, float]:
+            outcome, concerned = _outcomes(cases, rate)
+            return interval_of_entered(np.mean, outcome, entered=concerned, groups=groups, **options)
+
+        return self._by_structure_and_rate(interval)
 
     def _by_structure_and_rate(self, function: Callable[[np.ndarray, str], Any]) -> dict[str, dict[str, Any]]:
         columns = zip(self.structures, self.presence().cpu().numpy().transpose(1, 0, 2), strict=True)
@@ -129,10 +131,15 @@ _RATES = ("invented", "lost", "kept", "right")
 
 def _rate(presence: np.ndarray, rate: str) -> float:
     """One rate of ``StructureChanges`` from presence (N, 2); NaN where no case is concerned."""
+    outcome, concerned = _outcomes(presence, rate)
+    return float(outcome[concerned].mean()) if concerned.any() else float("nan")
+
+
+def _outcomes(presence: np.ndarray, rate: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tell from presence (N, 2) in which cases a rate's event happened, and which cases it concerns."""
     found, true = presence[:, 0].astype(bool), presence[:, 1].astype(bool)
     concerned = {"invented": ~true, "right": np.ones_like(true)}.get(rate, true)
-    outcome = {"invented": found, "lost": ~found, "kept": found, "right": found == true}[rate]
-    return float(outcome[concerned].mean()) if concerned.any() else float("nan")
+    return {"invented": found, "lost": ~found, "kept": found, "right": found == true}[rate], concerned
 
 
 METRICS.add("structure_dice", "Dice of structures against the paired truth", StructureDice)

@@ -20,24 +20,28 @@ class SegmentationGuidedClassifier(nn.Module):
     Source: Diff-ICE, the classifier of its section on progressive concept-guided quality.
 
     Args:
-        segmenter: maps an image (B, 1, *spatial) in [-1, 1] to class scores (B, K, *spatial).
+        segmenter: maps an image (B, 1, *spatial) in [-1, 1] to class scores (B, K, *spatial); None for a plain
+            classifier, whose predictor sees the image alone.
         predictor: maps the K probabilities and the image, concatenated in this order, to class scores. ``features`` and
             ``feature_maps`` ask it for methods of these names, as `SonoNet` has them.
     """
 
-    def __init__(self, segmenter: nn.Module, predictor: SonoNet | nn.Module) -> None:
+    def __init__(self, segmenter: nn.Module | None, predictor: SonoNet | nn.Module) -> None:
         super().__init__()
-        self.segmenter = segmenter.requires_grad_(False).eval()
+        self.segmenter = None if segmenter is None else segmenter.requires_grad_(False).eval()
         self.predictor = predictor
 
     def train(self, mode: bool = True) -> SegmentationGuidedClassifier:
         """Switch the predictor's mode; the segmenter stays in eval mode."""
         super().train(mode)
-        self.segmenter.eval()
+        if self.segmenter is not None:
+            self.segmenter.eval()
         return self
 
     def evidence(self, image: torch.Tensor) -> torch.Tensor:
         """Compute what the predictor sees: probabilities and image, (B, K + 1, *spatial)."""
+        if self.segmenter is None:
+            return image
         return torch.cat([self.segmenter(image).softmax(dim=1), image], dim=1)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "config_fingerprint",
     "describe_changes",
     "find_caller",
+    "flat_options",
     "hash_inputs",
     "running_config",
     "sha256",
@@ -29,9 +30,9 @@ __all__ = [
 INDIFFERENT_KEYS = frozenset(
     {
         "_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist",
-        "output_dir", "device", "batch_size", "memory_budget", "num_workers", "num_threads", "overwrite", "progress",
-        "panels", "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list", "split",
-        "max_pixels", "max_voxels",
+        "output_dir", "models_dir", "device", "batch_size", "memory_budget", "num_workers", "num_threads", "overwrite",
+        "progress", "panels", "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list",
+        "split", "max_pixels", "max_voxels",
     }
 )  # fmt: skip
 """Top-level ids of a config that say where and how fast, not what; weights and inputs are hashed by their content."""
@@ -133,6 +134,20 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return int(value)
     return value
+
+
+def flat_options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name every value of a nested config by its id, for example ``network_def#channels``; lists are values.
+
+    Args:
+        config: raw config, as `running_config` returns it.
+        prefix: id of the part, with ``#`` behind it.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat_options(value, f"{prefix}{name}#")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def describe_changes(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load weights, or say at once which file is wrong and what makes the right one."""
+"""Load weights, or say at once which file is wrong and what makes the right one; and what their classes are called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_weights", "read_weights"]
+from medcf.runtime.atomic import write_json
+
+__all__ = ["class_names", "load_weights", "read_weights", "write_class_names"]
+
+_CLASSES = "classes.json"
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -91,6 +96,32 @@ def load_weights(
     if frozen:
         module.eval().requires_grad_(False)
     return module if device is None else module.to(device)
+
+
+def class_names(folder: str | Path, default: Sequence[str]) -> list[str]:
+    """Read what the classes of the weights in a folder are called, in the order of their indices.
+
+    Args:
+        folder: folder of the weights.
+        default: the names where a training of phantoms, or nobody, wrote any.
+    """
+    path = Path(folder) / _CLASSES
+    return list(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.is_file() else list(default)
+
+
+def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
+    """Write what the classes of a folder's weights are called.
+
+    Raises:
+        ValueError: the folder holds weights of other classes.
+    """
+    known = class_names(folder, names)
+    if known != list(names):
+        raise ValueError(
+            f"{folder} holds weights of the classes {', '.join(known)}, not {', '.join(names)}: give every set of "
+            f"classes a folder of its own (--models_dir DIR), or delete {Path(folder) / _CLASSES} with its weights."
+        )
+    write_json(Path(folder) / _CLASSES, {"classes": list(names)})
 
 
 def _message(problem: str, remedy: str) -> str:

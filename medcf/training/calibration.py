@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor
 
@@ -28,10 +29,10 @@ def calibrate_novelty(
     device: torch.device | str = "cpu",
     quantile: float = 0.995,
 ) -> float:
-    """Fit the statistics of a novelty detector and write them.
+    """Fit the statistics of a novelty detector and write them, on the main process.
 
     Args:
-        detector: its networks must be the trained ones.
+        detector: its networks must be the trained ones; they are put into evaluation mode.
         training: batches with ``image`` (B, 1, *spatial) in [-1, 1], from the data that the networks were trained on.
         held_out: batches of other subjects; taken twice.
         path: file for the statistics, plain tensors.
@@ -39,13 +40,16 @@ def calibrate_novelty(
         quantile: share of the held-out images that must not be flagged.
 
     Returns:
-        Share of the held-out images that are flagged, about ``1 - quantile``.
+        Share of the held-out images that are flagged, about ``1 - quantile``; NaN on other processes.
     """
+    if idist.get_rank() > 0:
+        return float("nan")
 
     def images(batches: Iterable[Mapping[str, Any]]) -> Iterator[Tensor]:
         for batch in batches:
             yield torch.as_tensor(batch["image"]).as_subclass(Tensor).to(device)
 
+    detector.eval()
     detector.state = fit_novelty(detector, images(training), images(held_out), quantile)
     save_atomically(detector.state, path)
     flags = torch.cat([detector(image)["out_of_distribution"].cpu() for image in images(held_out)])

@@ -7,9 +7,11 @@ The user's images are read by the same preprocessing as in inference, over MONAI
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,10 +25,11 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, Transform
 from torch.utils.data import Dataset
 
-from medcf.data import Case, find_cases, grid_record, read
+from medcf.data import Case, grid_record, read
 from medcf.data.image import geometry
 from medcf.data.resample import shares_of_labels
-from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.errors import UnreadableImage
+from medcf.training.labeled import labeled_cases
 
 __all__ = ["TargetsOnGridd", "choose_cases", "own_dataset", "split_of_subject", "training_dataset"]
 
@@ -58,10 +61,10 @@ def training_dataset(
 
     Args:
         split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
-        datalist: table of the user's own images, see `own_dataset` for it and for ``dataset_dir``, ``targets``,
-            ``null_label``, ``preprocessing`` and ``transform``; None renders phantoms, which have all targets and are
-            on the grid already.
-        dataset_dir: folder that the table's paths are relative to.
+        datalist: table of the user's own images, see `own_dataset` for it and for ``targets``, ``null_label``,
+            ``preprocessing`` and ``transform``.
+        dataset_dir: folder that the table's paths are relative to; without a table, one with a subfolder per class.
+            Where neither is given, phantoms are rendered, which have all targets and are on the grid already.
         phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
@@ -80,15 +83,14 @@ def training_dataset(
         knows: ``segmentation``, ``concepts``, ``quality``.
 
     Raises:
-        ValueError: ``dataset_dir`` was given without ``datalist``, or a table without ``preprocessing``.
+        ValueError: own images without ``preprocessing``, or without labels.
     """
-    if datalist is None and dataset_dir is not None:
-        raise ValueError("A training needs labels: name them with --datalist FILE.csv, beside --dataset_dir.")
-    if datalist is not None and preprocessing is None:
-        raise ValueError("preprocessing is missing: images of a table must be read and put onto the grid.")
+    own = datalist is not None or dataset_dir is not None
+    if own and preprocessing is None:
+        raise ValueError("preprocessing is missing: images of your own must be read and put onto the grid.")
     folder = None if cache_dir is None else Path(cache_dir)
     with nullcontext() if folder is None else idist.one_rank_first():
-        if datalist is not None:
+        if own:
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
         from medcf.phantoms import BrainDataset, PhantomDataset
@@ -108,7 +110,7 @@ def training_dataset(
 
 
 def own_dataset(
-    datalist: str | Path,
+    datalist: str | Path | None,
     split: str,
     preprocessing: Callable[[Any], Any] | None,
     dataset_dir: str | Path | None = None,
@@ -119,43 +121,56 @@ def own_dataset(
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
 ) -> Dataset:
-    """Put the images of a table onto the grid, once each.
+    """Put the images of a table, or of a folder with a subfolder per class, onto the grid, once each.
 
     The table is read by `medcf.data.find_cases`: the column ``file``, and as far as the training needs them ``label``
-    (class index), ``segmentation`` (image of class indices on the same pixels; of pictures also ``mask``), ``quality``
-    (in [0, 1]) and ``concepts`` (numbers in [0, 1] with blanks between), beside ``subject`` and ``split``. Where
-    ``split`` is missing, the images are split by subject (by file where ``subject`` is missing too).
+    (class index or word), ``segmentation`` (image of class indices on the same pixels; of pictures also ``mask``),
+    ``quality`` (in [0, 1]) and ``concepts`` (numbers in [0, 1] with blanks between), beside ``subject`` and ``split``.
+    Where ``split`` is missing, the images are split by subject (by file where ``subject`` is missing too). For folders
+    see `medcf.training.labeled.labeled_cases`.
 
     Args:
-        datalist: CSV or JSON table.
+        datalist: CSV or JSON table; None takes the subfolders of ``dataset_dir`` for classes.
         split: the split to keep.
         preprocessing: as in inference.
-        dataset_dir: folder that the table's paths are relative to.
+        dataset_dir: folder that the table's paths are relative to, or that of the classes.
         cache_dir: folder in which MONAI's PersistentDataset keeps the images; None keeps them in memory.
         transform: applied to every sample whenever it is taken.
         spatial_dims: 2 or 3.
         targets: what every sample carries beside ``image``, ``case`` and ``subject``.
         null_label: label of the images without one; None leaves them out where ``label`` is a target.
 
+    Returns:
+        The dataset; its ``class_names`` are those of `medcf.training.labeled.LabeledCases`, its ``digest`` tells these
+        images and labels from others, wherever they lie.
+
     Raises:
         ValueError: a file cannot be read, or no image of the split has all targets.
     """
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(TARGETS)}.")
-    found = find_cases(dataset_dir, datalist, spatial_dims=spatial_dims)
-    cases = choose_cases(*found, datalist, split, targets, null_label=null_label)
+    found = labeled_cases(dataset_dir, datalist, spatial_dims=spatial_dims)
+    cases = choose_cases(found.cases, found.source, split, targets, null_label=null_label)
+    if found.class_names is not None:
+        counts = Counter(case.columns.get("label") for case in cases)
+        told = (f"{index} = {name} ({counts[index]} images)" for index, name in enumerate(found.class_names))
+        logger.info("Classes of the split %r: %s", split, ", ".join(told))
     items = [{**case.item(), "state": _state(case)} for case in cases]
     # flat, so that MONAI's datasets see the first random step, before which they keep what was made
     steps = Compose([step for step in (preprocessing, TargetsOnGridd(targets), transform) if step]).flatten()
+    dataset: Any
     if cache_dir is None:
-        return CacheDataset(items, steps, cache_rate=1.0, num_workers=0, copy_cache=True)
-    return PersistentDataset(items, steps, cache_dir, hash_transform=pickle_hashing)
+        dataset = CacheDataset(items, steps, cache_rate=1.0, num_workers=0, copy_cache=True)
+    else:
+        dataset = PersistentDataset(items, steps, cache_dir, hash_transform=pickle_hashing)
+    dataset.class_names = found.class_names
+    dataset.digest = _digest(items)
+    return dataset
 
 
 def choose_cases(
     cases: Sequence[Case],
-    failures: Sequence[Failure],
-    datalist: str | Path,
+    source: str | Path,
     split: str,
     columns: Sequence[str],
     *,
@@ -164,19 +179,15 @@ def choose_cases(
     """Choose the cases of a split that have all columns; how many do and do not is logged.
 
     Args:
-        cases: rows of the table.
-        failures: files that cannot be used.
-        datalist: the table, for messages.
+        cases: all cases.
+        source: the table or the folder that they are from, for messages.
         split: the split; a case without one falls into that of its subject, see `split_of_subject`.
         columns: what a training needs of each case.
         null_label: ``label`` of the cases without one.
 
     Raises:
-        ValueError: a file cannot be used, or no case is left.
+        ValueError: no case is left.
     """
-    if failures:
-        named = "; ".join(f"{failure.file} {failure.reason}" for failure in failures[:3])
-        raise ValueError(f"{len(failures)} files of {datalist} cannot be used: {named}. Take them out of the table.")
     own = {} if null_label is None else {"label": null_label}
     labeled = [Case(case.id, case.files, case.frame, case.mask, {**own, **case.columns}) for case in cases]
     members = [
@@ -185,16 +196,17 @@ def choose_cases(
         if case.columns.get("split", split_of_subject(str(case.columns.get("subject", case.id)))) == split
     ]
     if not members:
-        raise ValueError(f"{datalist} names no image of the split {split!r}; fill its column 'split'.")
+        remedy = "name them in a table with a column 'split'" if Path(source).is_dir() else "fill its column 'split'"
+        raise ValueError(f"{source} holds no image of the split {split!r}; {remedy}.")
     kept = [case for case in members if all(column in case.columns for column in columns)]
     if not kept:
         raise ValueError(
-            f"No image of the split {split!r} in {datalist} has all that this training needs; fill the columns "
+            f"No image of the split {split!r} in {source} has all that this training needs; fill the columns "
             f"{', '.join(columns)}."
         )
     if left_out := len(members) - len(kept):
-        logger.warning("%d images of %s lack one of %s and are left out", left_out, datalist, ", ".join(columns))
-    logger.info("%d images of the split %r in %s", len(kept), split, datalist)
+        logger.warning("%d images of %s lack one of %s and are left out", left_out, source, ", ".join(columns))
+    logger.info("%d images of the split %r in %s", len(kept), split, source)
     return kept
 
 
@@ -281,3 +293,8 @@ def _state(case: Case) -> list[tuple[str, int, int]]:
     files = [*case.files, case.mask, case.columns.get("segmentation")]
     states = [(str(file), os.stat(file)) for file in files if file]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _digest(items: Sequence[Mapping[str, Any]]) -> str:
+    known = [[item["case"], str(item.get("label")), [size for _, size, _ in item["state"]]] for item in items]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()

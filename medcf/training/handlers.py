@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.engines import IterationEvents
+from monai.handlers import ValidationHandler
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 from monai.utils import CommonKeys
@@ -31,6 +32,7 @@ __all__ = [
     "MetricsFile",
     "SampleGrid",
     "TrainingProgress",
+    "Validation",
     "loss_of",
     "shared_handler",
 ]
@@ -152,9 +154,39 @@ class LossCurve:
         self.rows = [list(row) for row in state["rows"]]
 
 
+class Validation(ValidationHandler):
+    """MONAI's `ValidationHandler` that validates at the end as well, however short the training is.
+
+    Args:
+        validator: MONAI's evaluator.
+        interval: epochs between two validations.
+    """
+
+    def __init__(self, validator: Any, interval: int) -> None:
+        super().__init__(interval, validator)
+        self._validated: int | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate."""
+        super().__call__(engine)
+        self._validated = engine.state.iteration
+
+    def finish(self, engine: Engine) -> None:
+        """Validate, unless the last epoch has been."""
+        if self._validated != engine.state.iteration:
+            self(engine)
+
+
 @dataclass(eq=False)
 class SampleGrid:
     """Sample images from pure noise, always from the same noise, one row a class, as PNG files and to TensorBoard.
+
+    A preview that fails is logged; the training goes on. To come after the checkpoint.
 
     Args:
         network: the network to sample from, usually ``ema_model`` of `EMAHandler`.
@@ -188,14 +220,20 @@ class SampleGrid:
         """Sample, on the main process, when the epoch is one of those asked for."""
         epoch = engine.state.epoch
         if idist.get_rank() == 0 and (epoch % self.every == 0 or epoch == engine.state.max_epochs):
-            grid = self.sample()
-            from PIL import Image
+            try:
+                self._draw(engine.state.iteration)
+            except Exception:
+                logger.exception("No preview of iteration %d; the training goes on.", engine.state.iteration)
 
-            folder = Path(self.directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grid).save(folder / f"samples_{engine.state.iteration:07d}.png")
-            if self.writer is not None:
-                self.writer.add_image("samples", grid, engine.state.iteration, dataformats="HW")
+    def _draw(self, iteration: int) -> None:
+        from PIL import Image
+
+        grid = self.sample()
+        folder = Path(self.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid).save(folder / f"samples_{iteration:07d}.png")
+        if self.writer is not None:
+            self.writer.add_image("samples", grid, iteration, dataformats="HW")
 
     @torch.no_grad()
     def sample(self) -> np.ndarray:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a training sees its data."""
+"""The order in which a training sees its data, and its random numbers: both depend on the seed and the time alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import ignite.distributed as idist
 import torch
+from ignite.engine import Engine, Events
 from torch.utils.data import DistributedSampler
 
-__all__ = ["EpochSampler"]
+__all__ = ["EpochSampler", "ReproducibleRandomness"]
 
 
 class EpochSampler(DistributedSampler):
@@ -64,3 +66,39 @@ class EpochSampler(DistributedSampler):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+class ReproducibleRandomness:
+    """Make every random number of a training a function of (seed, process, iteration).
+
+    PyTorch's global generators are seeded at the start of every epoch and of every iteration, and the random transforms
+    of the dataset at the start of every epoch. So no generator's state has to be in a checkpoint, and noise, time steps
+    and augmentation do not depend on whether the run was interrupted.
+
+    Args:
+        seed: the seed.
+        dataset: dataset whose ``transform`` is random (MONAI's `Randomizable`); None when nothing there is.
+    """
+
+    def __init__(self, seed: int = 0, dataset: Any = None) -> None:
+        self.seed = seed
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer or an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.start_iteration)
+
+    def _mix(self, number: int) -> int:
+        return (self.seed * 1_000_003 + idist.get_rank()) * 100_000_007 + number
+
+    def start_epoch(self, engine: Engine) -> None:
+        """Seed what the loader draws from."""
+        torch.manual_seed(self._mix(-engine.state.epoch))
+        transform = getattr(self.dataset, "transform", None)
+        if transform is not None and hasattr(transform, "set_random_state"):
+            transform.set_random_state(seed=self._mix(engine.state.epoch) % 2**32)
+
+    def start_iteration(self, engine: Engine) -> None:
+        """Seed what the network and ``prepare_batch`` draw from."""
+        torch.manual_seed(self._mix(engine.state.iteration))

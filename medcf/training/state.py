@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that can be killed at any moment: its checkpoint, its average, its randomness, its weights."""
+"""A training that can be killed at any moment: its checkpoint, its average, its weights."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,30 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from ignite.handlers import EMAHandler as IgniteEMAHandler
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from medcf.networks.denoiser import unwrap
 from medcf.runtime.atomic import replace_file
+from medcf.runtime.fingerprint import flat_options
+from medcf.runtime.weights import write_class_names
 
-__all__ = ["EMAHandler", "ExportWeights", "ReproducibleRandomness", "ResumableCheckpoint", "save_atomically"]
+__all__ = ["EMAHandler", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+#: Options, by the beginning of their id, that say where and how fast; a resumed training takes them without a word.
+_PLACES = (
+    *("_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist"),
+    *("output_dir", "cache_dir", "models_dir", "export_path", "device", "num_workers", "resume", "writer", "state"),
+)
+#: Options that make another model, or another task, of a training; a resumed one refuses them.
+_MODEL_AND_DATA = (
+    *("images", "network_def", "predictor", "segmenter_def", "segmentation_guided", "spatial_size", "spacing"),
+    *("preprocessing", "num_train", "train_split", "phantom_seed", "targets", "null_label", "train#dataset", "loss"),
+    *("scheduler", "num_train_timesteps", "prediction_type", "epoch_length"),
+)
 
 
 def save_atomically(content: Any, path: str | Path) -> Path:
@@ -42,25 +59,37 @@ class ResumableCheckpoint(Checkpoint):
     """Ignite's `Checkpoint` that keeps the whole state of a training in one file, and goes on from it.
 
     The file ``checkpoint.pt`` is replaced atomically at the end of an epoch; when the trainer starts and the file is
-    there, everything is restored from it. Together with `ReproducibleRandomness` and `EpochSampler` a
+    there, everything is restored from it. Together with `medcf.training.sampler` a
     training that was killed and started again by the same command goes through the same losses as one that was not.
-    To be the last handler in the list, so that validation and loss curve of the epoch are part of it.
+    To come after the loss curve, which is part of it, and before what may fail, such as validation and previews.
+
+    A training may go on with other options: those that differ are logged, and learning rate, weight decay and the like
+    are the new ones. Options that change the model or the data are refused.
 
     Args:
         directory: folder of the checkpoint.
         save_dict: name to object with ``state_dict`` and ``load_state_dict``; the trainer is added by itself.
         every: epochs between two checkpoints.
         resume: False begins anew and overwrites.
+        options: the config, to compare with that of the training that is resumed.
+        images: what tells the training's own images from others, see `medcf.training.datasets.own_dataset`.
     """
 
     def __init__(
-        self, directory: str | Path, save_dict: Mapping[str, Any], every: int = 1, resume: bool = True
+        self,
+        directory: str | Path,
+        save_dict: Mapping[str, Any],
+        every: int = 1,
+        resume: bool = True,
+        options: Mapping[str, Any] | None = None,
+        images: str | None = None,
     ) -> None:
         # not Ignite's DiskSaver: it removes the old file before it writes the new one, and a kill leaves its temporary
         super().__init__(dict(save_dict), self._write, filename_pattern=CHECKPOINT)
         self.path = Path(directory) / CHECKPOINT
         self.every = every
         self.resume = resume
+        self.options = {} if options is None else {**dict(flat_options(options)), "images": images}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -70,33 +99,109 @@ class ResumableCheckpoint(Checkpoint):
 
     def _write(self, content: Mapping[str, Any], *_: Any) -> None:
         if idist.get_rank() == 0:
-            save_atomically(content, self.path)
+            save_atomically({**content, "options": json.dumps(self.options)}, self.path)
 
     def restore(self, engine: Engine) -> None:
         """Load the checkpoint, where there is one.
 
         Raises:
-            ValueError: the checkpoint is of another training, or it trained for longer than is asked for now.
+            ValueError: the checkpoint is damaged, or of another training, or it trained for longer than is asked for
+                now.
         """
         if not (self.resume and self.path.is_file()):
             return
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        content = self._read()
+        begun_with = json.loads(content.pop("options", "{}"))
         max_epochs, epoch_length = engine.state.max_epochs or 0, engine.state.epoch_length or 0
-        trainer = content["trainer"]
         remedy = "Pass --resume False to begin anew, or another --output_dir."
-        if content.keys() != self.to_save.keys() or trainer["epoch_length"] != epoch_length:
+        if begun_with:
+            self._compare(begun_with, remedy)
+        if content.keys() != self.to_save.keys() or content["trainer"]["epoch_length"] != epoch_length:
             raise ValueError(f"{self.path} is the checkpoint of another training. {remedy}")
+        trainer = content["trainer"]
         if trainer["iteration"] > max_epochs * epoch_length:
             raise ValueError(
                 f"{self.path} is of iteration {trainer['iteration']}, beyond the {max_epochs * epoch_length} asked "
                 f"for. {remedy}"
             )
         trainer["max_epochs"] = max_epochs
+        objects = list(self.to_save.values())
+        asked_for = [(each, _settings(each)) for each in objects if isinstance(each, Optimizer | LambdaLR)]
         try:
             self.load_objects(self.to_save, content)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.path} is the checkpoint of another network. {remedy} ({error})") from error
+        for each, settings in sorted(asked_for, key=lambda pair: isinstance(pair[0], LambdaLR)):
+            _change_settings(each, settings)
         logger.info("Going on from iteration %d of %s.", engine.state.iteration, self.path)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(torch.load(self.path, map_location="cpu", weights_only=True))
+        except OSError:
+            raise
+        except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors alike
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ValueError(
+                f"{self.path} is damaged and cannot be read ({reason}). Delete it and start the same command again: "
+                "the training begins anew. Weights that an earlier training exported stay as they are."
+            ) from error
+
+    def _compare(self, begun_with: Mapping[str, Any], remedy: str) -> None:
+        """Say which options differ from those of the training that is resumed, and refuse some of them."""
+        names = [
+            name
+            for name in dict.fromkeys([*begun_with, *self.options])
+            if begun_with.get(name) != self.options.get(name) and not _is_one_of(name, _PLACES)
+        ]
+        told = {name: _difference(name, begun_with.get(name), self.options.get(name)) for name in names}
+        if refused := [text for name, text in told.items() if _is_one_of(name, _MODEL_AND_DATA)]:
+            raise ValueError(
+                f"{self.path} was begun with another model or other data, and cannot go on: {'; '.join(refused)}. "
+                f"Set them as they were. {remedy}"
+            )
+        if told:
+            logger.warning("Going on with other options than the training began with: %s.", "; ".join(told.values()))
+
+
+def _is_one_of(name: str, ids: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}#") for each in ids)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "images":
+        return "the images or their labels (--dataset_dir, --datalist)"
+    values = [json.dumps(value) for value in (before, now)]
+    return f"{name} was {values[0]}, is {values[1]}" if max(map(len, values)) <= 80 else name
+
+
+#: What a schedule has reached; all else in it is how it is set.
+_REACHED = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "lr_lambdas", "_is_initial")
+
+
+def _settings(part: Optimizer | LambdaLR) -> Any:
+    """Return what a part of a training is set to, which is not what it has reached."""
+    if isinstance(part, LambdaLR):
+        return {name: value for name, value in part.state_dict().items() if name not in _REACHED}
+    return [{name: value for name, value in group.items() if name != "params"} for group in part.param_groups]
+
+
+def _change_settings(part: Optimizer | LambdaLR, settings: Any) -> None:
+    """Give a restored optimizer, or after it its schedule, the settings that are asked for now."""
+    if isinstance(part, LambdaLR):
+        groups = part.optimizer.param_groups
+        part.base_lrs = [group["initial_lr"] for group in groups]
+        vars(part).update(settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the rate of the moment is get_last_lr(): it is another one now
+            for group, rate in zip(groups, part.get_lr(), strict=True):
+                group["lr"] = rate
+        return
+    for group, asked in zip(part.param_groups, settings, strict=True):
+        place, before = group["lr"], group.get("initial_lr", group["lr"])
+        group.update(asked)
+        now = group.get("initial_lr", asked["lr"])
+        group["lr"] = place if now == before else place * now / before  # of schedules that go on from the last rate
 
 
 class EMAHandler(IgniteEMAHandler):
@@ -129,42 +234,6 @@ class EMAHandler(IgniteEMAHandler):
         self._update_ema_model(engine, "ema_momentum")
 
 
-class ReproducibleRandomness:
-    """Make every random number of a training a function of (seed, process, iteration).
-
-    PyTorch's global generators are seeded at the start of every epoch and of every iteration, and the random transforms
-    of the dataset at the start of every epoch. So no generator's state has to be in a checkpoint, and noise, time steps
-    and augmentation do not depend on whether the run was interrupted.
-
-    Args:
-        seed: the seed.
-        dataset: dataset whose ``transform`` is random (MONAI's `Randomizable`); None when nothing there is.
-    """
-
-    def __init__(self, seed: int = 0, dataset: Any = None) -> None:
-        self.seed = seed
-        self.dataset = dataset
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer or an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
-        engine.add_event_handler(Events.ITERATION_STARTED, self.start_iteration)
-
-    def _mix(self, number: int) -> int:
-        return (self.seed * 1_000_003 + idist.get_rank()) * 100_000_007 + number
-
-    def start_epoch(self, engine: Engine) -> None:
-        """Seed what the loader draws from."""
-        torch.manual_seed(self._mix(-engine.state.epoch))
-        transform = getattr(self.dataset, "transform", None)
-        if transform is not None and hasattr(transform, "set_random_state"):
-            transform.set_random_state(seed=self._mix(engine.state.epoch) % 2**32)
-
-    def start_iteration(self, engine: Engine) -> None:
-        """Seed what the network and ``prepare_batch`` draw from."""
-        torch.manual_seed(self._mix(engine.state.iteration))
-
-
 class ExportWeights:
     """Write a network's weights as a plain state dict when the training is complete.
 
@@ -173,11 +242,23 @@ class ExportWeights:
         path: file to write.
         dtype: floating type of the file, for example ``"float16"`` for half the size; None keeps the network's. It is
             turned back wherever the weights are loaded.
+        class_names: what the classes of the user's images are called, kept beside the weights; None for phantoms.
+
+    Raises:
+        ValueError: weights of other classes lie there.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | Path,
+        dtype: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         self.network = network
         self.path = Path(path)
+        if class_names is not None and idist.get_rank() == 0:
+            write_class_names(self.path.parent, class_names)
         self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
 
     def attach(self, engine: Engine) -> None:

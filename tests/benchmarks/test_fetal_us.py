@@ -173,8 +173,8 @@ def test_no_case_has_no_share() -> None:
     assert share([], []) == {"count": 0, "of": 0}
 
 
-def test_an_interval_needs_hits_that_differ() -> None:
-    assert "interval" not in share([True, True], ["a", "b"])
+def test_hits_that_agree_leave_as_much_open_as_there_are_subjects() -> None:
+    assert share([True, True, True], ["a", "b", "b"])["interval"] == pytest.approx([0.025**0.5, 1.0])
     low, high = share([True, False, True, False], ["a", "b", "c", "d"])["interval"]
     assert low < 0.5 < high
 

@@ -53,6 +53,16 @@ def test_a_training_has_what_monai_looks_for(bundle, name, tmp_path, cache):
 
 
 @pytest.mark.parametrize("bundle", GRIDS)
+def test_the_checkpoint_and_the_weights_come_before_what_may_fail(bundle):
+    handlers = ConfigParser.load_config_file(BUNDLES / bundle / "configs" / "train.json")["train"]["handlers"]
+    order = [name.removeprefix("%handler_defs::") for name in handlers]
+    kept = [order.index(name) for name in ("curve", "checkpoint", "export")]
+    assert kept == sorted(kept), "the loss curve is part of the checkpoint"
+    assert kept[-1] < min(order.index(name) for name in ("validation", "metrics", "samples"))
+    assert order.index("validation") < order.index("metrics"), "it writes what was validated"
+
+
+@pytest.mark.parametrize("bundle", GRIDS)
 def test_inference_has_what_monai_looks_for(bundle, tmp_path):
     assert problems(bundle, "inference", "infer", output_dir=str(tmp_path / "out")) == []
 

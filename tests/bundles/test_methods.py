@@ -22,7 +22,7 @@ pytestmark = pytest.mark.bundle
 def read(**options):
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
-    parser.update({"device": "cpu", "progress": False, **options})
+    parser.update({"bundle_root": str(CONFIG.parents[1]), "device": "cpu", "progress": False, **options})
     return parser
 
 

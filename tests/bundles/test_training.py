@@ -120,6 +120,7 @@ def test_the_overlay_of_the_paper_builds_its_network(base):
 def test_the_overlay_of_the_paper_holds_the_published_hyperparameters():
     parser = ConfigParser()
     parser.read_config([CONFIGS / "train.json", CONFIGS / "paper.json"])
+    parser["bundle_root"] = str(CONFIGS.parent)
     published = {"iterations": 300000, "batch_size": 16, "learning_rate": 1e-4, "weight_decay": 0.05}
     published |= {"class_dropout": 1.0, "timestep_power": 1.0, "num_train_timesteps": 1000}
     assert {key: parser.get_parsed_content(key) for key in published} == published
@@ -127,6 +128,7 @@ def test_the_overlay_of_the_paper_holds_the_published_hyperparameters():
 
     parser = ConfigParser()
     parser.read_config([CONFIGS / "inference.json", CONFIGS / "paper.json"])
+    parser["bundle_root"] = str(CONFIGS.parent)
     inferer = parser["inferer"]
     assert inferer["_target_"] == "medcf.inferers.select_method"
     assert parser["method"] == "diffice"
@@ -155,6 +157,7 @@ def test_the_perceptual_extractor_of_the_paper_asks_for_its_weights(tmp_path):
 def test_the_overlay_of_the_papers_classifier_fits(base):
     parser = ConfigParser()
     parser.read_config([CONFIGS / "train.json", CONFIGS / f"{base}.json", CONFIGS / "paper_classifier.json"])
+    parser["bundle_root"] = str(CONFIGS.parent)
     assert parser.get_parsed_content("spatial_size") == [224, 288]
     assert "models/paper/" in parser.get_parsed_content("export_path")
     if base == "train_classifier":

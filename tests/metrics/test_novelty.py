@@ -124,4 +124,4 @@ def test_a_score_that_is_not_a_number_is_flagged(detector):
 
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="too few"):
-        fit_novelty(make_detector(), [pictures(5, 0)], [pictures(5, 1)])
+        fit_novelty(make_detector(), [pictures(5, 0)], [pictures(1, 1)])

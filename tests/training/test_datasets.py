@@ -81,8 +81,9 @@ def test_a_table_replaces_the_phantoms(tmp_path):
 
 
 def test_a_folder_without_labels_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--datalist"):
-        training_dataset(dataset_dir=tmp_path)
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"one folder per class inside.*--datalist"):
+        training_dataset(dataset_dir=tmp_path, preprocessing=PLANE)
 
 
 def test_a_table_without_a_way_to_read_it_is_refused(tmp_path):
@@ -153,7 +154,7 @@ def test_masks_lie_on_the_images(table):
 
 
 def test_a_split_without_usable_images_is_an_error_that_names_the_columns(table):
-    with pytest.raises(ValueError, match="names no image of the split 'oracle'"):
+    with pytest.raises(ValueError, match="holds no image of the split 'oracle'"):
         own(table, "oracle")
     with pytest.raises(ValueError, match="fill the columns segmentation"):
         own(table, "val", targets=["segmentation"])

@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.engines import SupervisedTrainer
+from monai.engines import Evaluator, SupervisedTrainer
 from PIL import Image
 from torch import nn
 
 from medcf.schedulers import RespacedDDIMScheduler
-from medcf.training.handlers import GradientClipping, LossCurve, MetricsFile, SampleGrid, TrainingProgress, loss_of
+from medcf.training.handlers import (
+    GradientClipping,
+    LossCurve,
+    MetricsFile,
+    SampleGrid,
+    TrainingProgress,
+    Validation,
+    loss_of,
+)
 
 
 def trainer(network, handlers, scale=1.0):
@@ -84,6 +92,37 @@ def test_the_sample_grid_has_a_row_for_each_class(tmp_path):
     assert pixels.shape == (12, 12)
     for row, expected in enumerate((0, 128, 255)):
         assert abs(pixels[4 * row : 4 * row + 4] - expected).max() <= 1
+
+
+def test_a_preview_that_fails_is_logged_and_the_training_goes_on(tmp_path, caplog):
+    (tmp_path / "file").write_text("where the folder of the previews should be")
+    grid = SampleGrid(
+        ClassPainter(), RespacedDDIMScheduler(1000), tmp_path / "file", (1, 4, 6), num_inference_steps=2, every=1
+    )
+    engine = Engine(lambda engine, batch: None)
+    grid.attach(engine)
+    engine.run([0], max_epochs=2)
+    assert engine.state.epoch == 2
+    assert "No preview of iteration 1; the training goes on." in caplog.text
+
+
+class Validator(Evaluator):
+    """Notes when it is run."""
+
+    def __init__(self, engine):
+        self.engine, self.runs = engine, []
+
+    def run(self, global_epoch=1):
+        self.runs.append(self.engine.state.epoch)
+
+
+@pytest.mark.parametrize(("epochs", "validated"), [(1, [1]), (2, [2]), (5, [2, 4, 5]), (6, [2, 4, 6])])
+def test_a_training_is_validated_at_its_end_whatever_the_interval(epochs, validated):
+    engine = Engine(lambda engine, batch: None)
+    validator = Validator(engine)
+    Validation(validator, interval=2).attach(engine)
+    engine.run([0] * 3, max_epochs=epochs)
+    assert validator.runs == validated
 
 
 def test_the_metrics_of_the_last_validation_are_written_and_kept(tmp_path):
