@@ -14,7 +14,7 @@ from medcf.sampling import Chain, Hook, noised
 __all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
 
 KnownNoise = Literal["fresh", "shared"]
-Level = Literal["exact", "code"]
+Level = Literal["exact", "published_code"]
 
 
 class KnownRegion(Hook):
@@ -27,8 +27,8 @@ class KnownRegion(Hook):
         mask: where the image may change (N, 1, *spatial), bool; None as long as it may change everywhere.
         noise: "fresh" draws new noise for the known part at every step, "shared" one map for the whole chain.
         level: noise level of the known part after a step from t: that of the step's result ("exact"), or t although
-            the sample has gone further ("code", as both of FastDiME's code bases).
-        final_composite: whether the input itself is put back after the last step even with level "code".
+            the sample has gone further ("published_code", as both of FastDiME's code bases).
+        final_composite: whether the input itself is put back after the last step even with level "published_code".
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class KnownRegion(Hook):
         if self.mask is None:
             return sample
         scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
-        t = step.timestep if self.level == "code" else scheduler.previous(step.timestep)
+        t = step.timestep if self.level == "published_code" else scheduler.previous(step.timestep)
         if step.timestep == self.chain.timesteps[-1] and self.final_composite:
             t = -1  # the input itself, where the chain ends at the clean image
         generators = self._generators or self.chain.generators("known")  # shared: the same draws at every step

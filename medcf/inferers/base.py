@@ -58,6 +58,8 @@ class CounterfactualInferer(Inferer):
     needs_network: ClassVar[bool] = True
     #: Options of a parent class that the method fixes, and so does not take.
     fixed_options: ClassVar[frozenset[str]] = frozenset()
+    #: Options that say the same in two ways, of which one is given.
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(
         self,

@@ -33,9 +33,21 @@ PAPER: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
-    "celeba": PAPER | {"gradient_step": "previous", "level": "code", "start_variant": "code", "class_loss": "logit"},
+    "celeba": PAPER
+    | {
+        "gradient_step": "previous",
+        "level": "published_code",
+        "start_variant": "published_code",
+        "class_loss": "logit",
+    },
     "med": PAPER
-    | {"gradient_at": "prediction", "level": "code", "dilation": 21, "end": "prediction", "clip_denoised": False},
+    | {
+        "gradient_at": "prediction",
+        "level": "published_code",
+        "dilation": 21,
+        "end": "prediction",
+        "clip_denoised": False,
+    },
 }
 
 
@@ -50,7 +62,7 @@ class FastDiMEInferer(GuidedInferer):
         mask_threshold: share of the largest difference below which a pixel keeps the input.
         dilation: odd width of the mask's dilation in pixels.
         known_noise: noise of the kept part, "fresh" at every step or one map "shared" by all.
-        level: noise level of the kept part, "exact" or one step behind ("code").
+        level: noise level of the kept part, "exact" or one step behind ("published_code").
         gradient_step: gradient at this step's prediction ("current") or the one before it ("previous").
         gradient_at: take it at the "masked" prediction or at the "prediction" itself ("current" only).
         final_composite: put the input itself back outside the last mask.

@@ -8,13 +8,11 @@ from typing import Any, Literal
 
 from medcf.guidance import XtGradient
 from medcf.inferers.checks import check_choice
-from medcf.inferers.guided import GuidedInferer
+from medcf.inferers.guided import GuidedInferer, Variant
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
 
 __all__ = ["UniversalInferer"]
-
-Variant = Literal["paper", "code"]
 
 
 class UniversalInferer(GuidedInferer):
@@ -25,8 +23,8 @@ class UniversalInferer(GuidedInferer):
 
     Args:
         args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
-        variant: "paper" sends the whole loss through the denoiser; "code" its class term only, while the perceptual
-            gradient is taken at the predicted clean image and used as it is, as the published code of GMD does.
+        variant: "paper" sends the whole loss through the denoiser; "published_code" its class term only, while the
+            perceptual gradient is taken at the predicted clean image and used as it is, as the published code does.
         options: see ``GuidedInferer``, also for errors.
     """
 

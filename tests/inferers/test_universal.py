@@ -21,7 +21,7 @@ def linear(image):
     return torch.stack([image.new_zeros(len(image)), image.flatten(1).sum(1) - 99], dim=1)
 
 
-@pytest.mark.parametrize("variant", ["paper", "code"])
+@pytest.mark.parametrize("variant", ["paper", "published_code"])
 def test_chain_follows_the_jacobian_of_gaussian_data(gaussian_network, images, variant):
     """J = sqrt(A) s^2 / (A s^2 + 1 - A) multiplies the class gradient; in the code not the perceptual one."""
     method = create_method(
@@ -58,7 +58,9 @@ def test_same_result_as_the_estimator_of_diffice(make_method, tiny_unet, images)
 
 def test_variants_agree_without_a_perceptual_network(make_method, tiny_unet, images):
     unet = tiny_unet()
-    paper, code = (make_method("universal", variant=v).explain(images, unet, IDS).image for v in ("paper", "code"))
+    paper, code = (
+        make_method("universal", variant=v).explain(images, unet, IDS).image for v in ("paper", "published_code")
+    )
     torch.testing.assert_close(paper, code, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="'paper', 'code'"):
+    with pytest.raises(ValueError, match="'paper', 'published_code'"):
         make_method("universal", variant="gmd")
