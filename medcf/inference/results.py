@@ -17,6 +17,7 @@ from medcf.data.image import geometry, meta_of
 from medcf.data.resample import resample_labels
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.transforms import AddDifference
+from medcf.transforms.difference import shown_original
 
 __all__ = ["case_result", "score_row"]
 
@@ -41,7 +42,8 @@ def case_result(
         writers: of the result.
     """
     record = grid_record(item["image"])
-    original = record.image if record.image is not None else native["pred"]
+    shown = shown_original(record)
+    original = native["pred"] if shown is None else shown
     plain = original.as_subclass(torch.Tensor).float()[0]
     changed, difference = (native[name].as_subclass(torch.Tensor).float()[0] for name in ("pred", "difference"))
     if all_steps or (all_steps is None and plain.ndim == 2):
@@ -101,7 +103,7 @@ def score_row(
         "unchanged": bool(output["unchanged"]),
         "scale": _number(output["scale"]),
         "iterations": int(output["iterations"]),
-        "num_function_evaluations": int(output["num_function_evaluations"]),
+        "num_function_evaluations": _count(output["num_function_evaluations"]),
         "mean_absolute_difference": _number((difference if inside is None else difference[inside]).abs().mean()),
     }
     if len(record.native) == 2:
@@ -147,6 +149,10 @@ def _region(record: GridRecord) -> tuple[int, int, int, int]:
         first[source] = max(round(ends[0] + 0.5), 0)
         end[source] = min(round(ends[1] + 0.5), record.native[source])
     return first[0], first[1], end[0], end[1]
+
+
+def _count(value: float) -> int | None:
+    return int(value) if math.isfinite(value) else None
 
 
 def _number(value: Any) -> float | None:
