@@ -26,6 +26,7 @@ from medcf.inference.inputs import list_cases
 from medcf.inference.results import case_result
 from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import end_run
+from medcf.inferers import with_explain
 from medcf.inferers.checks import TargetError
 from medcf.runtime.errors import Failure, UnreadableImage
 from medcf.runtime.performance import autocast
@@ -46,7 +47,7 @@ class Explainer:
     Args:
         preprocessing: from ``{"image": path or Case, ...}`` to ``image`` (1, *grid) in [-1, 1], a MetaTensor that
             carries its `medcf.data.GridRecord`.
-        inferer: the method: ``explain(inputs, network, sample_ids, target)``.
+        inferer: the method, called as ``inferer(inputs, network)``; see `medcf.inferers.DerivedMethod`.
         network: the denoising network.
         postprocessing: from ``image`` and ``pred`` on the grid to ``pred`` and ``difference`` on the image's own
             matrix, see `medcf.transforms.AddDifferenced`.
@@ -84,7 +85,7 @@ class Explainer:
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         self.preprocessing = preprocessing
-        self.inferer = inferer
+        self.inferer = with_explain(inferer, classifier)
         self.network = network
         self.postprocessing = postprocessing
         self.classifier = classifier

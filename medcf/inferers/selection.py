@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from medcf.inferers.derived import with_explain
 from medcf.registry import METHODS, create, lookup
 
 __all__ = ["check_method_options", "create_method", "method_arguments", "select_method"]
@@ -49,7 +50,8 @@ def select_method(
         given: options of this method, as the user gave them (``--inferer#strength 0.9``).
 
     Returns:
-        The inferer, called as ``inferer(inputs, network)``.
+        The inferer, called as ``inferer(inputs, network)``; with an ``explain`` also where the method has none, see
+        `medcf.inferers.DerivedMethod`.
 
     Raises:
         ValueError: an unknown method, or an argument that this method (``given``, ``options``) or no method
@@ -69,7 +71,8 @@ def select_method(
             if set(pair) & set(layer):  # one that says the same as another takes its place
                 every = {key: value for key, value in every.items() if key not in pair}
         every.update(layer)
-    return create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
+    made = create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
+    return with_explain(made, every.get("classifier"), every.get("target"))
 
 
 def check_method_options(
