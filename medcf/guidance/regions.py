@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
 
-__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
+__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "check_mask"]
 
 KnownNoise = Literal["fresh", "shared"]
 Level = Literal["exact", "published_code"]
@@ -88,6 +89,21 @@ class SelfMask(KnownRegion):
             step = replace(step, pred_original=torch.where(self.mask, prediction, known))
         self._steps += 1
         return step
+
+
+def check_mask(*, mask_start: float, mask_threshold: float, dilation: int) -> None:
+    """Refuse options of a `SelfMask` that are out of range.
+
+    Raises:
+        ValueError: names the option.
+    """
+    check_numbers(dilation=dilation, whole=True)
+    if dilation < 1 or dilation % 2 == 0:
+        raise ValueError(f"dilation={dilation}: the window needs an odd width in pixels.")
+    check_numbers(mask_start=mask_start, mask_threshold=mask_threshold)
+    for name, value in (("mask_start", mask_start), ("mask_threshold", mask_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} is a share: use a value in [0, 1].")
 
 
 def changed_region(image: torch.Tensor, original: torch.Tensor, threshold: float, dilation: int) -> torch.Tensor:

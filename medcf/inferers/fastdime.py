@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from medcf.guidance import NoisyL1, X0Gradient
-from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask
+from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask, check_mask
 from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
@@ -163,11 +163,7 @@ def _check(options: dict[str, Any]) -> None:
     check_choice("gradient_step", options["gradient_step"], Literal["current", "previous"])
     check_choice("gradient_at", options["gradient_at"], Literal["masked", "prediction"])
     check_choice("end", options["end"], Literal["sample", "prediction"])
-    if options["dilation"] < 1 or options["dilation"] % 2 == 0:
-        raise ValueError(f"dilation={options['dilation']}: the window needs an odd width in pixels.")
-    for name in ("mask_start", "mask_threshold"):
-        if not 0 <= options[name] <= 1:
-            raise ValueError(f"{name}={options[name]} is a share: use a value in [0, 1].")
+    check_mask(**{name: options[name] for name in ("mask_start", "mask_threshold", "dilation")})
 
 
 METHODS.add("fastdime", "Gradient at the predicted clean image with a self-optimized mask (FastDiME)", FastDiMEInferer)
