@@ -21,7 +21,7 @@ from medcf.data import Case
 from medcf.data.case import as_case
 from medcf.data.image import channels_first
 from medcf.inference.case_result import CaseResult, Writer
-from medcf.inference.cases import case_loader, prepare_case
+from medcf.inference.cases import case_bar, case_loader, prepare_case
 from medcf.inference.inputs import list_cases
 from medcf.inference.results import case_result
 from medcf.inference.run_folder import RunFolder
@@ -189,9 +189,11 @@ class Explainer:
         loader = case_loader(listed.cases, self.preprocessing, run_folder, self.batch_size, self.num_workers)
         yield from listed.failures
         try:
-            for batch in loader:
-                for result in self.batch([*batch["items"], *batch["failures"]]):
-                    yield run_folder.take(result)
+            with case_bar(loader, show=getattr(self.inferer, "progress", True)) as bar:
+                for batch in loader:
+                    for result in self.batch([*batch["items"], *batch["failures"]]):
+                        bar.update()
+                        yield run_folder.take(result)
             end_run(run_folder)
         finally:
             run_folder.release()

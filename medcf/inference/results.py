@@ -47,7 +47,7 @@ def case_result(
     plain = original.as_subclass(torch.Tensor).float()[0]
     changed, difference = (native[name].as_subclass(torch.Tensor).float()[0] for name in ("pred", "difference"))
     if all_steps or (all_steps is None and plain.ndim == 2):
-        trajectory = AddDifference()(output["trajectory"][:, 0], item["image"])[0]
+        trajectory = AddDifference()(output["trajectory"][: int(output["iterations"]) + 1, 0], item["image"])[0]
     else:
         trajectory = torch.stack([plain, changed])
     labels = output.get("segmentation")
@@ -86,8 +86,7 @@ def score_row(
     Returns:
         Column name to value.
     """
-    confidences = [_number(value) for value in output["confidences"]]
-    inside = None if record.mask is None or not record.mask.any() else record.mask[0] > 0
+    confidences = [_number(value) for value in output["confidences"]][: int(output["iterations"]) + 1]
     meta = getattr(item["image"], "meta", {})
     row: dict[str, Any] = {
         "case": str(item["case"]),
@@ -104,7 +103,7 @@ def score_row(
         "scale": _number(output["scale"]),
         "iterations": int(output["iterations"]),
         "num_function_evaluations": _count(output["num_function_evaluations"]),
-        "mean_absolute_difference": _number((difference if inside is None else difference[inside]).abs().mean()),
+        "mean_absolute_difference": _number(difference[_subject(record)].abs().mean()),
     }
     if len(record.native) == 2:
         row["overlay_fraction"] = _number(float(meta.get("overlay_fraction", 0.0)))
@@ -137,6 +136,13 @@ def _volume_columns(record: GridRecord) -> dict[str, Any]:
     columns |= {f"spacing_{axis}_mm": _number(mm) for axis, mm in zip("ijk", spacing, strict=True)}
     columns["orientation"] = "".join(str(code) for code in aff2axcodes(affine))
     return columns | {"black": _number(record.intensity[0]), "white": _number(record.intensity[1])}
+
+
+def _subject(record: GridRecord) -> torch.Tensor:
+    """What a mean over a case is taken over, bool (*native): the subject, or without a mask what the network saw."""
+    if record.mask is not None and record.mask.any():
+        return record.mask[0] > 0
+    return record.back(torch.ones(1, *record.grid))[0] >= 0.5
 
 
 def _region(record: GridRecord) -> tuple[int, int, int, int]:
