@@ -60,7 +60,7 @@ def results(bundle: str, method: str, images: Mapping[str, NDArray[np.float32]])
         "confidence_threshold": None,
         "num_inference_steps": 20,
     }
-    overrides: dict[str, Any] = {f"inferer#{name}": value for name, value in single.items()}
+    overrides: dict[str, Any] = {f"shared_options#{name}": value for name, value in single.items()}
     parser = open_bundle(bundle, method=method, channels_last=False, **overrides)
     inferer, network = (parser.get_parsed_content(name) for name in ("inferer", "network"))
     found = {}

@@ -50,8 +50,8 @@ def load(device: str, steps: int, strength: float, batch: int) -> tuple[Any, nn.
     parser.read_config(str(root / "configs" / "inference.json"))
     parser["bundle_root"] = str(root)
     settings = {"num_inference_steps": steps, "strength": strength, "num_iterations": 1, "classifier_scales": [30]}
-    parser.update({f"inferer#{name}": value for name, value in settings.items()})
-    parser.update({"inferer#confidence_threshold": None, "progress": False, "device": device})
+    parser.update({f"shared_options#{name}": value for name, value in settings.items()})
+    parser.update({"shared_options#confidence_threshold": None, "progress": False, "device": device})
     phantoms = PhantomDataset(split="demo", count=4 * batch + 16, progress=False)
     images = torch.stack([phantoms[index]["image"] for index in range(len(phantoms))]).to(device)
     inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network")

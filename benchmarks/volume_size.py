@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         config.get_parsed_content("scheduler"),
         NoClassifier(),
         target=1,
-        guidance_scale=2.0,
+        guidance_scale=3.0,
         num_inference_steps=options.steps_timed,
         null_class_labels=2,
         memory_budget=options.memory_budget,

@@ -64,12 +64,12 @@ class Condition:
 #: Of the generator, as the paper has it and with the reconstruction subtracted; fixed here, so that another default of
 #: the bundle changes no figure of this study.
 SETTINGS = {
-    "guidance_scale": 3.0,
+    "guidance_scale": 4.0,
     "method_options#controlcg#strength": 0.5,
     "method_options#controlcg#subtract_reconstruction": False,
 }
 DIFFERENCE = {
-    "guidance_scale": 3.0,
+    "guidance_scale": 4.0,
     "method_options#controlcg#strength": 0.6,
     "method_options#controlcg#subtract_reconstruction": True,
 }

@@ -17,12 +17,12 @@ def controlcg(name: str, label: str, *, w: float | None = None, own_class: bool 
     Args:
         name: of the row.
         label: how it reads.
-        w: guidance scale; None takes the bundle's.
+        w: the paper's guidance scale, one less than ``guidance_scale``; None takes the bundle's.
         own_class: see `Row`.
         options: of the method.
     """
     ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
-    scale = {} if w is None else {"guidance_scale": w}
+    scale = {} if w is None else {"guidance_scale": 1 + w}
     return Row(name, label, {"method": "controlcg", **ids, **scale}, own_class=own_class)
 
 
@@ -37,7 +37,7 @@ def _inversion(depth: float, w: float = 3.0) -> Row:
     options = {"method_options#ddim_inversion#depth": depth, "num_inference_steps": 50}  # fewer come back elsewhere
     label = f"DDIM inversion, {1000 * depth:g} of 1000, w = {w:g}"
     name = f"ddim_inversion_{1000 * depth:g}_w_{w:g}"
-    return Row(name, label, {"method": "ddim_inversion", "guidance_scale": w, **options})
+    return Row(name, label, {"method": "ddim_inversion", "guidance_scale": 1 + w, **options})
 
 
 #: Options with which what is generated is the result, and those of the paper.

@@ -36,7 +36,7 @@ _QUALITY, _REAL = "quality, by the oracle", "to real target images"
 
 MEASURES = (
     Measure("flips", "flips of f", _VALID, "↑", 0, True, {"name": "flip_ratio", **TARGET}),
-    Measure("mad", "MAD", _VALID, "↑", 3, metric={"name": "mean_absolute_difference", **TARGET}),
+    Measure("mad", "MAD", _VALID, "↑", 3, metric={"name": "confidence_change", **TARGET}),
     Measure("bkl", "BKL", _VALID, "↓", 3, metric={"name": "bounded_kl", **TARGET}),
     Measure("cout", "COUT", _VALID, "↑", 2, metric={"name": "cout", **NETWORK}),
     Measure("agreement", "flips the judge confirms", _JUDGED, "↑", 0, True,

@@ -21,7 +21,7 @@ __all__ = ["REAL_TASKS", "real_task"]
 REAL_TASKS: dict[str, dict[str, Any]] = {
     "fetal_us": {
         "configs": ("inference.json",),
-        "overrides": {"segmenter_def#out_channels": 2, "predictor_def#in_channels": 3, "inferer#strength": 0.2},
+        "overrides": {"segmenter_def#out_channels": 2, "predictor_def#in_channels": 3, "shared_options#strength": 0.2},
         "weights": ("model", "segmenter", "classifier"),
         "target": 1,
     },

@@ -49,12 +49,12 @@ METHODS = (
 
 #: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.
 PAPER_SCHEDULE = {
-    "inferer#num_inference_steps": 400,
-    "inferer#strength": 0.3,
-    "inferer#num_iterations": 5,
-    "inferer#confidence_threshold": None,
-    "inferer#batched_scales": False,
-    "inferer#guide_every": 1,
+    "shared_options#num_inference_steps": 400,
+    "shared_options#strength": 0.3,
+    "shared_options#num_iterations": 5,
+    "shared_options#confidence_threshold": None,
+    "shared_options#batched_scales": False,
+    "shared_options#guide_every": 1,
     "amp": False,
     "channels_last": False,
     "compile": False,
@@ -64,15 +64,15 @@ PAPER_SCHEDULE = {
 #: The bundle's settings before the options below were chosen; every option is measured against this one.
 REFERENCE = {
     **PAPER_SCHEDULE,
-    "inferer#num_inference_steps": 100,
-    "inferer#num_iterations": 3,
-    "inferer#classifier_scales": [30, 60],
-    "inferer#confidence_threshold": 0.95,
+    "shared_options#num_inference_steps": 100,
+    "shared_options#num_iterations": 3,
+    "shared_options#classifier_scales": [30, 60],
+    "shared_options#confidence_threshold": 0.95,
 }
 
 
 def _option(name: str, label: str, **overrides: Any) -> Row:
-    ids = {key if key in ("amp", "channels_last", "compile", "scheduler") else f"inferer#{key}": value
+    ids = {key if key in ("amp", "channels_last", "compile", "scheduler") else f"shared_options#{key}": value
            for key, value in overrides.items()}  # fmt: skip
     return Row(name, label, {**REFERENCE, **ids})
 
@@ -116,9 +116,9 @@ def ablation(strengths: Sequence[float] = STRENGTHS, scales: Sequence[float] = S
             f"τ/n = {strength:g}, λ_c = {scale:g}",
             {
                 **REFERENCE,
-                "inferer#num_iterations": 1,
-                "inferer#strength": strength,
-                "inferer#classifier_scales": [scale],
+                "shared_options#num_iterations": 1,
+                "shared_options#strength": strength,
+                "shared_options#classifier_scales": [scale],
             },
         )
         for strength in strengths

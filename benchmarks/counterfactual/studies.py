@@ -99,7 +99,7 @@ def iterations(task: Task, setup: Setup, work: Path) -> Table:
     row = Row(
         "five_passes",
         "five passes",
-        {"inferer#num_iterations": NUM_PASSES, "inferer#confidence_threshold": None},
+        {"shared_options#num_iterations": NUM_PASSES, "shared_options#confidence_threshold": None},
     )
     result = obtain(row, task.recipe, task.cases, setup, work)
     table = Table()

@@ -28,7 +28,7 @@ class Recipe:
     Attributes:
         bundle: name of the bundle.
         configs: files of its ``configs``, later ones over earlier ones.
-        overrides: further ids, for example ``{"inferer#strength": 0.2}``.
+        overrides: further ids, for example ``{"shared_options#strength": 0.2}``.
     """
 
     bundle: str

@@ -164,7 +164,7 @@ def measure(
     heads = [apply(segmenter, batch).argmax(1, keepdim=True) == 1 for batch in (entered.image, pred)]
     dice = compute_dice(heads[1].float(), heads[0].float(), ignore_empty=False)[:, 0]
     figures["head_dice"] = {"mean": float(dice.mean()), "lowest": float(dice.min())}
-    figures["mean_absolute_difference"] = float((pred - entered.image).abs().mean())
+    figures["grid_difference"] = float((pred - entered.image).abs().mean())
     figures["evaluations_per_case"] = float(
         torch.cat([result.num_function_evaluations for result in results])[~unchanged].float().mean()
     )

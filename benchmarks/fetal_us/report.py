@@ -49,7 +49,7 @@ def table(figures: Mapping[str, Any]) -> str:
             "cosine among strangers, features of the judge": "identity/judge/cosine_of_strangers",
             "Dice of the head, input to counterfactual": "head_dice/mean",
             "lowest Dice of the head": "head_dice/lowest",
-            "mean absolute difference (of a range of 2)": "mean_absolute_difference",
+            "mean absolute difference (of a range of 2)": "grid_difference",
             "U-Net evaluations a case": "evaluations_per_case",
         }.items()
     ]

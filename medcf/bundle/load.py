@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from medcf.bundle.options import unknown_options
+from medcf.bundle.options import method_problems, unknown_options
 from medcf.bundle.root import bundle_folder
 from medcf.inference import Explainer
 from medcf.runtime.error_report import root_cause
@@ -48,7 +48,8 @@ class BundleExplainer(Explainer):
         self.parser.read_config(str(config))
         if (metadata := root / "configs" / "metadata.json").is_file():
             self.parser.read_meta(str(metadata))
-        if problems := unknown_options(list(overrides), self.parser.get()):
+        known = self.parser.get()
+        if problems := unknown_options(list(overrides), known) + method_problems(overrides, known):
             raise ValueError("\n".join(problems).replace("--", ""))
         self.parser.update({"bundle_root": str(root), **overrides})
 

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import reduce
 from typing import Any
 
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.utils import ensure_tuple
 
 from medcf.bundle.command_line import arguments, config_files
+from medcf.inferers import CounterfactualInferer
+from medcf.inferers.selection import check_method_options, method_arguments
+from medcf.runtime.fingerprint import find_caller
 
-__all__ = ["check_options", "unknown_options", "unused_options"]
+__all__ = ["check_options", "method_problems", "unknown_options", "unused_options"]
 
 # Parameters of `monai.bundle run` itself, which are not ids of a config.
 RUN_ARGUMENTS = frozenset(
@@ -21,32 +26,41 @@ RUN_ARGUMENTS = frozenset(
 )
 # Numbers in a config that may also be a word: the method reads it.
 WORDS = frozenset({"target"})
+# Ids that MONAI itself adds to a workflow's config, its tracking by MLflow included.
+OF_MONAI = frozenset(
+    {"_meta_", "save_execute_config", "tracking_uri", "experiment_name", "run_name", "is_not_rank0", "trainer",
+     "validator", "evaluator"}
+)  # fmt: skip
 
 
 def check_options(argv: list[str] | None = None) -> None:
-    """Check the command line against the configs that it names.
+    """Check the command line, or what was given to ``ConfigWorkflow`` in Python, against the configs that it names.
 
-    To be the first expression of ``initialize`` in a config. Outside ``python -m monai.bundle run`` it does nothing.
+    To be the first expression of ``initialize`` in a config.
 
     Args:
         argv: the command line; defaults to ``sys.argv``.
 
     Raises:
-        ValueError: an option is no id of the configs (the message names it and the nearest that exist) or is read by
-            nothing; its value is None, which MONAI drops, "false", which is text and would count as true, or text in
-            place of a number.
+        ValueError: an option is not an id of the configs (the message names it and the nearest that exist), is read by
+            nothing, or is one that the chosen method does not take; its value is None, which MONAI drops, "false",
+            which is text and would count as true, or text in place of a number.
     """
-    options = arguments(argv)
-    files = config_files(argv)
-    if not options or not files:
-        return
+    options = words = arguments(argv)
     if args_file := options.get("args_file"):
         options = {**ConfigParser.load_config_file(args_file), **options}
+    files = config_files(argv) or [str(file) for file in ensure_tuple(options.get("config_file", ()))]
+    if not options or not files:
+        workflow = find_caller(ConfigWorkflow) if argv is None else None
+        if workflow is not None and (problems := _workflow_problems(workflow)):
+            raise ValueError("\n".join(problems).replace("--", ""))
+        return
     config = ConfigParser.load_config_files(files)
     options = {key: value for key, value in options.items() if key not in RUN_ARGUMENTS}
     problems = unknown_options(list(options), config) + unused_options(options, config)
+    problems += method_problems(options, config)
     for key, value in options.items():
-        problems += _bad_value(key, value, reduce(_child, _parts(key), config))
+        problems += _bad_value(key, value, reduce(_child, _parts(key), config), in_file=key not in words)
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -74,6 +88,8 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
         prefix = ""
         for part in _parts(option):
             child = _child(node, part)
+            if child is _MISSING and _OF_METHODS.match(prefix):
+                break  # what a method takes stands in its class: `method_problems`
             if child is _MISSING:
                 problems.append(_message(option, prefix, part, node))
                 break
@@ -113,7 +129,74 @@ def unused_options(options: dict[str, Any], config: dict[str, Any]) -> list[str]
     ]
 
 
+def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
+    """Describe each option that the chosen method does not take, or that is another method's.
+
+    Args:
+        options: ids without dashes, and their values.
+        config: the merged config, in whose ``inferer`` `medcf.inferers.select_method` chooses the method.
+
+    Returns:
+        One message an option.
+    """
+    inferer = config.get("inferer")
+    name = options.get("method", config.get("method"))
+    if not isinstance(inferer, dict) or inferer.get("_target_") != "medcf.inferers.select_method":
+        return []
+    if not isinstance(name, str) or name.startswith(("$", "@", "%")):
+        return []
+    shared = config.get("shared_options", {})
+    common = method_arguments(CounterfactualInferer)[0]
+    problems = []
+    for option in options:
+        root, *rest = _parts(option)
+        given = [argument for argument, value in shared.items() if value == f"@{root}" and argument not in common]
+        if rest and (root == "shared_options" or (root == "inferer" and rest[0] not in inferer)):
+            given = rest[:1]
+        elif root == "method_options" and len(rest) > 1:
+            given = rest[1:2]
+            if rest[0] != name:
+                problems.append(f"Option --{option} changes nothing: the method is {name!r}; give --method {rest[0]}.")
+                continue
+        elif not isinstance(config.get(root), int | float):
+            continue  # a part, such as the scheduler, that other parts use as well
+        try:
+            check_method_options(name, given=given)
+        except ValueError as error:
+            problems.append(f"Option --{option}: {error}")
+    return problems
+
+
+def _workflow_problems(workflow: ConfigWorkflow) -> list[str]:
+    """Describe what somebody added to a workflow's config and nothing reads; its own files are named in ``configs``."""
+    actual = workflow.parser.get()
+    files = [workflow.config_root_path / name for name in actual.get("configs", ())]
+    if not files or not all(file.is_file() for file in files):
+        return []
+    written = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
+    written.resolve_macro_and_relative_ids()
+    base = written.get()
+    changed = {key: value for key, value in _changes(base, actual).items() if _parts(key)[0] not in OF_MONAI}
+    merged = {**base, **{key: value for key, value in actual.items() if key not in OF_MONAI}}
+    # a name of the user's own that some part reads is not a typo
+    unread = {message.split()[1].removeprefix("--") for message in unused_options(changed, merged)}
+    new = [key for key in changed if key in base or "::" in key or key in unread]
+    return unknown_options(new, base) + method_problems(changed, merged)
+
+
+def _changes(base: Any, actual: Any, prefix: str = "") -> dict[str, Any]:
+    """List the ids whose values differ from those of the files, as deep as both have them."""
+    if not isinstance(base, dict) or not isinstance(actual, dict):
+        return {} if base == actual else {prefix: actual}
+    changes: dict[str, Any] = {}
+    for key, value in actual.items():
+        path = f"{prefix}::{key}" if prefix else str(key)
+        changes |= _changes(base[key], value, path) if key in base else {path: value}
+    return changes
+
+
 _MISSING = object()
+_OF_METHODS = re.compile(r"(method_options::\w+|shared_options)::$")
 
 
 def _references(content: Any) -> set[str]:
@@ -121,10 +204,10 @@ def _references(content: Any) -> set[str]:
     return {ReferenceResolver.split_id(each)[0] for each in ReferenceResolver.find_refs_in_config(content, "")} - {""}
 
 
-def _bad_value(key: str, value: Any, held: Any) -> list[str]:
+def _bad_value(key: str, value: Any, held: Any, in_file: bool) -> list[str]:
     """Describe a value that MONAI would drop or misread in the place of what the config holds."""
     problems = []
-    if value is None:
+    if value is None and not in_file:
         problems.append(
             f"MONAI ignores --{key} None: to set null, write it into a JSON file and name that after the config "
             "in --config_file."

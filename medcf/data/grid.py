@@ -247,7 +247,12 @@ class Grid:
         return min(darkest, 0.0), high
 
 
-_OF_THE_PIXELS = ("mask", "overlay_mask", "region")  # of the image's meta data: they lie on its own pixels
+_OF_THE_PIXELS = (
+    "mask",
+    "overlay_mask",
+    "overlay_pixels",
+    "region",
+)  # of the image's meta data: they lie on its own pixels
 
 
 def _kept(source: torch.Tensor) -> MetaTensor:

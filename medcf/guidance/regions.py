@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
 
-__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask"]
+__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "check_mask"]
 
 KnownNoise = Literal["fresh", "shared"]
-Level = Literal["exact", "code"]
+Level = Literal["exact", "published_code"]
 
 
 class KnownRegion(Hook):
@@ -27,8 +28,8 @@ class KnownRegion(Hook):
         mask: where the image may change (N, 1, *spatial), bool; None as long as it may change everywhere.
         noise: "fresh" draws new noise for the known part at every step, "shared" one map for the whole chain.
         level: noise level of the known part after a step from t: that of the step's result ("exact"), or t although
-            the sample has gone further ("code", as both of FastDiME's code bases).
-        final_composite: whether the input itself is put back after the last step even with level "code".
+            the sample has gone further ("published_code", as both of FastDiME's code bases).
+        final_composite: whether the input itself is put back after the last step even with level "published_code".
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class KnownRegion(Hook):
         if self.mask is None:
             return sample
         scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
-        t = step.timestep if self.level == "code" else scheduler.previous(step.timestep)
+        t = step.timestep if self.level == "published_code" else scheduler.previous(step.timestep)
         if step.timestep == self.chain.timesteps[-1] and self.final_composite:
             t = -1  # the input itself, where the chain ends at the clean image
         generators = self._generators or self.chain.generators("known")  # shared: the same draws at every step
@@ -88,6 +89,21 @@ class SelfMask(KnownRegion):
             step = replace(step, pred_original=torch.where(self.mask, prediction, known))
         self._steps += 1
         return step
+
+
+def check_mask(*, mask_start: float, mask_threshold: float, dilation: int) -> None:
+    """Refuse options of a `SelfMask` that are out of range.
+
+    Raises:
+        ValueError: names the option.
+    """
+    check_numbers(dilation=dilation, whole=True)
+    if dilation < 1 or dilation % 2 == 0:
+        raise ValueError(f"dilation={dilation}: the window needs an odd width in pixels.")
+    check_numbers(mask_start=mask_start, mask_threshold=mask_threshold)
+    for name, value in (("mask_start", mask_start), ("mask_threshold", mask_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} is a share: use a value in [0, 1].")
 
 
 def changed_region(image: torch.Tensor, original: torch.Tensor, threshold: float, dilation: int) -> torch.Tensor:

@@ -36,8 +36,8 @@ class CaseResult:
         counterfactual: (*spatial) float32: original plus difference, in the units of the original.
         difference: (*spatial) float32, signed, counterfactual minus input as the network sees them, in fractions of
             the full intensity range.
-        trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference; None
-            where the iterates stayed on the network's grid.
+        trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference, of the
+            L passes that ran for this case; None where the iterates stayed on the network's grid.
         affine: (4, 4) from indices to RAS+ mm.
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
         spacing: mm between neighbors along each axis; None when the file does not say.
@@ -66,6 +66,11 @@ class CaseResult:
     row: dict[str, Any] = field(default_factory=dict)
     on_grid: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     writers: Sequence[Writer] = field(default=(), repr=False)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether anything was made: an input that came back as it was is not stamped as synthetic."""
+        return not self.row.get("unchanged", False) and bool(np.any(self.difference))
 
     def write(self, folder: Path) -> None:
         """Let the writers write into a folder."""

@@ -17,11 +17,13 @@ from medcf.data.case import file_name
 from medcf.inference.run_folder import RunFolder
 from medcf.runtime.error_report import root_cause
 from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.progress import progress_bar
 from medcf.runtime.ranks import rank, world_size
 
 __all__ = [
     "CaseDataset",
     "PendingBatches",
+    "case_bar",
     "case_loader",
     "collate_cases",
     "describe_failure",
@@ -88,6 +90,13 @@ def case_loader(
     batches = PendingBatches(cases, run_folder, batch_size)
     dataset = CaseDataset(cases, preprocessing)
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_cases)
+
+
+def case_bar(loader: DataLoader, *, show: bool = True) -> Any:
+    """Make the main process's bar over all cases of a run that are not done; the other processes show none."""
+    batches = loader.batch_sampler
+    total = sum(map(len, batches)) if isinstance(batches, PendingBatches) else None
+    return progress_bar(total, "cases", unit="case", show=show and rank() == 0)
 
 
 def collate_cases(items: Sequence[dict[str, Any] | Failure]) -> dict[str, list[Any]]:

@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pictures of cases share: gray and colored tiles on one canvas, stamps, color bars and titles."""
+"""What the pictures of cases share: a canvas with tiles and text that fits, stamps, color bars and titles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import resize
+from PIL import Image, ImageDraw, ImageFont
+from skimage.segmentation import find_boundaries
 
 from medcf.inference.case_result import CaseResult
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 __all__ = [
-    "DPI",
     "GAP",
     "HEAD",
     "LABEL_COLORS",
     "LINE",
     "TILE_HEIGHT",
+    "Canvas",
+    "Text",
     "color_bar",
     "colored_difference",
     "colored_segmentation",
-    "diverging",
     "gray",
-    "new_axes",
-    "paste",
     "stamp",
     "title_lines",
 ]
@@ -40,7 +40,124 @@ TILE_HEIGHT = 240  # pixels
 GAP = 8
 HEAD = 64  # title
 LINE = 22  # a line of text under a tile
-DPI = 100
+
+_YELLOW = "#ffd54a"
+_SMALLEST = 9  # pixels of a letter; what is longer still is shortened in its middle
+_LEAST_STAMP = 72  # pixels that SYNTHETIC takes in the smallest letters
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words on a canvas, and where they are.
+
+    Attributes:
+        words: as they are shown.
+        box: left, top, right and lower edge in pixels.
+        background: color behind the letters, None where there is none.
+    """
+
+    words: str
+    box: tuple[int, int, int, int]
+    background: str | None = None
+
+
+class Canvas:
+    """An RGB picture to which tiles and words are added; ``texts`` remembers the words.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        background: its color.
+    """
+
+    def __init__(self, height: int, width: int, background: str = "#141414") -> None:
+        self.image = Image.new("RGB", (width, height), background)
+        self.texts: list[Text] = []
+        self._draw = ImageDraw.Draw(self.image)
+
+    def paste(self, tile: NDArray[np.floating], top: int, left: int, height: int, width: int) -> None:
+        """Lay a tile (h, w, 3) in [0, 1] over the canvas, resized to ``height`` and ``width`` pixels."""
+        levels = np.rint(np.clip(tile, 0, 1) * 255).astype(np.uint8)
+        self.image.paste(Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR), (left, top))
+
+    def outline(self, mask: NDArray[np.bool_], top: int, left: int, height: int, width: int, color: str) -> None:
+        """Draw the border of a mask (h, w), resized as `paste` resizes a tile."""
+        shape = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+        border = find_boundaries(np.asarray(shape) > 127, mode="inner")
+        self.image.paste(color, (left, top), Image.fromarray(border.astype(np.uint8) * 255))
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        width: float,
+        size: int = 12,
+        anchor: str = "mm",
+        color: str = "white",
+        bold: bool = False,
+        background: str | None = None,
+    ) -> Text:
+        """Write one line, smaller or shortened where it would be wider than ``width`` pixels.
+
+        Args:
+            x: in pixels, of the point that ``anchor`` names.
+            y: in pixels.
+            words: the line.
+            width: room in pixels.
+            size: height of the letters in pixels.
+            anchor: as Pillow has it: l, m or r across, and a, m or d upright.
+            color: of the letters.
+            bold: thick letters.
+            background: color of a box behind the letters.
+
+        Returns:
+            What was written, and where.
+        """
+        while size > _SMALLEST and _font(size, bold).getlength(words) > width:
+            size -= 1
+        words = _shortened(words, width, _font(size, bold))
+        style: dict[str, Any] = {"font": _font(size, bold), "anchor": anchor}
+        left, top, right, bottom = self._draw.textbbox((x, y), words, **style)
+        if background is not None:
+            left, top, right, bottom = left - 3, top - 2, right + 3, bottom + 2
+            self._draw.rectangle((left, top, right, bottom), fill=background)
+        self._draw.text((x, y), words, fill=color, **style)
+        written = Text(words, (round(left), round(top), round(right), round(bottom)), background)
+        self.texts.append(written)
+        return written
+
+    def upright(self, x: float, y: float, words: str, height: float) -> None:
+        """Write a line from below upward, in the middle of a point."""
+        side = Canvas(LINE, round(height))
+        side.text(height / 2, LINE / 2, words, width=height)
+        self.image.paste(side.image.rotate(90, expand=True), (round(x - LINE / 2), round(y - height / 2)))
+        self.texts += side.texts
+
+    def save(self, path: Path | str) -> None:
+        """Write a PNG file."""
+        self.image.save(path, format="PNG", compress_level=3)
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own font, which has arrows and Greek; nothing of matplotlib is imported for it."""
+    found = find_spec("matplotlib")
+    assert found is not None  # a requirement of medcf
+    assert found.origin is not None
+    folder = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
+
+
+def _shortened(words: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """Leave out the middle until a line fits."""
+    if font.getlength(words) <= width:
+        return words
+    kept = len(words)
+    while kept > 1 and font.getlength(words[: (kept + 1) // 2] + "…" + words[len(words) - kept // 2 :]) > width:
+        kept -= 1
+    return words[: (kept + 1) // 2] + "…" + words[len(words) - kept // 2 :]
 
 
 def colored_difference(image: NDArray[np.floating], difference: NDArray[np.floating], limit: float) -> NDArray:
@@ -56,7 +173,7 @@ def colored_difference(image: NDArray[np.floating], difference: NDArray[np.float
     """
     strength = np.clip(difference / limit, -1, 1)
     alpha = np.abs(strength)[..., None]
-    return gray(image) * 0.8 * (1 - alpha) + diverging(strength) * alpha
+    return gray(image) * 0.8 * (1 - alpha) + _diverging(strength) * alpha
 
 
 def colored_segmentation(image: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray:
@@ -80,52 +197,45 @@ def gray(image: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.repeat(np.clip(image, 0, 1).astype(np.float64)[..., None], 3, axis=2)
 
 
-def diverging(strength: NDArray[np.floating]) -> NDArray[np.float64]:
+def _diverging(strength: NDArray[np.floating]) -> NDArray[np.float64]:
     """Map [-1, 1] to blue, white, red; both ends are equally far from gray also for the color-blind."""
     red, blue = np.array([0.95, 0.25, 0.15]), np.array([0.20, 0.50, 1.0])
     weight = np.abs(strength)[..., None]
     return np.where(strength[..., None] > 0, red, blue) * weight + (1 - weight)
 
 
-def paste(canvas: NDArray, tile: NDArray, top: int, left: int, height: int, width: int) -> None:
-    """Lay a tile (h, w, 3) over the canvas (H, W, 3), resized to ``height`` and ``width`` pixels."""
-    shrinks = tile.shape[0] > height
-    canvas[top : top + height, left : left + width] = resize(
-        tile, (height, width), order=1, mode="edge", anti_aliasing=shrinks
+def stamp(canvas: Canvas, x: float, y: float, width: float, size: int = 14) -> None:
+    """Write SYNTHETIC below a point, centered, within ``width`` pixels as long as it can be read there."""
+    canvas.text(
+        x,
+        y + 2,
+        "SYNTHETIC",
+        width=max(width - 8, _LEAST_STAMP),
+        size=size,
+        anchor="ma",
+        color=_YELLOW,
+        bold=True,
+        background="#202020",
     )
 
 
-def new_axes(shape: tuple[int, ...]) -> Axes:
-    """Return axes that fill a figure of its own, a pixel a unit, for a canvas of this shape."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def color_bar(canvas: Canvas, top: int, left: int, width: int, limit: float) -> None:
+    """Draw the color bar of signed differences into a field ``width`` wide and 22 high.
 
-    figure = Figure(figsize=(shape[1] / DPI, shape[0] / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    return axes
-
-
-def stamp(axes: Axes, x: float, y: float, size: int) -> None:
-    """Write SYNTHETIC below a point, centered."""
-    box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 1.5}
-    axes.text(x, y, "SYNTHETIC", ha="center", va="top", color="#ffd54a", fontsize=size, weight="bold", bbox=box)
+    It is the overlay itself, on a medium gray: where nothing differs, both show the image.
+    """
+    steps = np.linspace(-limit, limit, max(width - 100, 20))[None]
+    bar = colored_difference(np.full_like(steps, 0.5), steps, limit)
+    canvas.paste(bar, top, left + (width - steps.size) // 2, 8, steps.size)
+    edge = (width - steps.size) // 2 - 4
+    canvas.text(left + edge, top + 4, f"-{limit:g}", width=edge, size=11, anchor="rm")
+    canvas.text(left + width - edge, top + 4, f"+{limit:g}", width=edge, size=11, anchor="lm")
+    canvas.text(left + width / 2, top + 16, "fraction of the full intensity range", width=width, size=11)
 
 
-def color_bar(axes: Axes, canvas: NDArray, top: int, left: int, width: int, limit: float) -> None:
-    """Draw the color bar of signed differences into a field ``width`` wide and 20 high."""
-    bar = diverging(np.linspace(-1, 1, width - 100))
-    canvas[top : top + 8, left + 50 : left + 50 + len(bar)] = bar
-    style: dict[str, Any] = {"color": "white", "fontsize": 8, "va": "center"}
-    axes.text(left + 46, top + 4, f"-{limit:g}", ha="right", **style)
-    axes.text(left + width - 46, top + 4, f"+{limit:g}", ha="left", **style)
-    axes.text(left + width / 2, top + 16, "fraction of the full intensity range", ha="center", **style)
-
-
-def title_lines(axes: Axes, result: CaseResult, class_names: Sequence[str], width: int) -> None:
+def title_lines(canvas: Canvas, result: CaseResult, class_names: Sequence[str]) -> None:
     """Write the case, what became of its class, the notice, and the warning where one is due."""
-    row = result.row
+    row, width = result.row, canvas.image.width
 
     def name(label: object) -> str:
         return class_names[label] if isinstance(label, int) and label < len(class_names) else f"class {label}"
@@ -133,18 +243,18 @@ def title_lines(axes: Axes, result: CaseResult, class_names: Sequence[str], widt
     before, after = row.get("label_before"), row.get("label_after")
     parts = [f"{name(before)} → {name(after)}"] if before is not None else []
     if row.get("target") is not None and row.get("confidence_before") is not None:
-        target = name(row["target"])
-        parts.append(f"p({target}) {row['confidence_before']:.2f} → {row['confidence_after']:.2f}")
+        parts.append(f"p({name(row['target'])}) {row['confidence_before']:.2f} → {row['confidence_after']:.2f}")
     if row.get("unchanged"):
         parts.append("already of the target class, returned unchanged")
     elif "flipped" in row:
         parts.append("flipped" if row["flipped"] else "NOT flipped")
-    axes.text(GAP, 16, result.case, color="white", fontsize=12, weight="bold", va="center")
-    axes.text(GAP, 42, "      ".join(parts), color="white", fontsize=11, va="center")
-    notice = "SYNTHETIC counterfactual, not for diagnosis"
-    axes.text(width - GAP, 16, notice, color="#ffd54a", fontsize=11, weight="bold", ha="right", va="center")
+    if "out_of_distribution" not in row:
+        parts.append("novelty NOT tested")
+    notice = "SYNTHETIC counterfactual, not for diagnosis" if result.synthetic else "unchanged input, not for diagnosis"
+    right = canvas.text(width - GAP, 16, notice, width=width / 2, size=15, anchor="rm", color=_YELLOW, bold=True).box[0]
+    canvas.text(GAP, 16, result.case, width=right - 3 * GAP, size=17, anchor="lm", bold=True)
+    canvas.text(GAP, 42, "      ".join(parts), width=width - 2 * GAP, size=15, anchor="lm")
     if row.get("out_of_distribution"):
-        text = "OUT OF DISTRIBUTION: unlike anything the model was trained on; do not interpret"
-        box = {"facecolor": "#b00020", "edgecolor": "none", "pad": 4}
-        axes.text(width / 2, HEAD + 8, text, color="white", fontsize=12, weight="bold", ha="center", va="center",
-                  bbox=box)  # fmt: skip
+        warning = "OUT OF DISTRIBUTION: unlike anything the model was trained on; do not interpret"
+        style: dict[str, Any] = {"size": 17, "bold": True, "background": "#b00020"}
+        canvas.text(width / 2, HEAD + 8, warning, width=width - 4 * GAP, **style)

@@ -15,7 +15,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
 
 from medcf.inference.case_result import CaseResult
-from medcf.inference.cases import split_batch
+from medcf.inference.cases import case_bar, split_batch
 from medcf.inference.explainer import Explainer
 from medcf.inference.run_folder import RunFolder
 from medcf.runtime.errors import Failure
@@ -72,8 +72,15 @@ class CounterfactualEvaluator(SupervisedEvaluator):
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]  # as MONAI's
         """Explain all cases of the loader; does nothing when there is none."""
         self.state.failures = []
-        if len(self.data_loader):  # type: ignore[arg-type]
-            super().run(global_epoch)
+        if not len(self.data_loader):  # type: ignore[arg-type]
+            return
+        with case_bar(self.data_loader, show=getattr(self.explainer.inferer, "progress", True)) as bar:  # type: ignore[arg-type]
+
+            def count(engine: Any) -> None:
+                bar.update(len(engine.state.output) + len(engine.state.failures))
+
+            with self.add_event_handler(Events.ITERATION_COMPLETED, count):
+                super().run(global_epoch)
 
     def _iteration(  # type: ignore[override]  # a list of cases, as MONAI's own decollation makes
         self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]

@@ -22,11 +22,12 @@ from medcf.data import Case
 from medcf.data.case import as_case
 from medcf.data.image import channels_first, digest
 from medcf.inference.case_result import CaseResult, Writer
-from medcf.inference.cases import case_loader, prepare_case
+from medcf.inference.cases import case_bar, case_loader, prepare_case
 from medcf.inference.inputs import list_cases
 from medcf.inference.results import case_result
 from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import end_run
+from medcf.inferers import with_explain
 from medcf.inferers.checks import TargetError, class_index
 from medcf.runtime.errors import Failure, UnreadableImage
 from medcf.runtime.performance import autocast
@@ -47,7 +48,7 @@ class Explainer:
     Args:
         preprocessing: from ``{"image": path or Case, ...}`` to ``image`` (1, *grid) in [-1, 1], a MetaTensor that
             carries its `medcf.data.GridRecord`.
-        inferer: the method: ``explain(inputs, network, sample_ids, target)``.
+        inferer: the method, called as ``inferer(inputs, network)``; see `medcf.inferers.DerivedMethod`.
         network: the denoising network.
         postprocessing: from ``image`` and ``pred`` on the grid to ``pred`` and ``difference`` on the image's own
             matrix, see `medcf.transforms.AddDifferenced`.
@@ -87,7 +88,7 @@ class Explainer:
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         self.preprocessing = preprocessing
-        self.inferer = inferer
+        self.inferer = with_explain(inferer, classifier)
         self.network = network
         self.postprocessing = postprocessing
         self.classifier = classifier
@@ -193,9 +194,11 @@ class Explainer:
         loader = case_loader(listed.cases, self.preprocessing, run_folder, self.batch_size, self.num_workers)
         yield from listed.failures
         try:
-            for batch in loader:
-                for result in self.batch([*batch["items"], *batch["failures"]]):
-                    yield run_folder.take(result)
+            with case_bar(loader, show=getattr(self.inferer, "progress", True)) as bar:
+                for batch in loader:
+                    for result in self.batch([*batch["items"], *batch["failures"]]):
+                        bar.update()
+                        yield run_folder.take(result)
             end_run(run_folder)
         finally:
             run_folder.release()

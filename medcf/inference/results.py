@@ -17,6 +17,7 @@ from medcf.data.image import geometry, meta_of
 from medcf.data.resample import resample_labels
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.transforms import AddDifference
+from medcf.transforms.difference import shown_original
 
 __all__ = ["case_result", "score_row"]
 
@@ -41,11 +42,12 @@ def case_result(
         writers: of the result.
     """
     record = grid_record(item["image"])
-    original = record.image if record.image is not None else native["pred"]
+    shown = shown_original(record)
+    original = native["pred"] if shown is None else shown
     plain = original.as_subclass(torch.Tensor).float()[0]
     changed, difference = (native[name].as_subclass(torch.Tensor).float()[0] for name in ("pred", "difference"))
     if all_steps or (all_steps is None and plain.ndim == 2):
-        trajectory = AddDifference()(output["trajectory"][:, 0], item["image"])[0]
+        trajectory = AddDifference()(output["trajectory"][: int(output["iterations"]) + 1, 0], item["image"])[0]
     else:
         trajectory = None
     labels = output.get("segmentation")
@@ -84,7 +86,7 @@ def score_row(
     Returns:
         Column name to value.
     """
-    confidences = [_number(value) for value in output["confidences"]]
+    confidences = [_number(value) for value in output["confidences"]][: int(output["iterations"]) + 1]
     meta = getattr(item["image"], "meta", {})
     row: dict[str, Any] = {
         "case": str(item["case"]),
@@ -100,8 +102,8 @@ def score_row(
         "unchanged": bool(output["unchanged"]),
         "scale": _number(output["scale"]),
         "iterations": int(output["iterations"]),
-        "num_function_evaluations": int(output["num_function_evaluations"]),
-        "mean_absolute_difference": _number(_mean_magnitude(difference, record.mask)),
+        "num_function_evaluations": _count(output["num_function_evaluations"]),
+        "mean_absolute_difference": _number(_mean_magnitude(difference, _subject(record))),
     }
     if len(record.native) == 2:
         row["overlay_fraction"] = _number(float(meta.get("overlay_fraction", 0.0)))
@@ -113,12 +115,10 @@ def score_row(
     return row | {"confidences": confidences}
 
 
-def _mean_magnitude(difference: torch.Tensor, mask: torch.Tensor | None) -> float:
-    """Mean of |difference| over the subject, or over the image where nobody knows it; a plane at a time."""
-    inside = torch.ones_like(difference, dtype=torch.bool) if mask is None or not mask.any() else mask[0]
-    total = sum(
-        float(plane[kept].abs().sum(dtype=torch.float64)) for plane, kept in zip(difference, inside, strict=True)
-    )
+def _mean_magnitude(difference: torch.Tensor, inside: torch.Tensor) -> float:
+    """Mean of |difference| over the subject; a plane at a time."""
+    planes = zip(difference, inside, strict=True)
+    total = sum(float(plane[kept].abs().sum(dtype=torch.float64)) for plane, kept in planes)
     return total / int(torch.count_nonzero(inside))
 
 
@@ -145,6 +145,13 @@ def _volume_columns(record: GridRecord) -> dict[str, Any]:
     return columns | {"black": _number(record.intensity[0]), "white": _number(record.intensity[1])}
 
 
+def _subject(record: GridRecord) -> torch.Tensor:
+    """What a mean over a case is taken over, bool (*native): the subject, or without a mask what the network saw."""
+    if record.mask is not None and record.mask.any():
+        return record.mask[0]
+    return record.back(torch.ones(1, *record.grid))[0] >= 0.5
+
+
 def _region(record: GridRecord) -> tuple[int, int, int, int]:
     """First column and row, end column and row of a picture that the grid covers."""
     first, end = [0, 0], [0, 0]
@@ -155,6 +162,10 @@ def _region(record: GridRecord) -> tuple[int, int, int, int]:
         first[source] = max(round(ends[0] + 0.5), 0)
         end[source] = min(round(ends[1] + 0.5), record.native[source])
     return first[0], first[1], end[0], end[1]
+
+
+def _count(value: float) -> int | None:
+    return int(value) if math.isfinite(value) else None
 
 
 def _number(value: Any) -> float | None:

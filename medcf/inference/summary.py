@@ -92,7 +92,9 @@ def summarize(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = (
         "mean_confidence_before": _mean([row["confidence_before"] for row in entered]),
         "mean_confidence_after": _mean([row["confidence_after"] for row in entered]),
         "mean_absolute_difference": _mean([row["mean_absolute_difference"] for row in entered]),
-        "mean_function_evaluations": _mean([row["num_function_evaluations"] for row in entered]),
+        "mean_function_evaluations": _mean(
+            [row["num_function_evaluations"] for row in entered if row["num_function_evaluations"] is not None]
+        ),
         "mean_seconds": _mean([row["seconds"] for row in rows]),
     }
 

@@ -19,6 +19,7 @@ from medcf.registry import WRITERS, create
 __all__ = ["NiftiWriter", "create_writers", "to_nifti"]
 
 DESCRIPTION = b"SYNTHETIC counterfactual (medcf)"  # the header field holds 80 bytes
+UNCHANGED = b"input returned unchanged (medcf)"
 
 _GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -31,8 +32,8 @@ class NiftiWriter:
 
     ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white of a picture, a volume's own
     units; ``difference`` is signed, in fractions of the full intensity range. All are float32 and say SYNTHETIC in the
-    header's ``descrip``. A volume with a mask also gets ``saliency``, the magnitude of the difference within the mask
-    and 0 outside (ControlCG, section 2), and ``mask``.
+    header's ``descrip``, or that the input came back unchanged. A volume with a mask also gets ``saliency``, the
+    magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``.
 
     Args:
         trajectory: whether to write the path; None does so for pictures alone, whose methods have one.
@@ -93,7 +94,7 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
             stored.set_qform(result.affine, code=1)
             stored.set_sform(result.affine, code=1)
         stored.header.set_xyzt_units("mm" if result.spacing else 0)
-    stored.header["descrip"] = DESCRIPTION
+    stored.header["descrip"] = DESCRIPTION if result.synthetic else UNCHANGED
     return stored
 
 

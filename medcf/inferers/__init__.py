@@ -10,6 +10,7 @@ from medcf.inferers.chain import ChainInferer
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.ddim_inversion import DDIMInversionInferer
+from medcf.inferers.derived import DerivedMethod, with_explain
 from medcf.inferers.diffice import DiffICEInferer
 from medcf.inferers.diffice_single import DiffICESingleInferer
 from medcf.inferers.dime import DiMEInferer
@@ -30,6 +31,7 @@ __all__ = [
     "Counterfactual",
     "CounterfactualInferer",
     "DDIMInversionInferer",
+    "DerivedMethod",
     "DiMEInferer",
     "DiffICEInferer",
     "DiffICESingleInferer",
@@ -44,4 +46,5 @@ __all__ = [
     "create_method",
     "explain_with_floor",
     "select_method",
+    "with_explain",
 ]

@@ -38,7 +38,7 @@ class AttentionInjectionInferer(ConditionalInferer):
             x started, so that below strength 1 both are equal at the first step.
         reference_condition: class of the reference: the "same" as that of the row that reads it (paper), or "null",
             which all targets and scales of an input share.
-        options: see ``ConditionalInferer``, also for errors; the guidance scale there is the paper's w.
+        options: see ``ConditionalInferer``, also for errors.
     """
 
     title = "ControlCG"
@@ -83,27 +83,29 @@ class AttentionInjectionInferer(ConditionalInferer):
             inputs: images (B, C, *spatial) in [-1, 1].
             network: denoising network.
             targets: wanted classes, each for all images.
-            guidance_scales: values of w, each for all targets; None takes the method's own.
+            guidance_scales: each for all targets; None takes the method's own.
             sample_ids: one identity per image to seed its noise; None takes a hash of its pixels.
             run_unchanged: run images that already are of a target class, too.
 
         Returns:
-            Counterfactuals of the batch by (target, w). Function evaluations that several of them share count for the
-            first.
+            Counterfactuals of the batch by (target, guidance scale). Function evaluations that several of them share
+            count for the first.
 
         Raises:
             ValueError: no target, one that is named twice, or inputs that do not fit.
         """
-        scales = [self.guidance_scale] if guidance_scales is None else [float(w) for w in guidance_scales]
-        pairs = [(int(target), w) for target in targets for w in scales]
+        scales = [self.guidance_scale] if guidance_scales is None else [float(s) for s in guidance_scales]
+        pairs = [(int(target), scale) for target in targets for scale in scales]
         if not pairs or len(set(pairs)) != len(pairs):
             raise ValueError(f"targets={list(targets)} and guidance_scales={scales}: give at least one, each once.")
-        if not all(0 <= w < math.inf for w in scales) or (max(scales) > 0 and self.null_class_labels is None):
-            raise ValueError(f"guidance_scales={scales} are w: use 0 or more, above 0 with null_class_labels.")
+        if not all(1 <= scale < math.inf for scale in scales) or (max(scales) > 1 and self.null_class_labels is None):
+            raise ValueError(
+                f"guidance_scales={scales}: use 1 for no guidance, or more; above 1 with null_class_labels."
+            )
         image, ids = self._check_inputs(inputs, network, sample_ids)
         count, batch, device = len(pairs), len(image), image.device
         extras = {
-            "guidance_scale": torch.tensor([w for _, w in pairs], device=device).repeat(batch),
+            "guidance_scale": torch.tensor([scale for _, scale in pairs], device=device).repeat(batch),
             "source": torch.arange(batch, device=device).repeat_interleave(count),
         }
         result = self._explain(
@@ -156,7 +158,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         rows = plan_rows(
             sources,
             state.target[list(chosen)].tolist(),
-            [w != 0 for w in scales],
+            [scale != 1 for scale in scales],
             null_class_labels=self.null_class_labels,
             reference=self.reference_condition if self.injection_scale else None,
         )

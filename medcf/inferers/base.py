@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
-from tqdm import tqdm
 
 from medcf.inferers.checks import (
     Target,
@@ -26,6 +25,7 @@ from medcf.inferers.checks import (
 )
 from medcf.inferers.counterfactual import Counterfactual, Iterates
 from medcf.runtime.frozen import frozen
+from medcf.runtime.progress import progress_bar
 
 __all__ = ["CounterfactualInferer"]
 
@@ -44,7 +44,7 @@ class CounterfactualInferer(Inferer):
         num_iterations: passes L.
         confidence_threshold: images that reach this probability of the target leave the batch; None runs all passes.
         seed: seed of all noise.
-        progress: show a bar over passes and steps.
+        progress: show a bar over passes and steps while they run, on a terminal.
 
     Raises:
         ValueError: an option that is out of range.
@@ -58,6 +58,8 @@ class CounterfactualInferer(Inferer):
     needs_network: ClassVar[bool] = True
     #: Options of a parent class that the method fixes, and so does not take.
     fixed_options: ClassVar[frozenset[str]] = frozenset()
+    #: Options that say the same in two ways, of which one is given.
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(
         self,
@@ -157,7 +159,7 @@ class CounterfactualInferer(Inferer):
         extras: Mapping[str, torch.Tensor] | None = None,
     ) -> Counterfactual:
         """Run the passes on checked images; ``extras`` are values per image (B,) that a method's passes need."""
-        bar = tqdm(total=self._num_steps(), desc=self.title, disable=not self.progress)
+        bar = progress_bar(self._num_steps(), self.title, unit="step", show=self.progress, inner=True)
         with torch.no_grad(), frozen(network, *self._networks()), bar:
             confidence, hit = self._judge(image, wanted)
             state = Iterates(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))

@@ -27,7 +27,7 @@ class ChainInferer(CounterfactualInferer):
         num_inference_steps: kept steps n of the schedule.
         strength: share of the kept steps that is noised and denoised; or one per pass, the last for all further passes.
         clip_denoised: clip predicted clean images, and each pass's output, to [-1, 1]; overrides the scheduler's.
-        start_variant: "exact" noises to the first step that is denoised; "code" one kept step further.
+        start_variant: "exact" noises to the first step that is denoised; "published_code" one kept step further.
         options: see ``CounterfactualInferer``.
 
     Raises:

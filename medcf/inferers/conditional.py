@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods whose class comes from a class-conditional network: guidance by w, background, micro-batches."""
+"""Methods whose class comes from a class-conditional network: guidance, background, micro-batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,9 +32,10 @@ class ConditionalInferer(ChainInferer):
 
     Args:
         args: scheduler, classifier and target, as ``ChainInferer`` takes them.
-        guidance_scale: w of ControlCG (eq. 5) and of Ho and Salimans (2022): (1 + w) eps(x, c) - w eps(x, null). One
-            less than the scale of MONAI, diffusers, ``Denoiser`` and ``SDEditInferer``; 0 runs the conditional network
-            alone and leaves the null condition out.
+        guidance_scale: s of s eps(x, c) - (s - 1) eps(x, null), as everywhere in medcf, MONAI and diffusers; 1 runs the
+            conditional network alone and leaves the null condition out.
+        guidance_w: the same by the paper's name and count: w = s - 1 of ControlCG (eq. 5) and of Ho and Salimans
+            (2022). Give one of the two.
         null_class_labels: index of the null class.
         num_inference_steps: see ``ChainInferer``.
         strength: see there; 1 starts from pure noise instead of the noised image.
@@ -53,11 +54,13 @@ class ConditionalInferer(ChainInferer):
     """
 
     needs_gradients = False
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = (("guidance_scale", "guidance_w"),)
 
     def __init__(
         self,
         *args: Any,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
+        guidance_w: float | None = None,
         null_class_labels: int | None = 2,
         num_inference_steps: int = 50,
         strength: float | Sequence[float] = 1.0,
@@ -67,16 +70,14 @@ class ConditionalInferer(ChainInferer):
         **options: Any,
     ) -> None:
         super().__init__(*args, num_inference_steps=num_inference_steps, strength=strength, **options)
-        check_numbers(guidance_scale=guidance_scale)
-        if not 0 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale={guidance_scale:g} is w: use 0 for no guidance, or more.")
-        if guidance_scale != 0 and null_class_labels is None:
+        guidance_scale = _scale(guidance_scale, guidance_w)
+        if guidance_scale != 1 and null_class_labels is None:
             raise ValueError(
                 f"guidance_scale={guidance_scale:g} compares the target with the null class: give null_class_labels, "
-                "or guidance_scale=0."
+                "or guidance_scale=1."
             )
         check_budget(memory_budget)
-        self.guidance_scale = float(guidance_scale)
+        self.guidance_scale = guidance_scale
         self.null_class_labels = null_class_labels
         self.keep_background = keep_background
         self.subtract_reconstruction = subtract_reconstruction
@@ -89,7 +90,7 @@ class ConditionalInferer(ChainInferer):
 
     def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
         """Return how many images the largest forward of a pass over the images ``chosen`` stacks."""
-        return len(chosen) * (1 if self.guidance_scale == 0 else 2)
+        return len(chosen) * (1 if self.guidance_scale == 1 else 2)
 
     def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
         """Return a call of the largest forward of a pass over the images ``chosen``, to be measured."""
@@ -133,13 +134,13 @@ class ConditionalInferer(ChainInferer):
         return super()._noisy(chain, generators)
 
     def _denoiser(self, network: Any, labels: torch.Tensor, guidance_scale: float | None = None) -> Denoiser:
-        """Return the plain denoiser towards the classes (N,) with this method's w, or another."""
+        """Return the plain denoiser towards the classes (N,) with this method's guidance scale, or another."""
         return Denoiser(
             network,
             self.scheduler,
             class_labels=labels,
             null_class_labels=self.null_class_labels,
-            guidance_scale=1 + (self.guidance_scale if guidance_scale is None else guidance_scale),
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
         )
 
     def _groups(
@@ -185,6 +186,20 @@ class ConditionalInferer(ChainInferer):
         return torch.cat([super(ConditionalInferer, self)._logits(one) for one in image.split(1)])
 
 
+def _scale(guidance_scale: float | None, guidance_w: float | None) -> float:
+    """Return s from s itself or from the paper's w = s - 1."""
+    check_numbers(guidance_scale=guidance_scale, guidance_w=guidance_w)
+    if guidance_scale is not None and guidance_w is not None:
+        raise ValueError(
+            f"guidance_scale={guidance_scale:g} and guidance_w={guidance_w:g} say the same in two ways "
+            "(guidance_w = guidance_scale - 1): give one."
+        )
+    scale = (3.0 if guidance_scale is None else guidance_scale) if guidance_w is None else 1 + guidance_w
+    if not 1 <= scale < math.inf:
+        raise ValueError(f"guidance_scale={scale:g}: use 1 for no guidance, or more.")
+    return float(scale)
+
+
 def background(image: torch.Tensor) -> torch.Tensor:
     """Return what lies outside the subject (B, 1, *spatial), bool: voxels of exactly -1 that reach the border.
 
@@ -207,7 +222,7 @@ class BesideOwnClass:
     Args:
         state: the B images.
         own: class that each is of (B,).
-        guidance_scale: w of all images, where the state's extras do not say otherwise.
+        guidance_scale: of all images, where the state's extras do not say otherwise.
         shared: whether equal inputs start from equal images, as they do in the first pass.
     """
 
@@ -249,7 +264,7 @@ class BesideOwnClass:
         return self.edits.evaluations.reshape(2, -1).sum(0)
 
     def _first(self, chosen: Sequence[int]) -> list[int]:
-        """Return for each of the images the first of them that has the same input and w."""
+        """Return for each of the images the first of them that has the same input and guidance scale."""
         first: dict[tuple[int, float], int] = {}
         return [first.setdefault(self._keys[i], i) for i in chosen]
 

@@ -92,7 +92,7 @@ class DDIMInversionInferer(ConditionalInferer):
     def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
         index = torch.tensor(chosen, device=state.current.device)
         start = state.current[index]
-        source = self._denoiser(network, self._source(start), guidance_scale=0.0)
+        source = self._denoiser(network, self._source(start), guidance_scale=1.0)
         noise = self._invert(source, start, bar)
         errors = None
         if self.measure_round_trip:

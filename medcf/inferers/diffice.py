@@ -33,8 +33,8 @@ class DiffICEInferer(GuidedInferer):
         gradient_step: "x0" at this step's prediction ("current") or the one before it ("previous", as the lineage's
             code).
         options: see ``GuidedInferer``, also for errors. ``strength`` 0.3 of 400 steps is the paper's tau = 120.
-            ``start_variant="code"`` noises one kept step further than it denoises and, with "dime", takes the first
-            gradient at the clean start, as the published code of the lineage does.
+            ``start_variant="published_code"`` noises one kept step further than it denoises and, with "dime", takes the
+            first gradient at the clean start, as the published code of the lineage does.
     """
 
     title = "Diff-ICE"
@@ -59,7 +59,7 @@ class DiffICEInferer(GuidedInferer):
         if self.gradient == "xt":
             return [XtGradient(chain.guidance(), every=self.guide_every)]
         if self.gradient == "dime":
-            return [nested_gradient(chain, self.guide_every, from_start=self.start_variant == "code")]
+            return [nested_gradient(chain, self.guide_every, from_start=self.start_variant == "published_code")]
         return [
             X0Gradient(chain.guidance(), gradient_step=self.gradient_step, start=chain.start, every=self.guide_every)
         ]

@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from medcf.guidance import DiMEGradient, NoisyL1
 from medcf.inferers.checks import check_choice
-from medcf.inferers.guided import GuidedInferer
+from medcf.inferers.guided import GuidedInferer, Variant
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, denoise
 
 __all__ = ["DiMEInferer", "nested_gradient"]
 
-Variant = Literal["paper", "code"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"start_variant": "exact", "class_loss": "cross_entropy"},
-    "code": {"start_variant": "code", "class_loss": "logit"},
+    "published_code": {"start_variant": "published_code", "class_loss": "logit"},
 }
 
 
@@ -31,8 +30,8 @@ class DiMEInferer(GuidedInferer):
 
     Args:
         args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
-        variant: "paper", or "code": noised one kept step further than is denoised, the first gradient at the clean
-            input instead of an inner chain's end, and minus the target's logit as class loss.
+        variant: "paper", or "published_code": noised one kept step further than is denoised, the first gradient at the
+            clean input instead of an inner chain's end, and minus the target's logit as class loss.
         l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A).
             0.05 in the published code; 0 gives every baseline the same loss.
         options: see ``GuidedInferer``, also for errors; what is given here goes before the variant.
@@ -53,7 +52,7 @@ class DiMEInferer(GuidedInferer):
         self.l1_scale = l1_scale
 
     def _make_hooks(self, chain: Chain) -> Sequence[Hook]:
-        nested = nested_gradient(chain, self.guide_every, from_start=self.variant == "code")
+        nested = nested_gradient(chain, self.guide_every, from_start=self.variant == "published_code")
         return [nested, NoisyL1(chain.original, self.l1_scale)] if self.l1_scale else [nested]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from medcf.guidance import NoisyL1, X0Gradient
-from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask
+from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask, check_mask
 from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
@@ -33,9 +33,21 @@ PAPER: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
-    "celeba": PAPER | {"gradient_step": "previous", "level": "code", "start_variant": "code", "class_loss": "logit"},
+    "celeba": PAPER
+    | {
+        "gradient_step": "previous",
+        "level": "published_code",
+        "start_variant": "published_code",
+        "class_loss": "logit",
+    },
     "med": PAPER
-    | {"gradient_at": "prediction", "level": "code", "dilation": 21, "end": "prediction", "clip_denoised": False},
+    | {
+        "gradient_at": "prediction",
+        "level": "published_code",
+        "dilation": 21,
+        "end": "prediction",
+        "clip_denoised": False,
+    },
 }
 
 
@@ -50,7 +62,7 @@ class FastDiMEInferer(GuidedInferer):
         mask_threshold: share of the largest difference below which a pixel keeps the input.
         dilation: odd width of the mask's dilation in pixels.
         known_noise: noise of the kept part, "fresh" at every step or one map "shared" by all.
-        level: noise level of the kept part, "exact" or one step behind ("code").
+        level: noise level of the kept part, "exact" or one step behind ("published_code").
         gradient_step: gradient at this step's prediction ("current") or the one before it ("previous").
         gradient_at: take it at the "masked" prediction or at the "prediction" itself ("current" only).
         final_composite: put the input itself back outside the last mask.
@@ -151,11 +163,7 @@ def _check(options: dict[str, Any]) -> None:
     check_choice("gradient_step", options["gradient_step"], Literal["current", "previous"])
     check_choice("gradient_at", options["gradient_at"], Literal["masked", "prediction"])
     check_choice("end", options["end"], Literal["sample", "prediction"])
-    if options["dilation"] < 1 or options["dilation"] % 2 == 0:
-        raise ValueError(f"dilation={options['dilation']}: the window needs an odd width in pixels.")
-    for name in ("mask_start", "mask_threshold"):
-        if not 0 <= options[name] <= 1:
-            raise ValueError(f"{name}={options[name]} is a share: use a value in [0, 1].")
+    check_mask(**{name: options[name] for name in ("mask_start", "mask_threshold", "dilation")})
 
 
 METHODS.add("fastdime", "Gradient at the predicted clean image with a self-optimized mask (FastDiME)", FastDiMEInferer)

@@ -21,8 +21,10 @@ from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
 from medcf.sampling import Chain, Hook
 
-__all__ = ["ClassLoss", "GuidedInferer"]
+__all__ = ["ClassLoss", "GuidedInferer", "Variant"]
 
+#: A method as its paper prints it, or as its authors' repository runs it.
+Variant = Literal["paper", "published_code"]
 ClassLoss = Literal["cross_entropy", "logit"]
 
 

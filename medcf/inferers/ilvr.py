@@ -35,7 +35,7 @@ class ILVRInferer(ConditionalInferer):
             sharpens the coarse image in between, so that phi_n(phi_n(x)) = phi_n(x), which the method presumes.
         reference_noise: noise of y_t, "fresh" at every step or one map "shared" by all.
         level: noise level of y after a step from t: that of the step's result ("exact"), or t although the sample has
-            gone further ("code", as published).
+            gone further ("published_code", as published).
         options: see ``ConditionalInferer``, also for errors.
     """
 
@@ -92,7 +92,7 @@ class _Replace(Hook):
         if step.timestep < self.options.stop_timestep:
             return sample
         scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
-        t = step.timestep if self.options.level == "code" else scheduler.previous(step.timestep)
+        t = step.timestep if self.options.level == "published_code" else scheduler.previous(step.timestep)
         known = noised(scheduler, original, t, self._generators or self.chain.generators("reference"))
         return sample + self.lowpass(known - sample)
 

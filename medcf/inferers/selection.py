@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from medcf.inferers.derived import with_explain
 from medcf.registry import METHODS, create, lookup
 
-__all__ = ["create_method", "method_arguments", "select_method"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["check_method_options", "create_method", "method_arguments", "select_method"]
 
 
 def create_method(name: str, **kwargs: Any) -> Any:
@@ -32,44 +30,70 @@ def create_method(name: str, **kwargs: Any) -> Any:
     return create(METHODS, name, **kwargs)
 
 
-def select_method(name: str, *, options: Mapping[str, Mapping[str, Any]] | None = None, **shared: Any) -> Any:
-    """Make one of several methods from the arguments that they share, so that a config changes it by its name alone.
+def select_method(
+    name: str,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    shared: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Any:
+    """Make one of several methods, so that a config or a command line changes it by its name alone.
+
+    What is given for this one method takes precedence over its entry in ``options``, that over what all methods share,
+    and that over the method's own defaults.
 
     Args:
         name: name in ``medcf.registry.METHODS``.
-        options: for some or all methods, what differs from ``shared``; goes before it, and must fit the method.
-        shared: arguments of any method. One that this method does not know is left out if another registered method
-            knows it.
+        options: for some or all methods, by name, what they want otherwise than ``shared``; must fit the method.
+        shared: parts and options of any method. One that this method does not know is left out if another registered
+            method knows it.
+        given: options of this method, as the user gave them (``--inferer#strength 0.9``).
 
     Returns:
-        The inferer, called as ``inferer(inputs, network)``.
+        The inferer, called as ``inferer(inputs, network)``; with an ``explain`` also where the method has none, see
+        `medcf.inferers.DerivedMethod`.
 
     Raises:
-        ValueError: an unknown method, or an argument that this method (``options``) or no method (``shared``) knows;
-            the message names the nearest.
+        ValueError: an unknown method, or an argument that this method (``given``, ``options``) or no method
+            (``shared``) knows; the message names the nearest and lists the right ones.
 
     Example:
-        >>> control = select_method("unchanged", classifier=None, target=1, strength=0.3, options={"dime": {}})
-        >>> control.target
-        1
+        >>> shared = {"classifier": None, "target": 1, "strength": 0.3}
+        >>> select_method("unchanged", shared=shared, options={"unchanged": {"seed": 1}}, seed=2).seed
+        2
     """
+    check_method_options(name, options, shared, given)
     method = lookup(METHODS, name)
+    known, takes_any = method_arguments(method)
+    every: dict[str, Any] = {}
+    for layer in (shared or {}, (options or {}).get(name) or {}, given):
+        for pair in getattr(method, "aliases", ()):
+            if set(pair) & set(layer):  # one that says the same as another takes its place
+                every = {key: value for key, value in every.items() if key not in pair}
+        every.update(layer)
+    made = create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
+    return with_explain(made, every.get("classifier"), every.get("target"))
+
+
+def check_method_options(
+    name: str,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    shared: Iterable[str] | None = None,
+    given: Iterable[str] = (),
+) -> None:
+    """Refuse what `select_method` would refuse, without making the method; see there."""
+    known, takes_any = method_arguments(lookup(METHODS, name))
     for other in options or {}:
         lookup(METHODS, other)
-    own = dict((options or {}).get(name) or {})
-    known, takes_any = method_arguments(method)
-    everywhere = set().union(*(method_arguments(lookup(METHODS, other))[0] for other in METHODS.names))
-    for argument in own:
-        if argument not in known and not takes_any:
+    if takes_any:
+        return
+    for argument in (*((options or {}).get(name) or {}), *given):
+        if argument not in known:
             raise ValueError(_unknown(argument, known, f"The method {name!r} does not take the option"))
-    for argument in shared:
-        if argument not in everywhere and not takes_any:
-            raise ValueError(_unknown(argument, known | everywhere, "No registered method takes the argument"))
-        if argument in own and repr(shared[argument]) != repr(own[argument]):
-            logger.info(
-                "%s: %s=%r from its own options goes before %r", name, argument, own[argument], shared[argument]
-            )
-    return create_method(name, **{k: v for k, v in {**shared, **own}.items() if k in known or takes_any})
+    everywhere = set(known).union(*(method_arguments(lookup(METHODS, other))[0] for other in METHODS.names))
+    for argument in shared or ():
+        if argument not in everywhere:
+            raise ValueError(_unknown(argument, everywhere, "No registered method takes the argument"))
 
 
 def method_arguments(method: Any) -> tuple[set[str], bool]:

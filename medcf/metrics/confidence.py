@@ -86,5 +86,5 @@ class BoundedKL(_ConfidenceMetric):
         return self.entry(after.sum(1), *left_out)
 
 
-METRICS.add("mean_absolute_difference", "change of the classifier's confidence in the target", MeanAbsoluteDifference)
+METRICS.add("confidence_change", "MAD: change of the classifier's confidence in the target", MeanAbsoluteDifference)
 METRICS.add("bounded_kl", "what the classifier's confidence in the target lacks", BoundedKL)

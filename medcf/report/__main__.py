@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help="cases to show; by default flipped ones, evenly over the run")
     parser.add_argument("--count", type=int, default=6, help="number of cases when none are named")
     options = parser.parse_args()
-    summary_figure(read_run(options.run, options.cases, options.count)).savefig(options.out)
+    summary_figure(read_run(options.run, options.cases, options.count)).save(options.out)
 
 
 if __name__ == "__main__":

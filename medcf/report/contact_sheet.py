@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -20,12 +20,9 @@ from skimage.transform import resize
 from medcf.data import read, to_luminance
 from medcf.data.image import geometry
 from medcf.inference.case_result import MARKER, CaseResult
-from medcf.inference.drawing import colored_difference, new_axes, paste
+from medcf.inference.drawing import Canvas, colored_difference, gray
 from medcf.inference.slices import focus, slices_through
 from medcf.runtime.errors import UnreadableImage
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["SheetColumn", "read_run", "summary_figure"]
 
@@ -79,7 +76,7 @@ def read_run(output_dir: str | Path, cases: Sequence[str] | None = None, count: 
     return [_column(folder, case) for case in cases]
 
 
-def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: int = 200) -> Figure:
+def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: int = 200) -> Canvas:
     """Draw a contact sheet, a column a case.
 
     Args:
@@ -88,7 +85,7 @@ def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: 
         tile: width of a tile in pixels.
 
     Returns:
-        A figure that belongs to no window; ``figure.savefig(path)`` writes it.
+        The sheet; ``sheet.save(path)`` writes it.
 
     Raises:
         ValueError: there is no case.
@@ -100,25 +97,26 @@ def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: 
     height, width = columns[0].image.shape
     tile_height = round(tile * height / width)
     left, head, gap = 175, 24, 4
-    canvas = np.ones((head + len(names) * (tile_height + gap), left + len(columns) * (tile + gap), 3))
-    axes = new_axes(canvas.shape)
+    canvas = Canvas(head + len(names) * (tile_height + gap), left + len(columns) * (tile + gap), "white")
     for position, column in enumerate(columns):
         x = left + position * (tile + gap)
-        axes.text(x + tile / 2, head / 2, column.title, ha="center", va="center", fontsize=9)
+        canvas.text(x + tile / 2, head / 2, column.title, width=tile, color="black")
         for line, image in enumerate(_tiles(column, limit)):
             if image is not None:
-                paste(canvas, image, head + line * (tile_height + gap), x, tile_height, tile)
+                canvas.paste(image, head + line * (tile_height + gap), x, tile_height, tile)
     for line, name in enumerate(names):
         y = head + line * (tile_height + gap) + tile_height / 2
-        axes.text(left - 8, y, name, ha="right", va="center", fontsize=9)
-    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, canvas.shape[1], canvas.shape[0], 0))
-    return cast("Figure", axes.figure)
+        words = name.split("\n")
+        for number, each in enumerate(words):
+            row = y + 16 * (number - (len(words) - 1) / 2)
+            canvas.text(left - 8, row, each, width=left - 12, anchor="rm", color="black")
+    return canvas
 
 
 def _tiles(column: SheetColumn, limit: float) -> list[NDArray | None]:
     images = (column.image, column.counterfactual, column.truth)
-    gray = [None if i is None else np.repeat(np.clip(i, 0, 1)[..., None], 3, axis=2) for i in images]
-    return [gray[0], gray[1], colored_difference(column.image, column.difference, limit), gray[2]]
+    plain = [None if image is None else gray(image) for image in images]
+    return [plain[0], plain[1], colored_difference(column.image, column.difference, limit), plain[2]]
 
 
 def _column(folder: Path, case: str) -> SheetColumn:
@@ -144,13 +142,16 @@ def _column(folder: Path, case: str) -> SheetColumn:
 
 def _read_result(folder: Path, row: Mapping[str, Any]) -> CaseResult:
     """Read a case back from its files."""
-    paths = {name: folder / f"{name}.nii.gz" for name in ("counterfactual", "difference", "mask")}
+    paths = {name: folder / f"{name}.nii.gz" for name in ("counterfactual", "difference", "mask", "trajectory")}
     stored = {name: cast(nib.Nifti1Image, nib.load(path)) for name, path in paths.items() if path.is_file()}
     window = (row.get("black", 0.0), row.get("white", 1.0))
     images = {name: np.squeeze(image.get_fdata(dtype=np.float32)) for name, image in stored.items()}
     # the input is what lies below the difference, exact but for what was cut off at black and white
     original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
     source = _input(row, original.shape)
+    if original.ndim == 2 and "trajectory" in images:  # cleaned of what is burned into the file
+        cleaned = images["trajectory"].reshape(*original.shape, -1)[..., 0]
+        source = (cleaned, stored["difference"].affine if source is None else source[1])
     return CaseResult(
         case=str(row["case"]),
         path=Path(row["file"]),

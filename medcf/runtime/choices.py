@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 __all__ = ["check_choice", "check_numbers"]
 
+_RENAMED = {"code": "published_code"}
+
 
 def check_choice(name: str, value: str, choices: Any) -> None:
     """Refuse a value that is none of a ``Literal``'s.
@@ -15,8 +17,11 @@ def check_choice(name: str, value: str, choices: Any) -> None:
     Raises:
         ValueError: names the option, and the values that there are.
     """
-    if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, get_args(choices)))}.")
+    if value in get_args(choices):
+        return
+    if _RENAMED.get(value) in get_args(choices):
+        raise ValueError(f"{name}={value!r} has another name now: use {_RENAMED[value]!r}.")
+    raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, get_args(choices)))}.")
 
 
 def check_numbers(*, whole: bool = False, **options: Any) -> None:

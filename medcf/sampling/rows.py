@@ -107,7 +107,7 @@ class InjectedDenoiser:
         network: denoising network with class labels.
         scheduler: gives ``convert(model_output, t, sample)`` and ``alpha_bar(t)``.
         rows: layout of the stack.
-        guidance_scales: w of each edit.
+        guidance_scales: of each edit; 1 is off.
         references: the inputs y_0 (M, C, *spatial), in the order of their first edits.
         generators: one per input; draws its noise anew at each step. Not used if ``noise`` is given.
         noise: noise (M, C, *spatial) of the inputs for all steps.
@@ -136,7 +136,7 @@ class InjectedDenoiser:
         self._origin, self._labels, self._null = (
             torch.tensor(index, device=device) for index in (rows.origin, rows.labels, rows.null)
         )
-        weights = torch.tensor([1 + float(w) for w in guidance_scales], dtype=torch.float64).float()
+        weights = torch.tensor([float(scale) for scale in guidance_scales], dtype=torch.float64).float()
         self._weights = weights.reshape(-1, *[1] * (references.ndim - 1)).to(device)
         if injection is not None:
             injection.reference = rows.reference

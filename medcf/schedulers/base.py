@@ -18,7 +18,7 @@ from medcf.schedulers.step import Step
 
 __all__ = ["RespacedScheduler", "StartVariant"]
 
-StartVariant = Literal["exact", "code"]
+StartVariant = Literal["exact", "published_code"]
 
 
 class RespacedScheduler(Scheduler):
@@ -166,8 +166,8 @@ class RespacedScheduler(Scheduler):
 
         Args:
             strength: share of the kept steps to run, in (0, 1].
-            variant: ``"exact"`` noises to the N-th kept step, the first to be denoised; ``"code"`` one kept step
-                further than it denoises (where there is one), as the published code of this family does.
+            variant: ``"exact"`` noises to the N-th kept step, the first to be denoised; ``"published_code"`` one kept
+                step further than it denoises (where there is one), as the published code of this family does.
 
         Returns:
             The timestep.
@@ -177,7 +177,7 @@ class RespacedScheduler(Scheduler):
         """
         check_choice("variant", variant, StartVariant)
         depth = len(self.timesteps_from(strength))
-        return self._kept[min(depth, len(self._kept) - 1) if variant == "code" else depth - 1]
+        return self._kept[min(depth, len(self._kept) - 1) if variant == "published_code" else depth - 1]
 
     def convert(self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor) -> Prediction:
         """Read a network's output at a timestep as noise, clean image and velocity; differentiable.

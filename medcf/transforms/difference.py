@@ -10,11 +10,12 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type
 
 from medcf.data import Grid, GridRecord, grid_record
 from medcf.data.image import meta_of
 
-__all__ = ["AddDifference", "AddDifferenceD", "AddDifferenceDict", "AddDifferenced"]
+__all__ = ["AddDifference", "AddDifferenceD", "AddDifferenceDict", "AddDifferenced", "shown_original"]
 
 
 class AddDifference(Transform):
@@ -22,7 +23,7 @@ class AddDifference(Transform):
 
     The original keeps its resolution, so detail that the grid cannot hold never looks like a finding. Where nothing
     changed it stays as it is, to the bit; nowhere does it fall below its own smallest value or black, and a picture
-    nowhere exceeds white.
+    nowhere exceeds white. Overlays that `RemoveOverlays` was told to keep come back over the result.
     """
 
     def __call__(self, pred: torch.Tensor, image: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +52,8 @@ class AddDifference(Transform):
         changed = (differences * (high - low)).add_(original).clamp_(min=min(low, float(original.min())))
         if original.ndim == 3:
             changed.clamp_(max=max(high, float(original.max())))
-        return torch.where(differences == 0, original, changed, out=changed), differences
+        changed = torch.where(differences == 0, original, changed, out=changed)
+        return _with_overlays(record.image, changed), differences
 
 
 class AddDifferenced(MapTransform):
@@ -90,6 +92,20 @@ class AddDifferenced(MapTransform):
 
 
 AddDifferenceD = AddDifferenceDict = AddDifferenced
+
+
+def shown_original(record: GridRecord) -> MetaTensor | None:
+    """Return the image (C, *native) that what is written is compared with: cleaned, or with the overlays it keeps."""
+    if record.image is None:
+        return None
+    return convert_to_dst_type(_with_overlays(record.image, record.image.as_subclass(torch.Tensor)), record.image)[0]
+
+
+def _with_overlays(image: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    meta = meta_of(image)
+    if "overlay_pixels" not in meta:
+        return values
+    return torch.where(meta["overlay_mask"], meta["overlay_pixels"].to(values.dtype), values)
 
 
 def _on_grid(record: GridRecord) -> torch.Tensor:

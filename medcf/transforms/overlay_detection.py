@@ -42,8 +42,8 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
         region: first row, first column, end row, end column of the picture proper.
 
     Returns:
-        (H, W), true where the image is not echo; and (H, W), true where it is to be black: beyond the region, and marks
-        outside of the picture.
+        (H, W), true where the image is not echo; and (H, W), true where it is to be black: beyond the region. What
+        stands beside the picture is filled in as well: black letters on a faint echo could still be read.
     """
     beyond = np.ones(luminance.shape, dtype=bool)
     beyond[region[0] : region[2], region[1] : region[3]] = False
@@ -56,7 +56,7 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
     marks |= beside
     # dim remains of text between the strokes
     marks |= outside & (relief > _VISIBLE) & ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
-    return marks, beyond | (marks & outside)
+    return marks, beyond
 
 
 def fill_in(luminance: Plane, mask: Mask, sweeps: int = 20) -> Plane:

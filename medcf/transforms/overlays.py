@@ -22,13 +22,21 @@ class RemoveOverlays(Transform):
     """Find what the scanner drew over an ultrasound image and fill it in from its surroundings.
 
     Text, calipers, dotted lines and frames are found by their hard edges and exact grey values; colored marks (and
-    color Doppler, which hides the echoes below it) by their chroma; whatever stands beside the picture becomes black.
+    color Doppler, which hides the echoes below it) by their chroma; and whatever stands beside the picture. This serves
+    the network. It is not a de-identification: nothing guarantees that all of a name is found.
     An image without any of these comes back unchanged.
 
     Give it the image at full resolution, with color if the file has it (as :func:`medcf.read` gives it): resampling
     smears the edges that give drawings away. The result is luminance. Its meta data hold ``overlay_mask`` (1, X, Y),
     bool, and ``overlay_fraction``, the share of pixels that were replaced.
+
+    Args:
+        keep: remember what is removed, so that `AddDifference` puts it back onto what is written; the network still
+            sees the cleaned image.
     """
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
 
     def __call__(self, image: torch.Tensor) -> MetaTensor:
         """Clean one image.
@@ -55,6 +63,8 @@ class RemoveOverlays(Transform):
         meta = meta_of(image)
         left, top, right, bottom = (int(n) for n in meta.get("region", (0, 0, width, height)))
         marks, black = find_overlays(array, luminance, (top, left, bottom, right))
+        if self.keep:
+            meta["overlay_pixels"] = torch.from_numpy(np.ascontiguousarray(luminance.T))[None]
         cleaned = fill_in(np.where(black, np.float32(0), luminance), marks & ~black)
         meta["overlay_mask"] = torch.from_numpy(np.ascontiguousarray(marks.T))[None]
         meta["overlay_fraction"] = float(marks.mean())
@@ -72,12 +82,13 @@ class RemoveOverlaysd(MapTransform):
 
     Args:
         keys: images to clean.
+        keep: see `RemoveOverlays`.
         allow_missing_keys: whether a key may be missing.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, keep: bool = False, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.remover = RemoveOverlays()
+        self.remover = RemoveOverlays(keep)
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Clean the images of one case; other entries are kept."""

@@ -223,7 +223,7 @@ def test_measures_what_happened_and_leaves_the_unchanged_out(tmp_path: Path) -> 
     assert figures["identity"]["classifier"]["rank_3"] == 1.0
     assert figures["identity"]["classifier"]["chance"] == 1.0  # three images, three looked at
     assert figures["head_dice"]["mean"] == pytest.approx(1.0)
-    assert figures["mean_absolute_difference"] == pytest.approx(float((pred - inputs)[:3].abs().mean()))
+    assert figures["grid_difference"] == pytest.approx(float((pred - inputs)[:3].abs().mean()))
 
     accuracy = {"balanced_accuracy": 0.7, "interval": [0.6, 0.8], "recalled": {"0": [3, 4], "1": [2, 4]}}
     accuracy |= {"images": 8, "subjects": 5, "mean_probability_of_real_targets": 0.9}

@@ -57,7 +57,7 @@ def test_options_of_a_method_are_set_by_its_name():
     [
         ({"method": "sdedid"}, "diffice, diffice_single, dime"),
         ({"inferer#sterngth": 0.2}, "Did you mean 'strength'"),
-        ({"method": "dime", "method_options#dime#variant": "med"}, "'paper', 'code'"),
+        ({"method": "dime", "method_options#dime#variant": "med"}, "'paper', 'published_code'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(options, message):

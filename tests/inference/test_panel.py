@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from medcf.inference.case_result import CaseResult
-from medcf.inference.drawing import LABEL_COLORS, colored_difference, colored_segmentation
+from medcf.inference.drawing import LABEL_COLORS, Canvas, color_bar, colored_difference, colored_segmentation
 from medcf.inference.panel import PanelWriter, draw_panel
 
 
@@ -48,8 +48,8 @@ def make_volume(**changes):
     return replace(result, **changes)
 
 
-def words(figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts]
+def words(panel) -> list[str]:
+    return [text.words for text in panel.texts]
 
 
 def test_panel_names_case_classes_and_confidences():
@@ -72,10 +72,10 @@ def test_every_synthetic_tile_says_so():
 def test_only_unfamiliar_inputs_get_the_warning(make):
     result = make()
     assert not any("OUT OF DISTRIBUTION" in text for text in words(draw_panel(result)))
-    figure = draw_panel(replace(result, row=result.row | {"out_of_distribution": True}))
-    warning = next(text for text in figure.axes[0].texts if "OUT OF DISTRIBUTION" in text.get_text())
-    red, green, blue, _ = warning.get_bbox_patch().get_facecolor()
-    assert red > 0.5 > green + blue
+    panel = draw_panel(replace(result, row=result.row | {"out_of_distribution": True}))
+    (warning,) = (text for text in panel.texts if "OUT OF DISTRIBUTION" in text.words)
+    red, green, blue = panel.image.getpixel(warning.box[:2])
+    assert red > 128 > green + blue
 
 
 def test_unchanged_and_failed_flips_are_said():
@@ -83,15 +83,63 @@ def test_unchanged_and_failed_flips_are_said():
     assert any("NOT flipped" in text for text in words(draw_panel(make_result(flipped=False))))
 
 
-def test_writer_saves_a_picture_quickly(tmp_path):
-    writer = PanelWriter(["NSP", "SP"], ["skull"])
-    writer(make_result(), tmp_path)
-    started = time.process_time()
-    writer(make_result(), tmp_path)
-    assert time.process_time() - started < 1.5
+def test_writer_saves_a_picture(tmp_path):
+    PanelWriter(["NSP", "SP"], ["skull"])(make_result(), tmp_path)
     picture = np.asarray(Image.open(tmp_path / "panel.png"))
     assert picture.shape[1] > 1000
     assert picture.std() > 10
+
+
+@pytest.mark.parametrize("make", [make_result, make_volume])
+def test_an_input_that_came_back_unchanged_is_not_called_synthetic(make):
+    result = make()
+    same = {"counterfactual": result.original, "difference": np.zeros_like(result.difference)}
+    for row in (result.row | {"unchanged": True, "flipped": False}, result.row | {"flipped": False}):
+        texts = words(draw_panel(replace(result, **same, trajectory=result.trajectory[:1], row=row)))
+        assert not any("SYNTHETIC" in text for text in texts)
+        assert any("not for diagnosis" in text for text in texts)
+
+
+@pytest.mark.parametrize("make", [make_result, make_volume])
+def test_a_panel_says_that_novelty_was_not_tested(make):
+    result = make()
+    assert not any("novelty" in text for text in words(draw_panel(result)))
+    result.row.pop("out_of_distribution")
+    assert any("novelty NOT tested" in text for text in words(draw_panel(result)))
+
+
+@pytest.mark.parametrize("make", [make_result, make_volume])
+def test_text_stays_on_the_panel_and_off_its_neighbors_however_long_it_is(make):
+    names = ["a class with a very long name that nobody reads in one line", "another one with as long a name as that"]
+    result = make()
+    result = replace(result, case="folder__" * 30, row=result.row | {"out_of_distribution": True})
+    if result.original.ndim == 2:  # the smallest tiles: a narrow image with many iterates
+        parts = {name: getattr(result, name)[:9] for name in ("original", "counterfactual", "difference")}
+        path = np.tile(result.trajectory[:2, :9], (3, 1, 1))
+        result = replace(result, **parts, trajectory=path, segmentation=result.segmentation[:, :9], spacing=None)
+    panel = draw_panel(result, class_names=names, label_names=names * 2)
+    assert any("…" in text.words for text in panel.texts)
+    boxes = [text.box for text in panel.texts]
+    for left, top, right, bottom in boxes:
+        assert left >= 0
+        assert top >= 0
+        assert right <= panel.image.width
+        assert bottom <= panel.image.height
+    lines = [text for text in panel.texts if len(text.words) > 3 and text.words != "SYNTHETIC"]
+    for one, other in itertools.combinations(lines, 2):
+        a, b = one.box, other.box
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        upright = {"axial", "coronal", "sagittal"} & {one.words, other.words}
+        assert apart or upright, (one, other)
+
+
+def test_the_color_bar_is_the_overlay_so_that_both_have_one_zero():
+    canvas = Canvas(30, 240)
+    color_bar(canvas, 0, 0, 240, 0.5)
+    bar = np.asarray(canvas.image, dtype=float)[4, 50:190] / 255
+    overlay = colored_difference(np.full((1, 140), 0.5), np.linspace(-0.5, 0.5, 140)[None], 0.5)[0]
+    np.testing.assert_allclose(bar, overlay, atol=0.02)
+    np.testing.assert_allclose(bar[70], 0.4, atol=0.03)  # gray, as an image is where nothing differs
 
 
 def test_tall_and_wide_images_make_panels(tmp_path):
@@ -161,7 +209,7 @@ def test_a_volume_without_difference_has_a_panel(tmp_path):
 
 
 def test_the_brain_is_outlined_on_the_difference():
-    pictures = [draw_panel(result).axes[0].images[0].get_array() for result in (
+    pictures = [np.asarray(draw_panel(result).image) / 255 for result in (
         make_volume(), make_volume(mask=np.zeros((20, 24, 16), bool)))]  # fmt: skip
     green = [((p[..., 1] > p[..., 0] + 0.3) & (p[..., 1] > p[..., 2] + 0.3)).sum() for p in pictures]
     assert green[0] > 100

@@ -58,7 +58,7 @@ def test_guidance_moves_the_mean_by_w_times_the_distance_to_the_null_class(
 ):
     """(1 + w) eps_c - w eps_null of equal variances is the noise of N(m_c + w (m_c - m_null), s^2)."""
     scheduler = solver(1000)
-    options = {"guidance_scale": w, "injection_scale": 0.0, "clip_denoised": False, "num_inference_steps": 12}
+    options = {"guidance_scale": 1 + w, "injection_scale": 0.0, "clip_denoised": False, "num_inference_steps": 12}
     result = make(scheduler, **options).explain(volumes, gaussian_classes(MEANS, STD), list("abc")).image
     shifted = gaussian_network(MEANS[0] + w * (MEANS[0] - MEANS[2]), STD)
     scheduler.clip_sample = False
@@ -73,7 +73,7 @@ def test_guidance_moves_the_mean_by_w_times_the_distance_to_the_null_class(
 @pytest.mark.parametrize("condition", ["same", "null"])
 def test_the_loop_is_the_formula_written_out(network, volumes, condition):
     y0, w, steps = volumes[:1], 2.0, [999, 666, 333, 0]
-    result = make(guidance_scale=w, reference_condition=condition, clip_denoised=False).explain(y0, network, ["a"])
+    result = make(guidance_scale=1 + w, reference_condition=condition, clip_denoised=False).explain(y0, network, ["a"])
     own, other = make_generators(0, ["a"], "cpu", ("pass", 0)), make_generators(0, ["a"], "cpu", ("reference", 0))
     x = torch.randn(1, 8, 8, 8, generator=own[0])[None]
     labels, reads = ([0, 2, 0, 2], [2, 3, 2, 3]) if condition == "same" else ([0, 2, 2], [2, 2, 2])
@@ -88,12 +88,12 @@ def test_the_loop_is_the_formula_written_out(network, volumes, condition):
             clean, noise = a**0.5 * x - (1 - a) ** 0.5 * v, a**0.5 * v + (1 - a) ** 0.5 * x
             x = p**0.5 * clean + (1 - p) ** 0.5 * noise
     torch.testing.assert_close(result.image, x.clamp(-1, 1), rtol=0, atol=1e-4)
-    plain = make(guidance_scale=w, injection_scale=0, clip_denoised=False).explain(y0, network, ["a"]).image
+    plain = make(guidance_scale=1 + w, injection_scale=0, clip_denoised=False).explain(y0, network, ["a"]).image
     assert (plain - result.image).abs().max() > 1e-3  # the agreement is not for want of an effect
 
 
 def test_without_injection_it_is_classifier_free_guidance_bit_for_bit(network, volumes):
-    method = make(guidance_scale=2.5, injection_scale=0.0)
+    method = make(guidance_scale=3.5, injection_scale=0.0)
     result = method.explain(volumes, network, list("abc")).image
     scheduler = method.scheduler
     denoiser = Denoiser(network, scheduler, class_labels=0, null_class_labels=2, guidance_scale=3.5)
@@ -108,10 +108,10 @@ def test_without_injection_it_is_classifier_free_guidance_bit_for_bit(network, v
     [
         ({}, 4),
         ({"reference_condition": "null"}, 3),
-        ({"guidance_scale": 0}, 2),
-        ({"guidance_scale": 0, "reference_condition": "null"}, 2),
+        ({"guidance_scale": 1}, 2),
+        ({"guidance_scale": 1, "reference_condition": "null"}, 2),
         ({"injection_scale": 0}, 2),
-        ({"injection_scale": 0, "guidance_scale": 0}, 1),
+        ({"injection_scale": 0, "guidance_scale": 1}, 1),
     ],
 )
 def test_one_forward_a_step_stacks_only_what_is_needed(network, volumes, options, rows):
@@ -189,20 +189,20 @@ def test_targets_and_scales_together_give_the_results_of_separate_runs(network, 
     method = make(memory_budget=budget, **options)
 
     def run():
-        targets, scales = [0, 1], [0.0, 2.0]
+        targets, scales = [0, 1], [1.0, 3.0]
         results.update(method.explain_targets(volumes, network, targets, scales, list("abc"), run_unchanged=True))
 
     calls = recorded(network, run)
-    assert list(results) == [(0, 0.0), (0, 2.0), (1, 0.0), (1, 2.0)]
-    for (target, w), result in results.items():
-        alone = make(target=target, guidance_scale=w, **options).explain(
+    assert list(results) == [(0, 1.0), (0, 3.0), (1, 1.0), (1, 3.0)]
+    for (target, scale), result in results.items():
+        alone = make(target=target, guidance_scale=scale, **options).explain(
             volumes, network, list("abc"), run_unchanged=True
         )
         torch.testing.assert_close(result.image, alone.image, rtol=0, atol=1e-4)
         torch.testing.assert_close(result.confidences, alone.confidences, rtol=0, atol=1e-4)
         torch.testing.assert_close(result.trajectory[:, 0], volumes)
         assert result.target.tolist() == [target] * 3
-        assert result.extras["guidance_scale"].tolist() == [w] * 3
+        assert result.extras["guidance_scale"].tolist() == [scale] * 3
     if budget is None:
         references = {"same": 3, "null": 1}[condition]  # y of each class and of none; or of none alone
         assert calls == [3 * (2 + 4 + references)] * 3
@@ -211,12 +211,12 @@ def test_targets_and_scales_together_give_the_results_of_separate_runs(network, 
 
 def test_several_targets_leave_out_the_one_that_the_input_has(network, volumes):
     results = make().explain_targets(volumes, network, [0, 1], sample_ids=list("abc"))
-    assert results[1, 2.0].unchanged.all()
-    assert torch.equal(results[1, 2.0].image, volumes)
+    assert results[1, 3.0].unchanged.all()
+    assert torch.equal(results[1, 3.0].image, volumes)
     torch.testing.assert_close(
-        results[0, 2.0].image, make().explain(volumes, network, list("abc")).image, rtol=0, atol=1e-4
+        results[0, 3.0].image, make().explain(volumes, network, list("abc")).image, rtol=0, atol=1e-4
     )
-    for targets, scales in (([], None), ([0, 0], None), ([0], [1.0, 1.0]), ([0], [-1.0])):
+    for targets, scales in (([], None), ([0, 0], None), ([0], [1.0, 1.0]), ([0], [0.5])):
         with pytest.raises(ValueError, match="guidance_scales"):
             make().explain_targets(volumes, network, targets, scales)
     with pytest.raises(ValueError, match="knows classes 0 to 1"):
@@ -314,9 +314,9 @@ def test_network_is_left_as_it_was_after_an_error(network, volumes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance_scale": -1}, "is w"),
+        ({"guidance_scale": 0}, "use 1 for no guidance"),
         ({"null_class_labels": None}, "null_class_labels"),
-        ({"null_class_labels": None, "guidance_scale": 0, "reference_condition": "null"}, "null_class_labels"),
+        ({"null_class_labels": None, "guidance_scale": 1, "reference_condition": "null"}, "null_class_labels"),
         ({"injection_scale": -0.5}, "is a weight"),
         ({"reference_noise": "old"}, "'fresh', 'shared', 'start'"),
         ({"reference_condition": "other"}, "'same', 'null'"),

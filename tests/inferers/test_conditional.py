@@ -38,7 +38,7 @@ def judge(image):
 
 def make(name="controlcg", **options):
     scheduler = RespacedDDIMScheduler(1000, prediction_type="v_prediction")
-    defaults = {"num_inference_steps": 4, "progress": False, "guidance_scale": 2.0}
+    defaults = {"num_inference_steps": 4, "progress": False, "guidance_scale": 3.0}
     return create_method(name, scheduler=scheduler, classifier=judge, target=0, **(defaults | options))
 
 
@@ -51,7 +51,7 @@ def one_pass(method, network, start, references, number, strength, label=0):
     sample = standard_noise(start, own) if strength == 1 else noised(scheduler, start, steps[0], own)
     with torch.no_grad(), AttentionInjection(network) as injection:
         options = {"generators": other, "injection": injection}
-        denoiser = InjectedDenoiser(network, scheduler, rows, [2.0] * 2, references, **options)
+        denoiser = InjectedDenoiser(network, scheduler, rows, [3.0] * 2, references, **options)
         return denoise(denoiser, scheduler, sample, steps, generators=own)
 
 
@@ -184,16 +184,28 @@ def test_another_network_gets_an_injection_of_its_own(network, volumes):
     assert torch.equal(method.explain(volumes, network, IDS).image, wanted)
 
 
-@pytest.mark.parametrize("w", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("w", [-0.5, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["controlcg", "ilvr", "ddim_inversion"])
 def test_guidance_that_is_no_scale_is_refused(name, w):
-    with pytest.raises(ValueError, match="is w"):
-        make(name, guidance_scale=w)
+    with pytest.raises(ValueError, match="use 1 for no guidance"):
+        make(name, guidance_scale=1 + w)
+    with pytest.raises(ValueError, match="use 1 for no guidance"):
+        make(name, guidance_scale=None, guidance_w=w)
+
+
+def test_the_papers_w_is_one_less_than_the_scale_that_all_methods_have():
+    assert (
+        make("ilvr", guidance_scale=None, guidance_w=2.5).guidance_scale
+        == make("ilvr", guidance_scale=3.5).guidance_scale
+        == 3.5
+    )
+    with pytest.raises(ValueError, match="give one"):
+        make("ilvr", guidance_w=2.5, guidance_scale=3.5)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_injection_that_is_no_weight_is_refused(network, volumes, scale):
     with pytest.raises(ValueError, match="is a weight"):
         make(injection_scale=scale)
-    with pytest.raises(ValueError, match="are w"):
+    with pytest.raises(ValueError, match="use 1 for no guidance"):
         make().explain_targets(volumes, network, [0], [1.0, scale])

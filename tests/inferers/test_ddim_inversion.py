@@ -33,7 +33,7 @@ def judge(image):
 
 def make(scheduler=None, **options):
     scheduler = RespacedDDIMScheduler(1000) if scheduler is None else scheduler
-    defaults = {"num_inference_steps": 20, "progress": False, "guidance_scale": 0.0}
+    defaults = {"num_inference_steps": 20, "progress": False, "guidance_scale": 1.0}
     return create_method("ddim_inversion", scheduler=scheduler, classifier=judge, target=1, **(defaults | options))
 
 
@@ -75,14 +75,14 @@ def kept(steps):
 
 def test_predicted_clean_images_are_not_clipped(network, images):
     """Their mean lies at 1.05, so that clipping them on the way would move what ends below 1."""
-    result = make(guidance_scale=2.5).explain(images, network).image
+    result = make(guidance_scale=3.5).explain(images, network).image
     wanted = affine(images, kept(20), kept(20), MEANS[0], 3.5 * MEANS[1])
     assert 0.1 < float((wanted < 1).float().mean()) < 0.9
     torch.testing.assert_close(result, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
 
 
 def test_a_second_pass_inverts_what_the_first_gave(network, images):
-    result = make(num_iterations=2, guidance_scale=0.5).explain(images, network)
+    result = make(num_iterations=2, guidance_scale=1.5).explain(images, network)
     first = result.trajectory[:, 1]
     wanted = affine(first, kept(20), kept(20), MEANS[1], 1.5 * MEANS[1])  # the first pass has made it class 1
     torch.testing.assert_close(result.image, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
@@ -108,7 +108,7 @@ def test_full_inversion_with_many_steps_moves_the_image_by_the_distance_of_the_m
         shift = MEANS[1] + w * (MEANS[1] - MEANS[2]) - MEANS[0]
         error = []
         for steps in (50, 200):
-            result = make(num_inference_steps=steps, guidance_scale=w).explain(images, network)
+            result = make(num_inference_steps=steps, guidance_scale=1 + w).explain(images, network)
             error.append(float((result.image - (images + shift).clamp(-1, 1)).abs().max()))
         assert error[1] < error[0] / 2
         assert error[1] < 0.03
@@ -139,7 +139,7 @@ def test_no_noise_is_drawn_whatever_the_scheduler(network, images):
 def test_error_is_logged_before_the_edit_and_an_edit_below_it_is_warned_of(network, images, caplog):
     events = []
     network.register_forward_hook(lambda *_: events.append(len(caplog.records)))
-    options = {"num_inference_steps": 6, "guidance_scale": 2.0}
+    options = {"num_inference_steps": 6, "guidance_scale": 3.0}
     with caplog.at_level(logging.INFO, logger="medcf.inferers.ddim_inversion"):
         make(**options).explain(images, network, ["one", "two", "three"])
     assert events == [0] * 12 + [1] * 6  # up and back, then the figures, then the edit
@@ -180,8 +180,8 @@ def test_source_is_the_predicted_class_or_none(network, images):
 
 
 def test_memory_budget_changes_nothing(network, images):
-    together = make(guidance_scale=1.0).explain(images, network)
-    split = make(guidance_scale=1.0, memory_budget=1e-9).explain(images, network)
+    together = make(guidance_scale=2.0).explain(images, network)
+    split = make(guidance_scale=2.0, memory_budget=1e-9).explain(images, network)
     torch.testing.assert_close(split.image, together.image, rtol=0, atol=1e-5)
     torch.testing.assert_close(split.extras["round_trip_error"], together.extras["round_trip_error"])
 

@@ -108,13 +108,15 @@ def test_controlcg_stays_on_its_device(device, network, volumes, solver, noise, 
     with torch.no_grad(), AttentionInjection(network, scale) as injection:
         fixed = None if noise == "fresh" else standard_noise(volumes, generators)
         options = {"generators": generators, "noise": fixed, "injection": injection}
-        denoiser = InjectedDenoiser(network, method.scheduler, rows, [2.0, 0.0, 1.0], volumes, **options)
+        denoiser = InjectedDenoiser(network, method.scheduler, rows, [3.0, 1.0, 2.0], volumes, **options)
         with device():
             result = denoise(denoiser, method.scheduler, volumes, method.timesteps, generators=generators)
     assert result.device == DEVICE
 
 
-@pytest.mark.parametrize("options", [{}, {"reference_noise": "shared", "level": "code"}, {"lowpass": "interpolation"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reference_noise": "shared", "level": "published_code"}, {"lowpass": "interpolation"}]
+)
 def test_ilvr_stays_on_its_device(device, network, volumes, options):
     method = make("ilvr", **options)
     chain = chain_of(method, network, volumes)

@@ -86,7 +86,7 @@ def test_gradient_of_the_previous_step_is_another_method(make, network, images):
 
 
 def test_starts_of_the_paper_and_of_the_code_differ_by_one_kept_step(make, network, images):
-    paper, code = make(), make(start_variant="code")
+    paper, code = make(), make(start_variant="published_code")
     kept = [round(i * 999 / 19) for i in range(20)]
     assert paper.timesteps == code.timesteps == kept[4::-1]
     assert (paper.start_timestep, code.start_timestep) == (kept[4], kept[5])
@@ -124,7 +124,7 @@ def test_gradients_survive_no_grad_but_not_inference_mode(make, network, images,
         ({"confidence_threshold": 1.5}, "confidence_threshold"),
         ({"gradient": "x1"}, "'x0', 'xt', 'dime'"),
         ({"class_loss": "hinge"}, "class_loss"),
-        ({"start_variant": "late"}, "'exact', 'code'"),
+        ({"start_variant": "late"}, "'exact', 'published_code'"),
         ({"gradient": "xt", "gradient_step": "previous"}, "gradient='x0'"),
     ],
 )

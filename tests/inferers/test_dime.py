@@ -57,7 +57,9 @@ def test_cost_grows_with_the_square_of_the_chain(make_method, network, images, s
     options = {"num_inference_steps": 20, "strength": steps / 20}
     paper = make_method("dime", **options).explain(images, network, IDS)
     assert paper.num_function_evaluations.tolist() == [steps * (steps + 1) // 2] * 4
-    code = make_method("dime", variant="code", **options).explain(images, network, IDS)  # the first chain is left out
+    code = make_method("dime", variant="published_code", **options).explain(
+        images, network, IDS
+    )  # the first chain is left out
     assert code.num_function_evaluations.tolist() == [steps * (steps + 1) // 2 - (steps - 1)] * 4
 
 
@@ -78,24 +80,26 @@ def test_variant_of_the_code_starts_at_the_input_and_one_step_further(make_metho
             return super().forward(image)
 
     points = {}
-    for variant in ("paper", "code"):
+    for variant in ("paper", "published_code"):
         classifier = Watching()
         classifier.points = points[variant] = []
         method = make_method("dime", variant=variant, classifier=classifier)
         method.explain(images, network, IDS)
-    assert torch.equal(points["code"][0], images)
+    assert torch.equal(points["published_code"][0], images)
     assert (points["paper"][0] - images).abs().max() > 0.05
     kept = RespacedDDPMScheduler(1000)
     kept.set_timesteps(20)
     assert make_method("dime").start_timestep == kept.kept[4]
-    assert make_method("dime", variant="code").start_timestep == kept.kept[5]
+    assert make_method("dime", variant="published_code").start_timestep == kept.kept[5]
 
 
 def test_variant_chooses_the_class_loss_unless_it_is_given(make_method):
     assert make_method("dime").loss.class_loss == "cross_entropy"
-    assert make_method("dime", variant="code").loss.class_loss == "logit"
-    assert make_method("dime", variant="code", class_loss="cross_entropy").loss.class_loss == "cross_entropy"
-    with pytest.raises(ValueError, match="'paper', 'code'"):
+    assert make_method("dime", variant="published_code").loss.class_loss == "logit"
+    assert make_method("dime", variant="published_code", class_loss="cross_entropy").loss.class_loss == "cross_entropy"
+    with pytest.raises(ValueError, match=r"variant='code' has another name now: use 'published_code'"):
+        make_method("dime", variant="code")
+    with pytest.raises(ValueError, match="'paper', 'published_code'"):
         make_method("dime", variant="celeba")
 
 

@@ -91,7 +91,7 @@ class Corner(nn.Module):
 
 
 @pytest.mark.parametrize("known_noise", ["fresh", "shared"])
-@pytest.mark.parametrize("level", ["exact", "code"])
+@pytest.mark.parametrize("level", ["exact", "published_code"])
 def test_pixels_outside_the_mask_are_bit_equal_to_the_input(make_method, gaussian_network, level, known_noise):
     """The network believes the input, the classifier wants a corner: the rest must not move at all."""
     image = torch.full((2, 1, 16, 16), -0.3)
@@ -112,7 +112,9 @@ def test_known_part_of_the_code_keeps_noise_that_the_exact_one_does_not(make_met
     image = torch.full((1, 1, 16, 16), -0.3)
     options = {"classifier": Corner(), "classifier_scales": 60, "final_composite": False}
     network = gaussian_network(-0.3, 0.05)
-    exact, code = (make_method("fastdime", level=v, **options).explain(image, network) for v in ("exact", "code"))
+    exact, code = (
+        make_method("fastdime", level=v, **options).explain(image, network) for v in ("exact", "published_code")
+    )
     assert float((exact.image == image).float().mean()) > 0.5
     assert float((code.image == image).float().mean()) < 0.01  # t is one step behind: its last noise stays
 
@@ -136,7 +138,7 @@ def test_mask_that_starts_at_the_end_changes_nothing_but_an_earlier_one_does(mak
 def test_options_go_before_the_variant(make_method):
     method = make_method("fastdime", variant="celeba", level="exact", class_loss="cross_entropy", dilation=3)
     assert (method.level, method.loss.class_loss, method.dilation) == ("exact", "cross_entropy", 3)
-    assert (method.gradient_step, method.start_variant) == ("previous", "code")
+    assert (method.gradient_step, method.start_variant) == ("previous", "published_code")
     assert make_method("fastdime", variant="med").clip_denoised is False
 
 
@@ -149,11 +151,11 @@ def test_l1_term_pulls_the_noisy_image_towards_the_input(make_method, network, i
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "code"}, "'paper', 'celeba', 'med'"),
+        ({"variant": "published_code"}, "'paper', 'celeba', 'med'"),
         ({"dilation": 4}, "odd"),
         ({"mask_threshold": 1.5}, r"mask_threshold=1\.5"),
         ({"known_noise": "old"}, "'fresh', 'shared'"),
-        ({"level": "t"}, "'exact', 'code'"),
+        ({"level": "t"}, "'exact', 'published_code'"),
     ],
 )
 def test_wrong_options_are_refused(make_method, options, message):
@@ -170,7 +172,7 @@ def make_chain(original):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("level", ["exact", "code"])
+@pytest.mark.parametrize("level", ["exact", "published_code"])
 @pytest.mark.parametrize("noise", ["fresh", "shared"])
 def test_known_part_is_noised_to_its_level(images, noise, level):
     chain = make_chain(images)
@@ -179,7 +181,7 @@ def test_known_part_is_noised_to_its_level(images, noise, level):
     for t in chain.timesteps[:2]:
         sample = torch.full_like(images, 9.0)
         step = Step(sample, 0.0, 0.0, sample, sample, t)
-        a = TABLE[t if level == "code" else chain.scheduler.previous(t)]
+        a = TABLE[t if level == "published_code" else chain.scheduler.previous(t)]
         maps.append((region.after_step(sample, step) - a**0.5 * images) / (1 - a) ** 0.5)
         first = torch.stack([torch.randn(1, 8, 8, generator=g) for g in chain.generators("known")])
         torch.testing.assert_close(maps[0], first, rtol=0, atol=1e-4)

@@ -31,7 +31,7 @@ def judge(image):
 
 
 def make(**options):
-    defaults = {"num_inference_steps": 10, "progress": False, "guidance_scale": 0.0, "clip_denoised": False}
+    defaults = {"num_inference_steps": 10, "progress": False, "guidance_scale": 1.0, "clip_denoised": False}
     defaults["scheduler"] = RespacedDDIMScheduler(1000)
     return create_method("ilvr", classifier=judge, target=1, **(defaults | options))
 
@@ -64,7 +64,7 @@ def test_projection_keeps_the_block_means_and_filters_once(size, factor):
 @pytest.mark.parametrize("w", [0.0, 2.0])
 def test_result_has_the_low_frequencies_of_the_input_if_replaced_to_the_end(network, volumes, factor, w):
     small = volumes * 0.3  # stays inside [-1, 1], where nothing is clipped
-    options = {"downsample_factor": factor, "stop_timestep": 0, "guidance_scale": w, "null_class_labels": 2}
+    options = {"downsample_factor": factor, "stop_timestep": 0, "guidance_scale": 1 + w, "null_class_labels": 2}
     result = make(**options).explain(small, network, ["a", "b"], run_unchanged=True).image
     assert result.abs().max() < 1
     lowpass = LowPass(volumes.shape[2:], factor)
@@ -74,7 +74,7 @@ def test_result_has_the_low_frequencies_of_the_input_if_replaced_to_the_end(netw
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("noise", ["fresh", "shared"])
-@pytest.mark.parametrize(("level", "final"), [("exact", 1.0), ("exact", TABLE[0]), ("code", 1.0)])
+@pytest.mark.parametrize(("level", "final"), [("exact", 1.0), ("exact", TABLE[0]), ("published_code", 1.0)])
 def test_the_loop_is_the_formula_written_out(network, volumes, passes, noise, level, final):
     """Every pass starts from noise of its own and holds on to the input, so the last says it all."""
     stop = 0 if final < 1 else 500
@@ -93,7 +93,7 @@ def test_the_loop_is_the_formula_written_out(network, volumes, passes, noise, le
         x = p**0.5 * (x - (1 - a) ** 0.5 * epsilon) / a**0.5 + (1 - p) ** 0.5 * epsilon
         if t >= stop:
             other = generators("reference") if noise == "shared" else other
-            q = a if level == "code" else p
+            q = a if level == "published_code" else p
             y = q**0.5 * volumes + (1 - q) ** 0.5 * torch.stack([torch.randn(1, 8, 12, 8, generator=g) for g in other])
             x = x - lowpass(x) + lowpass(y)
     torch.testing.assert_close(result, x.clamp(-1, 1), rtol=0, atol=1e-4)
@@ -128,7 +128,8 @@ def test_coarser_filter_leaves_more_to_the_class(network, volumes):
 
 def test_published_code_noises_the_input_one_step_further(network, volumes):
     exact, code = (
-        make(level=level, stop_timestep=500).explain(volumes, network, ["a", "b"]).image for level in ("exact", "code")
+        make(level=level, stop_timestep=500).explain(volumes, network, ["a", "b"]).image
+        for level in ("exact", "published_code")
     )
     assert (exact - code).abs().max() > 0.01
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from monai.bundle import ConfigParser
 
@@ -39,7 +37,7 @@ def test_method_is_made_by_name_and_strictly(brightness):
 
 @pytest.mark.parametrize("name", sorted(METHODS.names))
 def test_shared_arguments_serve_every_method(shared, name):
-    method = select_method(name, **shared)
+    method = select_method(name, shared=shared)
     assert method.seed == 3
     assert method.classifier is shared["classifier"]
     if isinstance(method, GuidedInferer):
@@ -48,27 +46,38 @@ def test_shared_arguments_serve_every_method(shared, name):
     assert method.num_iterations == (1 if name == "diffice_single" else 3)
 
 
-def test_own_options_go_before_shared_ones_and_say_so(shared, caplog):
-    options = {"sdedit": {"strength": 0.7, "guidance_scale": 5}, "dime": {"variant": "code"}}
-    with caplog.at_level(logging.INFO, logger="medcf.inferers.selection"):
-        method = select_method("sdedit", options=options, **shared)
+def test_what_is_given_goes_before_own_options_and_these_before_shared_ones(shared):
+    options = {"sdedit": {"strength": 0.7, "guidance_scale": 5}, "dime": {"variant": "published_code"}}
+    method = select_method("sdedit", options=options, shared=shared)
     assert isinstance(method, SDEditInferer)
     assert (method.strengths, method.guidance_scale) == ((0.7,), 5)
-    assert "strength=0.7" in caplog.text
-    assert select_method("diffice", options=options, **shared).strengths == (0.3,)
-    assert select_method("dime", options=options, **shared).variant == "code"
+    method = select_method("sdedit", options=options, shared=shared, strength=0.9)
+    assert (method.strengths, method.guidance_scale) == ((0.9,), 5)
+    assert select_method("diffice", options=options, shared=shared).strengths == (0.3,)
+    assert select_method("dime", options=options, shared=shared).variant == "published_code"
+
+
+@pytest.mark.parametrize(("given", "scale"), [({"guidance_w": 4}, 5.0), ({"guidance_scale": 4}, 4.0), ({}, 2.5)])
+def test_the_papers_w_takes_the_place_of_a_scale_of_the_config_and_the_reverse(shared, given, scale):
+    options = {"controlcg": {"guidance_w": 1.5}}
+    method = select_method("controlcg", options=options, shared=shared | {"guidance_scale": 9}, **given)
+    assert method.guidance_scale == scale
 
 
 def test_arguments_that_no_method_knows_are_refused_with_the_nearest(shared):
     with pytest.raises(ValueError, match=r"'sterngth'\. Did you mean 'strength'"):
-        select_method("diffice", **shared, sterngth=0.2)
-    assert select_method("unchanged", **shared, epsilon=0.2).seed == 3  # the attack knows it
+        select_method("diffice", shared=shared, sterngth=0.2)
+    with pytest.raises(ValueError, match=r"'sterngth'\. Did you mean 'strength'"):
+        select_method("diffice", shared=shared | {"sterngth": 0.2})
+    assert select_method("unchanged", shared=shared | {"epsilon": 0.2}).seed == 3  # the attack knows it
+    with pytest.raises(ValueError, match=r"'unchanged' does not take the option 'epsilon'.*There are: .*classifier"):
+        select_method("unchanged", shared=shared, epsilon=0.2)
     with pytest.raises(ValueError, match=r"'sdedit' does not take the option 'classifier_scales'"):
-        select_method("sdedit", options={"sdedit": {"classifier_scales": 3}}, **shared)
+        select_method("sdedit", options={"sdedit": {"classifier_scales": 3}}, shared=shared)
     with pytest.raises(ValueError, match="'sdedid' is not one of the registered"):
-        select_method("sdedit", options={"sdedid": {}}, **shared)
+        select_method("sdedit", options={"sdedid": {}}, shared=shared)
     with pytest.raises(ValueError, match="attack, controlcg"):
-        select_method("sdedid", **shared)
+        select_method("sdedid", shared=shared)
 
 
 def test_a_plugin_with_its_own_constructor_takes_its_part(shared):
@@ -83,8 +92,8 @@ def test_a_plugin_with_its_own_constructor_takes_its_part(shared):
     METHODS.add("negative", "test", Negative)
     METHODS.add("anything", "test", Anything)
     try:
-        assert select_method("negative", **shared).strength == 0.3
-        assert select_method("anything", **shared, more=1).options == {**shared, "more": 1}
+        assert select_method("negative", shared=shared).strength == 0.3
+        assert select_method("anything", shared=shared, more=1).options == {**shared, "more": 1}
     finally:
         for name in ("negative", "anything"):
             del METHODS.components[name]
@@ -103,9 +112,11 @@ def test_a_config_changes_the_method_by_its_name(shared):
         "method": "diffice",
         "method_options": {"attack": {"epsilon": 0.25}},
         "inferer": {
-            "_target_": "medcf.inferers.select_method", "name": "@method", "options": "@method_options", "target": 1,
-            "scheduler": "$@parts['scheduler']", "classifier": "$@parts['classifier']", "confidence_threshold": None,
-            "strength": 0.3,
+            "_target_": "medcf.inferers.select_method", "name": "@method", "options": "@method_options",
+            "shared": {
+                "target": 1, "scheduler": "$@parts['scheduler']", "classifier": "$@parts['classifier']",
+                "confidence_threshold": None, "strength": 0.3,
+            },
         },
     }  # fmt: skip
     for name, attribute in (("diffice", "classifier_scales"), ("attack", "epsilon")):

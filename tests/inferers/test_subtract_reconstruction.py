@@ -40,7 +40,7 @@ def test_gaussian_classes_of_equal_variance_are_carried_over_voxel_by_voxel(
     gaussian_classes, volumes, solver, strength
 ):
     """Of N(m_1, s^2) the optimal transport to N(m_0, s^2) is x + (m_0 - m_1); from pure noise it is found exactly."""
-    options = {"guidance_scale": 0.0, "injection_scale": 0.0, "clip_denoised": False, "num_inference_steps": 200}
+    options = {"guidance_scale": 1.0, "injection_scale": 0.0, "clip_denoised": False, "num_inference_steps": 200}
     method = make(scheduler=solver(1000), strength=strength, **options)
     with_it = method.explain(volumes, gaussian_classes(MEANS, STD), list("abc")).image
     change = with_it - volumes
@@ -56,7 +56,7 @@ def test_gaussian_classes_of_equal_variance_are_carried_over_voxel_by_voxel(
 
 @pytest.mark.parametrize("options", [{}, {"reference_condition": "null"}, {"injection_scale": 0.0}, {"strength": 0.5}])
 def test_the_result_is_the_input_and_the_difference_of_two_runs(network, volumes, options):
-    options = {"guidance_scale": 2.0, "clip_denoised": False, **options}
+    options = {"guidance_scale": 3.0, "clip_denoised": False, **options}
     plain = make(subtract_reconstruction=False, **options)
     wanted, source = (plain.explain(volumes, network, list("abc"), target=k, run_unchanged=True).image for k in (0, 1))
     assert (wanted - source).abs().max() > 1e-3
@@ -87,7 +87,7 @@ def test_the_source_class_is_what_the_classifier_sees_in_each_input(network, vol
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [({}, 7), ({"reference_condition": "null"}, 5), ({"injection_scale": 0.0}, 4), ({"guidance_scale": 0.0}, 4)],
+    [({}, 7), ({"reference_condition": "null"}, 5), ({"injection_scale": 0.0}, 4), ({"guidance_scale": 1.0}, 4)],
 )
 def test_both_classes_run_in_one_forward_and_share_the_reference(network, volumes, options, rows):
     sizes = []
@@ -110,8 +110,8 @@ def test_a_memory_budget_splits_pairs_and_changes_nothing(network, volumes):
 
 def test_several_targets_and_scales_are_those_of_separate_runs(network, volumes):
     together = make().explain_targets(volumes, network, [0], [1.0, 3.0], sample_ids=list("abc"))
-    for (target, w), result in together.items():
-        alone = make(target=target, guidance_scale=w).explain(volumes, network, list("abc")).image
+    for (target, scale), result in together.items():
+        alone = make(target=target, guidance_scale=scale).explain(volumes, network, list("abc")).image
         torch.testing.assert_close(result.image, alone, rtol=0, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_targets_and_images_share_the_chain_to_the_own_class(network, volumes):
 
 
 def test_a_second_pass_starts_where_the_first_ended(network, volumes):
-    options = {"strength": 0.5, "clip_denoised": False, "guidance_scale": 3.0}
+    options = {"strength": 0.5, "clip_denoised": False, "guidance_scale": 4.0}
     twice = make(num_iterations=2, **options).explain(volumes, network, list("abc"))
     once = make(**options).explain(volumes, network, list("abc"))
     torch.testing.assert_close(twice.trajectory[:, 1], once.image, rtol=0, atol=1e-4)

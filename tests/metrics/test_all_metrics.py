@@ -44,7 +44,7 @@ def metric(name: str, **options: Any) -> Callable[[], CumulativeIterationMetric]
 # What a metric is called with, (y_pred, y), for those that need no more than that.
 IN_IGNITE = {
     "flip_ratio": (metric("flip_ratio"), LOGITS),
-    "mean_absolute_difference": (metric("mean_absolute_difference"), LOGITS),
+    "confidence_change": (metric("confidence_change"), LOGITS),
     "bounded_kl": (metric("bounded_kl"), LOGITS),
     "mean_quality_difference": (metric("mean_quality_difference"), SCORES),
     "mean": (metric("mean"), SCORES),

@@ -56,11 +56,11 @@ def test_columns_are_the_files_of_the_run(finished):
 
 def test_sheet_has_a_line_for_the_truth_only_where_it_is_known(finished):
     columns = read_run(finished, count=2)
-    texts = [text.get_text() for text in summary_figure(columns).axes[0].texts]
+    texts = [text.words for text in summary_figure(columns).texts]
     assert any("truth" in text for text in texts)
     assert any("SYNTHETIC" in text for text in texts)
     real = [type(column)(**{**column.__dict__, "truth": None}) for column in columns]
-    assert not any("truth" in text.get_text() for text in summary_figure(real).axes[0].texts)
+    assert not any("truth" in text.words for text in summary_figure(real).texts)
 
 
 def test_unfinished_cases_are_refused(finished):
@@ -105,5 +105,5 @@ def test_a_volume_gives_its_axial_slice_through_the_change_with_the_truth_beside
     (again,) = read_run(tmp_path, [case.id])
     outside = column.difference == 0
     np.testing.assert_allclose(again.image[outside], column.image[outside], atol=1e-4)
-    texts = [text.get_text() for text in summary_figure([column]).axes[0].texts]
+    texts = [text.words for text in summary_figure([column]).texts]
     assert any("in the other class" in text for text in texts)

@@ -27,8 +27,8 @@ class Told:
         return sample if self.output is None else self.output
 
 
-def make(network, images, scales=(W, 0.0), reference=None):
-    rows = plan_rows([0, 1], [0, 1], [w != 0 for w in scales], null_class_labels=2, reference=reference)
+def make(network, images, scales=(1 + W, 1.0), reference=None):
+    rows = plan_rows([0, 1], [0, 1], [scale != 1 for scale in scales], null_class_labels=2, reference=reference)
     injection = SimpleNamespace(reference=None) if reference else None
     noise = torch.zeros_like(images)
     scheduler = RespacedDDPMScheduler(1000)

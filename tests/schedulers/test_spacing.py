@@ -131,9 +131,9 @@ def test_strength_counts_denoisings():
     assert chain[0] == 298
     assert chain == scheduler.timesteps.tolist()[-120:]
     assert scheduler.start_timestep(0.3) == 298
-    assert scheduler.start_timestep(0.3, "code") == 300
+    assert scheduler.start_timestep(0.3, "published_code") == 300
     assert scheduler.timesteps_from(1.0) == scheduler.timesteps.tolist()
-    assert scheduler.start_timestep(1.0, "code") == 999
+    assert scheduler.start_timestep(1.0, "published_code") == 999
     for strength in (0.0, 0.001, 1.1):
         with pytest.raises(ValueError, match="strength"):
             scheduler.timesteps_from(strength)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method that is no more than ``__call__(inputs, network)``, with the explanation that every bundle asks for."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+
+from medcf.inferers.checks import Target, TargetError, check_image, check_logits, resolve_target
+from medcf.inferers.counterfactual import Counterfactual
+from medcf.runtime.frozen import frozen
+
+__all__ = ["DerivedMethod", "with_explain"]
+
+
+def with_explain(method: Any, classifier: Callable[[Tensor], Tensor] | None, target: Target | None = None) -> Any:
+    """Return a method that has ``explain``: itself, or a `DerivedMethod` around it."""
+    if hasattr(method, "explain") or not callable(method) or classifier is None:
+        return method
+    return DerivedMethod(method, classifier, target)
+
+
+class DerivedMethod(Inferer):
+    """Derives what ``explain`` tells from a method's ``__call__(inputs, network)`` alone.
+
+    The trajectory is input and result, the confidences are the classifier's, and the evaluations are the rows of the
+    network's forwards for each image. An image that is of the target class already comes back as it was, without a run.
+    Everything else about it, its options for example, is the method's own.
+
+    Args:
+        method: called as ``method(inputs, network)``; images (B, C, *spatial) in [-1, 1] to their counterfactuals. Of
+            ``target`` and ``sample_ids`` it is given what its signature names.
+        classifier: images to logits (B, K).
+        target: wanted class; None takes the method's attribute ``target``.
+    """
+
+    def __init__(self, method: Any, classifier: Callable[[Tensor], Tensor], target: Target | None = None) -> None:
+        vars(self).update(method=method, classifier=classifier, wanted=target)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "method" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.method, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an option where the method reads it."""
+        setattr(self.method, name, value)
+
+    def __copy__(self) -> DerivedMethod:
+        return DerivedMethod(copy.copy(self.method), self.classifier, self.wanted)
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        sample_ids: Sequence[Hashable] | None = None,
+        target: Target | None = None,
+    ) -> Tensor:
+        """Return the counterfactuals alone; see ``explain``."""
+        return self.explain(inputs, network, sample_ids, target).image
+
+    @torch.no_grad()
+    def explain(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        sample_ids: Sequence[Hashable] | None = None,
+        target: Target | None = None,
+        run_unchanged: bool = False,
+    ) -> Counterfactual:
+        """Run the method and collect what is known of its result.
+
+        Args:
+            inputs: images (B, C, *spatial) in [-1, 1].
+            network: denoising network.
+            sample_ids: one identity per image.
+            target: wanted class for this call.
+            run_unchanged: run images that already are of the target class, too.
+
+        Returns:
+            The counterfactuals; evaluations that cannot be attributed to images are NaN.
+
+        Raises:
+            TargetError: nobody says which class is wanted, or the method cannot be told another one than its own.
+            ValueError: the method returns something else than one image per input.
+        """
+        image = check_image(inputs)
+        wanted = self._target(target, image)
+        before, hit = self._judge(image, wanted)
+        unchanged = hit & (not run_unchanged)
+        result, evaluations = image.clone(), torch.zeros(len(image), device=image.device)
+        chosen = (~unchanged).nonzero()[:, 0]
+        if len(chosen):
+            ids = None if sample_ids is None else [sample_ids[i] for i in chosen.tolist()]
+            with frozen(network, self.classifier), _rows(network) as rows:
+                result[chosen] = self._run(image[chosen], network, ids, wanted[chosen], target is not None)
+            share = rows[0] / len(chosen)
+            evaluations[chosen] = share if share.is_integer() and isinstance(network, nn.Module) else float("nan")
+        after, reached = self._judge(result, wanted)
+        nothing = torch.full_like(before, float("nan"))
+        return Counterfactual(
+            image=convert_to_dst_type(result, inputs, dtype=torch.float32)[0],
+            trajectory=torch.stack([image, result], dim=1),
+            confidences=torch.stack([before, after], dim=1),
+            target=wanted,
+            num_function_evaluations=evaluations,
+            flipped=reached & ~hit,
+            unchanged=unchanged,
+            scale=nothing,
+            iterations=(~unchanged).long(),
+            scales=nothing[:, None],
+        )
+
+    def _target(self, target: Target | None, image: Tensor) -> Tensor:
+        found = target if target is not None else self.wanted
+        found = getattr(self.method, "target", None) if found is None else found
+        if found is None:
+            raise TargetError(f"{type(self.method).__name__} names no target: give the index of the wanted class.")
+        return resolve_target(found, len(image), image.device, lambda: self.classifier(image))
+
+    def _run(self, image: Tensor, network: Any, ids: Any, wanted: Tensor, overridden: bool) -> Tensor:
+        """Call the method with what its signature names."""
+        method, named = self.method, inspect.signature(self.method).parameters
+        given = {name: value for name, value in (("target", wanted), ("sample_ids", ids)) if name in named}
+        if overridden and "target" not in named and hasattr(method, "target"):
+            method = copy.copy(method)
+            method.target = int(wanted[0]) if bool((wanted == wanted[0]).all()) else wanted
+        found = method(image, network, **given)
+        if not isinstance(found, Tensor) or found.shape != image.shape:
+            shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"{type(method).__name__} returned {shown} for images of shape {tuple(image.shape)}: a method returns "
+                "one tensor, the counterfactuals, shaped like its inputs."
+            )
+        return found.as_subclass(Tensor).detach().to(image)
+
+    def _judge(self, image: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probability of the target and whether it is the predicted class, in full precision."""
+        with torch.autocast(image.device.type, enabled=False):
+            logits = self.classifier(image).float()
+        check_logits(logits, wanted)
+        return logits.softmax(1).gather(1, wanted[:, None])[:, 0], logits.argmax(1) == wanted
+
+
+@contextmanager
+def _rows(network: Any) -> Iterator[list[int]]:
+    """Count the images that go through the network meanwhile."""
+    count = [0]
+
+    def seen(_module: Any, _inputs: Any, output: Any) -> None:
+        count[0] += len(output)
+
+    handle = network.register_forward_hook(seen) if isinstance(network, nn.Module) else None
+    try:
+        yield count
+    finally:
+        if handle is not None:
+            handle.remove()
