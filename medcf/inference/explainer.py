@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.networks.utils import eval_mode
 from monai.transforms import Compose
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import end_run
 from medcf.inferers.checks import TargetError
 from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.frozen import frozen
 from medcf.runtime.performance import autocast
 
 __all__ = ["Explainer"]
@@ -219,10 +219,11 @@ class Explainer:
         started = time.perf_counter()
         device = torch.device(self.device)
         image = torch.stack([item["image"].as_subclass(Tensor) for item in items]).to(device)
-        with eval_mode(self.network), autocast(device, enabled=self.amp):
-            found = self.inferer.explain(image, self.network, [item["case"] for item in items], target)
-        pred = found.image.as_subclass(Tensor).float()
-        columns = self._columns(image, pred, found)
+        with frozen(self.network, self.classifier, self.segmenter):
+            with autocast(device, enabled=self.amp):
+                found = self.inferer.explain(image, self.network, [item["case"] for item in items], target)
+            pred = found.image.as_subclass(Tensor).float()
+            columns = self._columns(image, pred, found)
         seconds = (time.perf_counter() - started) / len(items)
         results: list[CaseResult | Failure] = []
         for index, item in enumerate(items):
