@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medcf.bundle.overlay import config_chain
+from medcf.runtime.weights import read_weights
 
 __all__ = ["SCHEMA", "verify_bundle"]
 
@@ -101,12 +101,10 @@ def _check_weights(path: Path) -> list[str]:
     for file in sorted((path / "models").glob("*.pt")):
         if file.stat().st_size > MAX_WEIGHTS_BYTES:
             problems.append(f"models/{file.name}: {file.stat().st_size} bytes are more than {MAX_WEIGHTS_BYTES}")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        values = state.values() if isinstance(state, dict) else [state]
-        if not all(isinstance(value, torch.Tensor) for value in values):
-            problems.append(f"models/{file.name}: not a plain state dict of tensors")
-        elif not all(torch.isfinite(value).all() for value in values if value.is_floating_point()):
-            problems.append(f"models/{file.name}: holds values that are not finite")
+        try:
+            read_weights(file)
+        except ValueError as error:
+            problems.append(str(error).replace(str(file), f"models/{file.name}"))
     return problems
 
 
