@@ -24,7 +24,7 @@ def test_the_constraints_allow_what_the_extras_ask_for() -> None:
     pinned = {requirement.name.lower(): requirement for requirement in map(Requirement, lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
-    asked.append("protobuf>=5.26.1,<7")  # of tritonclient 2.73, which monai-deploy-app-sdk brings
+    asked.append("protobuf>=6.30,<7")  # of tritonclient 2.73, which monai-deploy-app-sdk brings
     for requirement in map(Requirement, asked):
         if requirement.name.lower() in pinned:
             (pin,) = pinned[requirement.name.lower()].specifier
