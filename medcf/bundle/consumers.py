@@ -22,7 +22,7 @@ from torch import Tensor
 from medcf.runtime.error_report import root_cause
 from medcf.runtime.weights import load_weights
 
-__all__ = ["check_consumers", "deploy_transforms", "label_transforms"]
+__all__ = ["check_consumers", "deploy_transforms", "in_memory", "label_transforms"]
 
 FL_CONFIGS = ("train.json", "evaluate.json")
 
@@ -92,7 +92,7 @@ def _check_transforms(data_format: dict[str, Any], preprocessing: Compose, postp
     (image, asked), *others = data_format["inputs"].items()
     pred = next(iter(data_format["outputs"]))
     try:
-        ready = Compose(kept)({image: _in_memory(len(asked["spatial_shape"]))})
+        ready = Compose(kept)({image: in_memory(len(asked["spatial_shape"]))})
     except Exception as error:
         return [f"inference.json: preprocessing fails on an image in memory ({root_cause(error)})"]
     problems = []
@@ -114,7 +114,7 @@ def _check_transforms(data_format: dict[str, Any], preprocessing: Compose, postp
     return problems
 
 
-def _in_memory(axes: int) -> MetaTensor:
+def in_memory(axes: int) -> MetaTensor:
     """Return a bright subject on black, laid out as Deploy hands a DICOM series over: no channel, 2D as one slice."""
     shape = (96, 80, 72)[:axes]
     distance = sum(((np.arange(n) - n / 2) / n).reshape([-1 if k == axis else 1 for k in range(axes)]) ** 2
