@@ -80,10 +80,13 @@ class ResumableCheckpoint(Checkpoint):
         """
         if not (self.resume and self.path.is_file()):
             return
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        remedy = "Pass --resume False to begin anew, or another --output_dir."
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:  # as in medcf.runtime.weights, torch's own text stays out of sight
+            raise ValueError(f"{self.path} is not a readable checkpoint; it may be truncated. {remedy}") from None
         max_epochs, epoch_length = engine.state.max_epochs or 0, engine.state.epoch_length or 0
         trainer = content["trainer"]
-        remedy = "Pass --resume False to begin anew, or another --output_dir."
         if content.keys() != self.to_save.keys() or trainer["epoch_length"] != epoch_length:
             raise ValueError(f"{self.path} is the checkpoint of another training. {remedy}")
         if trainer["iteration"] > max_epochs * epoch_length:

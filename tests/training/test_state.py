@@ -75,6 +75,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, network, length, ep
     assert "--resume False" in str(error.value)
 
 
+def test_a_checkpoint_that_is_cut_off_says_what_to_do(tmp_path):
+    training(tmp_path, nn.Linear(1, 1))[0].run([0] * 3, max_epochs=2)
+    (file,) = tmp_path.glob("*.pt")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"not a readable checkpoint.*--resume False") as error:
+        training(tmp_path, nn.Linear(1, 1))[0].run([0] * 3, max_epochs=4)
+    assert error.value.__suppress_context__  # torch's text says how to execute what is in a file
+
+
 def test_random_transforms_are_seeded_by_the_epoch():
     class Images:
         transform = RandGaussianNoise(prob=1.0)
