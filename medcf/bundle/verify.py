@@ -2,8 +2,10 @@
 """Check a bundle as the MONAI model zoo's continuous integration does, without a network.
 
 The checks: files that must exist, metadata against the schema, version and change log, JSON that is plain and without
-duplicate keys, properties that the workflows require, the network's input and output against the metadata, weights that
-load as plain tensors and are small enough to be committed, and medcf's own rule that a bundle holds no Python.
+duplicate keys, the headings of the page, the list of large files, properties that the workflows and the zoo require,
+the network's input and output against the metadata, weights that load as plain tensors and are small enough to be
+committed, what MONAI's other programs look for (`medcf.bundle.consumers`), and medcf's own rule that a bundle holds
+no Python.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.utils import BundleProperty, BundlePropertyConfig
 
+from medcf.bundle.consumers import check_consumers
 from medcf.bundle.overlay import config_chain
+from medcf.runtime.weights import read_weights
 
 __all__ = ["SCHEMA", "verify_bundle"]
 
@@ -34,6 +37,14 @@ REQUIRED_FILES = (
     "models/model.pt",
 )
 MAX_WEIGHTS_BYTES = 8 * 2**20
+HASHES = ("md5", "sha1", "sha256", "sha512")
+MAX_FILE_BYTES = 25 * 2**20  # of the zoo; a larger file is left out, and large_files.yml says where it is
+HEADINGS = ("authors", "tags", "model description", "data", "preprocessing", "performance", "system configuration")
+ZOO_IDS = {
+    "infer": ("bundle_root", "device", "network_def", "inferer", "output_dir"),
+    "train": ("bundle_root", "device", "dataset_dir", "output_dir", "train::trainer::max_epochs", "train::dataset",
+              "train::handlers", "validate::evaluator", "validate::handlers", "validate::dataset", "val_interval"),
+}  # fmt: skip
 
 
 def verify_bundle(path: str | Path, *, networks: bool = True) -> list[str]:
@@ -48,14 +59,16 @@ def verify_bundle(path: str | Path, *, networks: bool = True) -> list[str]:
     """
     path = Path(path)
     checks: list[Callable[[Path], list[str]]] = [_check_files, _check_json, _check_metadata, _check_weights]
+    checks += [_check_page, _check_large_files]
     if networks:
-        checks += [_check_properties, _check_network]
+        checks += [_check_properties, _check_network, check_consumers]
     problems: list[str] = []
     for check in checks:
         try:
             problems += check(path)
         except Exception as error:
-            problems.append(f"{check.__name__.removeprefix('_check_')}: {type(error).__name__}: {error}")
+            name = check.__name__.removeprefix("_").removeprefix("check_")
+            problems.append(f"{name}: {type(error).__name__}: {error}")
     return problems
 
 
@@ -101,12 +114,26 @@ def _check_weights(path: Path) -> list[str]:
     for file in sorted((path / "models").glob("*.pt")):
         if file.stat().st_size > MAX_WEIGHTS_BYTES:
             problems.append(f"models/{file.name}: {file.stat().st_size} bytes are more than {MAX_WEIGHTS_BYTES}")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        values = state.values() if isinstance(state, dict) else [state]
-        if not all(isinstance(value, torch.Tensor) for value in values):
-            problems.append(f"models/{file.name}: not a plain state dict of tensors")
-        elif not all(torch.isfinite(value).all() for value in values if value.is_floating_point()):
-            problems.append(f"models/{file.name}: holds values that are not finite")
+        try:
+            read_weights(file)
+        except ValueError as error:
+            problems.append(str(error).replace(str(file), f"models/{file.name}"))
+    return problems
+
+
+def _check_page(path: Path) -> list[str]:
+    text = (path / "docs" / "README.md").read_text(encoding="utf-8")
+    found = {line.strip("#* ").lower() for line in text.splitlines() if line.startswith("#")}
+    return [f"docs/README.md: lacks the heading {heading!r}" for heading in HEADINGS if heading not in found]
+
+
+def _check_large_files(path: Path) -> list[str]:
+    large = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size > MAX_FILE_BYTES]
+    problems = [f"{file.relative_to(path)}: more than {MAX_FILE_BYTES} bytes, see large_files.yml" for file in large]
+    for file in sorted(path.glob("large_files.*")):
+        for entry in ConfigParser.load_config_file(file).get("large_files", [{}]):
+            if not {"path", "url"} <= entry.keys() or entry.get("hash_type", "md5") not in HASHES:
+                problems.append(f"{file.name}: an entry needs path and url, and a hash_type of {', '.join(HASHES)}")
     return problems
 
 
@@ -129,6 +156,8 @@ def _check_properties(path: Path) -> list[str]:
                     problems.append(f"{file.name}: {prop[BundlePropertyConfig.REF_ID]} is not @{identifier}")
             elif identifier not in workflow.parser:
                 problems.append(f"{file.name}: lacks {identifier}")
+        lacking = [each for each in ZOO_IDS[kind] if each not in workflow.parser]
+        problems += [f"{file.name}: lacks {each}" for each in lacking if f"{file.name}: lacks {each}" not in problems]
     return problems
 
 

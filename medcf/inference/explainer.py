@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.networks.utils import eval_mode
 from monai.transforms import Compose
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from medcf.inference.summary import end_run
 from medcf.inferers import with_explain
 from medcf.inferers.checks import TargetError, class_index
 from medcf.runtime.errors import Failure, UnreadableImage
+from medcf.runtime.frozen import frozen
 from medcf.runtime.performance import autocast
 
 __all__ = ["Explainer"]
@@ -222,10 +222,11 @@ class Explainer:
         image = torch.stack([item["image"].as_subclass(Tensor) for item in items]).to(device)
         # noise is seeded by what an image holds, not by what its file is called
         names = [item["image"].meta.get("sha256") or digest(item["image"].numpy()) for item in items]
-        with eval_mode(self.network), autocast(device, enabled=self.amp):
-            found = self.inferer.explain(image, self.network, names, target)
-        pred = found.image.as_subclass(Tensor).float()
-        columns = self._columns(image, pred, found)
+        with frozen(self.network, self.classifier, self.segmenter):
+            with autocast(device, enabled=self.amp):
+                found = self.inferer.explain(image, self.network, names, target)
+            pred = found.image.as_subclass(Tensor).float()
+            columns = self._columns(image, pred, found)
         seconds = (time.perf_counter() - started) / len(items)
         results: list[CaseResult | Failure] = []
         for index, item in enumerate(items):

@@ -24,6 +24,7 @@ from medcf.inferers.checks import (
     resolve_target,
 )
 from medcf.inferers.counterfactual import Counterfactual, Iterates
+from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
 from medcf.runtime.frozen import frozen
 from medcf.runtime.progress import progress_bar
 
@@ -125,7 +126,7 @@ class CounterfactualInferer(Inferer):
         """
         image, ids = self._check_inputs(inputs, network, sample_ids)
         requested = self.target if target is None else target
-        with torch.no_grad():
+        with torch.no_grad(), frozen(*self._networks()):
             wanted = resolve_target(requested, len(image), image.device, lambda: self._logits(image))
         result = self._explain(image, ids, wanted, network, run_unchanged)
         return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
@@ -139,6 +140,7 @@ class CounterfactualInferer(Inferer):
                 f"{type(self).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
             )
         image = check_image(inputs)
+        notice_unit_range(image, self.classifier)
         if self.needs_network:
             check_network(network, image)
         batch = image.shape[0]
@@ -203,6 +205,7 @@ class CounterfactualInferer(Inferer):
         """
         logits = self._logits(image)
         check_logits(logits, target)
+        notice_probabilities(logits, self.classifier)
         return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target
 
     def _logits(self, image: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.checks import check_choice, check_numbers
+from medcf.inferers.checks import check_choice, check_numbers, check_scheduler
 from medcf.inferers.counterfactual import Iterates
 from medcf.sampling import Chain, Hook, denoise, noised
 from medcf.schedulers.base import StartVariant
@@ -44,6 +44,7 @@ class ChainInferer(CounterfactualInferer):
         start_variant: StartVariant = "exact",
         **options: Any,
     ) -> None:
+        check_scheduler(scheduler)
         super().__init__(*args, **options)
         check_choice("start_variant", start_variant, StartVariant)
         check_numbers(num_inference_steps=num_inference_steps, whole=True)

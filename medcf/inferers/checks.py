@@ -20,6 +20,7 @@ __all__ = [
     "check_logits",
     "check_network",
     "check_numbers",
+    "check_scheduler",
     "check_target",
     "class_index",
     "default_sample_ids",
@@ -109,6 +110,22 @@ def check_network(network: Any, image: torch.Tensor) -> None:
             f"inputs of size {size} cannot be halved {len(levels or (0,)) - 1} times{blocks}: every side must be "
             f"divisible by {factor}; resample or pad, for example with DivisiblePadd(k={factor})."
         )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse schedulers of MONAI and diffusers, which do not follow their own kept steps, and name ours.
+
+    Raises:
+        ValueError: the scheduler is none of ``medcf.schedulers``, nor works as they do.
+    """
+    if all(hasattr(scheduler, name) for name in ("convert", "posterior", "timesteps_from", "alpha_bar")):
+        return
+    name = type(scheduler).__name__
+    ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
+    remedy = f"give medcf.schedulers.{ours} with the same noise schedule and prediction_type"
+    if name == "RFlowScheduler":
+        remedy = f"train the network with medcf.schedulers.{ours}; one trained by rectified flow cannot be used"
+    raise ValueError(f"scheduler is a {name}, which cannot start from a noised image nor be guided: {remedy}.")
 
 
 def check_classes(network: Any, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from medcf.inferers.checks import check_choice, check_numbers
+from medcf.inferers.checks import check_choice, check_numbers, check_scheduler
 from medcf.inferers.conditional import ConditionalInferer
 from medcf.inferers.counterfactual import Iterates
 from medcf.networks.denoiser import Denoiser
@@ -67,6 +67,7 @@ class DDIMInversionInferer(ConditionalInferer):
             raise ValueError(f"depth={depth} is a share of the chain: use a value in (0, 1].")
         if inversion_iterations < 1:
             raise ValueError(f"inversion_iterations={inversion_iterations}: each step needs at least one evaluation.")
+        check_scheduler(scheduler)
         solver = RespacedDDIMScheduler().copy_schedule(scheduler)
         fixed: dict[str, Any] = {"clip_denoised": False, "subtract_reconstruction": False}
         super().__init__(solver, *args, strength=depth, **fixed, **options)

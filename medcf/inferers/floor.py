@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medcf.inferers.checks import check_choice
 from medcf.inferers.counterfactual import Counterfactual
+from medcf.runtime.frozen import frozen
 
 __all__ = ["SeededExplanation", "explain_with_floor"]
 
@@ -80,7 +81,7 @@ def explain_with_floor(
             "own class: use floor='unguided', or a method whose explain takes run_unchanged."
         )
     if floor == "source" and source is None:
-        with torch.no_grad():
+        with torch.no_grad(), frozen(inferer.classifier):
             source = inferer.classifier(image).argmax(1)
     results, floors = [], []
     for seed in seeds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.class_token import ClassTokenUNet
+from medcf.networks.classifier_adapter import ClassifierAdapter
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
 from medcf.networks.dtunet import DTUNet
@@ -18,6 +19,7 @@ __all__ = [
     "AttentionInjection",
     "BundleUNet",
     "ClassTokenUNet",
+    "ClassifierAdapter",
     "ConceptBottleneck",
     "DTUNet",
     "Denoiser",

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,13 +22,18 @@ _CLASSES = "classes.json"
 Module = TypeVar("Module", bound=nn.Module)
 
 _SHOWN = 3  # how many differing parameters an error names
+_HOLDERS = ("state_dict", "model_state_dict", "model")  # entries of a checkpoint under which a state dict may lie
+_OLD_NAMES = (".proj_attn.", ".to_out.0.")  # what MONAI Generative called what MONAI calls otherwise
 
 
 def read_weights(path: str | Path, *, remedy: str = "") -> dict[str, Tensor]:
-    """Read a plain state dict.
+    """Read a state dict, also from a checkpoint that holds it beside other things.
+
+    Prefixes that `DataParallel` and ``torch.compile`` put before all names are taken off.
 
     Args:
-        path: file written by ``torch.save(module.state_dict(), path)``.
+        path: file written by ``torch.save(module.state_dict(), path)``, or with the state dict under ``"state_dict"``,
+            ``"model_state_dict"`` or ``"model"``.
         remedy: what to do when the file is missing or wrong, for example the training command; ends the message.
 
     Returns:
@@ -36,23 +43,7 @@ def read_weights(path: str | Path, *, remedy: str = "") -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no state dict, is truncated, or holds values that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(_message(f"The weights file {path} does not exist.", remedy))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors alike
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            _message(f"{path} is not a readable weights file; it may be truncated ({first_line[:200]}).", remedy)
-        ) from error
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        content = f"keys {', '.join(map(str, list(state)[:4]))}" if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(_message(f"{path} is not a plain state dict of tensors (it holds: {content}).", remedy))
-    broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        raise ValueError(_message(f"{path} holds values that are not finite, in {broken[0]}.", remedy))
-    return dict(state)
+    return _without_prefixes(_read(Path(path), remedy))
 
 
 def load_weights(
@@ -67,7 +58,7 @@ def load_weights(
 
     Args:
         module: the network.
-        path: file with a plain state dict.
+        path: see `read_weights`. Names of MONAI Generative become MONAI's, for a network that knows them.
         remedy: what to do when the file is missing or wrong; ends the message.
         frozen: also set evaluation mode and switch gradients of the parameters off.
         device: where to move the network; None leaves it where it is.
@@ -79,8 +70,79 @@ def load_weights(
         FileNotFoundError: there is no such file.
         ValueError: the file is unusable or does not fit the network; the message names the first differences.
     """
-    state = read_weights(path, remedy=remedy)
+    state = _read(Path(path), remedy)
     expected = module.state_dict()
+    if not state.keys() <= expected.keys():  # a network may itself have a part that is called "module"
+        state = _without_prefixes(state)
+    state = _with_new_names(module, state)
+    differences = _differences(state, expected)
+    if differences:
+        shown = "; ".join(differences[:_SHOWN])
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        message = f"{path} does not fit {type(module).__name__}: {shown}{more}."
+        if hasattr(module, "load_old_state_dict") and any(part in name for name in state for part in _OLD_NAMES):
+            projected = any(".transformer_blocks." in name for name in state)
+            message += f" MONAI Generative made it: give the network use_combined_linear=False, include_fc={projected}."
+        raise ValueError(_message(message, remedy))
+    module.load_state_dict(state)
+    if frozen:
+        module.eval().requires_grad_(False)
+    return module if device is None else module.to(device)
+
+
+def _read(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Read a state dict with the names that it has in the file."""
+    if not path.is_file():
+        raise FileNotFoundError(_message(f"The weights file {path} does not exist.", remedy))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors alike
+        # its own text stays out of sight: it explains how to execute what is in the file
+        raise ValueError(_message(f"{path} is not a readable weights file: {_reason(error)}.", remedy)) from None
+    state = content
+    if isinstance(content, Mapping):
+        state = next((content[name] for name in _HOLDERS if isinstance(content.get(name), Mapping)), content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        holds = f"keys {', '.join(map(str, list(state)[:4]))}" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(_message(f"{path} is not a plain state dict of tensors (it holds: {holds}).", remedy))
+    broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(_message(f"{path} holds values that are not finite, in {broken[0]}.", remedy))
+    return dict(state)
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why torch could not load a file."""
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        return "it holds more than tensors; save module.state_dict() where it was made, and nothing of it was executed"
+    return "it may be truncated, or of another kind"
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what `DataParallel` and ``torch.compile`` put before names."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    while all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _with_new_names(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Translate names of MONAI Generative, where the network can and takes every one of them."""
+    expected = module.state_dict()
+    if not hasattr(module, "load_old_state_dict") or state.keys() <= expected.keys():
+        return state
+    # these took no part in the old networks' forward: one that has the layer would not compute the same
+    rest = {name: value for name, value in state.items() if ".proj_attn." not in name}
+    complete = len(rest) == len(expected)
+    renamed = copy.deepcopy(module)
+    try:
+        renamed.load_old_state_dict(rest)  # type: ignore[operator]  # takes what it uses out of the dict
+    except (KeyError, RuntimeError):
+        return state
+    return renamed.state_dict() if complete and not rest else state
+
+
+def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     differences = [f"missing {name}" for name in expected if name not in state]
     differences += [f"unexpected {name}" for name in state if name not in expected]
     differences += [
@@ -88,14 +150,7 @@ def load_weights(
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    if differences:
-        shown = "; ".join(differences[:_SHOWN])
-        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise ValueError(_message(f"{path} does not fit {type(module).__name__}: {shown}{more}.", remedy))
-    module.load_state_dict(state)
-    if frozen:
-        module.eval().requires_grad_(False)
-    return module if device is None else module.to(device)
+    return differences
 
 
 def class_names(folder: str | Path, default: Sequence[str]) -> list[str]:

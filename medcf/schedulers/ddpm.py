@@ -43,6 +43,27 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         298
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.kept)} of {self.num_train_timesteps} steps)"
+
+    def _get_name(self) -> str:
+        """Answer MONAI's inferers, which compute likelihoods with a scheduler of this name only."""
+        return DDPMScheduler.__name__
+
+    def _get_mean(self, timestep: int, x_0: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+        """Return MONAI's posterior mean, for the likelihood.
+
+        Raises:
+            ValueError: a shortened chain, whose likelihood MONAI would sum over its kept steps alone.
+        """
+        if len(self.kept) < self.num_train_timesteps:
+            raise ValueError(
+                f"MONAI's likelihood takes every step, and {len(self.kept)} of {self.num_train_timesteps} are kept: "
+                f"call set_timesteps({self.num_train_timesteps})."
+            )
+        mean: torch.Tensor = super()._get_mean(timestep, x_0, x_t)
+        return mean
+
     def _beta(self, timestep: int) -> float:
         """Return β̃, the variance added from the previous kept step to this one."""
         return 1 - self.alpha_bar(timestep) / self.alpha_bar_prev(timestep)

@@ -8,6 +8,8 @@ from medcf.transforms.difference import AddDifference, AddDifferenceD, AddDiffer
 from medcf.transforms.difference_map import DifferenceMap, DifferenceMapD, DifferenceMapd, DifferenceMapDict
 from medcf.transforms.grid import ToGrid, ToGridD, ToGridd, ToGridDict
 from medcf.transforms.overlays import RemoveOverlays, RemoveOverlaysD, RemoveOverlaysd, RemoveOverlaysDict
+from medcf.transforms.region_swap import RandRegionSwap, RandRegionSwapD, RandRegionSwapd, RandRegionSwapDict
+from medcf.transforms.vignette import RandVignette, RandVignetteD, RandVignetted, RandVignetteDict
 
 __all__ = [
     "AddDifference",
@@ -22,6 +24,14 @@ __all__ = [
     "DifferenceMapD",
     "DifferenceMapDict",
     "DifferenceMapd",
+    "RandRegionSwap",
+    "RandRegionSwapD",
+    "RandRegionSwapDict",
+    "RandRegionSwapd",
+    "RandVignette",
+    "RandVignetteD",
+    "RandVignetteDict",
+    "RandVignetted",
     "RemoveOverlays",
     "RemoveOverlaysD",
     "RemoveOverlaysDict",

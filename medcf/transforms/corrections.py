@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medcf.data import Grid
 from medcf.data.image import geometry, meta_of, voxel_sizes
 from medcf.data.subject import find_subject, middle_of
+from medcf.transforms.images import NUMPY, as_image, tracked
 
 __all__ = ["CorrectBias", "CorrectBiasD", "CorrectBiasDict", "CorrectBiasd", "register"]
 
@@ -34,10 +35,12 @@ class CorrectBias(Transform):
         subject: how the brain is found where the image brings no mask, see `medcf.data.subject.find_subject`.
     """
 
+    backend = NUMPY
+
     def __init__(self, subject: str = "auto") -> None:
         self.subject = subject
 
-    def __call__(self, image: torch.Tensor) -> MetaTensor:
+    def __call__(self, image: NdarrayOrTensor) -> torch.Tensor:
         """Correct a volume (1, X, Y, Z) that is not negative; its mean within the brain stays, and so does its mask.
 
         Raises:
@@ -45,8 +48,8 @@ class CorrectBias(Transform):
             ImportError: if SimpleITK is missing.
         """
         sitk = _simpleitk("bias_correction")
-        meta = meta_of(image)
-        given = meta.get("mask")
+        image = as_image(image).cpu()
+        given = meta_of(image).get("mask")
         mask = find_subject(image, self.subject) if given is None else torch.as_tensor(given)
         values, inside = image.as_subclass(torch.Tensor).float().numpy()[0], mask.numpy()[0] > 0
         if values[inside].min() < 0:
@@ -68,9 +71,7 @@ class CorrectBias(Transform):
         field = np.exp(sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(volume)))
         corrected = values / np.maximum(field, 1e-3)
         corrected = (corrected * (values[inside].mean() / corrected[inside].mean())).astype(np.float32)
-        result = MetaTensor(torch.from_numpy(corrected)[None], affine=torch.from_numpy(affine), meta=meta)
-        result.meta["mask"] = mask.numpy()
-        return result
+        return tracked(torch.from_numpy(corrected)[None], image, mask=mask.numpy())
 
 
 class CorrectBiasd(MapTransform):
@@ -81,6 +82,8 @@ class CorrectBiasd(MapTransform):
         subject: how the brain is found where they bring no mask.
         allow_missing_keys: whether a key may be missing.
     """
+
+    backend = CorrectBias.backend
 
     def __init__(self, keys: KeysCollection, subject: str = "auto", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)

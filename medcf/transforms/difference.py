@@ -7,13 +7,14 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type
 
 from medcf.data import Grid, GridRecord, grid_record
 from medcf.data.image import meta_of
+from medcf.transforms.images import TORCH, check_range
 
 __all__ = ["AddDifference", "AddDifferenceD", "AddDifferenceDict", "AddDifferenced", "shown_original"]
 
@@ -26,7 +27,9 @@ class AddDifference(Transform):
     nowhere exceeds white. Overlays that `RemoveOverlays` was told to keep come back over the result.
     """
 
-    def __call__(self, pred: torch.Tensor, image: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    backend = TORCH
+
+    def __call__(self, pred: NdarrayOrTensor, image: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Bring a prediction to the original's matrix.
 
         Args:
@@ -39,13 +42,16 @@ class AddDifference(Transform):
             fractions of the full intensity range, not clipped; plain tensors.
 
         Raises:
-            ValueError: if no record is there.
+            ValueError: if no record is there, or an image is far outside [-1, 1].
         """
-        record = grid_record(pred if image is None else image)
+        record = grid_record(torch.as_tensor(pred) if image is None else image)
         if record.image is None:
             raise ValueError("the grid_record holds no image to add to: apply medcf.transforms.ToGrid to one")
-        source = _on_grid(record) if image is None else image.as_subclass(torch.Tensor).detach().cpu().float()
-        differences = record.back(pred.as_subclass(torch.Tensor).detach().cpu().float() - source) / 2
+        source = _plain(_on_grid(record) if image is None else image)
+        edited = _plain(pred)
+        check_range("pred", edited)
+        check_range("image", source)
+        differences = record.back(edited - source) / 2
         original = record.image.as_subclass(torch.Tensor).float()
         low, high = record.intensity
         # in place: a volume of the scanner is large
@@ -65,6 +71,8 @@ class AddDifferenced(MapTransform):
         difference_key: where the signed difference (1, *native) is written.
         allow_missing_keys: whether a key of ``keys`` may be missing.
     """
+
+    backend = AddDifference.backend
 
     def __init__(
         self,
@@ -110,4 +118,8 @@ def _with_overlays(image: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def _on_grid(record: GridRecord) -> torch.Tensor:
     spec = Grid(record.grid, 1.0, "screen" if len(record.grid) == 2 else "RAS")
-    return spec.to(record.image, record).as_subclass(torch.Tensor)  # type: ignore[arg-type]  # not None here
+    return spec.to(record.image, record)  # type: ignore[arg-type]  # not None here
+
+
+def _plain(image: NdarrayOrTensor) -> torch.Tensor:
+    return torch.as_tensor(image).as_subclass(torch.Tensor).detach().cpu().float()

@@ -13,13 +13,14 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import torch
-from monai.config import KeysCollection
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from medcf.runtime.choices import check_choice
+from medcf.transforms.images import TORCH, check_range
 
 __all__ = [
     "DifferenceMap",
@@ -33,6 +34,7 @@ Units = Literal["image", "gray_levels"]
 #: What the sign of a map means; also in its meta data.
 SIGN = "prediction minus input"
 _GRAY_LEVELS = 255.0
+_NORMALIZED = 1.5  # no image in [0, 1] or [-1, 1] has larger values, with some overshoot
 
 
 class DifferenceMap(Transform):
@@ -60,17 +62,20 @@ class DifferenceMap(Transform):
         (-0.6, 0.4)
     """
 
+    backend = TORCH
+
     def __init__(self, units: Units = "image", intensity: tuple[float, float] = (-1.0, 1.0)) -> None:
         check_choice("units", units, Units)
         self.units = units
+        self.intensity = intensity
         self.factor = 1.0 if units == "image" else _GRAY_LEVELS / (intensity[1] - intensity[0])
 
     def __call__(  # type: ignore[override]
         self,
-        image: Tensor,
-        pred: Tensor,
-        reconstruction: Tensor | None = None,
-        mask: Tensor | None = None,
+        image: NdarrayOrTensor,
+        pred: NdarrayOrTensor,
+        reconstruction: NdarrayOrTensor | None = None,
+        mask: NdarrayOrTensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the maps.
 
@@ -85,10 +90,12 @@ class DifferenceMap(Transform):
             (C, *spatial); MetaTensors with the image's affine and meta data where the image is one.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit, or images in other units than each other or ``intensity``.
         """
+        image = image if isinstance(image, Tensor) else torch.as_tensor(image)
         original = image.as_subclass(Tensor).float()
         stacks = [_stack("pred", pred, original)]
+        self._check_units(original, stacks[0])
         if reconstruction is not None:
             stacks.append(_stack("reconstruction", reconstruction, original))
             if len(stacks[1]) not in (1, len(stacks[0])):
@@ -103,7 +110,7 @@ class DifferenceMap(Transform):
         if len(signed) > 1:
             maps |= {"signed_std": signed.std(0), "absolute_std": absolute.std(0)}
         if mask is not None:
-            inside = mask.as_subclass(Tensor).to(original.device) != 0
+            inside = torch.as_tensor(mask).as_subclass(Tensor).to(original.device) != 0
             if inside.shape[1:] != original.shape[1:] or len(inside) not in (1, len(original)):
                 raise ValueError(
                     f"mask has shape {tuple(inside.shape)}: it must be (1 or C, *spatial) like the image's "
@@ -111,6 +118,17 @@ class DifferenceMap(Transform):
                 )
             maps = {name: each * inside for name, each in maps.items()}
         return {name: self._described(each, image) for name, each in maps.items()}
+
+    def _check_units(self, image: Tensor, pred: Tensor) -> None:
+        if self.units == "gray_levels":
+            check_range("image", image, *self.intensity)
+            check_range("pred", pred, *self.intensity)
+        ends = [float(values.abs().max()) for values in (image, pred)]
+        if 0 < min(ends) <= _NORMALIZED < max(ends) / 10:
+            raise ValueError(
+                f"image reaches to {ends[0]:g} and pred to {ends[1]:g}: bring both to the same units first, pred for "
+                "example by AddDifferenced."
+            )
 
     def _described(self, values: Tensor, image: Tensor) -> Tensor:
         """Give a map the type, the affine and the meta data of the image, and its own units and sign."""
@@ -134,6 +152,8 @@ class DifferenceMapd(MapTransform):
         allow_missing_keys: whether a key of ``keys`` may be missing.
         options: of `DifferenceMap`.
     """
+
+    backend = DifferenceMap.backend
 
     def __init__(
         self,
@@ -163,9 +183,9 @@ class DifferenceMapd(MapTransform):
 DifferenceMapD = DifferenceMapDict = DifferenceMapd
 
 
-def _stack(name: str, images: Tensor, like: Tensor) -> Tensor:
+def _stack(name: str, images: NdarrayOrTensor, like: Tensor) -> Tensor:
     """Return images as a plain float tensor (seeds, C, *spatial)."""
-    plain = images.as_subclass(Tensor).to(like.device).float()
+    plain = torch.as_tensor(images).as_subclass(Tensor).to(like.device).float()
     stack = plain[None] if plain.ndim == like.ndim else plain
     if stack.shape[1:] != like.shape or not len(stack):
         raise ValueError(

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform
-from monai.utils import TraceKeys
+from monai.utils import MetaKeys, TraceKeys
 
 from medcf.data import Grid, read
-from medcf.data.image import meta_of
+from medcf.data.image import geometry, meta_of, picture_affine
 from medcf.runtime.errors import UnreadableImage
+from medcf.transforms.images import TORCH, as_image, as_picture
 
 __all__ = ["ToGrid", "ToGridD", "ToGridDict", "ToGridd"]
 
@@ -38,6 +39,8 @@ class ToGrid(InvertibleTransform):
         ValueError: if an option makes no sense.
         UnreadableImage: if the template cannot be read.
     """
+
+    backend = TORCH
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class ToGrid(InvertibleTransform):
         self.registration = registration
         self.template = None if template is None else read(template)
 
-    def __call__(self, image: torch.Tensor, mask: torch.Tensor | None = None) -> MetaTensor:
+    def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> MetaTensor:
         """Resample a picture (1 or 3, X, Y) or a volume (1, X, Y, Z) to (1, *size) in [-1, 1].
 
         Args:
@@ -75,7 +78,14 @@ class ToGrid(InvertibleTransform):
 
         Raises:
             UnreadableImage: if no subject is found, or no voxel of the grid belongs to it.
+            RuntimeError: MONAI is told to track no meta data, in which the way back would be.
         """
+        if not get_track_meta():
+            raise RuntimeError(
+                "ToGrid keeps the way back in MONAI's meta data, which are switched off: call "
+                "monai.data.set_track_meta(True)."
+            )
+        image = as_picture(image) if len(self.grid.size) == 2 else as_image(image)
         meta = getattr(image, "meta", {})
         name = str(meta.get("filename_or_obj", "the image"))
         given = meta.get("mask") if mask is None else mask
@@ -94,6 +104,8 @@ class ToGrid(InvertibleTransform):
         grid = self.grid.to(image, record)
         if record.mask is not None and not bool((grid > -1).any()):
             raise UnreadableImage(name, "holds less brain than a voxel of the grid", "Check the volume and its mask.")
+        if record.mask is None and not geometry(image)[1]:  # its grid lies where a picture without geometry is put
+            grid.meta[str(MetaKeys.ORIGINAL_AFFINE)] = picture_affine()
         grid.meta["grid_record"] = record
         grid.applied_operations = list(getattr(image, "applied_operations", []))
         self.push_transform(grid, orig_size=image.shape[1:], extra_info={"record": record})
@@ -108,10 +120,10 @@ class ToGrid(InvertibleTransform):
         if not isinstance(data, MetaTensor):
             raise TypeError(f"data must be a MetaTensor that went through ToGrid, got {type(data).__name__}")
         record = self.pop_transform(data)[TraceKeys.EXTRA_INFO]["record"]
+        affine = record.image.affine
         meta = meta_of(data, "grid_record")
-        return MetaTensor(
-            record.back(data), affine=record.image.affine, meta=meta, applied_operations=data.applied_operations
-        )
+        meta[str(MetaKeys.ORIGINAL_AFFINE)] = meta_of(record.image).get(str(MetaKeys.ORIGINAL_AFFINE), affine)
+        return MetaTensor(record.back(data), affine=affine, meta=meta, applied_operations=data.applied_operations)
 
 
 class ToGridd(MapTransform, InvertibleTransform):
@@ -124,6 +136,8 @@ class ToGridd(MapTransform, InvertibleTransform):
         options: of `ToGrid`.
     """
 
+    backend = ToGrid.backend
+
     def __init__(
         self, keys: KeysCollection, mask_key: str = "mask", allow_missing_keys: bool = False, **options: Any
     ) -> None:
@@ -134,7 +148,11 @@ class ToGridd(MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Resample the images of one case; other entries are kept."""
         resampled = dict(data)
-        mask = resampled.pop(self.mask_key, None) if isinstance(data.get(self.mask_key), torch.Tensor) else None
+        mask = (
+            resampled.pop(self.mask_key, None)
+            if isinstance(data.get(self.mask_key), torch.Tensor | np.ndarray)
+            else None
+        )
         for key in self.key_iterator(resampled):
             resampled[key] = self.resampler(resampled[key], mask)
         return resampled

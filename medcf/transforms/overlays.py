@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 
 from medcf.data import to_luminance
 from medcf.data.image import display_range, meta_of
+from medcf.transforms.images import NUMPY, as_picture, tracked
 from medcf.transforms.overlay_detection import fill_in, find_overlays
 
 __all__ = ["RemoveOverlays", "RemoveOverlaysD", "RemoveOverlaysDict", "RemoveOverlaysd"]
@@ -35,10 +36,12 @@ class RemoveOverlays(Transform):
             sees the cleaned image.
     """
 
+    backend = NUMPY
+
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
 
-    def __call__(self, image: torch.Tensor) -> MetaTensor:
+    def __call__(self, image: NdarrayOrTensor) -> torch.Tensor:
         """Clean one image.
 
         Args:
@@ -51,30 +54,26 @@ class RemoveOverlays(Transform):
         Raises:
             ValueError: if the shape is wrong, or values are not finite.
         """
+        image = as_picture(image)
         if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
             raise ValueError(f"image must be (1 or 3, X, Y), got shape {tuple(image.shape)}")
         if not bool(torch.isfinite(image).all()):
             raise ValueError("image holds values that are not finite: clean it first")
         low, high = display_range(image)
-        image = image if (low, high) == (0.0, 1.0) else (image - low) / (high - low)
-        array = np.ascontiguousarray(_array(image).swapaxes(1, 2))  # the detection thinks in rows and columns
-        luminance = np.ascontiguousarray(_array(to_luminance(image))[0].T)
+        values = image.as_subclass(torch.Tensor).detach().cpu().float()
+        values = values if (low, high) == (0.0, 1.0) else (values - low) / (high - low)
+        array = np.ascontiguousarray(values.numpy().swapaxes(1, 2))  # the detection thinks in rows and columns
+        luminance = np.ascontiguousarray(to_luminance(values)[0].numpy().T)
         height, width = luminance.shape
-        meta = meta_of(image)
-        left, top, right, bottom = (int(n) for n in meta.get("region", (0, 0, width, height)))
+        left, top, right, bottom = (int(n) for n in meta_of(image).get("region", (0, 0, width, height)))
         marks, black = find_overlays(array, luminance, (top, left, bottom, right))
-        if self.keep:
-            meta["overlay_pixels"] = torch.from_numpy(np.ascontiguousarray(luminance.T))[None]
         cleaned = fill_in(np.where(black, np.float32(0), luminance), marks & ~black)
-        meta["overlay_mask"] = torch.from_numpy(np.ascontiguousarray(marks.T))[None]
-        meta["overlay_fraction"] = float(marks.mean())
         result = torch.from_numpy(np.ascontiguousarray(cleaned.T))[None].to(image.device)
-        return MetaTensor(
-            result,
-            affine=getattr(image, "affine", None),
-            meta=meta,
-            applied_operations=getattr(image, "applied_operations", None),
-        )
+        mask = torch.from_numpy(np.ascontiguousarray(marks.T))[None]
+        entries: dict[str, object] = {"overlay_mask": mask, "overlay_fraction": float(marks.mean())}
+        if self.keep:
+            entries["overlay_pixels"] = torch.from_numpy(np.ascontiguousarray(luminance.T))[None]
+        return tracked(result, image, **entries)
 
 
 class RemoveOverlaysd(MapTransform):
@@ -86,18 +85,15 @@ class RemoveOverlaysd(MapTransform):
         allow_missing_keys: whether a key may be missing.
     """
 
+    backend = RemoveOverlays.backend
+
     def __init__(self, keys: KeysCollection, keep: bool = False, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.remover = RemoveOverlays(keep)
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Clean the images of one case; other entries are kept."""
         return {**data, **{key: self.remover(data[key]) for key in self.key_iterator(dict(data))}}
-
-
-def _array(image: torch.Tensor) -> np.ndarray:
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    return plain.detach().cpu().to(torch.float32).numpy()
 
 
 RemoveOverlaysD = RemoveOverlaysDict = RemoveOverlaysd

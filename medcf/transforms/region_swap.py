@@ -6,15 +6,19 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from monai.config import NdarrayOrTensor
 from monai.transforms import Randomizable, Transform
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["RandRegionSwapd"]
+from medcf.transforms.images import TORCH
+
+__all__ = ["RandRegionSwap", "RandRegionSwapD", "RandRegionSwapDict", "RandRegionSwapd"]
 
 
-class RandRegionSwapd(Randomizable, Transform):
+class RandRegionSwap(Randomizable, Transform):
     """Take some structures and a box from the subject's other state, in the image and in the segmentation alike.
 
     In a disease that changes everything at once, a segmenter learns to see small hippocampi wherever sulci are wide.
@@ -22,36 +26,46 @@ class RandRegionSwapd(Randomizable, Transform):
     structure, of its surroundings and of the rest are drawn independently, and only the structure itself tells.
 
     Args:
-        keys: image and segmentation (C, *spatial) of the one state; the result is under these.
-        other_keys: the same of the other state; removed.
         labels: structures of the segmentation that are swapped, each on its own.
         prob: probability of each swap; the whole item starts from either state with even odds.
         margin: least and greatest number of voxels around a structure (in either state) that go with it.
         box: least and greatest side of the swapped box, as a share of each axis.
     """
 
+    backend = TORCH
+
     def __init__(
         self,
-        keys: Sequence[Hashable] = ("image", "segmentation"),
-        other_keys: Sequence[Hashable] = ("image_true", "segmentation_true"),
         labels: Sequence[int] = (4, 5),
         prob: float = 0.5,
         margin: tuple[int, int] = (1, 3),
         box: tuple[float, float] = (0.2, 0.6),
     ) -> None:
-        if len(keys) != 2 or len(other_keys) != 2:
-            raise ValueError(f"keys={keys} and other_keys={other_keys} must each name an image and its segmentation.")
-        self.keys, self.other_keys = tuple(keys), tuple(other_keys)
         self.labels = tuple(labels)
         self.prob = prob
         self.margin = margin
         self.box = box
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Mix one item."""
-        item = dict(data)
-        own = [torch.as_tensor(item[key]) for key in self.keys]
-        other = [torch.as_tensor(item.pop(key)) for key in self.other_keys]
+    def __call__(  # type: ignore[override]
+        self,
+        image: NdarrayOrTensor,
+        segmentation: NdarrayOrTensor,
+        other_image: NdarrayOrTensor,
+        other_segmentation: NdarrayOrTensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Mix two states of a subject.
+
+        Args:
+            image: the one state, (C, *spatial).
+            segmentation: its labels, (1, *spatial).
+            other_image: the other state.
+            other_segmentation: its labels.
+
+        Returns:
+            Image and labels of the mixture.
+        """
+        own = [torch.as_tensor(each) for each in (image, segmentation)]
+        other = [torch.as_tensor(each) for each in (other_image, other_segmentation)]
         if self.R.random() < 0.5:
             own, other = other, own
         taken = torch.zeros_like(own[1], dtype=torch.bool)
@@ -60,9 +74,8 @@ class RandRegionSwapd(Randomizable, Transform):
         for label in self.labels:
             region = self._around((own[1] == label) | (other[1] == label))
             taken = torch.where(region, torch.tensor(self.R.random() < self.prob), taken)
-        for key, first, second in zip(self.keys, own, other, strict=True):
-            item[key] = torch.where(taken, second, first)
-        return item
+        mixed = [torch.where(taken, second, first) for first, second in zip(own, other, strict=True)]
+        return mixed[0], mixed[1]
 
     def _box(self, spatial: Sequence[int]) -> list[slice]:
         sides = [max(round(size * self.R.uniform(*self.box)), 1) for size in spatial]
@@ -74,3 +87,40 @@ class RandRegionSwapd(Randomizable, Transform):
         margin = int(self.R.randint(self.margin[0], self.margin[1] + 1))
         pool = functional.max_pool3d if region.ndim == 4 else functional.max_pool2d
         return pool(region.float(), 2 * margin + 1, stride=1, padding=margin).bool()
+
+
+class RandRegionSwapd(Randomizable, Transform):
+    """Dictionary version of `RandRegionSwap`.
+
+    Args:
+        keys: image and segmentation of the one state; the result is under these.
+        other_keys: the same of the other state; removed.
+        options: see `RandRegionSwap`.
+    """
+
+    backend = RandRegionSwap.backend
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable] = ("image", "segmentation"),
+        other_keys: Sequence[Hashable] = ("image_true", "segmentation_true"),
+        **options: Any,
+    ) -> None:
+        if len(keys) != 2 or len(other_keys) != 2:
+            raise ValueError(f"keys={keys} and other_keys={other_keys} must each name an image and its segmentation.")
+        self.keys, self.other_keys = tuple(keys), tuple(other_keys)
+        self.transform = RandRegionSwap(**options)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandRegionSwapd:
+        """Seed the mixtures."""
+        self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Mix one item."""
+        item = dict(data)
+        images = [item[key] for key in self.keys] + [item.pop(key) for key in self.other_keys]
+        return item | dict(zip(self.keys, self.transform(*images), strict=True))
+
+
+RandRegionSwapD = RandRegionSwapDict = RandRegionSwapd

@@ -6,46 +6,98 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform
+from torch import Tensor
 
-__all__ = ["RandVignetted"]
+from medcf.transforms.images import TORCH, check_range
+
+__all__ = ["RandVignette", "RandVignetteD", "RandVignetteDict", "RandVignetted"]
 
 
-class RandVignetted(MapTransform, RandomizableTransform):
+class RandVignette(RandomizableTransform):
     """Blacken the image outside a random ellipse, so that the sector's edges do not give the subject away.
 
     Without it the shape of the sector alone tells two scanners' subjects apart, and the head would not be looked at.
 
     Args:
-        keys: images (C, *spatial) to change, all by the same ellipse.
         prob: probability of a change.
         radius: lowest and highest semi-axis, as a share of the image's half size; each axis draws its own.
-        fill: value outside.
+        fill: value outside; of an image in [-1, 1], black.
     """
+
+    backend = TORCH
+
+    def __init__(self, prob: float = 0.7, radius: tuple[float, float] = (0.85, 1.15), fill: float = -1.0) -> None:
+        super().__init__(prob)
+        self.radius = radius
+        self.fill = fill
+        self._radii: list[float] = []
+
+    def randomize(self, data: Sequence[int]) -> None:
+        """Draw whether and by which ellipse images of a spatial size are changed."""
+        super().randomize(None)
+        if self._do_transform:
+            self._radii = [self.R.uniform(*self.radius) for _ in data]
+
+    def __call__(self, image: NdarrayOrTensor, randomize: bool = True) -> Tensor:
+        """Change an image (C, *spatial) in [-1, 1].
+
+        Args:
+            image: the image.
+            randomize: draw a new ellipse; False takes the last.
+
+        Raises:
+            ValueError: the image is in other units.
+        """
+        tensor = torch.as_tensor(image)
+        check_range("image", tensor)
+        if randomize:
+            self.randomize(tensor.shape[1:])
+        if not self._do_transform:
+            return tensor
+        axes = [torch.linspace(-1, 1, n) / radius for n, radius in zip(tensor.shape[1:], self._radii, strict=True)]
+        outside = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0) > 1
+        return tensor.masked_fill(outside.to(tensor.device), self.fill)
+
+
+class RandVignetted(MapTransform, Randomizable):
+    """Dictionary version of `RandVignette`.
+
+    Args:
+        keys: images (C, *spatial) to change, all by the same ellipse.
+        prob, radius, fill: see `RandVignette`.
+        allow_missing_keys: whether a key may be missing.
+    """
+
+    backend = RandVignette.backend
 
     def __init__(
         self,
-        keys: Hashable | Sequence[Hashable],
+        keys: KeysCollection,
         prob: float = 0.7,
         radius: tuple[float, float] = (0.85, 1.15),
         fill: float = -1.0,
+        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
-        self.radius = radius
-        self.fill = fill
+        super().__init__(keys, allow_missing_keys)
+        self.transform = RandVignette(prob, radius, fill)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandVignetted:
+        """Seed the ellipses."""
+        self.transform.set_random_state(seed, state)
+        return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Change the images of one item."""
         item = dict(data)
-        self.randomize(None)
-        if not self._do_transform:
-            return item
-        spatial = item[self.keys[0]].shape[1:]
-        radii = [self.R.uniform(*self.radius) for _ in spatial]
-        axes = [torch.linspace(-1, 1, size) / radius for size, radius in zip(spatial, radii, strict=True)]
-        outside = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0) > 1
-        for key in self.keys:
-            item[key] = torch.as_tensor(item[key]).masked_fill(outside, self.fill)
+        drawn = False
+        for key in self.key_iterator(item):
+            item[key] = self.transform(item[key], randomize=not drawn)
+            drawn = True
         return item
+
+
+RandVignetteD = RandVignetteDict = RandVignetted

@@ -57,6 +57,22 @@ def test_a_key_that_occurs_twice_is_found(copy: Path) -> None:
     assert "'a' occurs twice" in problems(copy)
 
 
+def test_a_page_without_the_zoo_s_headings_is_found(copy: Path) -> None:
+    page = copy / "docs" / "README.md"
+    page.write_text(page.read_text().replace("## Tags", "## Words"))
+    assert problems(copy) == "docs/README.md: lacks the heading 'tags'"
+
+
+def test_a_file_that_is_too_large_and_a_wrong_list_of_large_files_are_found(copy: Path) -> None:
+    with (copy / "models" / "large.onnx").open("wb") as file:
+        file.truncate(26 * 2**20)
+    (copy / "large_files.yml").write_text(
+        "large_files:\n- {path: a.pt, url: x, hash_type: sha256}\n- {path: b.pt}\n- {path: c, url: d, hash_type: crc}\n"
+    )
+    found = problems(copy).splitlines()
+    assert [line.split(":")[0] for line in found] == ["models/large.onnx", "large_files.yml", "large_files.yml"]
+
+
 def test_python_in_a_bundle_is_found(copy: Path) -> None:
     (copy / "scripts.py").write_text("")
     assert "no Python" in problems(copy)
@@ -67,15 +83,23 @@ def test_weights_that_are_too_large_or_not_finite_are_found(copy: Path) -> None:
     torch.save({"weight": torch.tensor([float("nan")])}, copy / "models" / "nan.pt")
     found = problems(copy)
     assert "large.pt" in found
-    assert "nan.pt: holds values that are not finite" in found
+    assert "nan.pt holds values that are not finite" in found
 
 
 def test_a_pickle_with_code_is_refused(copy: Path) -> None:
     torch.save(Path("x"), copy / "models" / "code.pt")
-    assert "weights" in problems(copy)
+    assert "models/code.pt is not a readable weights file: it holds more than tensors" in problems(copy)
 
 
-@pytest.mark.parametrize(("config", "identifier"), [("inference.json", "inferer"), ("train.json", "train::trainer")])
+@pytest.mark.parametrize(
+    ("config", "identifier"),
+    [
+        ("inference.json", "inferer"),
+        ("inference.json", "output_dir"),
+        ("train.json", "train::trainer"),
+        ("train.json", "val_interval"),
+    ],
+)
 def test_a_config_that_lacks_what_a_workflow_requires_is_found(copy: Path, config: str, identifier: str) -> None:
     file = copy / "configs" / config
     content = json.loads(file.read_text())

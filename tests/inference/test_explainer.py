@@ -67,9 +67,8 @@ def make_explainer(**options):
     reader = LoadImaged("image", reader=StudyReader(), expanduser=False)
     steps = Compose([reader, ToGridd("image", size=(32, 40), spacing=1.75)])
     defaults = {"writers": [NiftiWriter()], "batch_size": 2, "manifest": {"config": {"target": 1}, "seed": 3}}
-    return Explainer(
-        steps, Brighten(), torch.nn.Identity(), AddDifferenced(), Brightness(), **(defaults | options)
-    )  # fmt: skip
+    options = {"classifier": Brightness(), **defaults, **options}
+    return Explainer(steps, Brighten(), torch.nn.Identity(), AddDifferenced(), **options)
 
 
 @pytest.fixture
@@ -119,6 +118,15 @@ def test_an_image_gives_the_same_result_whatever_it_is_given_as(folder, form):
 def test_the_target_of_a_call_reaches_the_method(folder):
     assert make_explainer()(folder / "a.png").row["target"] == 1
     assert make_explainer()(folder / "a.png", target=0).row["target"] == 0
+
+
+def test_a_classifier_in_training_mode_keeps_its_running_statistics(folder):
+    torch.manual_seed(0)
+    classifier = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(32 * 40, 2)).train()
+    before = classifier[0].running_mean.clone()
+    make_explainer(classifier=classifier)(folder / "a.png")
+    assert torch.equal(classifier[0].running_mean, before)
+    assert classifier.training
 
 
 def test_one_bad_file_of_a_batch_leaves_the_others_in_their_order(folder):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
 from torch import nn
 
 from medcf.inferers import Counterfactual
@@ -59,6 +60,22 @@ def test_text_in_place_of_a_number_is_refused_by_the_options_name(make_method, n
     if option in method_arguments(METHODS[name])[0]:
         with pytest.raises(ValueError, match=f"^{option}='big' is no .*number"):
             make_method(name, **{option: "big"})
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        (DDPMScheduler, "give medcf.schedulers.RespacedDDPMScheduler"),
+        (DDIMScheduler, "give medcf.schedulers.RespacedDDIMScheduler"),
+        (PNDMScheduler, "give medcf.schedulers.RespacedDDIMScheduler"),
+        (RFlowScheduler, "train the network with medcf.schedulers.RespacedDDIMScheduler"),
+    ],
+)
+def test_monai_s_schedulers_are_refused_in_one_line_that_names_ours(make_method, name, foreign, ours):
+    with pytest.raises(ValueError, match=f"scheduler is a {foreign.__name__}.*{ours}") as error:
+        make_method(name, scheduler=foreign())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -90,6 +90,29 @@ def test_noising_and_velocity_are_monai_s():
     assert torch.allclose(ours.get_velocity(image, noise, times), theirs.get_velocity(image, noise, times), atol=1e-6)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_the_inferer_computes_the_likelihood_that_monai_s_scheduler_gives(tiny_unet, prediction_type, variance_type):
+    network, image = tiny_unet(), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    options = {"num_train_timesteps": 12, "prediction_type": prediction_type, "variance_type": variance_type}
+    found = []
+    for scheduler in (RespacedDDPMScheduler(**options), DDPMScheduler(**options)):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(DiffusionInferer(scheduler).get_likelihood(image, network, verbose=False))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=0)  # MONAI's tables are float32
+    assert bool(found[0].isfinite().all())
+    assert float((found[0][0] - found[0][1]).abs()) > 0
+
+
+def test_the_likelihood_of_a_shortened_chain_is_refused(tiny_unet):
+    scheduler = RespacedDDPMScheduler(num_train_timesteps=12)
+    scheduler.set_timesteps(4)
+    assert repr(scheduler) == "RespacedDDPMScheduler(4 of 12 steps)"
+    with pytest.raises(ValueError, match=r"4 of 12 are kept: call set_timesteps\(12\)"):
+        DiffusionInferer(scheduler).get_likelihood(torch.rand(1, 1, 8, 8), tiny_unet(), verbose=False)
+
+
 def test_a_metatensor_keeps_its_geometry():
     affine = torch.diag(torch.tensor([1.75, 1.75, 1.0, 1.0], dtype=torch.float64))
     image = MetaTensor(torch.rand(1, 1, 4, 4), affine=affine)

@@ -65,7 +65,8 @@ def test_a_counterfactual_that_only_reconstructs_leaves_an_empty_map_and_units_a
     assert faint["absolute"].max().item() == pytest.approx(0.01, rel=1e-4)
     levels = DifferenceMap(units="gray_levels")(image, image + 0.01)
     assert levels["absolute"].max().item() == pytest.approx(1.275, rel=1e-4)
-    unit = DifferenceMap(units="gray_levels", intensity=(0, 1))(image, image - 0.01)
+    inside = image.sigmoid()
+    unit = DifferenceMap(units="gray_levels", intensity=(0, 1))(inside, inside - 0.01)
     assert unit["signed"].min().item() == pytest.approx(-2.55, rel=1e-4)
 
 

@@ -174,7 +174,7 @@ def test_tiny_and_uniform_images_do_not_break_it(shape: tuple[int, ...], value: 
     ("image", "reason"),
     [
         (torch.zeros(2, 8, 8), "image must"),
-        (torch.zeros(8, 8), "image must"),
+        (torch.zeros(8), "image must"),
         (torch.full((1, 8, 8), torch.nan), "not finite"),
     ],
 )
