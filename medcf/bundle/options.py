@@ -130,7 +130,7 @@ def unused_options(options: dict[str, Any], config: dict[str, Any]) -> list[str]
 
 
 def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
-    """Describe each option that the chosen method does not take, or that is another method's.
+    """Describe each option that the method which it is for does not take: the chosen one, or one named in its id.
 
     Args:
         options: ids without dashes, and their values.
@@ -150,18 +150,18 @@ def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[
     problems = []
     for option in options:
         root, *rest = _parts(option)
+        asked, all_methods = name, list[str]()
         given = [argument for argument, value in shared.items() if value == f"@{root}" and argument not in common]
-        if rest and (root == "shared_options" or (root == "inferer" and rest[0] not in inferer)):
+        if rest and root == "inferer" and rest[0] not in inferer:
             given = rest[:1]
+        elif rest and root == "shared_options":
+            given, all_methods = [], rest[:1]  # of whichever methods take it
         elif root == "method_options" and len(rest) > 1:
-            given = rest[1:2]
-            if rest[0] != name:
-                problems.append(f"Option --{option} changes nothing: the method is {name!r}; give --method {rest[0]}.")
-                continue
+            asked, given = rest[0], rest[1:2]
         elif not isinstance(config.get(root), int | float):
             continue  # a part, such as the scheduler, that other parts use as well
         try:
-            check_method_options(name, given=given)
+            check_method_options(asked, shared=all_methods, given=given)
         except ValueError as error:
             problems.append(f"Option --{option}: {error}")
     return problems

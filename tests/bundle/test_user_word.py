@@ -104,9 +104,9 @@ def test_load_takes_precedence_over_the_config_and_that_over_the_methods_default
     [
         ("diffice", {"inferer#sterngth": 0.9}, "Did you mean 'strength'"),
         ("diffice", {"inferer#epsilon": 0.9}, "'diffice' does not take the option 'epsilon'.*There are: .*gradient"),
-        ("diffice", {"shared_options#epsilom": 0.9}, "does not take the option 'epsilom'"),
+        ("diffice", {"shared_options#epsilom": 0.9}, "No registered method takes the argument 'epsilom'"),
         ("diffice", {"method_options#diffice#typo": 1}, "'diffice' does not take the option 'typo'"),
-        ("diffice", {"method_options#sdedit#strength": 0.9}, "changes nothing: the method is 'diffice'.*sdedit"),
+        ("diffice", {"method_options#sdedit#epsilon": 0.9}, "'sdedit' does not take the option 'epsilon'"),
         ("controlcg", {"method": "unchanged", "guidance_scale": 9}, "'unchanged' does not take .*'guidance_scale'"),
         ("controlcg", {"method": "ilvr", "inferer#strength": 0.9}, "'ilvr' does not take the option 'strength'"),
         ("controlcg", {"typo": 1}, "Unknown option typo"),

@@ -35,7 +35,7 @@ SMALL = {
     "classifier_def#block_config": [1, 1],
     "spatial_size": [16, 16, 16],
     "spacing": 12.0,
-    "num_inference_steps": 3,
+    "shared_options#num_inference_steps": 3,
     "method_options#controlcg#strength": 1.0,  # untrained weights change most from pure noise
     "case_list#demo_spacing": 8.0,
     "device": "cpu",

@@ -129,8 +129,8 @@ def test_the_overlay_of_the_paper_holds_the_published_hyperparameters():
     parser = ConfigParser()
     parser.read_config([CONFIGS / "inference.json", CONFIGS / "paper.json"])
     parser["bundle_root"] = str(CONFIGS.parent)
-    inferer = parser["inferer"]
-    assert inferer["_target_"] == "medcf.inferers.select_method"
+    inferer = parser["shared_options"]
+    assert parser["inferer"]["_target_"] == "medcf.inferers.select_method"
     assert parser["method"] == "diffice"
     published = {"num_inference_steps": 400, "strength": 0.3, "num_iterations": 5, "perceptual_scale": 30}
     published |= {"classifier_scales": [40, 60, 80], "null_class_labels": None}
