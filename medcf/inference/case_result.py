@@ -42,6 +42,8 @@ class CaseResult:
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
         spacing: mm between neighbors along each axis; None when the file does not say.
         segmentation: (2, *spatial) uint8 labels of the input and of the counterfactual, None without a segmenter.
+        spread: (*spatial) float32, standard deviation of the counterfactual over seeds, in fractions of the full
+            intensity range; None after a single seed.
         region: of a picture, first column and row, end column and row of what the network saw; None for all.
         window: the original's values that are the network's black and white, the full intensity range.
         mask: (*spatial) bool, the subject of a volume; None where there is none.
@@ -60,6 +62,7 @@ class CaseResult:
     source_format: str
     spacing: tuple[float, ...] | None = None
     segmentation: NDArray[np.uint8] | None = field(default=None, repr=False)
+    spread: NDArray[np.float32] | None = field(default=None, repr=False)
     region: tuple[int, int, int, int] | None = None
     window: tuple[float, float] = (0.0, 1.0)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)

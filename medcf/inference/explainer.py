@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ class Explainer:
         writers: what `CaseResult.save` and `run` call.
         listing: options of `medcf.inference.list_cases` for `run`.
         class_names: names of the classes 0, 1, ..., which a target may be called by.
+        seeds: seeds of the noise that each image is explained with, the method's own first; its counterfactual is the
+            result, and the spread over all of them says how much of it is chance.
         trajectory: bring all iterates back to the image's own matrix; None does so for pictures alone, since a volume
             of the scanner is large.
         device: where to compute.
@@ -80,6 +83,7 @@ class Explainer:
         writers: Sequence[Writer] = (),
         listing: Mapping[str, Any] | None = None,
         class_names: Sequence[str] = (),
+        seeds: int = 1,
         trajectory: bool | None = None,
         device: torch.device | str = "cpu",
         amp: bool | Literal["auto"] = False,
@@ -97,6 +101,9 @@ class Explainer:
         self.writers = writers
         self.listing = dict(listing or {})
         self.class_names = tuple(class_names)
+        if seeds < 1 or (seeds > 1 and not hasattr(inferer, "seed")):
+            raise ValueError(f"seeds={seeds}: use 1, or more with a method that has a seed.")
+        self.seeds = seeds
         self.trajectory = trajectory
         self.device = device
         self.amp = amp
@@ -224,9 +231,15 @@ class Explainer:
         names = [item["image"].meta.get("sha256") or digest(item["image"].numpy()) for item in items]
         with frozen(self.network, self.classifier, self.segmenter):
             with autocast(device, enabled=self.amp):
-                found = self.inferer.explain(image, self.network, names, target)
+                runs = [each.explain(image, self.network, names, target) for each in self._by_seed()]
+            found = runs[0]
             pred = found.image.as_subclass(Tensor).float()
             columns = self._columns(image, pred, found)
+        if len(runs) > 1:
+            columns["spread"] = torch.stack([run.image.as_subclass(Tensor).float() for run in runs]).std(0)
+            shares = torch.stack([run.flipped.float() for run in runs]).mean(0).tolist()
+            for extras, share in zip(columns["extras"], shares, strict=True):
+                extras["seeds_flipped"] = share
         seconds = (time.perf_counter() - started) / len(items)
         results: list[CaseResult | Failure] = []
         for index, item in enumerate(items):
@@ -242,6 +255,14 @@ class Explainer:
             result.row["seconds"] = round(seconds + time.perf_counter() - begun, 3)
             results.append(result)
         return results
+
+    def _by_seed(self) -> list[Any]:
+        """List the method with each of its seeds."""
+        methods = [self.inferer]
+        for step in range(1, self.seeds):
+            methods.append(copy.copy(self.inferer))
+            methods[-1].seed = self.inferer.seed + step
+        return methods
 
     def _columns(self, image: Tensor, pred: Tensor, found: Any) -> dict[str, Any]:
         """Everything that is known of a batch, each entry indexed by case."""

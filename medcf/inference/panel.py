@@ -79,6 +79,8 @@ def draw_panel(
     titles.append("difference (counterfactual - input)")
     if result.segmentation is not None:
         titles += ["segmentation of the input", "segmentation of the counterfactual"]
+    if result.spread is not None:
+        titles.append("spread over seeds (standard deviation)")
     sizes = _sizes(planes, flat)
     width = max(size[1] for size in sizes) if flat else max(*(size[1] for size in sizes), _NARROWEST)
     left_of = [GAP + (0 if flat else _SIDE) + index * (width + GAP) for index in range(len(titles))]
@@ -130,6 +132,8 @@ def _draw_plane(
         pictures = (plane.image, plane.counterfactual)
         labels = [plane.cut(each) for each in result.segmentation]
         tiles += [colored_segmentation(picture, each) for picture, each in zip(pictures, labels, strict=True)]
+    if result.spread is not None:
+        tiles.append(colored_difference(plane.image, plane.cut(result.spread), limit))
     for index, (left, tile) in enumerate(zip(left_of, tiles, strict=True)):
         inset = left + (width - inner) // 2
         canvas.paste(tile, upper, inset, height, inner)
@@ -137,7 +141,7 @@ def _draw_plane(
             canvas.outline(plane.mask, upper, inset, height, inner, _OUTLINE)
         if result.original.ndim == 3:
             _letters(canvas, plane.letters, top, inset, room, inner)
-        if index in (1, 4) and result.synthetic:
+        if index in (1, 4) and index < (5 if result.segmentation is not None else 3) and result.synthetic:
             stamp(canvas, left + width / 2, top + (3 if result.original.ndim == 2 else 16), inner)
     if result.original.ndim == 3:
         canvas.upright(GAP + 8, top + room / 2, plane.plane, room)

@@ -50,7 +50,9 @@ def case_result(
         trajectory = AddDifference()(output["trajectory"][: int(output["iterations"]) + 1, 0], item["image"])[0]
     else:
         trajectory = None
-    labels = output.get("segmentation")
+    labels, spread = output.get("segmentation"), None
+    if "spread" in output:
+        spread = record.back(output["spread"].cpu())[0] / 2
     back = np.linalg.inv(record.matrix)
     return CaseResult(
         case=str(item["case"]),
@@ -63,10 +65,12 @@ def case_result(
         source_format=str(meta_of(original).get("source_format", "")),
         spacing=get_spacing(original),
         segmentation=None if labels is None else resample_labels(labels.cpu().numpy(), back, record.native),
+        spread=None if spread is None else spread.numpy(),
         region=_region(record) if plain.ndim == 2 else None,
         window=record.intensity,
         mask=None if record.mask is None else record.mask.numpy()[0],
-        row=score_row(item, output, record, difference),
+        row=score_row(item, output, record, difference)
+        | ({} if spread is None else {"mean_spread": _number(_mean_magnitude(spread, _subject(record)))}),
         on_grid={"image": item["image"], "pred": pred},
         writers=writers,
     )

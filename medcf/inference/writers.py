@@ -31,7 +31,8 @@ class NiftiWriter:
     """Writes ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
 
     ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white of a picture, a volume's own
-    units; ``difference`` is signed, in fractions of the full intensity range. All are float32 and say SYNTHETIC in the
+    units; ``difference`` is signed, in fractions of the full intensity range, and so is ``spread``, the standard
+    deviation over seeds where there are several. All are float32 and say SYNTHETIC in the
     header's ``descrip``, or that the input came back unchanged. A volume with a mask also gets ``saliency``, the
     magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``.
 
@@ -50,6 +51,8 @@ class NiftiWriter:
 
         write("counterfactual", result.counterfactual)
         write("difference", result.difference)
+        if result.spread is not None:
+            write("spread", result.spread)
         if result.mask is not None:
             saliency = np.abs(result.difference)
             saliency[~result.mask] = 0

@@ -304,3 +304,37 @@ def test_an_error_of_any_kind_costs_one_line(folder):
     results = explainer.batch([folder / "a.png", folder / "b.png"])
     assert [type(result) for result in results] == [CaseResult, Failure]
     assert (results[1].stage, results[1].reason) == ("infer", 'KeyError: "some library\'s"')
+
+
+def test_several_seeds_show_their_spread_and_leave_the_result_of_the_first(folder, tmp_path):
+    class Shifted(Brighten):
+        """Adds a shift that its seed decides."""
+
+        seed = 2
+
+        def explain(self, inputs, network=None, sample_ids=(), target=None):
+            found = super().explain(inputs, network, sample_ids, target)
+            image = inputs + 0.1 * self.seed
+            return replace(found, image=image, flipped=torch.full((len(inputs),), self.seed > 2))
+
+    explainer = make_explainer()
+    explainer.inferer, explainer.seeds = Shifted(), 4
+    results = explainer.batch([folder / "a.png", folder / "b.png"])
+    shifts = 0.1 * np.arange(2, 6) / 2  # in fractions of the range, which is 2 on the grid
+    for result in results:
+        inner = (slice(4, -4), slice(4, -4))  # both run to zero at the border
+        np.testing.assert_allclose(result.difference[inner], shifts[0], atol=1e-6)
+        np.testing.assert_allclose(result.spread[inner], np.std(shifts, ddof=1), atol=1e-6)
+        assert result.row["seeds_flipped"] == 0.75
+        assert result.row["mean_spread"] == pytest.approx(np.std(shifts, ddof=1), rel=0.05)
+    saved = results[0].save(tmp_path / "out")
+    written = nib.load(saved / "spread.nii.gz").get_fdata()[..., 0]
+    np.testing.assert_allclose(written, results[0].spread, atol=1e-6)
+    assert explainer.inferer.seed == 2
+    explainer.seeds = 1
+    assert explainer(folder / "a.png").spread is None
+
+
+def test_several_seeds_need_a_method_that_has_one():
+    with pytest.raises(ValueError, match="more with a method that has a seed"):
+        make_explainer(seeds=3)
