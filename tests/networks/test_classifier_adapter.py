@@ -200,8 +200,8 @@ def test_a_config_builds_it_and_gives_it_to_a_method():
     }
     classifier = ConfigParser(config).get_parsed_content("classifier")
     assert classifier(picture(2, 1, 16, 20)).shape == (2, 2)
-    scheduler = RespacedDDPMScheduler()
-    method = select_method("attack", scheduler=scheduler, classifier=classifier, target=1, progress=False)
+    shared = {"scheduler": RespacedDDPMScheduler(), "classifier": classifier, "target": 1, "progress": False}
+    method = select_method("attack", shared=shared)
     assert method.explain(picture(1, 1, 16, 20), None).confidences.isfinite().all()
 
 
