@@ -231,8 +231,8 @@ class Explainer:
         names = [item["image"].meta.get("sha256") or digest(item["image"].numpy()) for item in items]
         with frozen(self.network, self.classifier, self.segmenter):
             with autocast(device, enabled=self.amp):
-                runs = [each.explain(image, self.network, names, target) for each in self._by_seed()]
-            found = runs[0]
+                found = self.inferer.explain(image, self.network, names, target)
+                runs = [found, *(each.explain(image, self.network, names, target) for each in self._further_seeds())]
             pred = found.image.as_subclass(Tensor).float()
             columns = self._columns(image, pred, found)
         if len(runs) > 1:
@@ -256,13 +256,12 @@ class Explainer:
             results.append(result)
         return results
 
-    def _by_seed(self) -> list[Any]:
-        """List the method with each of its seeds."""
-        methods = [self.inferer]
+    def _further_seeds(self) -> Iterator[Any]:
+        """Yield the method with each further seed."""
         for step in range(1, self.seeds):
-            methods.append(copy.copy(self.inferer))
-            methods[-1].seed = self.inferer.seed + step
-        return methods
+            method = copy.copy(self.inferer)
+            method.seed = self.inferer.seed + step
+            yield method
 
     def _columns(self, image: Tensor, pred: Tensor, found: Any) -> dict[str, Any]:
         """Everything that is known of a batch, each entry indexed by case."""
