@@ -105,6 +105,16 @@ def test_large_image_is_centered_on_the_picture_in_it() -> None:
     np.testing.assert_allclose(middle(record), [199.5, 619.5])
 
 
+def test_an_image_that_is_too_long_in_one_direction_is_centered_on_the_picture_in_it() -> None:
+    array = np.zeros((64, 200))
+    array[10:50, 120:180] = 0.8
+    wide, fitting = (PLANE.fit(study(array[:, first:], (1.75, 1.75))) for first in (0, 120))
+    np.testing.assert_allclose(middle(wide), [29.5, 149.5])
+    np.testing.assert_allclose(middle(fitting), [31.5, 39.5])  # 64 x 80 pixels: the image itself
+    tall = PLANE.fit(study(array.T[:, :80], (1.75, 1.75)))  # 200 rows, of which the picture has 120 to 180
+    np.testing.assert_allclose(middle(tall), [149.5, 29.5])
+
+
 def test_unknown_spacing_fits_the_picture_and_keeps_its_aspect() -> None:
     array = np.zeros((400, 500))
     array[50:350, 100:400] = disc((300, 300), (1, 1), (150, 150), 150)

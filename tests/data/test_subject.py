@@ -93,6 +93,17 @@ def test_the_middle_of_a_subject_is_that_of_its_box_in_the_world(heads):
     np.testing.assert_allclose(found, [5, -20, 30], atol=2.5)
 
 
+def test_the_middle_of_a_lopsided_subject_is_that_of_its_box_along_the_worlds_axes():
+    inside = np.zeros((10, 9, 8), dtype=bool)
+    inside[2:5, 2:5, 2:5] = True
+    inside[8, 3, 4] = True  # a voxel that stands out
+    upright = np.diag([-2.0, 1.0, 3.0, 1.0])
+    upright[:3, 3] = (10, 20, 30)
+    np.testing.assert_allclose(middle_of(inside, upright), [0, 23, 39])  # x from -6 to 6, y 22 to 24, z 36 to 42
+    turned = np.array([[1.0, -1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(middle_of(inside, turned), [1.5, 7.5, 3])  # x from -2 to 5, y from 4 to 11
+
+
 def test_single_bright_pixels_do_not_widen_a_picture():
     picture = torch.zeros(1, 100, 80)
     picture[0, 20:60, 10:50] = 0.5

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from medcf.guidance import CounterfactualLoss, DiMEGradient, NoisyL1, X0Gradient, XtGradient
+from medcf.guidance.estimators import GradientEstimator
 from medcf.networks import Denoiser
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
+from medcf.schedulers.step import Step
 
 TARGET = torch.tensor([1, 0, 1])
 
@@ -165,3 +167,19 @@ def test_l1_hook_moves_the_mean_towards_the_reference_by_its_sign(tiny_unet, los
     plain, _ = make_step(tiny_unet(), X0Gradient(loss), sample, 473)
     moved = NoisyL1(reference, 0.05).on_step(plain)
     torch.testing.assert_close(moved.mean, plain.mean - plain.gain * 0.05 * sample.sign())
+
+
+@pytest.mark.parametrize(
+    ("every", "wanted"), [(1, [1, 2, 3, 4, 5, 6, 7]), (2, [1, 1, 2, 2, 3, 3, 4]), (3, [1, 1, 1, 2, 2, 2, 3])]
+)
+def test_a_gradient_is_taken_at_the_first_and_then_at_every_so_many_steps(every, wanted):
+    class Numbered(GradientEstimator):
+        taken = 0
+
+        def gradient(self, step):
+            self.taken += 1
+            return torch.full_like(step.mean, self.taken)
+
+    estimator, image = Numbered(lambda image: None, every=every), torch.zeros(1, 1, 1, 1)
+    means = [estimator.on_step(Step(image, 0.0, 1.0, image, image, t)).mean.item() for t in range(7)]
+    assert means == [-number for number in wanted]

@@ -67,6 +67,13 @@ def test_scale_may_be_given_per_sample(classifier, images):
     assert terms.perceptual.abs().max() == 0
 
 
+def test_a_scale_of_zero_leaves_the_class_out_and_does_not_mean_the_default(classifier, images):
+    image, reference = images
+    terms = CounterfactualLoss(classifier, nn.Conv2d(1, 2, 3), 40.0, 30.0).bind(reference, TARGET, 0.0)(image)
+    torch.testing.assert_close(terms.total, 30.0 * terms.perceptual.sum())
+    assert terms.classifier_scale == 0
+
+
 def test_several_layers_weigh_the_same(images):
     image, reference = images
 

@@ -94,6 +94,8 @@ def test_a_case_that_fails_does_not_stop_its_batch(tmp_path, on_black):
     write_png(tmp_path / "in" / "c.png", picture(level=70))
     evaluator, folder = make_run(tmp_path, Brighten(on_black=on_black), batch_size=3)
     evaluator.run()
+    assert [item["case"] for item in evaluator.state.batch] == ["a", "c"]  # one for each output: metrics pair them
+    assert [output["result"].case for output in evaluator.state.output] == ["a", "c"]
     assert folder.done() == ["a", "c"]
     (failure,) = folder.failures.values()
     assert failure.file.endswith("b.png")

@@ -167,6 +167,51 @@ def test_a_failed_input_may_be_repaired(tmp_path, inputs, weights):
     assert manifest["inputs"]["b"]["sha256"] == sha256(inputs[1].path)
 
 
+def test_a_failed_file_may_not_change_once_one_of_its_frames_is_done(tmp_path, weights):
+    (tmp_path / "loop.dcm").write_bytes(b"two frames")
+    frames = [Case(f"loop-{frame}", (tmp_path / "loop.dcm",), frame=frame) for frame in (0, 1)]
+    folder, _ = start(tmp_path, frames, weights)
+    folder.complete("loop-0", row("loop-0", file=str(frames[0].path)))
+    folder.fail(Failure(str(frames[1].path), "read", "frame 1 is damaged", "Export it again."))
+    with pytest.raises(RuntimeError, match="1 of 1 files failed"):
+        finish_run(folder)
+    (tmp_path / "loop.dcm").write_bytes(b"other frames")
+    with pytest.raises(ValueError, match=r"inputs changed: loop-0\n"):
+        start(tmp_path, frames, weights)
+
+
+def test_the_end_of_a_resumed_run_waits_for_the_cases_of_all_sessions(tmp_path, inputs, weights):
+    leave_one_done(tmp_path, inputs, weights)
+    folder, done = start(tmp_path, inputs, weights)
+    assert done == ["a"]
+    folder.complete("b", row("b"))
+    other = {"completed": 1, "failures": []}  # another process says that it has done c
+    with pytest.raises(RuntimeError, match="shows 2 of 3 done cases"):
+        folder.merge([other], patience=0)
+    fill_folder(folder.case_dir("c"), lambda path: None, more=(MARKER,), run=folder.run)
+    (folder.case_dir("c") / MARKER).write_text(json.dumps(row("c")))
+    folder.merge([other], patience=0)
+    assert folder.rows() == [row("a"), row("b"), row("c")]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "summary.json"])
+def test_a_file_of_somebody_else_in_the_place_of_a_table_stays(tmp_path, inputs, weights, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"mine": true}')
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=f"{name} would be overwritten"):
+            start(tmp_path, inputs, weights, overwrite=overwrite)
+    assert (tmp_path / "out" / name).read_text() == '{"mine": true}'
+
+
+def test_what_save_left_is_not_taken_for_a_case_of_the_run(tmp_path, inputs, weights):
+    fill_folder(tmp_path / "out" / "a", lambda path: (path / MARKER).write_text(json.dumps(row("a"))))
+    folder, done = start(tmp_path, inputs, weights, overwrite=True)
+    assert done == []
+    folder.complete("a", row("a", seconds=2.0))
+    assert folder.rows() == [row("a", seconds=2.0)]
+
+
 def test_overwrite_removes_the_old_run_and_nothing_else(tmp_path, inputs, weights):
     folder, _ = start(tmp_path, inputs, weights)
     folder.complete("a", row("a"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from medcf.inferers import DiffICEInferer, create_method
+from medcf.inferers import DiffICEInferer, base, create_method
 from medcf.inferers.selection import method_arguments
 from medcf.networks import ClassTokenUNet
 from medcf.registry import METHODS
@@ -31,6 +31,36 @@ class Brightness(nn.Module):
 def brightness():
     """The class of the classifier: ``brightness(middle, slope)``."""
     return Brightness
+
+
+class Bar:
+    """Stands for a progress bar; keeps every total that it was given."""
+
+    def __init__(self, total, _title, **_options):
+        self.n, self.totals = 0, []
+        self.total = total
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "total":
+            self.totals.append(value)
+
+    def update(self, count):
+        self.n += count
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """The bars that methods make from now on."""
+    made = []
+    monkeypatch.setattr(base, "progress_bar", lambda *args, **options: made.append(Bar(*args, **options)) or made[-1])
+    return made
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from medcf.inferers import base, conditional, create_method
+from medcf.inferers import conditional, create_method
 from medcf.inferers.conditional import background
 from medcf.networks import AttentionInjection
 from medcf.sampling import denoise, make_generators, noised, standard_noise
@@ -121,6 +121,14 @@ def test_background_is_every_black_component_that_reaches_the_border(shape, shar
         assert (outside == np.isin(labels, np.setdiff1d(labels[~inside], 0))).all()
 
 
+@pytest.mark.parametrize("value", [-0.95, -1 + 1e-6, -1.001])
+def test_background_is_exactly_black(volumes, value):
+    volumes[:, :, 0] = value  # nearly black, and at the border
+    assert not background(volumes).any()
+    volumes[:, :, 0, 0] = -1
+    assert background(volumes).sum() == 2 * 8
+
+
 def test_background_is_black_in_all_channels(volumes):
     image = torch.cat([volumes, volumes], 1)
     image[:, :, 0] = -1
@@ -129,33 +137,11 @@ def test_background_is_black_in_all_channels(volumes):
     assert background(image).sum() == 2 * 64
 
 
-def test_the_bar_expects_what_the_micro_batches_take(network, volumes, monkeypatch):
-    totals = []
-
-    class Bar:
-        def __init__(self, total, **_options):
-            self.n, self.total = 0, total
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def __setattr__(self, name, value):
-            super().__setattr__(name, value)
-            if name == "total":
-                totals.append(value)
-
-        def update(self, count):
-            self.n += count
-
-    monkeypatch.setattr(base, "tqdm", Bar)
+def test_the_bar_expects_what_the_micro_batches_take(network, volumes, bars):
     for name, steps in (("controlcg", 4), ("ilvr", 4), ("ddim_inversion", 12)):
-        totals.clear()
         make(name, memory_budget=1e-5, num_iterations=2).explain(volumes, network, IDS)
-        assert totals[0] == 2 * steps
-        assert totals[-1] == totals[-2] == 2 * 2 * steps  # what was done, and what had been expected
+        assert bars[-1].totals[0] == 2 * steps
+        assert bars[-1].totals[-1] == bars[-1].totals[-2] == 2 * 2 * steps  # what was done, and what had been expected
 
 
 def test_a_compiled_network_is_compiled_once_for_all_steps_passes_and_images(network, volumes):

@@ -95,3 +95,15 @@ def test_the_source_floor_runs_the_method_towards_the_class_that_the_image_has(g
     assert (target, ran, seed, again) == (None, False, 4, True)
     assert source.tolist() == [0, 0, 1]
     assert passes == int(found.results[0].iterations.max())
+
+
+def test_the_source_floor_runs_as_many_passes_however_sure_the_class_is(gaussian_network: Any) -> None:
+    network, images = gaussian_network(-0.5, 0.2), dark_images()[:2]  # all that it knows is dark
+    inferer = make(classifier_scales=1, confidence_threshold=0.8)
+    found = explain_with_floor(inferer, images, network, ["a", "b"], seeds=(3,), floor="source")
+    assert found.results[0].iterations.tolist() == [2, 2]  # too little guidance to reach the target
+    free = make(classifier_scales=1, confidence_threshold=None, seed=3)
+    wanted = free.explain(images, network, ["a", "b"], 0, run_unchanged=True)
+    assert (wanted.confidences[:, 1] > 0.8).all()  # both would leave after a pass
+    assert torch.equal(found.reconstruction[0], wanted.image)
+    assert inferer.confidence_threshold == 0.8

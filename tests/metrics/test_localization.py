@@ -54,6 +54,15 @@ def test_the_pointing_game_counts_hits_of_the_maximum_within_the_tolerance() -> 
     assert tolerant.chance() == pytest.approx(9 / 81)
 
 
+@pytest.mark.parametrize(("tolerance", "hits"), [(1.99, [1, 0, 0]), (2.0, [1, 1, 0]), (5.0, [1, 1, 1])])
+def test_a_maximum_exactly_as_far_away_as_the_tolerance_is_a_hit(tolerance: float, hits: list[int]) -> None:
+    truth = torch.zeros(3, 1, 9, 9, dtype=torch.bool)
+    truth[:, 0, 2, 2] = True
+    maps = torch.zeros(3, 1, 9, 9)
+    maps[0, 0, 2, 3] = maps[1, 0, 2, 4] = maps[2, 0, 5, 6] = 1  # 1, 2 and 5 pixels away
+    assert PointingGame(tolerance)(maps, truth)[:, 0].tolist() == hits
+
+
 @pytest.mark.parametrize("make", ALL)
 def test_a_constant_map_gets_exactly_the_level_of_chance(make: Callable[[], ChangeLocalization]) -> None:
     _, truth = draw()

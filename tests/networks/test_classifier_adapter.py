@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass
@@ -203,6 +204,21 @@ def test_a_config_builds_it_and_gives_it_to_a_method():
     shared = {"scheduler": RespacedDDPMScheduler(), "classifier": classifier, "target": 1, "progress": False}
     method = select_method("attack", shared=shared)
     assert method.explain(picture(1, 1, 16, 20), None).confidences.isfinite().all()
+
+
+LEAST = math.log(torch.finfo(torch.float32).tiny)
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted"), [([[1.0, 0.0]], [0.0, LEAST]), ([[1.0]], [LEAST, 0.0]), ([[0.0]], [0.0, LEAST])]
+)
+def test_a_probability_of_exactly_zero_has_a_finite_logarithm_and_gradient(output, wanted):
+    adapter = ClassifierAdapter(lambda image: torch.tensor(output) * image.mean(), head="probabilities")
+    image = torch.ones(1, 1, 2, 2, requires_grad=True)
+    logits = adapter(image)
+    torch.testing.assert_close(logits, torch.tensor([wanted]))
+    (gradient,) = torch.autograd.grad(logits.sum(), image)
+    assert gradient.isfinite().all()
 
 
 def softmaxed(image):

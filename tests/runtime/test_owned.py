@@ -136,6 +136,26 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case"]
 
 
+def test_files_of_an_earlier_result_stay_listed_until_they_are_gone(tmp_path, monkeypatch):
+    fill_folder(tmp_path / "case", write(a="1", old="1"))
+    move, moved = os.replace, []
+
+    def dies(source, target):
+        if Path(target).name == "new":
+            raise KeyboardInterrupt
+        moved.append(Path(target).name)
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            fill_folder(tmp_path / "case", write(a="2", new="2"))
+    assert "a" in moved
+    assert sorted(written_files(tmp_path / "case")) == ["a", "new", "old"]
+    fill_folder(tmp_path / "case", write(a="3"))
+    assert {name for name in content(tmp_path / "case") if name != RECORD} == {"a"}
+
+
 def test_a_folder_of_the_users_that_is_called_like_a_case_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "patient1.png").write_bytes(b"1")

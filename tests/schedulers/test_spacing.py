@@ -139,3 +139,13 @@ def test_strength_counts_denoisings():
             scheduler.timesteps_from(strength)
     with pytest.raises(ValueError, match="variant"):
         scheduler.start_timestep(0.3, "published")
+
+
+@pytest.mark.parametrize(
+    ("count", "strength", "steps"), [(100, 0.29, 29), (10, 0.24, 2), (10, 0.26, 3), (10, 0.96, 10)]
+)
+def test_a_strength_stands_for_the_nearest_number_of_steps(count, strength, steps):
+    scheduler = RespacedDDPMScheduler()
+    scheduler.set_timesteps(count)
+    assert len(scheduler.timesteps_from(strength)) == steps  # 0.29 * 100 is 28.999999999999996
+    assert scheduler.start_timestep(strength) == scheduler.kept[steps - 1]

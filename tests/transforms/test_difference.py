@@ -82,6 +82,30 @@ def test_a_picture_stays_between_black_and_white():
     assert float(difference.max()) == pytest.approx(0.5)  # not clipped
 
 
+def test_a_picture_with_an_intensity_range_of_its_own_stays_in_it():
+    image = torch.linspace(100, 200, 80).expand(1, 60, 80).clone()
+    grid = ToGrid(intensity=(100.0, 200.0))(image)
+    for change, end in ((1.5, "max"), (-1.5, "min")):
+        changed, _ = AddDifference()(grid + change, grid)
+        assert getattr(changed, end)() == getattr(image, end)()
+    little, difference = AddDifference()(grid + 0.02, grid)
+    torch.testing.assert_close(little[0, 20:40, 20:60], image[0, 20:40, 20:60] + 1)  # a hundredth of the range
+    assert float(difference[0, 30, 40]) == pytest.approx(0.01)
+
+
+def test_a_ct_below_its_window_is_not_lifted_to_black(tmp_path):
+    values = torch.full((1, 16, 16, 16), -1000.0)
+    values[:, 4:12, 4:12, 4:12] = 40
+    values[:, 8, 8, 8] = -50  # a little fat
+    volume = MetaTensor(values, affine=torch.eye(4))
+    grid = ToGrid((16, 16, 16), 1.0, subject="all", intensity=(0, 80))(volume)
+    for change in (0.1, -0.1):  # of a range of 2: 4 HU
+        changed, _ = AddDifference()(grid + change, grid)
+        inner = (slice(None), *[slice(2, 14)] * 3)
+        wanted = (values + 40 * change).clamp(min=-1000)  # nowhere darker than the darkest of the image
+        torch.testing.assert_close(changed[inner], wanted[inner], rtol=0, atol=1e-2)
+
+
 def test_a_prediction_without_a_record_is_refused():
     with pytest.raises(ValueError, match=r"apply medcf\.transforms\.ToGrid"):
         AddDifference()(torch.zeros(1, 64, 80))

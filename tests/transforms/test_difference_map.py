@@ -46,6 +46,16 @@ def test_maps_equal_numpys_over_seeds_with_and_without_a_floor() -> None:
         np.testing.assert_allclose(maps["absolute_std"], absolute.std(0, ddof=1), atol=1e-6)
 
 
+def test_seeds_are_averaged_before_negative_values_are_cut_off() -> None:
+    image = torch.zeros(1, 1, 3)
+    preds = torch.tensor([[0.3, 0.1, -0.4], [0.1, 0.2, 0.1]]).reshape(2, 1, 1, 3)
+    floors = torch.tensor([[0.1, 0.4, 0.1], [-0.2, 0.1, 0.0]]).reshape(2, 1, 1, 3)
+    # of the seeds: 0.2 and -0.1, -0.3 and 0.1, 0.3 and 0.1
+    maps = DifferenceMap()(image, preds, floors)
+    torch.testing.assert_close(maps["absolute"], torch.tensor([0.05, 0.0, 0.2]).reshape(1, 1, 3))
+    torch.testing.assert_close(maps["signed"], torch.tensor([0.25, -0.1, -0.2]).reshape(1, 1, 3))
+
+
 def test_the_floor_takes_common_noise_away_and_leaves_the_finding() -> None:
     image, preds, floors = stacks()
     plain, honest = DifferenceMap()(image, preds), DifferenceMap()(image, preds, floors)

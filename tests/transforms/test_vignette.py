@@ -20,3 +20,13 @@ def test_the_vignette_blackens_the_corners_and_keeps_the_middle():
     other = transform({"image": image})["image"][0]
     assert not torch.equal(other, result)
     assert torch.equal(RandVignetted("image", prob=0.0)({"image": image})["image"], image)
+
+
+def test_all_images_of_an_item_get_the_same_ellipse_and_another_item_gets_another():
+    transform = RandVignetted(["image", "image_true"], prob=1.0).set_random_state(0)
+    item = {"image": torch.zeros(1, 64, 80), "image_true": torch.ones(1, 64, 80)}
+    changed, other = transform(item), transform(item)
+    black = changed["image"] == -1
+    assert 0 < black.float().mean() < 0.5
+    assert torch.equal(changed["image_true"] == -1, black)
+    assert not torch.equal(other["image"] == -1, black)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions in which the image may change: from which step on, where, and what stands outside of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medcf.guidance.regions import KnownRegion, SelfMask, changed_region
+from medcf.sampling import Chain
+from medcf.schedulers import RespacedDDPMScheduler
+from medcf.schedulers.step import Step
+
+IDS = ["a", "b"]
+
+
+@pytest.fixture
+def chain():
+    """Four of ten steps over two pictures."""
+    scheduler = RespacedDDPMScheduler(1000)
+    scheduler.set_timesteps(10)
+    original = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5
+    timesteps = scheduler.timesteps_from(0.4)
+    return Chain(original, original, IDS, 0, timesteps, None, scheduler, seed=0)
+
+
+def make_step(image, t):
+    """A step that draws and predicts the same image."""
+    return Step(image, 0.0, 0.0, image, image, t)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+def test_the_mask_begins_with_the_step_of_its_number(chain, start):
+    mask = SelfMask(chain, start=start, threshold=0.5, dilation=1)
+    prediction = chain.original + 0.1
+    prediction[:, :, 2, 3] += 0.9  # the one pixel that may change
+    wanted = chain.original.clone()
+    wanted[:, :, 2, 3] = prediction[:, :, 2, 3]
+    for number, t in enumerate(chain.timesteps):
+        step = mask.on_step(make_step(prediction, t))
+        torch.testing.assert_close(step.pred_original, prediction if number < start else wanted, rtol=0, atol=0)
+        sample = mask.after_step(torch.full_like(prediction, 7.0), step)
+        assert int((sample == 7).sum()) == (72 if number < start else 2)
+
+
+@pytest.mark.parametrize("composite", [True, False])
+def test_after_the_last_step_the_input_comes_back_only_where_it_is_asked_for(chain, composite):
+    nowhere = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
+    region = KnownRegion(chain, nowhere, noise="shared", level="published_code", final_composite=composite)
+    last = chain.timesteps[-1]
+    found = region.after_step(chain.original + 1, make_step(chain.original, last))
+    a = chain.scheduler.alpha_bar(last)
+    noise = torch.stack([torch.randn(1, 6, 6, generator=generator) for generator in chain.generators("known")])
+    wanted = chain.original if composite else a**0.5 * chain.original + (1 - a) ** 0.5 * noise
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0 if composite else 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 6, 7)])
+def test_an_image_that_equals_its_original_may_change_nowhere(shape):
+    original = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    image = original.clone()
+    image[1].view(-1)[17] += 1
+    mask = changed_region(image, original, threshold=0.15, dilation=1)
+    assert mask.flatten(1).sum(1).tolist() == [0, 1]
+    assert not changed_region(original, original, threshold=0.0, dilation=3).any()
+
+
+def test_a_difference_of_exactly_the_threshold_counts():
+    image = torch.tensor([1.0, 0.5, 0.25]).reshape(1, 1, 1, 3)
+    mask = changed_region(image, torch.zeros_like(image), threshold=0.5, dilation=1)
+    assert mask.flatten().tolist() == [True, True, False]
