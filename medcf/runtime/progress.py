@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["Progress", "progress_bar"]
 
 _SECONDS_IN_A_FILE = 60.0
+
+
+class Progress(Protocol):
+    """What loops need of a progress bar, such as tqdm's."""
+
+    n: float
+    total: float
+
+    def update(self, n: int, /) -> object:
+        """Count ``n`` more units."""
 
 
 def progress_bar(total: int | None, title: str, *, unit: str = "it", show: bool = True, inner: bool = False) -> Any:
