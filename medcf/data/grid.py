@@ -129,7 +129,7 @@ class Grid:
         if count == 3 and sorted("RAS"["RLAPSI".index(c) // 2] if c in "RLAPSI" else "" for c in self.axes) != [*"ARS"]:
             raise ValueError(f"axes={self.axes!r} is neither 'screen' nor three directions such as 'RAS'.")
         if isinstance(self.subject, str) and self.subject not in SUBJECTS:
-            raise ValueError(f"subject={self.subject!r} is none of {', '.join(SUBJECTS)}; masks are given as such.")
+            raise ValueError(f"subject={self.subject!r} is not one of {', '.join(SUBJECTS)}; pass masks as they are.")
         if self.center not in ("subject", "image"):
             raise ValueError(f"center={self.center!r} is neither 'subject' nor 'image'.")
         if not 50 < self.percentile <= 100:

@@ -76,7 +76,7 @@ def test_a_volume_without_contrast_and_unknown_methods_are_refused():
     with pytest.raises(UnreadableImage, match=r"^flat\.nii: cannot be put onto the network's grid .*no brain"):
         ToGrid(size=(8, 8, 8))(flat)
     for method in ("guess", "picture"):
-        with pytest.raises(ValueError, match=f"mask='{method}' is none of"):
+        with pytest.raises(ValueError, match=f"mask='{method}' is not one of"):
             find_subject(flat, method)
 
 
