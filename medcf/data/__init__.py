@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases, the images they are read from, and the network's grid."""
+"""Cases, the images they point to, and the network's grid."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A case, and tables of cases: CSV as any spreadsheet saves it, or JSON."""
+"""A case, and tables of cases in JSON or in CSV as saved by any spreadsheet."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ IMAGE_SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".gz", ".dcm", ".dicom", ".ima", ".img", ".hdr"),
 }
 _RESERVED = {"manifest.json", "scores.csv", "failures.csv", "summary.json", "demo_inputs", "demo_truth"}
-_LONGEST_ID = 150  # bytes: the ids become file names, of which most file systems take 255
+_LONGEST_ID = 150  # bytes: ids become file names, which most file systems limit to 255 bytes
 
 
 @dataclass(frozen=True)
 class Case:
-    """What an image is read from.
+    """The source of one image.
 
-    It is a path, too: that of its first file. So it may stand for one in the dictionaries of MONAI's datasets.
+    It also acts as the path of its first file, so MONAI's datasets accept it where they expect a path.
 
     Attributes:
-        id: unique and stable name, which holds no patient data that the path does not hold.
-        files: one file, or those of a series in the order of its slices.
-        frame: of a loop: an index, ``"first"``, ``"middle"`` or ``"last"``; None is the middle one.
-        mask: file of the subject's mask, on the image's own voxels.
-        columns: what a table says beside: ``label`` (class index), ``subject``, ``split``, ``spacing_mm`` and others.
+        id: unique and stable name. It holds no patient data beyond what the path itself reveals.
+        files: one file, or the files of a series in slice order.
+        frame: for a loop: an index, ``"first"``, ``"middle"`` or ``"last"``; None selects the middle frame.
+        mask: file with the subject's mask, on the image's own voxels.
+        columns: other table columns: ``label`` (class index), ``subject``, ``split``, ``spacing_mm`` and so on.
     """
 
     id: str
@@ -57,15 +57,15 @@ class Case:
         return str(self.files[0])
 
     def item(self) -> dict[str, Any]:
-        """Return the case as an item of a MONAI dataset: itself under ``image``, beside ``case`` and its columns."""
+        """Return the case as an item of a MONAI dataset: itself under ``image``, plus ``case`` and its columns."""
         return {**self.columns, "image": self, "case": self.id}
 
 
 def as_case(source: Case | str | PathLike[str] | Sequence[str | PathLike[str]]) -> Case:
-    """Make a case of a file, a folder that holds one series, or the files of a series.
+    """Create a case from a file, a folder with one series, or the files of a series.
 
     Raises:
-        ValueError: an empty list.
+        ValueError: if the list is empty.
     """
     if isinstance(source, Case):
         return source
@@ -80,7 +80,7 @@ def as_case(source: Case | str | PathLike[str] | Sequence[str | PathLike[str]]) 
         return as_case(parts[0])
     files = tuple(Path(os.fspath(part)) for part in parts)
     if not files:
-        raise ValueError("path is an empty list: name the files of one series")
+        raise ValueError("path is an empty list: give the files of one series")
     return Case(file_name(files[0].parent.name or "series"), files)
 
 
@@ -91,17 +91,17 @@ def read_table(
 
     Args:
         table: CSV or JSON file.
-        root: folder that its paths are relative to.
-        label_column: column that holds the class: its index, or its name, which becomes the index if it is known.
+        root: folder to which the table's paths are relative.
+        label_column: column with the class: an index, or a name, which is replaced by its index if it is known.
         class_names: names of the classes 0, 1, ...
-        series: whether these are volumes: a path may be a folder, which holds a series, and spacings are not read.
+        series: whether the cases are volumes: a path may be a folder with one series, and spacings are not read.
 
     Returns:
-        The rows: ``image`` (path of a file, or of the folder of a series), and what else the table says.
+        The rows: ``image`` (path of a file, or of a series folder) and the table's other columns.
 
     Raises:
-        FileNotFoundError: if the table does not exist, or none of the images it names.
-        ValueError: if it cannot be parsed, is empty or lacks ``file``.
+        FileNotFoundError: if the table does not exist, or none of its images does.
+        ValueError: if the table cannot be parsed, is empty or lacks ``file``.
     """
     if not table.is_file():
         raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
@@ -117,16 +117,16 @@ def read_table(
             row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
         if "label" in row:
             row["label"] = _label(row["label"], class_names)
-    if not any(Path(row["image"]).exists() for row in rows):  # else each that is missing fails by itself
+    if not any(Path(row["image"]).exists() for row in rows):  # otherwise each missing file fails on its own
         raise FileNotFoundError(
-            f"datalist {table.name!r} names no file that exists, such as {Path(rows[0]['image']).name}; paths are "
+            f"datalist {table.name!r} lists no existing file, for example {Path(rows[0]['image']).name}; paths are "
             f"relative to {str(root)!r}"
         )
     return rows
 
 
 def _csv_records(table: Path) -> list[dict[str, Any]]:
-    """Read a CSV; spreadsheets in some languages separate the cells by semicolons, others by tabs."""
+    """Read a CSV file. Some locales separate cells by semicolons, some programs by tabs."""
     with table.open(newline="", encoding="utf-8-sig") as stream:
         head = stream.readline()
         stream.seek(0)
@@ -151,8 +151,8 @@ def _json_records(table: Path) -> list[dict[str, Any]]:
 
 
 def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_column: str) -> dict[str, Any]:
-    """Turn one line into a case: empty cells are left out, paths resolved, label and spacing parsed."""
-    # csv files the cells beyond the header under the key None
+    """Turn one table row into a case: drop empty cells, resolve paths, parse label and spacing."""
+    # csv stores cells beyond the header under the key None
     filled = {str(k): v for k, v in record.items() if k and v is not None and str(v).strip() != ""}
     name = filled.pop("file", None) or filled.pop("image", None)
     if name is None:
@@ -162,7 +162,7 @@ def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_col
         )
     row: dict[str, Any] = {"image": str(root / str(name))}
     label = filled.pop(label_column, None)
-    filled.pop("label", None)  # the table's own label is not meant if another column was chosen
+    filled.pop("label", None)  # another column was chosen as the label
     if label is not None:
         row["label"] = label
     for column in ("mask", "segmentation"):
@@ -172,7 +172,7 @@ def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_col
 
 
 def _label(value: Any, class_names: Sequence[str]) -> Any:
-    """Index of a class; a name that nobody knows stays, for inference needs no label."""
+    """Return the class index. An unknown name is kept, because inference needs no label."""
     names = [name.casefold() for name in class_names]
     if isinstance(value, str) and value.strip().casefold() in names:
         return names.index(value.strip().casefold())
@@ -184,7 +184,7 @@ def _label(value: Any, class_names: Sequence[str]) -> Any:
 
 
 def _spacing(value: Any, where: str) -> tuple[float, float]:
-    """Millimeters between rows and between columns."""
+    """Return the spacing in mm between rows and between columns."""
     parts = value if isinstance(value, list | tuple) else str(value).replace(",", " ").strip("[]() ").split()
     try:
         numbers = [float(part) for part in parts]
@@ -196,12 +196,12 @@ def _spacing(value: Any, where: str) -> tuple[float, float]:
 
 
 def file_name(name: str) -> str:
-    """Make an id that a table or a folder gave the name of a file: no folders, nothing reserved, not too long."""
+    """Turn an id from a table or folder into a file name: no folders, nothing reserved, not too long."""
     name = re.sub(r"[\\/\0]+", "__", name).strip(" .") or "case"
-    name = re.sub(r"[\ud800-\udfff]", "_", name)  # bytes of a name that is not UTF-8
+    name = re.sub(r"[\ud800-\udfff]", "_", name)  # undecodable bytes: the name is not UTF-8
     if name.casefold() in _RESERVED:
         name += "_case"
-    if len(name.encode()) > _LONGEST_ID:  # trees of UIDs are
+    if len(name.encode()) > _LONGEST_ID:  # paths made of UIDs are
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
         name = f"{name.encode()[: _LONGEST_ID - 13].decode(errors='ignore')}_{digest}"
     return name

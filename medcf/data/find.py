@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the cases of a folder or a table, pictures or volumes, and names what in it cannot be used."""
+"""Finds the cases in a folder or a table, pictures or volumes, and lists the files that cannot be used."""
 
 from __future__ import annotations
 
@@ -44,38 +44,38 @@ def find_cases(
     max_pixels: float = Limits.pixels,
     max_voxels: float = Limits.voxels,
 ) -> tuple[list[Case], list[Failure]]:
-    """List the images of a folder (searched through), a file or a table, and what in it cannot be used.
+    """List the images in a folder (searched recursively), a file or a table, and the files that cannot be used.
 
-    In a folder everything is tried except hidden files, side-cars such as ``.csv`` or ``.json``, label maps beside
-    images and DICOMDIR; the format is told by the content. Only headers are read, so a case may still fail in
-    :func:`medcf.read`. Among pictures, CT, MR and PET slices that share a series are parts of a volume and fail; a lone
-    slice is a picture. Among volumes every NIfTI, NRRD or MetaImage volume is a case, and so is every DICOM series
-    (SeriesInstanceUID), however its files are spread.
+    In a folder every file is tried except hidden files, sidecar files such as ``.csv`` or ``.json``, label maps next to
+    images, and DICOMDIR; the content determines the format. Only headers are read, so a case may still fail in
+    :func:`medcf.read`. In a search for pictures, CT, MR and PET slices that share a series belong to a volume and fail;
+    a single slice is a picture. In a search for volumes each NIfTI, NRRD or MetaImage volume is a case, and so is each
+    DICOM series (SeriesInstanceUID), wherever its files are.
 
-    A table is a CSV with a header line, or JSON: a list of objects, or an object of such lists whose keys become
-    ``split``. ``file`` (or ``image``) is required and relative to ``dataset_dir`` if that is given, else to the table;
-    of a volume it may be the folder of a series. ``label``, ``subject``, ``split``, ``mask`` (of a volume its subject;
-    of a picture its ``segmentation``), ``segmentation`` and ``spacing_mm`` ("row column", or one number, for pictures
-    that do not carry it) are understood, other columns are kept.
+    A table is a CSV file with a header line, or JSON: a list of objects, or an object of such lists whose keys become
+    ``split``. ``file`` (or ``image``) is required; it is relative to ``dataset_dir`` if that is given, otherwise to the
+    table. For a volume it may be a series folder. ``label``, ``subject``, ``split``, ``mask`` (for a volume, its
+    subject; for a picture, its ``segmentation``), ``segmentation`` and ``spacing_mm`` ("row column", or one number, for
+    pictures without their own) are interpreted; other columns are kept.
 
     Args:
         dataset_dir: folder to search, one file, or the folder to which the table's paths are relative.
         datalist: CSV or JSON file.
-        spatial_dims: 2 finds pictures and loops of them, 3 volumes.
-        frame: of a loop: ``"first"``, ``"middle"``, ``"last"``, an index, or ``"all"`` for a case per frame.
+        spatial_dims: 2 finds pictures and loops, 3 finds volumes.
+        frame: for a loop: ``"first"``, ``"middle"``, ``"last"``, an index, or ``"all"`` for one case per frame.
         split: keep only the rows of this split, or of this section of a JSON file.
-        label_column: column that holds the class: its index, or its name.
+        label_column: column with the class: its index or its name.
         class_names: names of the classes 0, 1, ...
-        exclude: files and folders to leave out, such as an output folder inside of ``dataset_dir``.
-        max_pixels: largest picture that is read.
-        max_voxels: largest volume that is read.
+        exclude: files and folders to leave out, such as an output folder inside ``dataset_dir``.
+        max_pixels: size limit for a picture.
+        max_voxels: size limit for a volume.
 
     Returns:
-        The cases, sorted by path or in the table's order, with ids made from their paths: unique, stable, no patient
-        data beyond the path's. And the failures.
+        The cases, sorted by path or in table order, with ids made from their paths: unique, stable, and without patient
+        data beyond the path. And the failures.
 
     Raises:
-        FileNotFoundError: if the folder or the table does not exist, or no file that the table names.
+        FileNotFoundError: if the folder or the table does not exist, or none of the table's files does.
         ValueError: if there is nothing to read, neither argument is given, or the table lacks ``file``.
     """
     kind = "images" if spatial_dims == 2 else "volumes"
@@ -111,7 +111,7 @@ def find_cases(
 
 
 def _case(row: Row, name: str) -> Case:
-    """Make a case of a row: what is not its id, its files, its frame or its mask stays a column."""
+    """Create a case from a row: everything but id, files, frame and mask stays a column."""
     columns = {key: value for key, value in row.items() if key not in ("image", "files", "frame", "mask", "case")}
     columns = {key: value for key, value in columns.items() if not key.startswith("_")}
     files = tuple(Path(file) for file in row.get("files") or [row["image"]])
@@ -119,7 +119,7 @@ def _case(row: Row, name: str) -> Case:
 
 
 def _check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLike[str] | None) -> Path:
-    """Return the folder or file to search, or the folder that the table's paths are relative to.
+    """Return the folder or file to search, or the folder to which the table's paths are relative.
 
     Raises:
         FileNotFoundError: if it does not exist, or is a table.
@@ -133,7 +133,7 @@ def _check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLik
 
 
 def _pictures(rows: list[Row], frame: int | str, limits: Limits) -> tuple[list[Row], list[Failure]]:
-    """Look into every header and choose frames."""
+    """Inspect every header and choose frames."""
     failures: list[Failure] = []
     inspected: list[tuple[Row, FileInfo]] = []
     for row in rows:
@@ -148,7 +148,7 @@ def _pictures(rows: list[Row], frame: int | str, limits: Limits) -> tuple[list[R
         try:
             if count > 1:
                 reason = f"is one of {count} slices of a {info.modality} series, which is a volume"
-                raise UnreadableImage(info.path, reason, "Put the plane of interest alone into the folder.")
+                raise UnreadableImage(info.path, reason, "Put only the plane of interest into the folder.")
             frames = list(range(info.num_frames)) if frame == "all" else [choose_frame(info, frame)]
         except UnreadableImage as error:
             failures.append(Failure.of(error))
@@ -161,13 +161,13 @@ def _pictures(rows: list[Row], frame: int | str, limits: Limits) -> tuple[list[R
 def _expect_picture(info: FileInfo) -> FileInfo:
     if info.spatial_dims == 3:
         size = f" of {info.num_frames} slices" if info.num_frames > 1 else ""
-        reason = f"is a volume{size}, where a 2D image is expected"
-        raise UnreadableImage(info.path, reason, "Cut the plane of interest out of it and save that.")
+        reason = f"is a volume{size}, but a 2D image is expected"
+        raise UnreadableImage(info.path, reason, "Extract the plane of interest and save it.")
     return info
 
 
 def _volumes(rows: list[Row], root: Path, limits: Limits) -> tuple[list[Row], list[Failure]]:
-    """Look into the headers of the files and folders of a table."""
+    """Inspect the headers of a table's files and folders."""
     found: list[Row] = []
     failures: list[Failure] = []
     for row in rows:
@@ -189,7 +189,7 @@ def _volumes(rows: list[Row], root: Path, limits: Limits) -> tuple[list[Row], li
 
 
 def _volumes_of_files(rows: list[Row], root: Path, limits: Limits) -> tuple[list[Row], list[Failure]]:
-    """Look into every header of a folder and gather the files of each series."""
+    """Inspect every header in a folder and group the files by series."""
     failures: list[Failure] = []
     placed: list[tuple[str, Row]] = []
     series: dict[str, list[SlicePlace]] = {}
@@ -205,7 +205,7 @@ def _volumes_of_files(rows: list[Row], root: Path, limits: Limits) -> tuple[list
                 uid, slices = _slices(path)
                 series.setdefault(uid or str(path.parent), []).extend(slices)
         except UnreadableImage as error:
-            # an ultrasound loop, or a series in colors, comes as hundreds of files: one line for all of them
+            # an ultrasound loop, or a color series, may consist of hundreds of files: report them in one line
             group = path.parent if kind == "dicom" else path
             refused.setdefault((group, error.reason, error.remedy), []).append(path)
     for (_, reason, remedy), files in refused.items():
@@ -218,7 +218,7 @@ def _volumes_of_files(rows: list[Row], root: Path, limits: Limits) -> tuple[list
         except UnreadableImage as error:
             failures.append(Failure.of(error))
             continue
-        if folders.count(folder) == 1 and len(row["files"]) > 1:  # else the case is called after its first file
+        if folders.count(folder) == 1 and len(row["files"]) > 1:  # otherwise the case is named after its first file
             row["case"] = _folder_name(os.path.relpath(folder, root))
         placed.append((str(slices[0].path), row))
     order = {row["image"]: index for index, row in enumerate(rows)}
@@ -228,7 +228,7 @@ def _volumes_of_files(rows: list[Row], root: Path, limits: Limits) -> tuple[list
 def _expect_volume(path: Path, limits: Limits) -> Path:
     info = inspect_file(path, limits)
     if info.spatial_dims == 2:
-        raise UnreadableImage(path, f"is not a volume (its size is {info.size[0]} x {info.size[1]})", "Give a volume.")
+        raise UnreadableImage(path, f"is not a volume (shape {info.size[0]} x {info.size[1]})", "Give a volume.")
     return path
 
 
@@ -247,7 +247,7 @@ def _slices(path: Path) -> tuple[str, list[SlicePlace]]:
 
 
 def _series(slices: Sequence[SlicePlace], limits: Limits) -> Row:
-    """Check that the slices make up a volume, and name its files in their order."""
+    """Check that the slices form a volume, and list its files in order."""
     with as_damage(slices[0].path), np.errstate(all="ignore"):
         arranged, _ = arrange(slices)
     limits.check(arranged[0].path, (*arranged[0].size[::-1], len(arranged)))
@@ -256,14 +256,14 @@ def _series(slices: Sequence[SlicePlace], limits: Limits) -> Row:
 
 
 def _folder_name(path: str) -> str:
-    """Name of a series after its folder."""
+    """Name a series after its folder."""
     parts = [part for part in Path(path).parts if part not in ("..", ".", os.sep)]
-    # the folder that was given is not part of any name: folders are often called after patients
+    # the given folder is not part of any name: folders are often named after patients
     return "__".join(parts) or "series"
 
 
 def _case_ids(rows: list[Row], root: Path) -> list[str]:
-    """Name every case after its path; add the suffix, then a number, to those that would be called the same."""
+    """Name each case after its path; if names collide, append the suffix, then a number."""
     stems, full = [], []
     for row in rows:
         path = Path(os.path.relpath(row["image"], root))
@@ -274,7 +274,7 @@ def _case_ids(rows: list[Row], root: Path) -> list[str]:
         name = re.sub(r"[^\w.+-]+", "_", "__".join(parts)).strip("._") or "case"
         stems.append(file_name(str(row.get("case") or name)) + row.get("_suffix", ""))
         full.append(file_name(name + suffix.replace(".", "_")) + row.get("_suffix", ""))
-    # compared without case: the ids become file names, also where "A" and "a" are the same file
+    # compare case-insensitively: ids become file names, and on some systems "A" and "a" are the same file
     counts = Counter(s.casefold() for s in stems)
     names = [s if counts[s.casefold()] == 1 else f for s, f in zip(stems, full, strict=True)]
     used: set[str] = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network's grid: where it lies in an image, to it, and back into the image's own pixels or voxels."""
+"""The network's grid: its position in an image, the way onto it, and the way back to the image's pixels or voxels."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from medcf.data.subject import SUBJECTS, find_subject, middle_of, picture_box
 
 __all__ = ["Grid", "GridRecord", "grid_record"]
 
-_ROUNDING = 1e-4  # half of a voxel is half of it, also after float32
+_ROUNDING = 1e-4  # so that half a voxel still counts as half after float32 rounding
 
 
 @dataclass(frozen=True, eq=False)
 class GridRecord:
-    """Where a grid lies in an image: all that the way back takes.
+    """The position of a grid in an image: everything needed to map back.
 
     Attributes:
-        matrix: (4, 4), index on the grid to index in the image; of a picture the third index is 0.
+        matrix: (4, 4), grid index to image index; for a picture the third index is 0.
         native: size of the image.
         grid: size of the grid.
-        intensity: values of the image that are -1 and 1 on the grid.
-        mask: the subject, bool (1, *native); None is everywhere.
-        image: what was put onto the grid, (1, *native) in its own values.
+        intensity: image values that become -1 and 1 on the grid.
+        mask: the subject, bool (1, *native); None means everywhere.
+        image: the image that was put onto the grid, (1, *native) in its own values.
     """
 
     matrix: NDArray[np.float64]
@@ -43,14 +43,14 @@ class GridRecord:
     mask: torch.Tensor | None = field(default=None, repr=False)
     image: MetaTensor | None = field(default=None, repr=False)
 
-    ndim: ClassVar[int] = 0  # what MONAI's decollate_batch hands on as one thing
+    ndim: ClassVar[int] = 0  # MONAI's decollate_batch passes it on whole
 
     def item(self) -> GridRecord:
-        """Return the record itself, as a scalar tensor its number."""
+        """Return the record itself, as ``item`` of a scalar tensor returns its number."""
         return self
 
     def back(self, values: torch.Tensor) -> torch.Tensor:
-        """Resample a difference from the grid into the image's own pixels or voxels, linearly; zero outside.
+        """Resample a difference linearly from the grid to the image's own pixels or voxels; zero outside.
 
         Args:
             values: (C, *grid), such as counterfactual minus input.
@@ -59,7 +59,7 @@ class GridRecord:
             float32 (C, *native), a plain tensor in the units of ``values``.
 
         Raises:
-            ValueError: if the shape is not the grid's.
+            ValueError: if the shape does not match the grid.
         """
         if tuple(values.shape[1:]) != self.grid:
             shown = ", ".join(map(str, self.grid))
@@ -67,15 +67,15 @@ class GridRecord:
         return resample(values, np.linalg.inv(self.matrix), self.native)
 
 
-# several records are a list: they hold images of several sizes
+# collate several records to a list: they describe images of different sizes
 default_collate_fn_map[GridRecord] = lambda batch, *, collate_fn_map=None: list(batch)
 
 
 def grid_record(image: torch.Tensor) -> GridRecord:
-    """Return the record that :class:`medcf.transforms.ToGrid` left in the meta data of an image on the grid.
+    """Return the record that :class:`medcf.transforms.ToGrid` stored in the metadata of an image on the grid.
 
     Raises:
-        ValueError: if the image did not go through it.
+        ValueError: if the image has no record.
     """
     record = getattr(image, "meta", {}).get("grid_record")
     if record is None:
@@ -85,27 +85,29 @@ def grid_record(image: torch.Tensor) -> GridRecord:
 
 @dataclass(frozen=True)
 class Grid:
-    """The network's grid, as it is specified for all images.
+    """The specification of the network's grid, shared by all images.
 
-    Where the spacing of a picture is known, the grid has ``spacing`` in mm and is centered on the image if the whole of
-    it fits, else on the picture in it (the part of its ultrasound region that is not black); where it is unknown, the
-    picture is fitted into the grid, its aspect ratio kept. On a volume the grid is centered on the subject; voxels of
-    which less than half belongs to it are exactly -1, the others take the mean over what does.
+    If the spacing of a picture is known, the grid has ``spacing`` in mm. It is centered on the image if the whole image
+    fits, otherwise on its visible part (the part of its ultrasound region that is not black). If the spacing is
+    unknown, the visible part is fitted into the grid with its aspect ratio kept. On a volume the grid is centered on
+    the subject; voxels that belong to it by less than half are exactly -1, the others take the mean over the part that
+    does.
 
     Attributes:
-        size: of the grid: rows and columns, or voxels along ``axes``.
-        spacing: mm between them: one number, or one along each axis.
-        axes: ``"screen"``: rows run downward and columns to the right of a picture as viewers show it; or the
-            directions of a volume's axes, such as ``"RAS"``.
-        subject: how the subject is found where no mask is given: ``"picture"``; of a volume ``"auto"``, ``"nonzero"``,
+        size: size of the grid: rows and columns, or voxels along ``axes``.
+        spacing: mm between grid points: one number, or one per axis.
+        axes: ``"screen"``: rows run down and columns run right, as viewers show the picture; or the directions of a
+            volume's axes, such as ``"RAS"``.
+        subject: how to find the subject if no mask is given: ``"picture"``; for a volume ``"auto"``, ``"nonzero"``,
             ``"estimate"`` or ``"all"`` (see :func:`medcf.data.subject.find_subject`); or a function from the image to a
-            bool tensor of its shape.
+            bool tensor of the same shape.
         center: ``"subject"``, the middle of its bounding box, or ``"image"``.
-        percentile: of a volume's subject that becomes 1. -1 is 0, or the opposite percentile where it is negative.
-        intensity: values that become -1 and 1, such as 0 and 80 HU of a CT; None takes them from the image.
+        percentile: percentile of a volume's subject that becomes 1. Zero becomes -1, or the opposite percentile if that
+            is negative.
+        intensity: values that become -1 and 1, such as 0 and 80 HU for CT; None derives them from the image.
 
     Raises:
-        ValueError: an attribute that makes no sense; names it.
+        ValueError: if an attribute is invalid; the message names it.
     """
 
     size: Sequence[int] = (64, 80)
@@ -127,7 +129,7 @@ class Grid:
         if count == 3 and sorted("RAS"["RLAPSI".index(c) // 2] if c in "RLAPSI" else "" for c in self.axes) != [*"ARS"]:
             raise ValueError(f"axes={self.axes!r} is neither 'screen' nor three directions such as 'RAS'.")
         if isinstance(self.subject, str) and self.subject not in SUBJECTS:
-            raise ValueError(f"subject={self.subject!r} is none of {', '.join(SUBJECTS)}; masks are given as such.")
+            raise ValueError(f"subject={self.subject!r} is not one of {', '.join(SUBJECTS)}; pass masks as they are.")
         if self.center not in ("subject", "image"):
             raise ValueError(f"center={self.center!r} is neither 'subject' nor 'image'.")
         if not 50 < self.percentile <= 100:
@@ -136,19 +138,19 @@ class Grid:
     def fit(
         self, image: torch.Tensor, mask: torch.Tensor | None = None, registered: tuple[Any, Any] | None = None
     ) -> GridRecord:
-        """Find out where the grid lies in an image.
+        """Determine where the grid lies in an image.
 
         Args:
             image: (C, X, Y) or (1, X, Y, Z) in any units.
-            mask: the subject, (1, *spatial); None finds it.
-            registered: of a volume that was registered to a template: the middle of the template's subject, and the
-                matrix (4, 4) from mm in the template to mm in the volume.
+            mask: the subject, (1, *spatial); None searches for it.
+            registered: for a volume registered to a template: the center of the template's subject, and the matrix (4,
+                4) from mm in the template to mm in the volume.
 
         Returns:
-            The record, ``image`` (as luminance) included.
+            The record, including ``image`` (as luminance).
 
         Raises:
-            ValueError: an image or a mask that makes no sense, or without a range of intensities.
+            ValueError: if the image or mask is invalid, or the intensities have no range.
         """
         if image.ndim != len(self.size) + 1 or min(image.shape[1:]) < 1:
             wanted = "(1 or 3, X, Y)" if len(self.size) == 2 else "(1, X, Y, Z)"
@@ -163,18 +165,18 @@ class Grid:
         matrix = self._place_volume(source, inside, registered)
         intensity = self.intensity or self._intensity(source, inside)
         if not intensity[1] > intensity[0]:
-            raise ValueError("there is no range of intensities: check the volume and its mask")
+            raise ValueError("the intensities have no range: check the volume and its mask")
         return GridRecord(matrix, native, sizes, intensity, inside, _kept(source))
 
     def to(self, image: torch.Tensor, record: GridRecord) -> MetaTensor:
-        """Resample an image onto the grid of a record, with the record's intensities.
+        """Resample an image onto the grid of a record, using the record's intensities.
 
         Args:
-            image: (C, *native), the image of the record or another one on its voxels.
+            image: (C, *native), the record's image or another image on the same voxels.
             record: from ``fit``.
 
         Returns:
-            float32 (1, *size) in [-1, 1], with the affine of the grid and the meta data of the image.
+            float32 (1, *size) in [-1, 1], with the grid's affine and the image's metadata.
         """
         source = to_luminance(image)
         if tuple(source.shape[1:]) != record.native:
@@ -187,7 +189,7 @@ class Grid:
         else:
             inside = record.mask.to(values.device)
             share = resample(inside.float(), record.matrix, record.grid)
-            # black is zero while resampling, so what lies outside adds nothing
+            # shift black to zero before resampling, so that the area outside adds nothing
             black = torch.where(inside, values, torch.tensor(low, dtype=values.dtype)).sub_(low)
             brain = resample(black, record.matrix, record.grid)
             scaled = (2 * (brain / share.clamp(min=1e-3)) / (high - low) - 1).clamp(-1, 1)
@@ -197,17 +199,17 @@ class Grid:
         return MetaTensor(grid, affine=torch.from_numpy(affine @ record.matrix), meta=meta)
 
     def back(self, values: torch.Tensor, record: GridRecord) -> torch.Tensor:
-        """Resample a difference from the grid into the image's own pixels or voxels, see `GridRecord.back`."""
+        """Resample a difference from the grid to the image's own pixels or voxels, see `GridRecord.back`."""
         return record.back(values)
 
     def _place_picture(self, source: torch.Tensor, intensity: tuple[float, float]) -> NDArray[np.float64]:
         """Decide which part of a picture the grid covers."""
         affine, known = geometry(source)
         turn, edges = _screen(affine), np.linalg.norm(affine[:3, :2], axis=0)
-        along = [int(np.abs(turn[:2, axis]).argmax()) for axis in range(2)]  # the image's axis of each of the grid's
+        along = [int(np.abs(turn[:2, axis]).argmax()) for axis in range(2)]  # image axis for each grid axis
         lengths = np.array([source.shape[1 + axis] for axis in along], dtype=float)
         size = np.array(self.size, dtype=float)
-        # pixel edges run from 0 to n, so that the center of pixel 0 is at 0.5
+        # pixel edges run from 0 to n, so the center of pixel 0 is at 0.5
         center = lengths / 2
         steps = np.broadcast_to(np.asarray(self.spacing, dtype=float), 2) / edges[along] if known else None
         if steps is None or (lengths > size * steps + 1).any():
@@ -241,7 +243,7 @@ class Grid:
         return np.linalg.inv(affine) @ moved @ frame
 
     def _intensity(self, source: torch.Tensor, inside: torch.Tensor) -> tuple[float, float]:
-        """Values of a volume that become black and white."""
+        """Return the values of a volume that become black and white."""
         brain = source.as_subclass(torch.Tensor).detach().cpu().float().numpy()[inside.numpy()]
         darkest, high = (float(value) for value in np.percentile(brain, [100 - self.percentile, self.percentile]))
         return min(darkest, 0.0), high
@@ -252,29 +254,29 @@ _OF_THE_PIXELS = (
     "overlay_mask",
     "overlay_pixels",
     "region",
-)  # of the image's meta data: they lie on its own pixels
+)  # metadata that refer to the image's own pixels
 
 
 def _kept(source: torch.Tensor) -> MetaTensor:
     plain = source.as_subclass(torch.Tensor).detach().float()
     affine, known = geometry(source)
-    # the unit matrix, so that an unknown spacing stays unknown
+    # the unit matrix keeps an unknown spacing unknown
     return MetaTensor(plain, affine=torch.from_numpy(affine if known else np.eye(4)), meta=meta_of(source, "mask"))
 
 
 def _screen(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Signed permutation (2, 2): axes of the grid, rows downward and columns to the right, to axes of a picture.
+    """Return the signed permutation (2, 2) from grid axes (rows down, columns right) to picture axes.
 
-    A radiological view shows patient left on the right, anterior up, and in sagittal and coronal planes the head up.
+    Radiological view: patient left is on the right, anterior is up, and in sagittal and coronal planes the head is up.
     """
     import nibabel as nib
 
     world = nib.orientations.io_orientation(affine)
-    # the horizontal axis of the screen is x, or y in a sagittal plane: the smaller of the two world axes
+    # the screen's horizontal axis is x, or y in a sagittal plane: the smaller of the two world axes
     horizontal = 0 if world[0, 0] <= world[1, 0] else 1
     turn = np.zeros((2, 2))
     for axis, source in ((0, 1 - horizontal), (1, horizontal)):
-        turn[source, axis] = -world[source, 1]  # right, down and to the back are the negative directions of RAS+
+        turn[source, axis] = -world[source, 1]  # left, posterior and inferior are the negative directions of RAS+
     return turn
 
 

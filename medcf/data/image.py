@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image in memory: channels first, columns before rows, and a 4 x 4 affine that says where it lies.
+"""An image in memory: channels first, columns before rows, and a 4 x 4 affine for its position.
 
-A picture is a volume of one slice. Its columns go to the left of the patient and its rows to the back, as ITK places a
-2D image; one without geometry (the affine is the unit matrix and nothing names a space, as MONAI's reader of PNG files
-gives it) is taken so, its pixel spacing unknown; on the network's grid its ``space`` is empty.
+A picture is a volume of one slice. Its columns run to the patient's left and its rows to the back, as ITK places a 2D
+image. A picture without geometry (the affine is the unit matrix and nothing names a space, as from MONAI's PNG reader)
+is treated the same way, with unknown pixel spacing; on the network's grid its ``space`` is empty.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ __all__ = [
     "voxel_sizes",
 ]
 
-_SHORTEST, _LONGEST = 1.0, 3000.0  # mm, the longest edge of an image
+_SHORTEST, _LONGEST = 1.0, 3000.0  # mm, limits of an image's longest edge
 
 LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)
 """Red, green and blue weights of ITU-R BT.601 luma: the Y of DICOM's YBR_FULL and of JPEG."""
 
 
 def picture_affine(spacing: tuple[float, float] | None = None) -> NDArray[np.float64]:
-    """Affine from (column, row, slice) indices to RAS+ mm of a picture without a position in the patient.
+    """Return the affine from (column, row, slice) indices to RAS+ mm for a picture without a position in the patient.
 
     Args:
         spacing: mm between columns and between rows; None counts as 1.
@@ -57,16 +57,16 @@ def picture_affine(spacing: tuple[float, float] | None = None) -> NDArray[np.flo
 
 
 def geometry(image: torch.Tensor) -> tuple[NDArray[np.float64], bool]:
-    """Return where an image lies, and whether its spacing is known.
+    """Return the position of an image, and whether its spacing is known.
 
     Args:
         image: (C, X, Y) or (C, X, Y, Z), from :func:`medcf.read` or any of MONAI's readers.
 
     Returns:
-        Affine (4, 4) from indices to RAS+ mm; whether it is the file's own.
+        Affine (4, 4) from indices to RAS+ mm; whether it comes from the file.
     """
     affine = np.asarray(image.affine, dtype=np.float64) if isinstance(image, MetaTensor) else np.eye(4)
-    if affine.shape == (3, 3):  # MONAI's affine of an image in two dimensions
+    if affine.shape == (3, 3):  # MONAI's affine for a 2D image
         affine = np.block([[affine[:2, :2], np.zeros((2, 1)), affine[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
     unit = np.array_equal(affine, np.eye(4))
     if image.ndim == 3 and unit:
@@ -75,18 +75,18 @@ def geometry(image: torch.Tensor) -> tuple[NDArray[np.float64], bool]:
 
 
 def get_spacing(image: torch.Tensor) -> tuple[float, ...] | None:
-    """Millimeters between neighbors along each spatial axis of an image (C, *spatial), None if unknown."""
+    """Return the mm between neighbors along each spatial axis of an image (C, *spatial); None if unknown."""
     affine, known = geometry(image)
     return voxel_sizes(affine)[: image.ndim - 1] if known else None
 
 
 def voxel_sizes(affine: NDArray[np.floating]) -> tuple[float, ...]:
-    """Millimeters between neighbors along the three axes of an affine (4, 4)."""
+    """Return the mm between neighbors along the three axes of an affine (4, 4)."""
     return tuple(float(mm) for mm in np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0))
 
 
 def channels_first(image: torch.Tensor) -> torch.Tensor:
-    """Put the channel of an image that a loader left last, or out, where it belongs, as its meta data tell."""
+    """Move or add the channel axis of an image that a loader left last or omitted, based on its metadata."""
     spatial = tuple(int(n) for n in getattr(image, "meta", {}).get(str(MetaKeys.SPATIAL_SHAPE), ()))
     if image.ndim == 2 or (spatial and tuple(image.shape) == spatial):
         return image[None]
@@ -96,13 +96,13 @@ def channels_first(image: torch.Tensor) -> torch.Tensor:
 
 
 def digest(image: NDArray[np.generic]) -> str:
-    """SHA-256 of an array's values and shape: the name by which noise is seeded, whatever its file is called."""
+    """Return the SHA-256 of an array's values and shape. It seeds the noise, so file names do not matter."""
     array = np.ascontiguousarray(image)
     return hashlib.sha256(str(array.shape).encode() + array.view(np.uint8).reshape(-1).data).hexdigest()
 
 
 def display_range(picture: torch.Tensor) -> tuple[float, float]:
-    """Values of a picture that are black and white: 0 and 1, 0 and 255, or its own ends beyond these."""
+    """Return the black and white values of a picture: 0 and 1, 0 and 255, or its own range if it exceeds these."""
     low, high = (float(value) for value in picture.as_subclass(torch.Tensor).float().aminmax())
     if low >= -1e-6 and high <= 255:
         return 0.0, 1.0 if high <= 1 + 1e-6 else 255.0
@@ -110,17 +110,17 @@ def display_range(picture: torch.Tensor) -> tuple[float, float]:
 
 
 def to_unit_range(values: NDArray[np.generic]) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Scale the numbers of a picture to [0, 1].
+    """Scale the values of a picture to [0, 1].
 
-    Unsigned integers are divided by the largest number of 8, 10, 12, 14, 16 or 32 bits, whichever holds them, because
-    detectors store fewer bits than the file has, without a scale. Others within [0, 255] are divided by 255, unless
-    they are within [0, 1] already; the rest is stretched from its minimum to its maximum.
+    Unsigned integers are divided by the largest number of 8, 10, 12, 14, 16 or 32 bits, whichever is the first to fit,
+    because detectors use fewer bits than the file has, without a scale. Other types are kept if they are within [0, 1],
+    divided by 255 if they are within [0, 255], and otherwise stretched from minimum to maximum.
 
     Args:
-        values: of any type; what is not finite counts as 0.
+        values: any type; non-finite values count as 0.
 
     Returns:
-        float32 of the same shape; the values that became 0 and 1.
+        float32 of the same shape; the values that map to 0 and 1.
     """
     numbers = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(numbers.min()), float(numbers.max())
@@ -133,22 +133,22 @@ def to_unit_range(values: NDArray[np.generic]) -> tuple[NDArray[np.float32], tup
 
 
 def meta_of(image: torch.Tensor | None, *without: str) -> dict[str, Any]:
-    """Copy an image's meta data without its affine and some entries; MONAI's loaders use members of an Enum as keys."""
+    """Copy an image's metadata without its affine and the named entries; MONAI's loaders use Enum members as keys."""
     meta = getattr(image, "meta", {})
     return {str(key): value for key, value in meta.items() if str(key) not in ("affine", *without)}
 
 
 def to_luminance(image: torch.Tensor) -> torch.Tensor:
-    """Collapse color to luminance (ITU-R BT.601); a grayscale image is returned as it is.
+    """Convert color to luminance (ITU-R BT.601); a grayscale image is returned unchanged.
 
     Args:
-        image: (C, *spatial) with C = 1, 3, or 4 (the last, opacity, is left out).
+        image: (C, *spatial) with C = 1, 3, or 4 (the fourth, opacity, is ignored).
 
     Returns:
-        (1, *spatial), of the same kind (a MetaTensor keeps its meta).
+        (1, *spatial), of the same type (a MetaTensor keeps its metadata).
 
     Raises:
-        ValueError: if there is another number of channels.
+        ValueError: if the number of channels is different.
     """
     if image.shape[0] == 1:
         return image
@@ -160,19 +160,19 @@ def to_luminance(image: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What every reader hands over, whatever the format was.
+    """What every reader returns, whatever the format.
 
     Attributes:
-        array: float32 (C, X, Y) in [0, 1], bright is white whatever the file's convention; or a volume (1, X, Y, Z) in
-            its own units.
-        affine: indices to RAS+ mm; None where the file does not say.
+        array: float32 (C, X, Y) in [0, 1], where white is bright whatever the file's convention; or a volume (1, X, Y,
+            Z) in its own units.
+        affine: indices to RAS+ mm; None if the file does not state it.
         source_format: ``"dicom"``, ``"nifti"``, ``"itk"`` or ``"raster"``.
-        value_range: of a picture, the file's intensities that became 0 and 1 (the first is the larger one if white was
-            low), NaN where a lookup table stands between; of a volume, its smallest and largest value.
-        region: first column, first row, end column, end row of the picture proper (an ultrasound region); None for all.
+        value_range: for a picture, the stored values that map to 0 and 1 (the first is larger if low values are
+            white), NaN if a lookup table applies; for a volume, its smallest and largest values.
+        region: first column, first row, end column, end row of the actual picture (an ultrasound region); None for all.
         frame: index of this frame.
-        num_frames: number of frames of the file.
-        modality: DICOM's modality, empty for other formats.
+        num_frames: number of frames in the file.
+        modality: DICOM modality, empty for other formats.
     """
 
     array: NDArray[np.float32]
@@ -186,18 +186,18 @@ class Pixels:
 
     @classmethod
     def picture(cls, array: NDArray[np.float32], spacing: tuple[float, float] | None, **known: Any) -> Pixels:
-        """Take a picture as a screen shows it.
+        """Create pixels from a picture as it appears on a screen.
 
         Args:
             array: (H, W) or (H, W, C) in [0, 1].
-            spacing: mm between rows and between columns, None where the file does not say.
-            known: the other attributes.
+            spacing: mm between rows and between columns; None if the file does not state it.
+            known: values of other attributes.
         """
         turned = array[None].swapaxes(1, 2) if array.ndim == 2 else array.transpose(2, 1, 0)
         return cls(turned, None if spacing is None else picture_affine(spacing[::-1]), **known)
 
     def describe(self) -> dict[str, Any]:
-        """Return the meta data, plain values that MONAI's collate functions accept."""
+        """Return the metadata as plain values that MONAI's collate functions accept."""
         known = self.affine is not None
         affine = np.eye(4) if self.affine is None else self.affine
         meta: dict[str, Any] = {
@@ -220,7 +220,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest number of pixels of a picture and of voxels of a volume that are read.
+    """Largest number of pixels in a picture, and of voxels in a volume, that will be read.
 
     Reading and preparing a volume takes up to 14 bytes per voxel.
     """
@@ -229,34 +229,34 @@ class Limits:
     voxels: float = 1.5e8
 
     def check(self, path: str | PathLike[str], size: Sequence[int]) -> None:
-        """Refuse a file that claims more.
+        """Refuse a file whose stated size exceeds the limit.
 
         Args:
             path: the file.
-            size: two numbers of a picture, three of a volume.
+            size: two numbers for a picture, three for a volume.
 
         Raises:
-            UnreadableImage: names the claim and the option that raises the limit.
+            UnreadableImage: if it does; names the stated size and the option that raises the limit.
         """
         kind, limit = ("pixels", self.pixels) if len(size) == 2 else ("voxels", self.voxels)
         if math.prod(size) > limit:
             claim = " x ".join(map(str, size))
-            reason = f"claims {claim} {kind}, more than the limit of {limit:.0f}"
-            raise UnreadableImage(path, reason, f"If that is right, raise the limit: --max_{kind} {math.prod(size)}")
+            reason = f"claims {claim} {kind}, which exceeds the limit of {limit:.0f}"
+            raise UnreadableImage(path, reason, f"If that is correct, raise the limit: --max_{kind} {math.prod(size)}")
 
 
 def check_extent(path: str | PathLike[str], affine: NDArray[np.floating], size: Sequence[int]) -> None:
-    """Refuse an image whose header gives it a size in mm that no part of a body has.
+    """Refuse an image whose size in mm, by its header, exceeds that of any body part.
 
     Args:
         path: the file.
         affine: (4, 4), indices to mm.
-        size: along the axes of the affine; one slice has no length.
+        size: number of elements along the axes of the affine; a single slice has no length.
 
     Raises:
-        UnreadableImage: it does.
+        UnreadableImage: if the size is implausible.
     """
     longest = max(mm * n for mm, n in zip(voxel_sizes(affine), size, strict=False) if n > 1)
     if not _SHORTEST <= longest <= _LONGEST:
-        reason = f"is {longest:.3g} mm long according to its header, which no part of a body is"
+        reason = f"is {longest:.3g} mm long according to its header, which is not plausible for any body part"
         raise UnreadableImage(path, reason, "Correct the pixel or voxel size, or its unit, in the header.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NRRD and MetaImage files, read with ITK, and images of ITK and SimpleITK as tensors and back."""
+"""Reads NRRD and MetaImage files with ITK, and converts images of ITK and SimpleITK to tensors and back."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _MOST_DIMENSIONS = 3
 
 
 def is_itk(head: bytes) -> bool:
-    """Tell NRRD and MetaImage (.mha, .mhd) from the first bytes."""
+    """Recognize NRRD and MetaImage (.mha, .mhd) by the first bytes."""
     return head.startswith((b"NRRD0", b"ObjectType", b"NDims", b"Comment"))
 
 
 def inspect_itk(path: Path) -> tuple[int, ...]:
-    """Tell the size from the header: two numbers of a picture, three of a volume.
+    """Return the size stated in the header: two numbers for a picture, three for a volume.
 
     Raises:
-        UnreadableImage: if the header is damaged, or it is neither.
+        UnreadableImage: if the header is damaged, or the file holds neither.
     """
     import itk
 
@@ -47,7 +47,7 @@ def inspect_itk(path: Path) -> tuple[int, ...]:
         raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
     shown = " x ".join(map(str, size))
     if any(n > 1 for n in size[_MOST_DIMENSIONS:]):
-        raise UnreadableImage(path, f"is a series of images ({shown})", "Save one of its images in a file of its own.")
+        raise UnreadableImage(path, f"is a series of images ({shown})", "Save one of its images as a separate file.")
     size = size[:_MOST_DIMENSIONS]
     long = tuple(n for n in size if n > 1)
     if len(long) < 2 or 0 in size:
@@ -61,7 +61,7 @@ def read_itk(path: Path) -> Pixels:
     """Read a picture, gray or RGB, or a volume in its own units.
 
     Raises:
-        UnreadableImage: as `inspect_itk`, or if the pixels are damaged.
+        UnreadableImage: like `inspect_itk`, or if the pixels are damaged.
     """
     import itk
 
@@ -84,7 +84,7 @@ def read_itk(path: Path) -> Pixels:
 
 
 def _imread(path: Path, as_stored: bool) -> Any:
-    """Read a file as 32-bit numbers, or as stored where ITK's Python package knows the type; colors as bytes."""
+    """Read a file as 32-bit floats, or as stored if ITK's Python package knows the type; colors as bytes."""
     import itk
 
     header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
@@ -96,13 +96,13 @@ def _imread(path: Path, as_stored: bool) -> Any:
     if as_stored:
         try:
             return itk.imread(str(path))
-        except itk.TemplateTypeError:  # 8-bit signed and 64-bit integers
+        except itk.TemplateTypeError:  # raised for signed 8-bit and for 64-bit integers
             pass
     return itk.imread(str(path), itk.F)
 
 
 def to_itk(image: torch.Tensor) -> itk.Image:
-    """Turn a picture (1, X, Y) or a volume (1, X, Y, Z) into an image of ITK; its place in the patient is kept."""
+    """Convert a picture (1, X, Y) or a volume (1, X, Y, Z) to an ITK image, keeping its position in the patient."""
     import itk
 
     array, affine = _for_itk(image)
@@ -115,7 +115,7 @@ def to_itk(image: torch.Tensor) -> itk.Image:
 
 
 def from_itk(image: itk.Image) -> MetaTensor:
-    """Turn an image of ITK with one number per pixel into a MetaTensor (1, X, Y[, Z]) in its own units."""
+    """Convert an ITK image with one value per pixel to a MetaTensor (1, X, Y[, Z]) in its own units."""
     import itk
 
     array = _columns_first(itk.array_from_image(image), False)
@@ -124,7 +124,7 @@ def from_itk(image: itk.Image) -> MetaTensor:
 
 
 def to_sitk(image: torch.Tensor) -> SimpleITK.Image:
-    """Turn a picture (1, X, Y) or a volume (1, X, Y, Z) into an image of SimpleITK."""
+    """Convert a picture (1, X, Y) or a volume (1, X, Y, Z) to a SimpleITK image."""
     import SimpleITK
 
     array, affine = _for_itk(image)
@@ -137,7 +137,7 @@ def to_sitk(image: torch.Tensor) -> SimpleITK.Image:
 
 
 def from_sitk(image: SimpleITK.Image) -> MetaTensor:
-    """Turn an image of SimpleITK with one number per pixel into a MetaTensor (1, X, Y[, Z]) in its own units."""
+    """Convert a SimpleITK image with one value per pixel to a MetaTensor (1, X, Y[, Z]) in its own units."""
     import SimpleITK
 
     array = _columns_first(SimpleITK.GetArrayFromImage(image), False)
@@ -146,12 +146,12 @@ def from_sitk(image: SimpleITK.Image) -> MetaTensor:
 
 
 def _columns_first(array: NDArray[Any], colored: bool) -> NDArray[Any]:
-    """Turn ITK's (Z, Y, X[, C]) to (C, X, Y, Z)."""
+    """Reorder ITK's (Z, Y, X[, C]) to (C, X, Y, Z)."""
     return array.T if colored else array.T[None]
 
 
 def _affine(direction: NDArray[np.float64], spacing: Any, origin: Any) -> NDArray[np.float64]:
-    """Affine (4, 4) from indices to RAS+ mm."""
+    """Return the affine (4, 4) from indices to RAS+ mm."""
     size = min(len(spacing), _MOST_DIMENSIONS)
     affine = np.eye(4)
     affine[:size, :size] = direction[:size, :size] * np.asarray(spacing)[:size]
@@ -172,7 +172,7 @@ def _for_itk(image: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float
 
 
 def _parts(affine: NDArray[np.float64], dimensions: int) -> tuple[list[float], NDArray[np.float64], list[float]]:
-    """Spacing, direction and origin of an affine in LPS."""
+    """Return the spacing, direction and origin of an affine in LPS."""
     matrix = affine[:dimensions, :dimensions]
     spacing = np.linalg.norm(matrix, axis=0)
     return spacing.tolist(), matrix / spacing, affine[:dimensions, 3].tolist()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads NIfTI files with nibabel: the stored array, its own axes, and where it lies.
+"""Reads NIfTI files with nibabel: the stored array, its own axes, and its position.
 
-A file of one slice is a picture, of several a volume. Pictures become gray values in [0, 1]: uint8, and anything within
-[0, 255] that exceeds 1, is divided by 255; values within [0, 1] stay; the rest is stretched from its minimum to its
-maximum. An affine of a picture that is exactly the unit matrix is what a writer leaves that knows no geometry.
+A file with one slice is a picture, with several a volume. Pictures become gray values in [0, 1]: uint8, and anything
+within [0, 255] that exceeds 1, is divided by 255; values within [0, 1] stay; everything else is stretched from minimum
+to maximum. Writers without geometry leave exactly the unit matrix as the affine of a picture.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["check_nifti", "header_of_pair", "is_nifti", "open_nifti", "read_nift
 logger = logging.getLogger(__name__)
 
 _MARKS = {b"n+1\0", b"n+2\0", b"ni1\0", b"ni2\0"}
-_FLAT = 1e-4  # volume of the cell of three unit vectors below which they lie in a plane
-_ROUNDING = 1e-4  # of the length of a quaternion, squared
-_HIGHEST_PADDING, _PADDING_GAP, _LEAST_PADDED = -1500.0, 400.0, 1e-3  # HU, HU, share of the voxels
+_FLAT = 1e-4  # volume spanned by three unit vectors, below which they count as coplanar
+_ROUNDING = 1e-4  # tolerance for the squared length of a quaternion
+_HIGHEST_PADDING, _PADDING_GAP, _LEAST_PADDED = -1500.0, 400.0, 1e-3  # HU, HU, fraction of the voxels
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 
 def is_nifti(head: bytes) -> bool:
-    """Tell from the first 348 bytes, of version 1 or 2."""
+    """Recognize NIfTI version 1 or 2 by the first 348 bytes."""
     return head[344:348] in _MARKS or head[4:8] in _MARKS
 
 
 def header_of_pair(path: Path) -> Path | None:
-    """Return the header that belongs to the pixels of a .hdr/.img pair, None where ``path`` is no such file."""
+    """Return the header file for the pixels of a .hdr/.img pair; None if ``path`` is not such a file."""
     header = path.with_suffix(".hdr")
     if path.suffix.lower() != ".img" or not header.is_file():
         return None
@@ -46,18 +46,18 @@ def header_of_pair(path: Path) -> Path | None:
 
 
 def unit_in_mm(header: Any) -> float:
-    """Return the unit of a header's lengths in mm; an unknown one counts as mm."""
+    """Return the header's length unit in mm; an unknown unit counts as mm."""
     return _UNITS.get(str(header.get_xyzt_units()[0]), 1.0) if hasattr(header, "get_xyzt_units") else 1.0
 
 
 def check_nifti(path: Path) -> tuple[int, ...]:
-    """Check from the header that the file holds one picture or one volume.
+    """Check in the header that the file holds one picture or one volume.
 
     Returns:
-        Its size, two or three numbers.
+        Its size: two or three numbers.
 
     Raises:
-        UnreadableImage: if it is damaged, empty, a time series, a volume in colors, or as long as no part of a body.
+        UnreadableImage: if it is damaged, empty, a time series, a color volume, or implausibly large.
     """
     image = open_nifti(path)
     size = tuple(int(image.shape[axis]) for axis in _axes(path, image))
@@ -68,14 +68,14 @@ def check_nifti(path: Path) -> tuple[int, ...]:
 
 
 def read_nifti(path: Path) -> Pixels:
-    """Read a picture, gray or RGB, or a volume; further axes may have length 1.
+    """Read a picture, gray or RGB, or a volume; other axes must have length 1.
 
-    Values of a volume that are not finite, which some tools write outside of the brain, become 0; what pads a CT
-    outside of its field of view becomes the smallest value inside of it. The affine is the header's sform if that is
-    valid, else its qform, else voxel sizes alone (with a warning).
+    Non-finite values in a volume, which some tools write outside the brain, become 0; padding outside the field of view
+    of a CT becomes the smallest value inside it. The affine is the header's sform if valid, otherwise its qform,
+    otherwise voxel sizes only (with a warning).
 
     Raises:
-        UnreadableImage: as :func:`check_nifti`, or if the pixels are damaged or the affine of a volume is singular.
+        UnreadableImage: like :func:`check_nifti`, or if the pixels are damaged or a volume's affine is singular.
     """
     image = open_nifti(path)
     axes = _axes(path, image)
@@ -91,18 +91,18 @@ def read_nifti(path: Path) -> Pixels:
         return Pixels(array, None if affine is None else affine[:, [*axes, third, 3]], "nifti", value_range)
     if affine is None:
         remedy = "Correct its sform or qform, or export it again."
-        raise UnreadableImage(path, "says nothing usable about where its voxels lie", remedy)
+        raise UnreadableImage(path, "has no usable geometry for its voxels", remedy)
     _warn(path, image)
     odd = ~np.isfinite(values)
     if odd.any():
-        logger.warning("%s: %d voxels are not finite and count as 0", path.name, int(odd.sum()))
+        logger.warning("%s: %d voxels are not finite and are set to 0", path.name, int(odd.sum()))
         values = np.where(odd, np.float32(0), values)
     values = _without_padding(path, values)
     return Pixels(values[None], affine, "nifti", (float(values.min()), float(values.max())))
 
 
 def open_nifti(path: Path) -> Any:
-    """Open an image of nibabel whose pixels stay in the file.
+    """Open a nibabel image and leave its pixels in the file.
 
     Raises:
         UnreadableImage: if the header is damaged.
@@ -112,7 +112,7 @@ def open_nifti(path: Path) -> Any:
     try:
         try:
             image: Any = nib.load(path)
-        except ValueError:  # a quaternion that single precision rounded a little beyond length 1
+        except ValueError:  # single precision rounded a quaternion slightly beyond length 1
             kinds = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.Nifti2Pair)
             kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
             header = type("Tolerant", (kind.header_class,), {"quaternion_threshold": _ROUNDING})
@@ -125,9 +125,9 @@ def open_nifti(path: Path) -> Any:
 
 
 def _affine(image: Any) -> NDArray[np.float64] | None:
-    """Return the affine in mm: the sform if it is valid, else the qform, else voxel sizes; None where none is.
+    """Return the affine in mm: the sform if valid, otherwise the qform, otherwise voxel sizes; None if there is none.
 
-    The unit matrix of a picture is what a writer leaves that knows no geometry.
+    Writers without geometry leave the unit matrix as the affine of a picture.
     """
     header = image.header
     candidates: list[Callable[[], Any]] = [header.get_base_affine]
@@ -137,7 +137,7 @@ def _affine(image: Any) -> NDArray[np.float64] | None:
     for candidate in candidates:
         try:
             affine = np.array(candidate(), dtype=np.float64)
-        except (TypeError, ValueError):  # not coded, or no rotation
+        except (TypeError, ValueError):  # not coded, or not a rotation
             continue
         if affine.shape == (4, 4) and np.isfinite(affine).all() and _is_regular(affine[:3, :3]):
             if np.array_equal(affine, np.eye(4)) and min(image.shape[:3]) == 1:
@@ -148,13 +148,13 @@ def _affine(image: Any) -> NDArray[np.float64] | None:
 
 
 def _is_regular(matrix: NDArray[np.float64]) -> bool:
-    """Tell whether the axes span a space, whatever their unit."""
+    """Tell whether the axes span three dimensions, whatever their unit."""
     lengths = np.linalg.norm(matrix, axis=0)
     return bool(lengths.min() > 0) and abs(np.linalg.det(matrix / lengths)) >= _FLAT
 
 
 def _without_padding(path: Path, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give what pads a CT outside of its field of view, such as -3024 or -32768, the smallest value inside of it."""
+    """Replace CT padding outside the field of view, such as -3024 or -32768, by the smallest value inside it."""
     lowest = float(values.min())
     if lowest > _HIGHEST_PADDING:
         return values
@@ -164,18 +164,18 @@ def _without_padding(path: Path, values: NDArray[np.float32]) -> NDArray[np.floa
     darkest = float(values[inside].min())
     if darkest - lowest < _PADDING_GAP:
         return values
-    logger.info("%s: voxels of %g are padding and count as %g", path.name, lowest, darkest)
+    logger.info("%s: voxels with value %g are padding and are set to %g", path.name, lowest, darkest)
     return np.where(inside, values, np.float32(darkest))
 
 
 def _axes(path: Path, image: Any) -> list[int]:
-    """Return the spatial axes of the array: two of a picture, three of a volume."""
+    """Return the spatial axes of the array: two for a picture, three for a volume."""
     shape = tuple(int(n) for n in image.shape)
     shown = " x ".join(map(str, shape))
     long = [axis for axis, length in enumerate(shape) if length > 1]
     if any(axis > 2 for axis in long):
         reason = f"is a series of images ({shown})"
-        raise UnreadableImage(path, reason, "Save one of its images, or their mean, in a file of its own.")
+        raise UnreadableImage(path, reason, "Save one of its images, or their mean, as a separate file.")
     if len(long) < 2 or 0 in shape:
         raise UnreadableImage(path, f"holds no image (its size is {shown})", "Export it again.")
     kind = image.get_data_dtype()
@@ -185,23 +185,23 @@ def _axes(path: Path, image: Any) -> list[int]:
 
 
 def _gray(array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Scale a picture (X, Y) to (C, X, Y) in [0, 1]; return the values that became 0 and 1, too."""
-    if array.dtype.names is not None:  # NIfTI's RGB24 and RGBA32
+    """Scale a picture (X, Y) to (C, X, Y) in [0, 1]; also return the values that map to 0 and 1."""
+    if array.dtype.names is not None:  # RGB24 or RGBA32
         return np.stack([array[name] for name in ("R", "G", "B")]).astype(np.float32) / 255.0, (0.0, 255.0)
     return to_unit_range((array if array.dtype == np.uint8 else array.astype(np.float32))[None])
 
 
 def _warn(path: Path, image: Any) -> None:
-    """Say where the header leaves doubt about left and right."""
+    """Warn if the header is ambiguous about left and right."""
     header = image.header
     if not hasattr(header, "get_sform"):
         return
     if not header["sform_code"] and not header["qform_code"]:
-        logger.warning("%s: the header names no orientation; left and right are a guess", path.name)
+        logger.warning("%s: the header does not state an orientation; left and right are a guess", path.name)
         return
     try:
         differs = not np.allclose(header.get_sform(), header.get_qform(), atol=0.1)
     except ValueError:
         differs = True
     if header["sform_code"] and header["qform_code"] and differs:
-        logger.warning("%s: sform and qform of the header differ; the sform is used if it is valid", path.name)
+        logger.warning("%s: sform and qform in the header differ; a valid sform takes precedence", path.name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads PNG, JPEG, BMP and TIFF.
 
-Millimeters come from a PNG text entry named ``medcf_spacing_mm`` ("row column"), from the datalist, or from a PNG's
-pHYs chunk if that names a resolution no screen, printer or plotting library uses: 72, 96, 100, 150 or 300 dots per inch
-describe a display, not the patient, and are not taken for a pixel spacing.
+Spacing in mm comes from a PNG text entry named ``medcf_spacing_mm`` ("row column"), from the datalist, or from a PNG's
+pHYs chunk, unless that states a common resolution of screens, printers or plotting libraries: 72, 96, 100, 150 or 300
+dots per inch describe a display, not the patient, and are not used as pixel spacing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from medcf.runtime.errors import UnreadableImage
 __all__ = ["SPACING_ENTRY", "TIFF_MARKS", "inspect_raster", "read_raster"]
 
 SPACING_ENTRY = "medcf_spacing_mm"
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two of BigTIFF
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _DISPLAY_DPI = (
     *(40, 50, 60, 72, 75, 80, 90, 96, 100, 110, 120, 130, 144, 150, 160, 180, 192, 200, 204, 220, 240),
     *(250, 254, 288, 300, 320, 350, 360, 400, 500),
 )
 _DPI_RANGE = (5.0, 500.0)
-_FIRST_TURNED = 5  # orientation of TIFF and EXIF from which on rows and columns are exchanged
+_FIRST_TURNED = 5  # first TIFF and EXIF orientation that swaps rows and columns
 _TURNS: dict[int, Callable[[NDArray], NDArray]] = {
     2: np.fliplr,
     3: lambda array: array[::-1, ::-1],
@@ -45,10 +45,10 @@ Range = tuple[float, float]
 
 
 def inspect_raster(path: Path) -> tuple[int, tuple[int, int]]:
-    """Tell from the header how many pictures a file holds, and their columns and rows.
+    """Return the number of pictures in a file, and their columns and rows, from the header.
 
-    Only the pages of a TIFF that are as large as its first count; the second picture of a JPEG (a thumbnail or a gain
-    map, as phones append) and the further ones of an animated PNG do not.
+    Only TIFF pages as large as the first one count; the second picture in a JPEG (a thumbnail or a gain map, as
+    appended by phones) and further frames of an animated PNG do not.
 
     Raises:
         UnreadableImage: if the header cannot be parsed.
@@ -65,14 +65,14 @@ def inspect_raster(path: Path) -> tuple[int, tuple[int, int]]:
 
 
 def read_raster(path: Path, frame: int = 0) -> Pixels:
-    """Read one picture as viewers show it: gray, RGB or palette, with or without transparency, of 8 to 32 bits.
+    """Read one picture as viewers show it: gray, RGB or palette, with or without transparency, 8 to 32 bits.
 
     Args:
         path: the file.
-        frame: page of a TIFF.
+        frame: page of a TIFF file.
 
     Raises:
-        UnreadableImage: if the picture is damaged, truncated or of an unusual kind.
+        UnreadableImage: if the picture is damaged, truncated or of an unsupported kind.
     """
     count, index, gray = 1, 0, None
     try:
@@ -81,7 +81,7 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
                 pages = _pages(file)
                 count, index, gray = len(pages), pages[frame].index, _read_gray_page(pages[frame])
         array, value_range, spacing = (*gray, None) if gray else _read_picture(path, index)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error and its own
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error and its own errors
         raise UnreadableImage(path, f"cannot be decoded ({type(error).__name__})", "Export it again.") from error
     return Pixels.picture(
         array, spacing, source_format="raster", value_range=value_range, frame=frame, num_frames=count
@@ -90,7 +90,7 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture without Pillow's own limit, which `medcf.data.image.Limits` replaces."""
+    """Open a picture without Pillow's own limit; `medcf.data.image.Limits` replaces it."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path, formats=_FORMATS) as picture:
@@ -105,16 +105,16 @@ def _is_tiff(path: Path) -> bool:
 
 
 def _pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """List the pages of a TIFF that are as large as its first: the others are thumbnails."""
+    """List the pages of a TIFF file that are as large as the first; the others are thumbnails."""
     pages = [page.aspage() for page in file.pages]
     return [page for page in pages if page.shape == pages[0].shape]
 
 
 def _read_gray_page(page: tifffile.TiffPage) -> tuple[NDArray[np.float32], Range] | None:
-    """Read a page with one number per pixel, some kinds of which Pillow misreads.
+    """Read a page with one number per pixel, because Pillow misreads some of these.
 
     Returns:
-        (H, W) in [0, 1], and the values that became 0 and 1; None for colors, and for what only Pillow decompresses.
+        (H, W) in [0, 1], and the values that map to 0 and 1; None for colors, and if only Pillow can decompress it.
     """
     inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
     gray = inverted or page.photometric == tifffile.PHOTOMETRIC.MINISBLACK
@@ -133,7 +133,7 @@ def _read_gray_page(page: tifffile.TiffPage) -> tuple[NDArray[np.float32], Range
 
 
 def _read_picture(path: Path, index: int) -> tuple[NDArray[np.float32], Range, tuple[float, float] | None]:
-    """Read a picture with Pillow, turned as its EXIF data ask; a TIFF it turns by itself."""
+    """Read a picture with Pillow and apply its EXIF orientation; Pillow does this itself for TIFF."""
     with _opened(path) as picture:
         if index:
             picture.seek(index)
@@ -149,7 +149,7 @@ def _read_picture(path: Path, index: int) -> tuple[NDArray[np.float32], Range, t
 
 
 def _decode(picture: Image.Image) -> tuple[NDArray[np.float32], float]:
-    """Return the pixels in [0, 1] and the stored value that became 1."""
+    """Return the pixels in [0, 1] and the stored value that maps to 1."""
     if picture.mode == "1":
         return np.asarray(picture, dtype=np.float32), 1.0
     if picture.mode == "F" or picture.mode.startswith("I"):
@@ -179,7 +179,7 @@ def _stated_spacing(picture: Image.Image) -> tuple[float, float] | None:
 
 
 def _phys_spacing(picture: Image.Image) -> tuple[float, float] | None:
-    """Spacing from a PNG's pHYs chunk, unless it is one of the usual resolutions of displays and printers."""
+    """Return the spacing from a PNG's pHYs chunk, unless it is a common resolution of displays and printers."""
     dpi = picture.info.get("dpi")
     if picture.format != "PNG" or not isinstance(dpi, tuple) or len(dpi) != 2:
         return None
@@ -187,7 +187,7 @@ def _phys_spacing(picture: Image.Image) -> tuple[float, float] | None:
     for value in (across, down):
         if not _DPI_RANGE[0] <= value <= _DPI_RANGE[1]:
             return None
-        # pHYs counts whole pixels per metre, so a stated resolution comes back within 0.03 dots per inch
+        # pHYs counts whole pixels per meter, so a stated resolution is recovered within 0.03 dots per inch
         if any(abs(value - usual) < 0.05 for usual in _DISPLAY_DPI):
             return None
     return 25.4 / down, 25.4 / across

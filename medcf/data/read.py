@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads an image of any supported format, told by its content: DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, BMP, TIFF."""
+"""Reads an image of any supported format, detected by content: DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, BMP, TIFF."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]]
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What can be told about a file without decoding its pixels.
+    """What a file reveals without decoding its pixels.
 
     Attributes:
         path: the file.
         source_format: ``"dicom"``, ``"nifti"``, ``"itk"`` or ``"raster"``.
-        size: two numbers of a picture or a loop, three of a volume.
-        num_frames: number of frames of a loop.
-        series: DICOM's series instance UID, empty for other formats. Never to be shown.
-        modality: DICOM's modality, empty for other formats.
+        size: two numbers for a picture or a loop, three for a volume.
+        num_frames: number of frames in a loop.
+        series: DICOM series instance UID, empty for other formats. Must never be shown.
+        modality: DICOM modality, empty for other formats.
     """
 
     path: Path
@@ -72,35 +72,35 @@ class FileInfo:
 
     @property
     def spatial_dims(self) -> int:
-        """2 of a picture or a loop, 3 of a volume."""
+        """2 for a picture or a loop, 3 for a volume."""
         return len(self.size)
 
 
 def read(source: Source, frame: int | str | None = None, *, limits: Limits = _LIMITS) -> MetaTensor:
     """Read an image: a picture, a frame of a loop, or a volume.
 
-    The array's axes are those of the file (NIfTI), or column, row and slice. Meta data: ``affine`` and
-    ``original_affine`` (indices to RAS+ mm; the unit matrix where the file does not say where it lies, see
-    :mod:`medcf.data.image`), ``region`` (first column and row, end column and row of the picture proper, where DICOM
-    names an ultrasound region), ``value_range`` (the stored values that became 0 and 1, or the ends of a volume),
-    ``source_format``, ``modality``, ``frame``, ``num_frames``, ``sha256`` (of the array, by which noise is seeded),
-    ``filename_or_obj`` (the file; of a series the first slice) and, where the case names one, ``mask`` (bool, on the
+    The array's axes are those of the file (NIfTI), or column, row and slice. Metadata: ``affine`` and
+    ``original_affine`` (indices to RAS+ mm; the unit matrix if the file does not state its position, see
+    :mod:`medcf.data.image`), ``region`` (first column and row, end column and row of the actual picture, if DICOM names
+    an ultrasound region), ``value_range`` (the stored values that map to 0 and 1, or a volume's smallest and largest
+    values), ``source_format``, ``modality``, ``frame``, ``num_frames``, ``sha256`` (of the array; it seeds the noise),
+    ``filename_or_obj`` (the file; for a series, its first slice) and, if the case names one, ``mask`` (bool, on the
     image's voxels).
 
     Args:
-        source: a case; a file, whatever its name; a folder that holds one DICOM series; or its files.
-        frame: of a loop: ``"first"``, ``"middle"``, ``"last"`` or an index (negative ones count from the end); None is
-            the case's, or the middle one.
-        limits: how large the image may be.
+        source: a case; a file with any name; a folder with one DICOM series; or the series' files.
+        frame: for a loop: ``"first"``, ``"middle"``, ``"last"`` or an index (negative indices count from the end); None
+            takes the case's frame, or the middle one.
+        limits: maximum size of the image.
 
     Returns:
-        float32: a picture (C, X, Y) in [0, 1], where 0 is black and 1 is white whatever the format's convention, C = 3
-        if it is colored; or a volume (1, X, Y, Z) in its own units, DICOM's after the rescaling to HU or whatever
-        they are.
+        float32: a picture (C, X, Y) in [0, 1], where 0 is black and 1 is white whatever the format's convention, with
+        C = 3 if it is in color; or a volume (1, X, Y, Z) in its own units, for DICOM after rescaling to HU or other
+        units.
 
     Raises:
-        UnreadableImage: if a file is missing, damaged, no image, has no such frame, or if slices make up no volume.
-        ValueError: if ``frame`` is none of the above.
+        UnreadableImage: if a file is missing, damaged, not an image, or has no such frame, or slices form no volume.
+        ValueError: if ``frame`` is invalid.
     """
     array, meta = _load(as_case(source), frame, limits)
     affine = torch.from_numpy(np.asarray(meta.pop("affine"), dtype=np.float64))
@@ -108,15 +108,15 @@ def read(source: Source, frame: int | str | None = None, *, limits: Limits = _LI
 
 
 class StudyReader(ImageReader):
-    """Reads whatever :func:`read` reads for MONAI's loaders: ``LoadImaged(keys="image", reader=StudyReader)``.
+    """A reader for MONAI's loaders that reads whatever :func:`read` does: ``LoadImaged("image", reader=StudyReader)``.
 
-    Give the loader ``expanduser=False`` where the items hold a :class:`medcf.data.Case`, and leave its
-    ``ensure_channel_first`` off: the channel is first.
+    Pass ``expanduser=False`` to the loader if the items hold a :class:`medcf.data.Case`, and leave its
+    ``ensure_channel_first`` off, because the channel is already first.
 
     Args:
         frame: see :func:`read`.
-        max_pixels: limit of a picture.
-        max_voxels: limit of a volume.
+        max_pixels: size limit for a picture.
+        max_voxels: size limit for a volume.
     """
 
     def __init__(
@@ -124,37 +124,37 @@ class StudyReader(ImageReader):
     ) -> None:
         self.frame = frame
         self.limits = Limits(max_pixels, max_voxels)
-        # MONAI's loader registers every reader it knows and warns of the one whose GPU decoder is not installed
+        # MONAI's loader registers every reader it knows, and warns about the one whose GPU decoder is not installed
         logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Take any file: its content tells the format."""
+        """Accept any file: its content determines the format."""
         return True
 
     def read(self, data: Any, **kwargs: Any) -> Case:
-        """Name what is to be read; an error of the reading itself must not be taken for a missing reader."""
+        """Only name what to read, because MONAI would take a reading error for a missing reader."""
         if isinstance(data, Sequence) and not isinstance(data, str) and len(data) == 1:
             data = data[0]
         return as_case(data)
 
     def get_data(self, img: Case) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Read the array and its meta data.
+        """Read the array and its metadata.
 
         Raises:
-            UnreadableImage: as :func:`read`.
+            UnreadableImage: see :func:`read`.
         """
         return _load(img, self.frame, self.limits)
 
 
 def sniff(path: str | PathLike[str]) -> str:
-    """Tell the format from the first bytes.
+    """Detect the format by the first bytes.
 
     Returns:
         ``"dicom"``, ``"nifti"``, ``"itk"``, ``"raster"``, or ``""`` for anything else.
 
     Raises:
-        UnreadableImage: if the file is missing, empty or must not be read.
+        UnreadableImage: if the file is missing, empty or unreadable.
     """
     head = _head(Path(path))
     if head[:2] == b"\x1f\x8b":
@@ -177,10 +177,10 @@ def sniff(path: str | PathLike[str]) -> str:
 
 @quiet_pydicom()
 def inspect_file(path: str | PathLike[str], limits: Limits = _LIMITS) -> FileInfo:
-    """Tell from the header what image a file holds, if it holds one that may be read.
+    """Inspect a file's header and tell which image it holds, if that may be read.
 
     Raises:
-        UnreadableImage: if it does not.
+        UnreadableImage: if there is no readable image.
     """
     path = Path(path)
     with as_damage(path):
@@ -207,14 +207,14 @@ def _inspect(path: Path, kind: str) -> FileInfo:
 
 
 def choose_frame(info: FileInfo, frame: int | str | None) -> int:
-    """Turn a choice of frame into an index.
+    """Convert a frame selection to an index.
 
-    A file with a single frame yields that frame, whatever index was asked for, so that one setting serves a folder in
-    which loops and stills are mixed.
+    A file with a single frame yields that frame, whatever index was requested, so one setting works for a folder of
+    loops and still images.
 
     Raises:
         UnreadableImage: if a loop has no such frame.
-        ValueError: if ``frame`` is neither a word nor a whole number.
+        ValueError: if ``frame`` is neither a known word nor a whole number.
     """
     count = info.num_frames
     words = {"first": 0, "middle": count // 2, "last": count - 1}
@@ -227,7 +227,7 @@ def choose_frame(info: FileInfo, frame: int | str | None) -> int:
     if count == 1:
         return 0
     if not -count <= index < count:
-        reason = f"has {count} frames, and frame {index} was asked for"
+        reason = f"has {count} frames, but frame {index} was requested"
         raise UnreadableImage(info.path, reason, f"Choose a frame from 0 to {count - 1}.")
     return index % count
 
@@ -252,7 +252,7 @@ def _load(case: Case, frame: int | str | None, limits: Limits) -> tuple[NDArray[
 
 
 def _decode(files: Sequence[Path], frame: int | str | None, limits: Limits) -> tuple[Path, Pixels]:
-    """Read the one file, or the series; return the file that it is called after, too."""
+    """Read the one file, or the series; also return the file that names it."""
     if len(files) > 1:
         if odd := next((file for file in files if sniff(file) != "dicom"), None):
             reason = "is one of several files that are not a DICOM series"
@@ -268,11 +268,11 @@ def _decode(files: Sequence[Path], frame: int | str | None, limits: Limits) -> t
 
 
 def _read_mask(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], limits: Limits) -> NDArray[np.bool_]:
-    """Read a mask that lies on the voxels of its image: whatever in it is above 0."""
+    """Read a mask on the voxels of its image: everything above 0 belongs to it."""
     array, meta = _load(as_case(path), None, limits)
     if array.shape[1:] != shape[1:] or not np.allclose(meta["affine"], affine, atol=0.05):
-        remedy = "Resample it onto the volume, nearest neighbor."
-        raise UnreadableImage(path, "is a mask on other voxels than its volume", remedy)
+        remedy = "Resample it onto the volume with nearest-neighbor interpolation."
+        raise UnreadableImage(path, "is a mask whose voxels do not match its volume", remedy)
     inside = array[:1] > 0
     if not inside.any():
         raise UnreadableImage(path, "is an empty mask", "Give one in which the brain is 1.")
@@ -297,7 +297,7 @@ def _head(path: Path) -> bytes:
 
 
 def _unknown(path: Path) -> UnreadableImage:
-    """Say what a file of no supported format is, as far as that can be told."""
+    """Describe a file of an unsupported format as precisely as possible."""
     head, name = _head(path), path.name.lower()
     what = next((name for mark, name in _OTHER_MARKS.items() if head.startswith(mark)), "of an unknown format")
     remedy = "Give DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, BMP or TIFF files."
@@ -306,7 +306,7 @@ def _unknown(path: Path) -> UnreadableImage:
     elif head[:2] == b"\x1f\x8b":
         what = "a compressed archive"
     elif name.endswith((".hdr", ".img")):
-        what, remedy = "not a NIfTI file (Analyze files name no orientation)", "Save the volume as NIfTI."
+        what, remedy = "not a NIfTI file (Analyze files do not state an orientation)", "Save the volume as NIfTI."
     elif name.endswith((".nii", ".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff", ".bmp")):
-        what = "not what its name says: damaged or of another format"
+        what = "not in the format of its name, or damaged"
     return UnreadableImage(path, f"is {what}", remedy)

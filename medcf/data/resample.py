@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resampling by one matrix: onto the network's grid, and back into the image's own pixels or voxels.
+"""Resampling with one matrix: onto the network's grid, and back to the image's own pixels or voxels.
 
-The matrix, from indices of the result to indices of the source, holds orientation, obliqueness, spacing, cropping and
-registration together, so every image is resampled once. Where a pixel of the result is larger than one of the source it
-takes the mean over its own extent; elsewhere the interpolation is linear. The axes of a picture are never oblique, so
-its means are exact; those of a volume are of linearly interpolated points.
+The matrix maps result indices to source indices and combines orientation, obliqueness, spacing, cropping and
+registration, so each image is resampled only once. A result pixel larger than a source pixel takes the mean over its
+extent; otherwise interpolation is linear. The axes of a picture are never oblique, so its means are exact; for a volume
+they are means of linearly interpolated points.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch.nn.functional import grid_sample
 
 __all__ = ["resample", "resample_labels", "shares_of_labels"]
 
-_POINTS_AT_ONCE = 250_000  # bounds the memory of the positions
-_MOST_POINTS = 16  # along the edge of a voxel: their number grows with the third power
+_POINTS_AT_ONCE = 250_000  # limits the memory for the positions
+_MOST_POINTS = 16  # along one edge of a voxel: the total grows with the third power
 
 
 def resample(
     values: torch.Tensor, matrix: NDArray[np.floating], size: Sequence[int], *, hold_edges: bool = False
 ) -> torch.Tensor:
-    """Resample (C, *source) to (C, *size); zero outside, reached within one pixel.
+    """Resample (C, *source) to (C, *size); values fall to zero within one pixel outside the source.
 
     Args:
-        values: of a picture (C, X, Y) or a volume (C, X, Y, Z).
-        matrix: (4, 4), index in the result to index in the source.
-        size: of the result, two or three numbers as the source has.
-        hold_edges: of a picture, the outer half of its border pixels keeps its value where it is enlarged.
+        values: a picture (C, X, Y) or a volume (C, X, Y, Z).
+        matrix: (4, 4), result index to source index.
+        size: size of the result, with as many numbers as the source.
+        hold_edges: for a picture, keep the value in the outer half of its border pixels when enlarging.
 
     Returns:
         float32, a plain tensor.
@@ -45,12 +45,12 @@ def resample(
 
 
 def resample_labels(labels: NDArray[np.integer], matrix: NDArray[np.floating], size: Sequence[int]) -> NDArray:
-    """Take the nearest label of every pixel, 0 outside.
+    """Assign the nearest label to each pixel, 0 outside.
 
     Args:
         labels: (C, *source).
-        matrix: (4, 4), index in the result to index in the source.
-        size: of the result.
+        matrix: (4, 4), result index to source index.
+        size: size of the result.
     """
     dimensions = len(size)
     axes = np.meshgrid(*(np.arange(n) for n in size), indexing="ij")
@@ -68,8 +68,8 @@ def shares_of_labels(labels: torch.Tensor, matrix: NDArray[np.floating], size: S
 
     Args:
         labels: integers (1, *source).
-        matrix: (4, 4), index in the result to index in the source.
-        size: of the result.
+        matrix: (4, 4), result index to source index.
+        size: size of the result.
 
     Returns:
         int64 (1, *size).
@@ -86,7 +86,7 @@ def shares_of_labels(labels: torch.Tensor, matrix: NDArray[np.floating], size: S
 def _resample_picture(
     plane: torch.Tensor, matrix: NDArray[np.floating], size: Sequence[int], hold_edges: bool
 ) -> torch.Tensor:
-    """Resample along each axis by itself: every axis of the result runs along one of the source."""
+    """Resample one axis at a time: each result axis runs along one source axis."""
     sources = [int(np.abs(matrix[:2, axis]).argmax()) for axis in range(2)]
     weights = [
         _weights(plane.shape[1 + source], int(size[axis]), matrix[source, 3], matrix[source, axis], hold_edges)
@@ -97,10 +97,10 @@ def _resample_picture(
 
 
 def _weights(count_in: int, count_out: int, origin: float, step: float, hold_edges: bool) -> torch.Tensor:
-    """Matrix (count_out, count_in) of a 1D resampling: output i is centered on input ``origin + step * i``.
+    """Return the matrix (count_out, count_in) for 1D resampling: output i is centered on input ``origin + step * i``.
 
     Steps above 1 average over the exact area of the output pixel; smaller ones interpolate linearly. With
-    ``hold_edges`` the outer half of the border pixels keeps its value; otherwise it runs to zero over one pixel.
+    ``hold_edges`` the outer half of the border pixels keeps its value; otherwise it falls to zero over one pixel.
     """
     centers = origin + step * torch.arange(count_out, dtype=torch.float64)[:, None]
     pixels = torch.arange(count_in, dtype=torch.float64)[None]
@@ -124,13 +124,13 @@ def _resample_volume(values: torch.Tensor, matrix: NDArray[np.floating], size: t
     rows = max(_POINTS_AT_ONCE // (size[1] * size[2]), 1)
     for start in range(0, size[0], rows):
         axes = (np.arange(start, min(start + rows, size[0])), np.arange(size[1]), np.arange(size[2]))
-        # the index in the source is a sum of one term for each axis of the result
+        # the source index is a sum of one term per result axis
         terms = [matrix[:3, axis] * numbers[:, None] for axis, numbers in enumerate(axes)]
         centers = terms[0][:, None, None] + terms[1][None, :, None] + terms[2][None, None] + matrix[:3, 3]
         part = result[:, start : start + rows]
         for corner in itertools.product(*(range(n) for n in points)):
             shift = matrix[:3, :3] @ ((np.array(corner) + 0.5) / points - 0.5)
-            # grid_sample's positions: edges of the volume at -1 and 1, last axis first
+            # grid_sample expects the volume's edges at -1 and 1, last axis first
             positions = ((2 * (centers + shift) + 1) / lengths - 1)[..., ::-1].astype(np.float32)
             part += grid_sample(values[None], torch.from_numpy(positions)[None], align_corners=False)[0]
     return result.div_(math.prod(points))

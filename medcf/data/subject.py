@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of an image is its subject: the picture in a frame, the brain in a volume."""
+"""Finds the subject of an image: the picture within a frame, or the brain within a volume."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 SUBJECTS = ("picture", "auto", "nonzero", "estimate", "all")
 
 _VISIBLE = 0.04  # luminance above which a pixel counts as part of the picture (10 of 255)
-_SMALLER_THAN_A_BRAIN = 80.0  # mm: the longest edge of a volume that can only be a part of a brain
-_ZEROS_AROUND_A_BRAIN = 0.2  # share of voxels that are exactly zero where the background was cleared
+_SMALLER_THAN_A_BRAIN = 80.0  # mm: a volume whose longest edge is shorter holds only part of a brain
+_ZEROS_AROUND_A_BRAIN = 0.2  # fraction of voxels that are exactly zero if the background was cleared
 _OPENING = 2.0  # mm
 _CLOSING = 4.0  # mm
 
@@ -30,26 +30,26 @@ _CLOSING = 4.0  # mm
 def find_subject(image: torch.Tensor, method: str | Callable[[torch.Tensor], torch.Tensor] = "auto") -> torch.Tensor:
     """Find the subject of a volume.
 
-    ``"nonzero"`` takes every voxel that is not exactly zero, which is right for skull-stripped volumes alone.
-    ``"estimate"`` takes what is brighter than Otsu's threshold, opened, closed, its largest component, filled. That is
-    not skull stripping (HD-BET and SynthStrip do that): of a whole head it is the head, skull and scalp included, and a
-    warning says so. ``"all"`` takes the whole volume. ``"auto"`` chooses ``"all"`` for crops that are smaller than a
-    brain, ``"nonzero"`` where the background is exactly zero, and ``"estimate"`` otherwise.
+    ``"nonzero"`` takes every voxel that is not exactly zero, which is right only for skull-stripped volumes.
+    ``"estimate"`` thresholds by Otsu's method, applies opening and closing, keeps the largest component and fills its
+    holes. This is not skull stripping (use HD-BET or SynthStrip): for a whole head it returns the head including skull
+    and scalp, and logs a warning. ``"all"`` takes the whole volume. ``"auto"`` chooses ``"all"`` for crops smaller than
+    a brain, ``"nonzero"`` if the background is exactly zero, and ``"estimate"`` otherwise.
 
     Args:
         image: (1, X, Y, Z) in any units.
-        method: one of the above, or a function from the image to a mask of its shape.
+        method: one of the above, or a function from the image to a mask of the same shape.
 
     Returns:
         bool (1, X, Y, Z).
 
     Raises:
-        ValueError: an unknown method, or a volume without any contrast.
+        ValueError: if the method is unknown or the volume has no contrast.
     """
     if callable(method):
         return torch.as_tensor(method(image)).as_subclass(torch.Tensor).cpu() > 0
     if method not in SUBJECTS[1:]:
-        raise ValueError(f"mask={method!r} is none of {', '.join(SUBJECTS[1:])}; a file or a tensor is given as such.")
+        raise ValueError(f"mask={method!r} is not one of {', '.join(SUBJECTS[1:])}; pass a file or a tensor as it is.")
     values = np.asarray(image.as_subclass(torch.Tensor).detach().cpu())[0]
     sizes = np.array(voxel_sizes(geometry(image)[0]))
     if method == "auto":
@@ -61,23 +61,23 @@ def find_subject(image: torch.Tensor, method: str | Callable[[torch.Tensor], tor
     else:
         found = _estimate(values, sizes)
         logger.warning(
-            "%s: the brain mask is an estimate by threshold: skull and scalp, where there are any, count as brain. "
+            "%s: the brain mask is estimated by a threshold: any skull and scalp count as brain. "
             "Give a skull-stripped volume or a mask.",
             Path(str(getattr(image, "meta", {}).get("filename_or_obj", "a volume"))).name,
         )
     if not found.any():
-        raise ValueError("the volume holds one value only, so no brain can be found in it: check the file")
+        raise ValueError("the volume holds only one value, so no brain can be found: check the file")
     return torch.from_numpy(np.ascontiguousarray(found))[None]
 
 
 def picture_box(picture: torch.Tensor, intensity: tuple[float, float] = (0.0, 1.0)) -> tuple[list[int], list[int]]:
-    """Find the box around what is not black in the ultrasound region of a picture.
+    """Find the box around the non-black part of a picture's ultrasound region.
 
-    A row or column counts if 2 % of it is visible, so that single bright pixels or a thin line do not widen the box.
+    A row or column counts if 2 % of it is visible, so single bright pixels or a thin line do not widen the box.
 
     Args:
-        picture: (1, X, Y); the meta entry ``region`` names its first column and row and its end.
-        intensity: its values of black and white.
+        picture: (1, X, Y); its meta entry ``region`` gives first column and row, end column and row.
+        intensity: values of black and white.
 
     Returns:
         First column and row, end column and row.
@@ -96,13 +96,13 @@ def picture_box(picture: torch.Tensor, intensity: tuple[float, float] = (0.0, 1.
 
 
 def middle_of(inside: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """World coordinates of the middle of the mask's bounding box along the world's axes.
+    """Return the world coordinates of the center of the mask's bounding box along the world's axes.
 
     Args:
         inside: (X, Y, Z).
         affine: indices to mm.
     """
-    # the extremes along any direction are among the first and last voxels of every line
+    # the extremes along any direction are among the first and last voxels of each line
     lines = np.argwhere(inside.any(axis=2))
     columns = inside[lines[:, 0], lines[:, 1]]
     first, last = columns.argmax(axis=1), inside.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
@@ -122,7 +122,8 @@ def _choose(values: NDArray[np.floating], sizes: NDArray[np.float64]) -> str:
 def _estimate(values: NDArray[np.floating], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
     from skimage.filters import threshold_otsu
 
-    # air varies little and far below tissue in CT; a few bright voxels (vessels, metal) must not shift the threshold
+    # in CT, air varies little and lies far below tissue; a few bright voxels (vessels, metal) must not shift the
+    # threshold
     low, high = np.percentile(values, [1.0, 99.5])
     if not high > low:
         return np.zeros(values.shape, bool)
@@ -138,20 +139,20 @@ def _estimate(values: NDArray[np.floating], sizes: NDArray[np.float64]) -> NDArr
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Keep the largest connected part and fill its holes."""
+    """Keep the largest connected component and fill its holes."""
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.zeros(count + 1, dtype=np.int64)
-    for plane in labels:  # bincount makes 64-bit numbers of what it counts, of a plane at a time
+    for plane in labels:  # plane by plane, because bincount converts its input to 64 bits
         sizes += np.bincount(plane.ravel(), minlength=count + 1)
     kept = labels == 1 + int(sizes[1:].argmax()) if count else mask
     lost = 1 - kept.sum() / max(mask.sum(), 1)
     if lost > 0.02:
-        logger.info("%.0f %% of the mask is not connected to the brain and left out", 100 * lost)
+        logger.info("%.0f %% of the mask is not connected to the brain and is left out", 100 * lost)
     return ndimage.binary_fill_holes(kept)
 
 
 def _ball(radius: float, sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Voxels within ``radius`` mm of the middle one, at least its neighbors along the finest axis."""
+    """Return the voxels within ``radius`` mm of the center, at least its neighbors along the finest axis."""
     reach = np.maximum(np.floor(radius / sizes), 0).astype(int)
     if not reach.any():
         reach[int(sizes.argmin())] = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walks through a folder of images: what could be one, what cannot be opened, and what is left out."""
+"""Walks through a folder: which files could be images, which cannot be opened, and which are left out."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _LABEL_ENDS = ("_seg", "_dseg", "_probseg", "_mask", "_label", "_labels", "_segm
 def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> tuple[list[Path], list[Failure]]:
     """List the files below a folder that could be images, in a fixed order, and what cannot be searched or opened.
 
-    Links are followed, each folder once. Hidden files, side-cars, the output folders of runs and label maps beside
-    images (by the names of files and folders; the log says how many) are left out.
+    Links are followed, each folder once. Hidden files, sidecar files, output folders of runs, and label maps next to
+    images (recognized by file and folder names; the log reports their number) are left out.
 
     Args:
         root: folder to search.
         exclude: files and folders to leave out.
 
     Raises:
-        ValueError: the folder itself holds the results of a run.
+        ValueError: if the folder itself holds the results of a run.
     """
     if is_ours(root / "manifest.json") or ((root / RECORD).is_file() and root.name != DEMO_FOLDER):
-        raise ValueError(f"dataset_dir {str(root)!r} holds what medcf wrote: give the folder of the images themselves")
+        raise ValueError(f"dataset_dir {str(root)!r} holds output of medcf: give the folder with the images instead")
     unwanted = {Path(path).resolve() for path in exclude}
     failures: list[Failure] = []
     files: list[Path] = []
@@ -60,13 +60,13 @@ def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> tuple
 
 
 def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
-    """Tell whether a folder is to be searched: not for results of a run, and not twice."""
+    """Tell whether to search a folder: not if it holds the results of a run, and not twice."""
     if is_ours(folder / "manifest.json") or (folder / RECORD).is_file():
-        logger.warning("%s holds the results of a run and is left out", folder.name)  # no images of patients
+        logger.warning("%s holds the results of a run and is left out", folder.name)  # not patient images
         return False
     identity = _identity(folder)
     if identity in seen:
-        logger.warning("%s is a link to a folder that is searched already, and is left out", folder.name)
+        logger.warning("%s is a link to a folder that was already searched, and is left out", folder.name)
         return False
     seen.add(identity)
     return True
@@ -91,14 +91,14 @@ def _could_be_image(path: Path) -> bool:
 
 
 def _refusal(path: Path) -> Failure | None:
-    """Say why a file must not be opened: pipes would wait forever, devices never end."""
+    """Explain why a file must not be opened: pipes would block forever, devices never end."""
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
         return Failure(str(path), "read", "is a link to a file that does not exist", "Repair the link.")
     except OSError as error:
         reason = f"cannot be opened ({type(error).__name__})"
-        return Failure(str(path), "read", reason, "Check its permissions, and where it links to.")
+        return Failure(str(path), "read", reason, "Check its permissions and its link target.")
     if not stat.S_ISREG(kind):
         return Failure(str(path), "read", "is a pipe, a socket or a device, not a file", "Leave it out.")
     return None
@@ -110,12 +110,12 @@ def _closed(error: OSError) -> Failure:
 
 
 def _without_label_maps(files: list[Path], root: Path) -> list[Path]:
-    """Leave out label maps beside images, unless there is nothing else."""
+    """Leave out label maps next to images, unless there is nothing else."""
     maps = {path for path in files if _is_label_map(path.relative_to(root))}
     if not maps or len(maps) == len(files):
         return files
     logger.info(
-        "%d files are taken for label maps and left out (in folders called %s; names that end in %s): %s, ...",
+        "%d files look like label maps and are left out (in folders named %s; names ending in %s): %s, ...",
         len(maps),
         ", ".join(_LABEL_FOLDERS),
         ", ".join(_LABEL_ENDS),

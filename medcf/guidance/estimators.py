@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Three estimates of the guidance gradient: at the predicted clean image, at the noisy image, and DiME's.
 
-Each is a hook of the denoising loop (``medcf.sampling.loop.Hook``) that moves the mean of a step: on stochastic
-steps mean - Sigma g (Diff-ICE, eq. 2), on deterministic ones noise + sqrt(1 - A) g, which is the same shift with
-another gain. The step knows its own gain. A stands for the cumulative product of alphas at the step.
+Each is a hook of the denoising loop (``medcf.sampling.loop.Hook``) that moves the mean of a step: on stochastic steps
+mean - Sigma g (Diff-ICE, eq. 2), on deterministic ones noise + sqrt(1 - A) g, which is the same shift with another
+gain. The step knows its own gain. A is the cumulative product of alphas at the step.
 """
 
 from __future__ import annotations
@@ -17,52 +17,53 @@ import torch
 from medcf.guidance.loss import BoundLoss
 from medcf.runtime.choices import check_choice
 from medcf.sampling import Hook
+from medcf.schedulers import Step
 
 __all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
 
 
 class GradientEstimator(Hook):
-    """A hook that guides every step down the gradient of a loss; subclasses say where the gradient is taken.
+    """A hook that guides each step down the gradient of a loss; subclasses define where the gradient is taken.
 
     Args:
-        loss: function of the images (B, C, *spatial) alone, from ``CounterfactualLoss.bind``.
-        every: take the gradient at the first and then at every so many steps, and use it again in between.
+        loss: function of the images (B, C, *spatial) only, from ``CounterfactualLoss.bind``.
+        every: take the gradient at the first and then at every n-th step, and reuse it in between.
 
     Raises:
-        ValueError: ``every`` is no positive number.
+        ValueError: if ``every`` is not a positive number.
     """
 
     def __init__(self, loss: BoundLoss, *, every: int = 1) -> None:
         if every < 1:
-            raise ValueError(f"every={every}: the gradient must be taken at least once, so use 1 or more.")
+            raise ValueError(f"every={every}: the gradient must be taken at least once: use 1 or more.")
         self.loss = loss
         self.every = every
         self._steps = 0
-        self._held: Any = None
-        #: Logits (B, K) at the last image whose gradient was taken; None before the first step.
+        self._held: torch.Tensor | None = None
+        #: Logits (B, K) at the image where the last gradient was taken; None before the first step.
         self.logits: torch.Tensor | None = None
 
-    def on_step(self, step: Any) -> Any:
+    def on_step(self, step: Step) -> Step:
         """Return the step with its mean moved against the gradient."""
         return step.guide(self.current(step))
 
     def is_due(self) -> bool:
-        """Return whether this step takes a gradient of its own."""
+        """Return whether this step computes its own gradient."""
         return self._held is None or self._steps % self.every == 0
 
-    def current(self, step: Any) -> torch.Tensor:
-        """Return the gradient of this step, or the last one that was taken; counts the step."""
-        if self.is_due():
+    def current(self, step: Step) -> torch.Tensor:
+        """Return the gradient for this step, or the last one computed; counts the step."""
+        if self._held is None or self.is_due():
             self._held = self.gradient(step)
         self._steps += 1
         return self._held
 
-    def gradient(self, step: Any) -> torch.Tensor:
+    def gradient(self, step: Step) -> torch.Tensor:
         """Return the estimate g, shaped like the sample."""
         raise NotImplementedError
 
     def at(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the loss at a clean image, whatever the caller's grad mode."""
+        """Return the gradient of the loss at a clean image, in any grad mode of the caller."""
         with torch.enable_grad():
             point = image.detach().requires_grad_()
             terms = self.loss(point)
@@ -72,16 +73,16 @@ class GradientEstimator(Hook):
 
 
 class X0Gradient(GradientEstimator):
-    """Gradient with respect to the predicted clean image, used as it is (Diff-ICE, section 3.2).
+    """Gradient with respect to the predicted clean image, used directly (Diff-ICE, section 3.2).
 
-    The denoiser is not differentiated: one forward a step and no graph through it. The point is the step's
-    ``pred_original``, clipped if the scheduler clips.
+    The denoiser is not differentiated: one network call per step and no graph through it. The gradient is taken at the
+    step's ``pred_original``, clipped if the scheduler clips.
 
     Args:
-        loss: function of the images alone.
-        gradient_step: "current" takes this step's prediction; "previous" the one before it, as the published code of
-            the lineage does.
-        start: with "previous", the images whose gradient guides the first step: the clean images that were noised.
+        loss: function of the images only.
+        gradient_step: "current" uses this step's prediction; "previous" the one before it, like the published code of
+            this family.
+        start: with "previous", the images whose gradient guides the first step: the clean images before noising.
         options: see `GradientEstimator`.
     """
 
@@ -99,12 +100,12 @@ class X0Gradient(GradientEstimator):
             raise ValueError("gradient_step='previous' needs start, the clean images that were noised.")
         self.previous = start if gradient_step == "previous" else None
 
-    def gradient(self, step: Any) -> torch.Tensor:
+    def gradient(self, step: Step) -> torch.Tensor:
         """Return the gradient at the predicted clean image."""
         return self.at(step.pred_original if self.previous is None else self.previous)
 
-    def on_step(self, step: Any) -> Any:
-        """Return the guided step; its prediction is the next step's previous one."""
+    def on_step(self, step: Step) -> Step:
+        """Return the guided step; its prediction becomes the previous one of the next step."""
         guided = super().on_step(step)
         if self.previous is not None:
             self.previous = step.pred_original
@@ -114,12 +115,12 @@ class X0Gradient(GradientEstimator):
 class XtGradient(GradientEstimator):
     """Gradient with respect to the noisy image, J^T g with J = d x0 / d x_t, by autograd through the denoiser.
 
-    Exact for the tilted posterior where the loss is linear, at the cost of a backward pass and its memory. Where the
-    prediction was clipped its derivative is zero.
+    Exact for the tilted posterior if the loss is linear, at the cost of a backward pass and its memory. Its derivative
+    is zero wherever the prediction was clipped.
 
     Args:
-        loss: function of the images alone.
-        perceptual_at: "xt" differentiates the whole loss through the denoiser; "x0" the class term only, and takes the
+        loss: function of the images only.
+        perceptual_at: "xt" differentiates the whole loss through the denoiser; "x0" only the class term, and takes the
             gradient of the perceptual term at the predicted clean image.
         options: see `GradientEstimator`.
     """
@@ -130,10 +131,10 @@ class XtGradient(GradientEstimator):
         self.perceptual_at = perceptual_at
 
     def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:
-        """Return the noisy images as a leaf, so that the loop records the forward of a step that needs it."""
+        """Return the noisy images as a leaf, so that the loop records the network call if this step needs it."""
         return sample.detach().requires_grad_(self.is_due())
 
-    def gradient(self, step: Any) -> torch.Tensor:
+    def gradient(self, step: Step) -> torch.Tensor:
         """Return the gradient at the noisy image."""
         with torch.enable_grad():
             terms = self.loss(step.pred_original)
@@ -142,38 +143,40 @@ class XtGradient(GradientEstimator):
             else:
                 classification = (terms.classifier_scale * terms.classification).sum()
                 (gradient,) = torch.autograd.grad(classification, step.sample, retain_graph=True)
-                if terms.perceptual.requires_grad:  # without a perceptual network the term is a constant
+                if terms.perceptual.requires_grad:  # constant without a perceptual network
                     perceptual = (terms.perceptual_scale * terms.perceptual).sum()
                     gradient = gradient + torch.autograd.grad(perceptual, step.pred_original)[0]
         self.logits = terms.logits.detach()
         return gradient
 
-    def on_step(self, step: Any) -> Any:
+    def on_step(self, step: Step) -> Step:
         """Return the guided step without its graph."""
         gradient = self.current(step)
-        tensors = {name: value.detach() for name, value in vars(step).items() if isinstance(value, torch.Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.detach() for name, value in vars(step).items() if isinstance(value, torch.Tensor)
+        }
         return replace(step, **tensors).guide(gradient)
 
 
 class DiMEGradient(GradientEstimator):
     """Gradient at the end of an unguided chain from each step, times 1 / sqrt(A) (DiME, Jeanneret et al. 2022, eq. 7).
 
-    The inner chain begins with the step's own, unguided draw, so its first forward is shared with the outer chain: N
-    guided steps cost N (N + 1) / 2 forwards.
+    The inner chain starts with the step's own unguided draw, so its first network call is shared with the outer chain:
+    N guided steps cost N (N + 1) / 2 network calls.
 
     Args:
-        loss: function of the images alone.
-        complete: runs the unguided chain from a step to clean images (B, C, *spatial); an inferer gives it.
+        loss: function of the images only.
+        complete: runs the unguided chain from a step to clean images (B, C, *spatial); provided by an inferer.
         alpha_bar: the scheduler's ``alpha_bar(t)``.
-        start: the images whose gradient guides the first step instead of an inner chain's (DiME's code begins with the
-            clean input); None runs the chain there, too.
+        start: images whose gradient guides the first step instead of an inner chain's (DiME's code starts with the
+            clean input); None runs the chain there as well.
         every: see `GradientEstimator`.
     """
 
     def __init__(
         self,
         loss: BoundLoss,
-        complete: Callable[[Any], torch.Tensor],
+        complete: Callable[[Step], torch.Tensor],
         alpha_bar: Callable[[int], float],
         *,
         start: torch.Tensor | None = None,
@@ -184,7 +187,7 @@ class DiMEGradient(GradientEstimator):
         self.alpha_bar = alpha_bar
         self.start = start
 
-    def gradient(self, step: Any) -> torch.Tensor:
+    def gradient(self, step: Step) -> torch.Tensor:
         """Return the gradient at the completed image, scaled to the noise level of the step."""
         point, self.start = self.start, None
         if point is None:
@@ -193,19 +196,19 @@ class DiMEGradient(GradientEstimator):
 
 
 class NoisyL1(Hook):
-    """A hook that pulls the noisy image towards the input by the L1 distance between them (DiME's and FastDiME's code).
+    """A hook that pulls the noisy image toward the input by the L1 distance between them (code of DiME and FastDiME).
 
-    The gradient, scale * sign(x_t - x), is used as it is, whatever the noise level. Comes after an estimator.
+    The gradient, scale * sign(x_t - x), is used directly at any noise level. Place it after an estimator.
 
     Args:
         reference: inputs (B, C, *spatial).
-        scale: weight of the distance, 0.05 in the published code.
+        scale: weight of the distance; the published code uses 0.05.
     """
 
     def __init__(self, reference: torch.Tensor, scale: float) -> None:
         self.reference = reference
         self.scale = float(scale)
 
-    def on_step(self, step: Any) -> Any:
-        """Return the step with its mean moved towards the input."""
+    def on_step(self, step: Step) -> Step:
+        """Return the step with its mean moved toward the input."""
         return step.guide(self.scale * torch.sign(step.sample.detach() - self.reference))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The counterfactual loss of Diff-ICE: towards the target class, near the original image."""
+"""The counterfactual loss of Diff-ICE: toward the target class, close to the original image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LossTerms(NamedTuple):
         total: scalar, the sum over the batch of the weighted terms; what guidance differentiates.
         classification: class loss per sample (B,), before its scale.
         perceptual: perceptual loss per sample (B,), before its scale; zero without a perceptual network.
-        logits: the classifier's logits (B, K), so that confidences need no further forward.
+        logits: the classifier's logits (B, K), so that confidences need no further network call.
         classifier_scale: lambda_c, the weight of the class loss, a number or (B,).
         perceptual_scale: lambda_p, the weight of the perceptual loss.
     """
@@ -42,21 +42,21 @@ class LossTerms(NamedTuple):
 class CounterfactualLoss:
     """Sum over the batch of lambda_c L_c(f(x0), y) + lambda_p mean_features (phi(x0) - phi(x))^2 (Diff-ICE, eq. 3).
 
-    MEAN over features, SUM over the batch: the gradient of one image does not depend on the images beside it. With
-    several feature layers the term is the mean over layers of the mean over features, so a large early layer does not
-    drown a small deep one. The loss takes part in no training: it neither changes the mode of the networks nor their
+    MEAN over features, SUM over the batch: the gradient of one image does not depend on the other images in the batch.
+    With several feature layers the term is the mean over layers of the mean over features, so a large early layer does
+    not drown out a small deep one. The loss is not for training: it changes neither the networks' mode nor their
     ``requires_grad`` (see ``frozen``).
 
     Args:
         classifier: image (B, C, *spatial) in [-1, 1] to logits (B, K).
-        perceptual: image to features, a tensor or a list of them (``PerceptualFeatures``); None leaves the term out.
+        perceptual: image to features, a tensor or a list of them (``PerceptualFeatures``); None omits the term.
         classifier_scale: lambda_c, a number or one per sample (B,).
         perceptual_scale: lambda_p.
-        class_loss: "cross_entropy" (the paper), or "logit", minus the target's logit (the code the method
-            descends from).
+        class_loss: "cross_entropy" (the paper), or "logit", minus the target's logit (the code from which the method
+            descends).
 
     Raises:
-        ValueError: an unknown class loss, or a classifier that does not know the target.
+        ValueError: if the class loss is unknown, or the classifier does not have the target class.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class CounterfactualLoss:
 
         Args:
             image: candidate images (B, C, *spatial), usually the predicted clean images.
-            target: wanted class per sample (B,), long.
-            reference_features: phi of the ORIGINAL images, from ``features``; None leaves the perceptual term out.
-            classifier_scale: lambda_c of this call, a number or one per sample (B,); None takes the constructor's.
+            target: target class per sample (B,), long.
+            reference_features: phi of the ORIGINAL images, from ``features``; None omits the perceptual term.
+            classifier_scale: lambda_c for this call, a number or one per sample (B,); None uses the constructor's.
 
         Returns:
             Loss, its terms per sample and the logits, in float32.
@@ -115,16 +115,16 @@ class CounterfactualLoss:
         classifier_scale: float | torch.Tensor | None = None,
         reference_features: Features | None = None,
     ) -> BoundLoss:
-        """Fix the original images and the target, computing phi of the originals once.
+        """Fix the original images and the target; phi of the originals is computed only once.
 
         Args:
             reference: the ORIGINAL images (B, C, *spatial), in every pass of an iterative method.
-            target: wanted class per sample (B,), long.
-            classifier_scale: lambda_c, a number or one per sample (B,); None takes the constructor's.
-            reference_features: phi of the originals, where the caller already has it; None computes it.
+            target: target class per sample (B,), long.
+            classifier_scale: lambda_c, a number or one per sample (B,); None uses the constructor's.
+            reference_features: phi of the originals, if the caller already has it; None computes it.
 
         Returns:
-            A function of the candidate images alone.
+            A function of the candidate images only.
         """
         if reference_features is None:
             with torch.no_grad():
@@ -132,7 +132,7 @@ class CounterfactualLoss:
         return lambda image: self(image, target, reference_features, classifier_scale)
 
     def _evaluate(self, image: torch.Tensor, *, with_features: bool) -> tuple[list[torch.Tensor] | None, torch.Tensor]:
-        """Return phi and the logits, from one forward where the classifier itself gives the features."""
+        """Return phi and the logits, from one network call if the classifier itself provides the features."""
         if not with_features:
             return None, self.classifier(image).float()
         if isinstance(self.perceptual, PerceptualFeatures) and self.perceptual.shares_forward_with(self.classifier):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perceptual features phi(x) from any network, chosen by the names of its layers."""
+"""Perceptual features phi(x) from any network, selected by layer name."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from medcf.runtime.weights import load_weights
 __all__ = ["PerceptualFeatures"]
 
 
-class _LayersReached(Exception):  # noqa: N818 (not an error: it ends a forward whose rest nobody needs)
+class _LayersReached(Exception):  # noqa: N818 (not an error: it ends a forward pass early)
     pass
 
 
 class PerceptualFeatures(nn.Module):
-    """Features of named layers of an extractor, as the proximity term of a counterfactual loss wants them.
+    """Features from named layers of an extractor, for the proximity term of a counterfactual loss.
 
-    The forward stops at the last layer asked for, so features of a first layer cost one convolution. Hooks live only
-    during the call: the extractor may be the classifier itself. Layers early in a network keep the outline of an
-    anatomy; deeper ones allow it to move.
+    The forward pass stops at the last requested layer, so features of a first layer cost one convolution. Hooks exist
+    only during the call, so the extractor may be the classifier itself. Early layers preserve the outline of an
+    anatomy; deeper layers allow it to move.
 
     Args:
-        extractor: any network, for example a classifier, ``SonoNet`` or a MONAI ``resnet50`` with RadImageNet weights.
-        layers: name or names as in ``extractor.named_modules()``; None takes the extractor's own output.
+        extractor: any network, such as a classifier, ``SonoNet`` or a MONAI ``resnet50`` with RadImageNet weights.
+        layers: name or names as in ``extractor.named_modules()``; None uses the extractor's own output.
         weights: plain state dict to load into the extractor.
-        num_channels: channels the extractor expects; a one-channel image is repeated to fill them.
+        num_channels: channels that the extractor expects; a single-channel image is repeated.
         mean: subtracted from the image in [-1, 1], a number or one per channel.
         std: divides the image after the subtraction, a number or one per channel.
 
     Raises:
-        ValueError: an unknown layer (the message names similar ones) or weights of another architecture.
-        FileNotFoundError: there is no such weights file.
+        ValueError: if a layer is unknown (the message lists similar ones) or the weights fit another architecture.
+        FileNotFoundError: if the weights file does not exist.
     """
 
     mean: torch.Tensor
@@ -78,22 +78,22 @@ class PerceptualFeatures(nn.Module):
             image: (B, C, *spatial) in [-1, 1].
 
         Returns:
-            One tensor (B, ...) a layer, in the order in which they were named.
+            One tensor (B, ...) per layer, in the given order.
         """
         return self._run(image, stop=True)[0]
 
     def with_output(self, image: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Compute the features and the extractor's own output from one forward; see ``shares_forward_with``."""
+        """Compute the features and the extractor's own output in one forward pass; see ``shares_forward_with``."""
         features, output = self._run(image, stop=False)
-        assert output is not None  # the forward was not stopped
+        assert output is not None  # the forward pass was not stopped
         return features, output
 
     def shares_forward_with(self, network: object) -> bool:
-        """Return whether ``network`` is the extractor and sees the same image, so that one forward serves both."""
+        """Return whether ``network`` is the extractor and sees the same image, so that one forward pass serves both."""
         return network is self.extractor and self._sees_image_as_it_is
 
     def _run(self, image: torch.Tensor, *, stop: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Return the features, and the output unless the forward stopped at the last layer asked for."""
+        """Return the features, and the output unless the forward pass stopped at the last requested layer."""
         image = self._prepare(image)
         found: dict[str, torch.Tensor] = {}
         output = None
@@ -115,7 +115,7 @@ class PerceptualFeatures(nn.Module):
         if not self.layers and output is not None:
             return [output], output
         if missing := [layer for layer in self.layers if layer not in found]:
-            raise ValueError(f"layers: {', '.join(missing)} took no part in the extractor's forward.")
+            raise ValueError(f"layers: {', '.join(missing)} were not used in the extractor's forward pass.")
         return [found[layer] for layer in self.layers], output
 
     def _prepare(self, image: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks that keep a part of the image: what is known is noised from the input and put back after every step."""
+"""Hooks that keep part of the image: the known part is noised from the input and put back after each step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
+from medcf.schedulers import Step
 
 __all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "check_mask"]
 
@@ -19,17 +20,17 @@ Level = Literal["exact", "published_code"]
 
 
 class KnownRegion(Hook):
-    """Puts the input, noised to the level of the sample, back wherever the mask does not allow a change.
+    """Put the input, noised to the sample's level, back wherever the mask forbids changes.
 
-    After the last step that is the input itself, so that untouched pixels are bit-equal to it.
+    After the last step this is the input itself, so untouched pixels are bit-identical to it.
 
     Args:
         chain: the pass.
-        mask: where the image may change (N, 1, *spatial), bool; None as long as it may change everywhere.
-        noise: "fresh" draws new noise for the known part at every step, "shared" one map for the whole chain.
-        level: noise level of the known part after a step from t: that of the step's result ("exact"), or t although
-            the sample has gone further ("published_code", as both of FastDiME's code bases).
-        final_composite: whether the input itself is put back after the last step even with level "published_code".
+        mask: where the image may change (N, 1, *spatial), bool; None allows changes everywhere.
+        noise: "fresh" draws new noise for the known part at each step, "shared" one map for the whole chain.
+        level: noise level of the known part after a step from t: that of the step's result ("exact"), or t although the
+            sample has moved on ("published_code", as in both of FastDiME's code bases).
+        final_composite: whether to put the input itself back after the last step even with level "published_code".
     """
 
     def __init__(
@@ -47,15 +48,15 @@ class KnownRegion(Hook):
         self.final_composite = final_composite
         self._generators = None if noise == "shared" else chain.generators("known")
 
-    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
+    def after_step(self, sample: torch.Tensor, step: Step) -> torch.Tensor:
         """Return the drawn images with the known part put back."""
         if self.mask is None:
             return sample
         scheduler, original = self.chain.scheduler, self.chain.original.to(sample.dtype)
         t = step.timestep if self.level == "published_code" else scheduler.previous(step.timestep)
         if step.timestep == self.chain.timesteps[-1] and self.final_composite:
-            t = -1  # the input itself, where the chain ends at the clean image
-        generators = self._generators or self.chain.generators("known")  # shared: the same draws at every step
+            t = -1  # the input itself, because the chain ends at the clean image
+        generators = self._generators or self.chain.generators("known")  # shared: the same draws at each step
         return torch.where(self.mask, sample, noised(scheduler, original, t, generators))
 
 
@@ -63,12 +64,12 @@ class SelfMask(KnownRegion):
     """FastDiME's self-optimized mask: the image may change where the predicted clean image already does (eq. 6 to 8).
 
     |x0 - x| is summed over channels, divided by its maximum, dilated by a maximum over a window, and compared with a
-    threshold. Both the predicted clean image and the sample are put back to the input outside.
+    threshold. Outside, both the predicted clean image and the sample are replaced by the input.
 
     Args:
         chain: the pass.
-        start: the first step that is masked, counted from 0.
-        threshold: share of the largest difference below which a pixel keeps the input.
+        start: the first masked step, counted from 0.
+        threshold: fraction of the largest difference below which a pixel keeps the input.
         dilation: odd width of the window in pixels.
         options: see ``KnownRegion``.
     """
@@ -80,8 +81,8 @@ class SelfMask(KnownRegion):
         self.dilation = dilation
         self._steps = 0
 
-    def on_step(self, step: Any) -> Any:
-        """Return the step with its predicted clean image put back to the input where it hardly differs."""
+    def on_step(self, step: Step) -> Step:
+        """Return the step with its predicted clean image replaced by the input wherever they hardly differ."""
         if self._steps >= self.start:
             prediction = step.pred_original.detach()
             self.mask = changed_region(prediction, self.chain.original, self.threshold, self.dilation)
@@ -92,7 +93,7 @@ class SelfMask(KnownRegion):
 
 
 def check_mask(*, mask_start: float, mask_threshold: float, dilation: int) -> None:
-    """Refuse options of a `SelfMask` that are out of range.
+    """Refuse `SelfMask` options that are out of range.
 
     Raises:
         ValueError: names the option.
@@ -103,16 +104,16 @@ def check_mask(*, mask_start: float, mask_threshold: float, dilation: int) -> No
     check_numbers(mask_start=mask_start, mask_threshold=mask_threshold)
     for name, value in (("mask_start", mask_start), ("mask_threshold", mask_threshold)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} is a share: use a value in [0, 1].")
+            raise ValueError(f"{name}={value} is a fraction: use a value in [0, 1].")
 
 
 def changed_region(image: torch.Tensor, original: torch.Tensor, threshold: float, dilation: int) -> torch.Tensor:
-    """Return where two batches of images differ (N, 1, *spatial), bool; nothing of an image that equals its original.
+    """Return where two batches of images differ (N, 1, *spatial), bool; all False for an image equal to its original.
 
     Args:
         image: (N, C, *spatial).
         original: the same shape.
-        threshold: share of an image's largest difference that counts.
+        threshold: fraction of an image's largest difference that counts.
         dilation: odd width in pixels of the window over which the largest difference is taken.
     """
     difference = (image - original).abs().sum(dim=1, keepdim=True)

@@ -13,7 +13,7 @@ from medcf.data import Case, find_cases
 from medcf.phantoms import write_phantoms
 from medcf.runtime.errors import Failure
 from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, remove_files, written_files
-from medcf.runtime.ranks import from_main
+from medcf.runtime.ranks import run_on_main
 
 __all__ = ["DEMO_TRUTH", "CaseList", "list_cases"]
 
@@ -57,7 +57,7 @@ def list_cases(
     demo = {name.removeprefix("demo_"): every.pop(name) for name in list(every) if name.startswith("demo_")}
     phantom = every.pop("phantom", "fetal_head")
     if dataset_dir is None and datalist is None:
-        written = from_main("write phantoms", lambda: _write_demo(folder, phantom, demo.pop("count", 16), demo))
+        written = run_on_main("write phantoms", lambda: _write_demo(folder, phantom, demo.pop("count", 16), demo))
         return CaseList(*find_cases(written, **every))
     if datalist is None:
         check_output_dir(folder, [dataset_dir or ""])

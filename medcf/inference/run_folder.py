@@ -37,7 +37,7 @@ from medcf.runtime.owned import (
     run_of,
     written_files,
 )
-from medcf.runtime.ranks import from_main, rank
+from medcf.runtime.ranks import rank, run_on_main
 from medcf.runtime.session import describe_session, now
 
 __all__ = ["RunFolder"]
@@ -110,7 +110,7 @@ class RunFolder:
         self.inputs = {case.id: str(case.path) for case in cases}
         check_output_dir(self.path, {file for case in cases for file in (*case.files, case.mask) if file})
         try:
-            self.run, inputs, self.finished_before = from_main("open the run folder", lambda: self._open(cases))
+            self.run, inputs, self.finished_before = run_on_main("open the run folder", lambda: self._open(cases))
         except BaseException:
             self.release()
             raise

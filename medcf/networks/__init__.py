@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of the methods, and the one face of their denoisers."""
+"""The methods' networks, and a common interface for their denoisers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention injection: while a network runs, some rows of its batch read the tokens of others (ControlCG, eq. 8)."""
+"""Attention injection: while a network runs, some batch rows read the tokens of other rows (ControlCG, eq. 8)."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 __all__ = ["AttentionInjection", "SameInjection"]
 
-_HEAD_MULTIPLE = 8  # flash kernels take head sizes that are multiples of it
+_HEAD_MULTIPLE = 8  # flash kernels require head sizes that are multiples of this
 
 
 class AttentionInjection:
-    """Let self-attention of batch row i see the tokens of row i AND of row ``reference[i]``, inside a ``with`` block.
+    """Inside a ``with`` block, let self-attention of batch row i see the tokens of row i AND row ``reference[i]``.
 
-    The network is any module with MONAI's self-attention (``DiffusionModelUNet`` in 2D or 3D, with or without
-    conditioning, wrapped or not); nothing of it is changed but the blocks' ``forward``, which comes back on exit and
-    after an exception. Queries come from row i; keys and values from the tokens of both rows behind the same norm and
-    the same projections:
+    The network is any module with MONAI's self-attention (``DiffusionModelUNet`` in 2D or 3D, conditional or not,
+    wrapped or not). Only the blocks' ``forward`` is replaced; it is restored on exit, even after an exception. Queries
+    come from row i; keys and values come from the tokens of both rows, after the same norm and the same projections:
 
         out_i = (sum_self e v + s sum_reference e v) / (sum_self e + s sum_reference e), with s = ``scale``.
 
-    So a reference that equals its row changes nothing, whatever s, and s = 0 is the network itself. Always runs
-    ``scaled_dot_product_attention``; no L x 2L matrix exists. Cross-attention is left alone. Gradients flow to both
-    rows. Source: Liu et al., "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9; their "channel
-    concatenation" of keys and values is of tokens: channels would not fit the queries.
+    So a reference equal to its row changes nothing for any s, and s = 0 is the unmodified network. It always runs
+    ``scaled_dot_product_attention``; no L x 2L matrix is built. Cross-attention is unaffected. Gradients flow to both
+    rows. Source: Liu et al., "Controllable Counterfactual Generation", MICCAI 2024, eqs 6 to 9. Their "channel
+    concatenation" of keys and values means tokens, because channels would not match the queries.
 
     Args:
         network: the denoising network.
-        scale: weight s of the reference's tokens, at least 0; 1 is the paper.
+        scale: weight s of the reference's tokens, at least 0; the paper uses 1.
 
     Raises:
-        ValueError: a scale that is negative or not finite, or a network without self-attention that can be injected.
+        ValueError: if the scale is negative or not finite, or the network has no self-attention that can be injected.
 
     Example:
         >>> from monai.networks.nets import DiffusionModelUNet
@@ -47,14 +46,14 @@ class AttentionInjection:
         ...     norm_num_groups=4, num_head_channels=8).eval()
         >>> x = torch.zeros(2, 1, 8, 8)
         >>> with torch.no_grad(), AttentionInjection(net) as injection:
-        ...     injection.reference = [1, 1]  # row 0 reads row 1, which reads itself alone
+        ...     injection.reference = [1, 1]  # row 0 reads row 1, which reads only itself
         ...     net(x, torch.tensor([5, 5])).shape
         torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, network: nn.Module | Callable[..., Tensor], scale: float = 1.0) -> None:
         if not 0 <= scale < math.inf:
-            raise ValueError(f"scale={scale}: the weight of the reference's tokens is a number of at least 0.")
+            raise ValueError(f"scale={scale}: the weight of the reference's tokens must be at least 0.")
         self.scale = float(scale)
         self.blocks = _self_attention(network)
         if not self.blocks:
@@ -64,14 +63,16 @@ class AttentionInjection:
             )
         for block in self.blocks:
             if block.causal or block.rel_positional_embedding is not None or block.save_attn:
-                raise ValueError("Causal attention, relative positions and saved attention matrices take no injection.")
+                raise ValueError(
+                    "Causal attention, relative positions and saved attention matrices do not support injection."
+                )
         self._reference: tuple[int, ...] | None = None
-        self._forwards = {block: partial(self._attend, block) for block in self.blocks}  # one each: see `covers`
+        self._forwards = {block: partial(self._attend, block) for block in self.blocks}  # one per block, see `covers`
         self._indices: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def reference(self) -> tuple[int, ...] | None:
-        """Row that each row of the batch reads; its own number is plain self-attention. None: all are plain."""
+        """The row that each batch row reads; its own index means plain self-attention. None: all rows are plain."""
         return self._reference
 
     @reference.setter
@@ -81,42 +82,42 @@ class AttentionInjection:
             return
         reference = tuple(int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows))
         if not reference or min(reference) < 0 or max(reference) >= len(reference):
-            raise ValueError(f"reference={list(reference)}: name one row of the batch, from 0, for every row.")
+            raise ValueError(f"reference={list(reference)}: give one row index, from 0, for each row of the batch.")
         self._reference = reference
-        if self.scale != 0:  # here, for a forward that copies lists to the device waits, and compiles twice
+        if self.scale != 0:  # do it here: a forward that copies lists to the device waits and compiles twice
             self._rows(reference, next(self.blocks[0].parameters()).device)
 
     def covers(self, network: nn.Module | Callable[..., Tensor]) -> bool:
-        """Tell whether this is an injection into the network: entered again, it keeps what was compiled for it."""
+        """Tell whether this is an injection into the network; entering it again keeps the compiled code."""
         blocks = _self_attention(network)
         return len(blocks) == len(self.blocks) and all(map(operator.is_, blocks, self.blocks))
 
     def __enter__(self) -> AttentionInjection:
-        """Take over the blocks' ``forward``."""
+        """Replace the blocks' ``forward``."""
         if any(_injection_of(vars(block).get("forward")) for block in self.blocks):
-            raise RuntimeError("This network is inside an AttentionInjection already: leave that one first.")
+            raise RuntimeError("This network is already inside an AttentionInjection: leave that one first.")
         self._originals = {block: vars(block).get("forward") for block in self.blocks}
         _set_forwards(self._forwards)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the blocks their own ``forward`` back."""
+        """Restore the blocks' own ``forward``."""
         _set_forwards(self._originals)
 
     def _attend(self, block: SABlock, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Stand for ``SABlock.forward``."""
+        """Stand in for ``SABlock.forward``."""
         if attn_mask is not None:
-            raise ValueError("Attention injection takes no attn_mask.")
+            raise ValueError("Attention injection does not support attn_mask.")
         return self._read(block, self._reference, x)
 
     def _read(self, block: SABlock, reference: tuple[int, ...] | None, x: Tensor) -> Tensor:
-        """Do what ``SABlock.forward`` does, on tokens (N, L, C), with the reference's keys and values beside."""
+        """Run ``SABlock.forward`` on tokens (N, L, C) with the reference's keys and values added."""
         query, key, value = _project(block, x)
         attend = partial(
             scaled_dot_product_attention, dropout_p=block.dropout_rate if block.training else 0.0, scale=block.scale
         )
         if reference is not None and len(reference) != len(x):
-            raise ValueError(f"reference names rows for a batch of {len(reference)}, and the network got {len(x)}.")
+            raise ValueError(f"reference has rows for a batch of {len(reference)}, but the network got {len(x)}.")
         if reference is None or self.scale == 0 or all(row == i for i, row in enumerate(reference)):
             mixed = attend(query, key, value)
         else:
@@ -136,7 +137,7 @@ class AttentionInjection:
         return block.drop_output(tokens)
 
     def _rows(self, reference: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows that read another one, the rows they read, and the rows that do not; on the device once and for all."""
+        """Return the rows that read another one, the rows they read, and the others; moved to the device only once."""
         key = reference, device
         if key not in self._indices:
             readers = [row for row, source in enumerate(reference) if source != row]
@@ -147,13 +148,13 @@ class AttentionInjection:
 
 
 class SameInjection:
-    """Inside it, a network's self-attention does what it did when this was made: the same injection, the same rows.
+    """A context that restores a network's self-attention as of its creation: the same injection, the same rows.
 
-    For activation checkpointing, which runs a forward again in the backward pass, when the injection may have ended
-    or read other rows. Entered as often as the forward is run again.
+    For activation checkpointing, which repeats a forward in the backward pass, when the injection may have ended or may
+    read other rows. It is entered each time the forward is repeated.
 
     Args:
-        network: what will be run again.
+        network: network whose forward will be repeated.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -167,24 +168,24 @@ class SameInjection:
         self._later: list[dict[SABlock, Callable[..., Tensor] | None]] = []
 
     def __enter__(self) -> SameInjection:
-        """Bring back the ``forward`` of then."""
+        """Restore the ``forward`` as of creation."""
         self._later.append({block: vars(block).get("forward") for block in self._forwards})
         _set_forwards(self._forwards)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Bring back the ``forward`` of now."""
+        """Restore the current ``forward``."""
         _set_forwards(self._later.pop())
 
 
 def _self_attention(network: Any) -> list[SABlock]:
-    """List the network's blocks of self-attention."""
+    """List the network's self-attention blocks."""
     modules = network.modules() if isinstance(network, nn.Module) else ()
     return [module for module in modules if isinstance(module, SABlock)]
 
 
 def _set_forwards(forwards: Mapping[SABlock, Callable[..., Tensor] | None]) -> None:
-    """Give blocks a ``forward`` of their own, or with None that of their class."""
+    """Set the blocks' own ``forward``; None restores their class's."""
     for block, forward in forwards.items():
         if forward is not None:
             block.forward = forward  # type: ignore[method-assign]
@@ -199,7 +200,7 @@ def _injection_of(forward: Any) -> AttentionInjection | None:
 
 
 def _project(block: SABlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (N, heads, L, D)."""
+    """Return queries, keys and values (N, heads, L, D)."""
     if block.use_combined_linear:
         query, key, value = block.input_rearrange(block.qkv(x))
     else:
@@ -212,7 +213,7 @@ def _project(block: SABlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _weighted(
     own: tuple[Tensor, Tensor, Tensor], given: tuple[Tensor, Tensor], weight: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Append the reference's keys and values; one more feature adds log(weight) to the logits of the reference."""
+    """Append the reference's keys and values; an extra feature adds log(weight) to the reference's logits."""
     query, key, value = own
     keys, values = torch.cat([key, given[0]], dim=2), torch.cat([value, given[1]], dim=2)
     if weight == 1:

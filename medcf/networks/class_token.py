@@ -21,28 +21,28 @@ __all__ = ["ClassTokenUNet", "memory_layout"]
 
 
 class ClassTokenUNet(nn.Module):
-    """MONAI's `DiffusionModelUNet`, unmodified, with one learned context token for each class and one for none.
+    """MONAI's `DiffusionModelUNet`, unmodified, with one learned context token per class and one null token.
 
-    The null token is trained wherever a class is dropped (p_uncond), and is what classifier-free guidance compares
-    with. The network counts it as its last class, so that `medcf.networks.Denoiser` takes it as ``null_class_labels``.
+    The null token is trained whenever a class is dropped (p_uncond); classifier-free guidance compares with it. The
+    network counts it as its last class, so `medcf.networks.Denoiser` takes it as ``null_class_labels``.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: channels of the prediction.
-        num_classes: classes without the null class, whose index is ``num_classes``.
+        num_classes: number of classes without the null class, whose index is ``num_classes``.
         cross_attention_dim: features of a token.
-        patch_size: side of the blocks of pixels that become channels before the U-Net and pixels again after it. Above
-            1 the U-Net runs on a coarser grid: at 2, a volume costs about an eighth.
-        attention_init: standard deviation of the initial weights by which the attention blocks add to their input.
-            MONAI starts them at 0, and a short training then leaves attention, and with it injection, without effect.
+        patch_size: side of the pixel blocks that become channels before the U-Net and pixels again after it. Values
+            above 1 make the U-Net run on a coarser grid: at 2, a volume costs about an eighth.
+        attention_init: standard deviation of the initial weights with which the attention blocks add to their input.
+            MONAI starts them at 0, and after a short training attention, and with it injection, then has no effect.
         gradient_checkpointing: recompute the U-Net's blocks in the backward pass instead of keeping their activations.
-        rows_at_once: run blocks without attention on so many rows of the batch at a time where no gradients are
-            recorded: the largest activations then exist for these rows alone. None runs all rows together.
+        rows_at_once: if no gradients are recorded, run blocks without attention on this many batch rows at a time, so
+            that the largest activations exist for these rows only. None runs all rows together.
         **unet: further arguments of `DiffusionModelUNet`: ``channels``, ``attention_levels``, ``num_res_blocks``, ...
 
     Raises:
-        ValueError: sizes that make no sense.
+        ValueError: if a size is invalid.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ClassTokenUNet(nn.Module):
             for block in (*down, self.unet.middle_block, *up):
                 block.forward = _Checkpointed(block, block.forward)
         if rows_at_once is not None:
-            for block in (*down, *up):  # those without attention mix no rows, whatever is injected
+            for block in (*down, *up):  # blocks without attention never mix rows
                 if not any(isinstance(module, SABlock) for module in block.modules()):
                     block.forward = _RowWise(block.forward, rows_at_once)
 
@@ -101,13 +101,13 @@ class ClassTokenUNet(nn.Module):
         context: Tensor | None = None,
         class_labels: Tensor | None = None,
     ) -> Tensor:
-        """Predict what the scheduler's ``prediction_type`` says.
+        """Predict whatever the scheduler's ``prediction_type`` specifies.
 
         Args:
             image: (B, C, *spatial), each side divisible by ``patch_size`` times 2 ** (levels - 1).
-            timesteps: (B,); None stands for 0.
+            timesteps: (B,); None means 0.
             context: (B, tokens, features), instead of the class's token.
-            class_labels: (B,) class indices; None stands for the null class.
+            class_labels: (B,) class indices; None means the null class.
 
         Returns:
             Prediction (B, out_channels, *spatial).
@@ -132,7 +132,7 @@ class ClassTokenUNet(nn.Module):
 
 
 class _RowWise:
-    """A forward that runs on some rows of its batch at a time while no gradients are recorded."""
+    """A forward that processes a few batch rows at a time if no gradients are recorded."""
 
     def __init__(self, forward: Any, rows: int) -> None:
         self.forward = forward
@@ -150,7 +150,7 @@ class _RowWise:
             part_args, part_kwargs = tree_unflatten(some, form)
             leaves, made = tree_flatten(self.forward(*part_args, **part_kwargs))
             parts.append(leaves)
-        first = [id(leaf) for leaf in parts[0]]  # a block may give the same tensor twice
+        first = [id(leaf) for leaf in parts[0]]  # a block may return the same tensor twice
         joined: dict[int, Any] = {}
         for number, leaf in enumerate(parts[0]):
             if id(leaf) not in joined:
@@ -159,9 +159,9 @@ class _RowWise:
 
 
 class _Checkpointed:
-    """A forward that keeps its inputs instead of its activations while gradients are recorded.
+    """A forward that keeps its inputs instead of its activations if gradients are recorded.
 
-    Attention injection is recomputed as it was, also when ``backward`` runs after its ``with`` block.
+    Attention injection is recomputed as it was, even if ``backward`` runs after its ``with`` block.
     """
 
     def __init__(self, block: nn.Module, forward: Any) -> None:
@@ -176,6 +176,6 @@ class _Checkpointed:
 
 
 def memory_layout(image: Tensor) -> torch.memory_format:
-    """The image's own memory layout; one of a single channel counts as channels-last if it is so in any way."""
+    """Return the image's memory layout; a single-channel image counts as channels-last if it matches that layout."""
     last = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
     return last if image.is_contiguous(memory_format=last) else torch.contiguous_format

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any classifier as the f of a method: images in [-1, 1] to logits, whatever the network itself wants and returns."""
+"""Adapts any classifier to the f of a method, images in [-1, 1] to logits, whatever the network expects and returns."""
 
 from __future__ import annotations
 
@@ -18,33 +18,31 @@ __all__ = ["ClassifierAdapter", "notice_probabilities", "notice_unit_range"]
 
 Range = str | Sequence[float | Sequence[float]]
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
-_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # what each classifier was warned about
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for RGB in [0, 1]
+_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # warnings issued per classifier
 
 
 class ClassifierAdapter(nn.Module):
-    """Bring an image in [-1, 1] to what a classifier was trained on, and what it returns to logits (B, K).
+    """Convert an image in [-1, 1] to a classifier's input, and its output to logits (B, K).
 
-    Gradients reach the image. The network is in eval mode, its parameters without gradients, for the time of each call
-    and then again as it was, so an explanation changes neither its running statistics nor anything else in it. Works
-    in two and three dimensions.
+    Gradients reach the image. During each call the network is in eval mode and its parameters need no gradients;
+    afterward its state is restored. So an explanation changes neither its running statistics nor anything else in it.
+    Works in 2D and 3D.
 
-    Args:
-        network: the classifier, a module or any differentiable function of an image (B, channels, *size).
-        range: values that the network wants for black and for white, each one number or one for each channel: ``(0,
-            1)``, ``(0, 255)``. ``"imagenet"`` is RGB in [0, 1], standardized by ImageNet's mean and standard deviation;
-            for any other mean m and deviation s, give ``(-m / s, (1 - m) / s)``.
-        size: spatial size that the network wants, one number for all axes or one for each; the image is stretched to
-            it, linearly and without aliasing. None leaves its own.
-        channels: channels that the network wants; an image of one channel is repeated. None leaves its own.
-        head: where the logits are. ``"logits"`` takes a tensor as it is and otherwise the entry or attribute of this
-            name, as transformers return it; another name or an index (of a tuple) takes that one. ``"probabilities"``
-            takes the logarithm of a tensor of probabilities. A function is called with the output and returns logits.
-            A single logit z, of shape (B,) or (B, 1), becomes the two logits 0 and z, whose softmax is z's sigmoid; a
-            single probability likewise.
+    range: the network's values for black and for white, each one number or one per channel: ``(0, 1)``, ``(0, 255)``.
+        ``"imagenet"`` is RGB in [0, 1], standardized by ImageNet's mean and standard deviation; for any other mean m
+        and deviation s, give ``(-m / s, (1 - m) / s)``.
+        size: spatial size that the network expects, one number for all axes or one per axis; the image is stretched to
+            it linearly, without aliasing. None keeps the image's size.
+        channels: channels that the network expects; a single-channel image is repeated. None keeps the image's.
+        head: where the logits are. ``"logits"`` takes a tensor as it is, otherwise the entry or attribute of this name,
+            as returned by transformers; another name, or an index into a tuple, takes that entry. ``"probabilities"``
+            takes the logarithm of a probability tensor. A function is called with the output and returns logits. A
+            single logit z, of shape (B,) or (B, 1), becomes the two logits 0 and z, whose softmax is z's sigmoid; a
+            single probability is treated likewise.
 
     Raises:
-        ValueError: an option that makes no sense.
+        ValueError: if an option is invalid.
 
     Example:
         >>> binary = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
@@ -78,12 +76,12 @@ class ClassifierAdapter(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits (B, K) of an image (B, C, *spatial) in [-1, 1].
 
-        Warns once about images that look like [0, 1], and about outputs that look like probabilities.
+        Warns once about images that look like [0, 1] and about outputs that look like probabilities.
 
         Raises:
-            ValueError: an image or an output that does not fit the options.
+            ValueError: if an image or an output does not match the options.
         """
-        # a guided chain calls this at every step: its images are not looked at, because a look waits for the device
+        # a guided chain calls this at each step; its images are not inspected, because that would wait for the device
         looks = not (torch.is_grad_enabled() and image.requires_grad)
         if looks:
             notice_unit_range(image, self)
@@ -94,24 +92,22 @@ class ClassifierAdapter(nn.Module):
         return logits
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Bring an image (B, C, *spatial) in [-1, 1] to the network's range, size and channels."""
+        """Convert an image (B, C, *spatial) in [-1, 1] to the network's range, size and channels."""
         axes = image.ndim - 2
         if self.size is not None:
             size = (self.size,) * axes if isinstance(self.size, int) else self.size
             if len(size) != axes:
-                raise ValueError(f"size={size} does not fit an image with {axes} spatial axes: give one for each.")
+                raise ValueError(f"size={size} does not fit an image with {axes} spatial axes: give one per axis.")
             image = _resized(image, size)
         if self.channels is not None and image.shape[1] != self.channels:
             if image.shape[1] != 1:
-                raise ValueError(
-                    f"channels={self.channels}: an image of {image.shape[1]} channels cannot be repeated, only of one."
-                )
+                raise ValueError(f"channels={self.channels}: only one channel can be repeated, not {image.shape[1]}.")
             image = image.expand(-1, self.channels, *image.shape[2:])
         black, white = (end.reshape(1, -1, *[1] * axes).to(image) for end in (self.black, self.white))
         return black + (image + 1) / 2 * (white - black)
 
     def _logits(self, output: Any, count: int) -> Tensor:
-        """Find the logits (count, K) in what the network returned."""
+        """Find the logits (count, K) in the network's output."""
         found = self.head(output) if callable(self.head) else _entry(output, self.head)
         if found.ndim == 1 and len(found) == count:
             found = found[:, None]
@@ -127,33 +123,35 @@ class ClassifierAdapter(nn.Module):
 
 
 def _black_and_white(range: Range, channels: int | None) -> tuple[Tensor, Tensor]:
-    """Return the network's values of black and white, each (1,) or (channels,)."""
+    """Return the network's black and white values, each (1,) or (channels,)."""
     if isinstance(range, str):
         if range != "imagenet" or channels not in (None, 3):
-            raise ValueError(f"range={range!r}, channels={channels!r}: the only name is 'imagenet', of 3 channels.")
+            raise ValueError(
+                f"range={range!r}, channels={channels!r}: the only known name is 'imagenet', with 3 channels."
+            )
         mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
         return -mean / std, (1 - mean) / std
     ends = [torch.as_tensor(end, dtype=torch.float32).reshape(-1) for end in range]
     fits = len(ends) == 2 and all(len(end) in (1, channels or len(end)) for end in ends)
     if not fits or bool((ends[0] == ends[1]).any()):
-        raise ValueError(f"range={range!r} must be two different values, of black and white, or two for each channel.")
+        raise ValueError(f"range={range!r} must be two different values, for black and white, or two per channel.")
     return ends[0], ends[1]
 
 
 def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Stretch an image (B, C, *spatial) to a size, linearly; where it shrinks, every pixel counts."""
+    """Stretch an image (B, C, *spatial) to a size, linearly; when shrinking, every pixel counts."""
     axes = image.ndim - 2
     if tuple(image.shape[2:]) == tuple(size):
         return image
     if axes == 2:
         return functional.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
     fewer = [min(new, old) for new, old in zip(size, image.shape[2:], strict=True)]
-    averaged = functional.interpolate(image, size=fewer, mode="area")  # torch has no antialiasing of volumes
+    averaged = functional.interpolate(image, size=fewer, mode="area")  # torch does not antialias volumes
     return functional.interpolate(averaged, size=tuple(size), mode="trilinear", align_corners=False)
 
 
 def _entry(output: Any, name: str | int) -> Tensor:
-    """Return a tensor itself, or the entry or attribute of this name of what holds several."""
+    """Return a tensor itself, or the entry or attribute of this name if the output holds several."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple | list) and not hasattr(output, str(name)):
@@ -170,18 +168,18 @@ def _entry(output: Any, name: str | int) -> Tensor:
 
 
 def notice_unit_range(image: Tensor, classifier: Any) -> None:
-    """Warn about images that look like [0, 1] where [-1, 1] is expected.
+    """Warn about images that look like [0, 1] when [-1, 1] is expected.
 
     Args:
         image: (B, C, *spatial).
-        classifier: what the image is for; it is warned about once.
+        classifier: consumer of the image; it is warned about once.
     """
     low, high = (float(bound) for bound in image.detach().as_subclass(Tensor).aminmax())
     if 0 <= low < high <= 1:
         _warn_once(
             classifier,
             "range",
-            f"The images reach from {low:.3g} to {high:.3g} and look like [0, 1], where -1 is black: rescale them "
+            f"The images range from {low:.3g} to {high:.3g} and look like [0, 1], where -1 is black: rescale them "
             "by 2 * image - 1, for example with ScaleIntensityRanged(a_min=0, a_max=1, b_min=-1, b_max=1).",
         )
 
@@ -191,7 +189,7 @@ def notice_probabilities(logits: Tensor, classifier: Any) -> None:
 
     Args:
         logits: (B, K).
-        classifier: where they come from; it is warned about once.
+        classifier: source of the logits; it is warned about once.
     """
     values = logits.detach().float()
     if (
@@ -202,16 +200,16 @@ def notice_probabilities(logits: Tensor, classifier: Any) -> None:
         _warn_once(
             classifier,
             "probabilities",
-            f"{type(classifier).__name__} seems to return probabilities, and their gradients mislead where logits are "
-            "expected: remove its softmax, or wrap it in medcf.networks.ClassifierAdapter(..., head='probabilities').",
+            f"{type(classifier).__name__} seems to return probabilities, but logits are expected: "
+            "remove its softmax, or wrap it in medcf.networks.ClassifierAdapter(..., head='probabilities').",
         )
 
 
 def _warn_once(owner: Any, kind: str, text: str) -> None:
-    """Warn, unless the owner was warned about a thing of this kind before."""
+    """Warn, unless the owner was already warned about this kind of problem."""
     try:
         said = _said.setdefault(owner, set())
-    except TypeError:  # neither hashable nor weakly referenced: the filter of warnings alone decides
+    except TypeError:  # not hashable or not weakly referenceable: leave it to the warning filter
         said = set()
     if kind not in said:
         said.add(kind)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: image quality read from concepts, and concepts from anatomy."""
+"""The oracle: derives image quality from concepts, and concepts from anatomy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["ConceptBottleneck", "MonotoneQuality"]
 
 
 class MonotoneQuality(nn.Module):
-    """Quality as a rising function of every concept.
+    """Quality as an increasing function of each concept.
 
     A two-layer perceptron with positive weights (softplus of free parameters): a better concept never lowers the
-    quality, so the score can be read as a checklist is.
+    quality, so the score can be read like a checklist.
 
     Args:
         num_concepts: number of concepts K.
@@ -44,24 +44,23 @@ class MonotoneQuality(nn.Module):
 class ConceptBottleneck(nn.Module):
     """Progressive concept bottleneck: image, then segmentation, then concept scores, then quality.
 
-    Each stage sees no more than the paper allows: the concepts come from the segmentation's probabilities and the
-    image, the quality from the concepts alone. It serves as the oracle that judges counterfactuals and must therefore
-    share nothing with the explained classifier: other subjects, seed, initialization and augmentation.
+    Each stage sees only what the paper allows: concepts come from the segmentation's probabilities and the image,
+    quality from the concepts alone. As the oracle that judges counterfactuals it must share nothing with the explained
+    classifier: other subjects, seed, initialization and augmentation.
 
     Source: Lin et al., "I saw, I conceived, I concluded: progressive concepts as bottlenecks", 2022; Diff-ICE uses it
-    as its oracle. Simplified here: the small U-Net and SonoNet of this package, and a monotone map from concepts to
-    quality.
+    as its oracle. Simplified here: this package's small U-Net and SonoNet, and a monotone map from concepts to quality.
 
     Args:
         num_concepts: number of concepts K.
         in_channels: channels of the image.
-        num_segments: classes of the segmentation, background included.
+        num_segments: number of segmentation classes, including background.
         spatial_dims: 2 or 3.
         channels: widths of the segmentation U-Net; every spatial size must be divisible by
             ``2 ** (len(channels) - 1)``.
         features: width of the concept encoder's first block, see `SonoNet`.
-        max_features: greatest width of the concept encoder.
-        num_blocks: blocks of the concept encoder.
+        max_features: maximum width of the concept encoder.
+        num_blocks: number of blocks in the concept encoder.
     """
 
     def __init__(

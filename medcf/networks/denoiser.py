@@ -1,47 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One face for denoising networks: noise, clean image and velocity from whatever the network predicts.
+"""A common interface to denoising networks: noise, clean image and velocity from whatever the network predicts.
 
-Condition, null condition and classifier-free guidance are resolved here, so that no method knows how a network was
+Condition, null condition and classifier-free guidance are resolved here, so methods need not know how a network was
 parameterized or conditioned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["Denoiser", "away_from_null", "unwrap"]
+if TYPE_CHECKING:
+    from medcf.schedulers import Prediction, RespacedScheduler
+
+__all__ = ["Denoiser", "Network", "away_from_null", "unwrap"]
+
+#: A denoising network, called with the sample and, by keyword, timesteps and conditions.
+Network = Callable[..., torch.Tensor]
 
 
 class Denoiser:
     """A network, its scheduler and its condition, called as ``denoiser(sample, t)``.
 
-    The network is called as ``network(sample, timesteps=..., context=..., class_labels=...)``; condition arguments that
-    were not given are not passed, so unconditional networks that lack them work as well. Classifier-free guidance (Ho
-    and Salimans 2022) combines ``null + guidance_scale * (conditional - null)``, the scale of MONAI and diffusers
-    (1 + w in the paper), from ONE stacked forward; learned variance channels are those of the conditional half. The
-    combination is the same in noise, clean image or velocity and comes before any clipping.
+    The network is called as ``network(sample, timesteps=..., context=..., class_labels=...)``; omitted condition
+    arguments are not passed, so unconditional networks without them work as well. Classifier-free guidance (Ho and
+    Salimans 2022) combines ``null + guidance_scale * (conditional - null)``, with the scale of MONAI and diffusers (1 +
+    w in the paper), from ONE stacked network call; learned variance channels are those of the conditional half. The
+    combination is the same for noise, clean image and velocity and precedes any clipping.
 
     Args:
-        network: denoising network; output has the channels of the sample, or twice as many with a learned variance.
-        scheduler: gives ``convert(model_output, t, sample)``, the prediction that the network's raw output at t means.
+        network: denoising network; its output has the channels of the sample, or twice as many with a learned variance.
+        scheduler: provides ``convert(model_output, t, sample)``, which interprets the network's raw output at t.
         class_labels: class index for the whole batch, or one per sample (B,).
         context: cross-attention context (B, tokens, dim), or (1, tokens, dim) for the whole batch.
-        null_class_labels: class index that was trained as "no class".
-        null_context: context that was trained as "no context", shaped like ``context``.
-        guidance_scale: 1 runs the conditional branch alone and needs no null condition.
+        null_class_labels: class index trained as "no class".
+        null_context: context trained as "no context", shaped like ``context``.
+        guidance_scale: 1 runs only the conditional branch and needs no null condition.
 
     Raises:
-        ValueError: a class index outside the network's embedding, a class-conditional network without a class, or a
-            guidance scale other than 1 without a condition or without its null.
+        ValueError: if a class index is outside the network's embedding, a class-conditional network gets no class, or
+            the guidance scale is not 1 and the condition or its null is missing.
     """
 
     def __init__(
         self,
         network: Callable[..., torch.Tensor],
-        scheduler: Any,
+        scheduler: RespacedScheduler,
         *,
         class_labels: int | torch.Tensor | None = None,
         context: torch.Tensor | None = None,
@@ -60,19 +66,19 @@ class Denoiser:
         if num_classes is not None and class_labels is None:
             raise ValueError(
                 f"The network has num_class_embeds={num_classes} and needs class_labels; to run it as an unconditional "
-                "model give it the index that was trained as its null class."
+                "model, give the index trained as its null class."
             )
         if self.guided:
             self._check_null()
-        #: U-Net evaluations per sample so far; a stacked forward of condition and null counts two.
+        #: U-Net evaluations per sample so far; a stacked call with condition and null counts as two.
         self.num_function_evaluations = 0
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance is on."""
+        """Whether classifier-free guidance is active."""
         return self.guidance_scale != 1.0
 
-    def __call__(self, sample: torch.Tensor, t: int) -> Any:
+    def __call__(self, sample: torch.Tensor, t: int) -> Prediction:
         """Predict noise, clean image and velocity of a noisy batch.
 
         Args:
@@ -80,7 +86,7 @@ class Denoiser:
             t: timestep of the training schedule, a Python integer.
 
         Returns:
-            The scheduler's ``Prediction``, in float32 also under autocast.
+            The scheduler's ``Prediction``, in float32 even under autocast.
         """
         names = ("", "null_") if self.guided else ("",)
         stack = torch.cat([sample] * len(names)) if self.guided else sample
@@ -101,7 +107,7 @@ class Denoiser:
     def _check_null(self) -> None:
         if self.class_labels is None and self.context is None:
             raise ValueError(
-                f"guidance_scale={self.guidance_scale:g} needs a condition to guide towards: give class_labels or "
+                f"guidance_scale={self.guidance_scale:g} needs a condition to guide toward: give class_labels or "
                 "context, or leave guidance_scale at 1."
             )
         for name, value, null in (
@@ -110,7 +116,7 @@ class Denoiser:
         ):
             if value is not None and null is None:
                 raise ValueError(
-                    f"guidance_scale={self.guidance_scale:g} compares {name} with their null: give null_{name}, "
+                    f"guidance_scale={self.guidance_scale:g} compares {name} with the null: give null_{name}, "
                     "or leave guidance_scale at 1."
                 )
 
@@ -123,7 +129,7 @@ def unwrap(network: Any) -> Any:
 
 
 def _check_labels(name: str, labels: int | torch.Tensor | None, num_classes: int | None) -> int | torch.Tensor | None:
-    """Return the labels as an integer or a long tensor (B,) after comparing them with the network's embedding."""
+    """Return the labels as an integer or a long tensor (B,), checked against the network's embedding."""
     if labels is None:
         return None
     tensor = torch.as_tensor(labels)
@@ -146,7 +152,7 @@ def away_from_null(
 
 
 def _expand(name: str, condition: int | torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
-    """Return a condition for each image of the batch, where it is: class indices (B,), or a context in its dtype."""
+    """Return a condition for each image of the batch, on its device: class indices (B,), or a context in its dtype."""
     batch = sample.shape[0]
     if condition is None:
         return None
@@ -154,8 +160,8 @@ def _expand(name: str, condition: int | torch.Tensor | None, sample: torch.Tenso
         return torch.full((batch,), condition, device=sample.device, dtype=torch.long)
     if condition.shape[0] not in ((batch,) if condition.ndim == 1 else (1, batch)):
         raise ValueError(
-            f"{name} holds {condition.shape[0]} indices for a batch of {batch} images: give one per image, or, of "
-            "contexts, one for all."
+            f"{name} holds {condition.shape[0]} indices for a batch of {batch} images: give one per image, or one "
+            "context for all."
         )
     dtype = sample.dtype if condition.is_floating_point() else condition.dtype
     return condition.to(sample.device, dtype, non_blocking=True).expand(batch, *condition.shape[1:])

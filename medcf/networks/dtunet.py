@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DTU-Net, the segmenter that Diff-ICE's classifier looks through."""
+"""DTU-Net, the segmenter inside Diff-ICE's classifier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DTUNet", "residual_unet"]
 
 
 def residual_unet(in_channels: int, out_channels: int, spatial_dims: int, channels: Sequence[int]) -> UNet:
-    """Make MONAI's residual U-Net with instance normalization that halves the image between two widths.
+    """Create MONAI's residual U-Net with instance normalization; it halves the image between consecutive widths.
 
     Args:
         in_channels: channels of the input.
@@ -28,18 +28,18 @@ def residual_unet(in_channels: int, out_channels: int, spatial_dims: int, channe
 class DTUNet(nn.Module):
     """Two U-Nets in sequence: a texture net segments the image, a topology net corrects it.
 
-    From the paper: the coarse net sees the image; the fine net sees the image together with the coarse probabilities
-    and learns the shape that texture alone does not give; both are supervised, and a triplet loss on the fine net's
-    features pulls its view of the coarse mask towards that of the true mask.
+    From the paper: the coarse net sees the image; the fine net sees the image and the coarse probabilities and learns
+    the shape that texture alone does not provide; both are supervised, and a triplet loss on the fine net's features
+    pulls its view of the coarse mask toward that of the true mask.
     Simplified here: both nets are MONAI's residual U-Net with instance normalization, small by default (about 120,000
-    parameters each), any number of classes, and the triplet term is left to whoever trains on curvilinear structures;
-    the committed weights were trained with the two supervised terms alone.
+    parameters each), for any number of classes. The triplet term is left to users who train on curvilinear structures;
+    the committed weights were trained with the two supervised terms only.
 
     Source: Lin et al., "DTU-Net: learning topological similarity for curvilinear structure segmentation", IPMI 2023.
 
     Args:
         in_channels: channels of the image.
-        out_channels: number of classes, background included.
+        out_channels: number of classes, including background.
         spatial_dims: 2 or 3.
         channels: widths of both U-Nets; every spatial size must be divisible by ``2 ** (len(channels) - 1)``.
     """
@@ -58,8 +58,8 @@ class DTUNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Segment an image of shape (B, in_channels, *spatial) into class scores (B, out_channels, *spatial).
 
-        In training mode ``[fine, coarse]`` are returned for deep supervision (MONAI's `DeepSupervisionLoss` takes such
-        a list); in eval mode the fine scores alone.
+        In training mode it returns ``[fine, coarse]`` for deep supervision (MONAI's `DeepSupervisionLoss` takes such a
+        list); in eval mode only the fine scores.
         """
         coarse = self.coarse(x)
         fine = self.fine(torch.cat([x, coarse.softmax(dim=1)], dim=1))

@@ -16,25 +16,25 @@ __all__ = ["IdentityNetwork"]
 
 
 class IdentityNetwork(nn.Module):
-    """Who is on the image: near for two images of one subject in any pose, far for two subjects.
+    """Recognize the subject of an image: embeddings are close for one subject in any pose, and far apart for two.
 
-    A classifier of planes forgets the subject, so its features cannot tell whether a counterfactual is still of the
-    same one. This network is trained for the opposite: to know the subject and to forget plane and speckle. Its trunk
-    is `SonoNet`; the feature maps are pooled to a coarse grid, not to one value, because size, place and direction of
-    an organ are part of the identity. Embedding: Chen et al., "A simple framework for contrastive learning of visual
-    representations", ICML 2020, without the projection head.
+    A plane classifier forgets the subject, so its features cannot tell whether a counterfactual still shows the same
+    one. This network is trained for the opposite: to know the subject and to forget plane and speckle. Its trunk is
+    `SonoNet`; the feature maps are pooled to a coarse grid rather than one value, because size, position and
+    orientation of an organ are part of the identity. Embedding: Chen et al., "A simple framework for contrastive
+    learning of visual representations", ICML 2020, without the projection head.
 
     Args:
-        num_parameters: number P of recovered subject parameters.
+        num_parameters: number P of subject parameters to recover.
         embedding_size: length E of the embedding.
         in_channels: channels of the image.
         spatial_dims: 2 or 3.
         features: width of the trunk's first block, see `SonoNet`.
-        max_features: greatest width of the trunk.
+        max_features: maximum width of the trunk.
         grid: size to which the last feature maps are pooled.
-        hidden: width of the layer below the two outputs.
-        mean: (P,) mean of the parameters over the population, in physical units; part of the weights.
-        std: (P,) standard deviation of the parameters over the population; part of the weights.
+        hidden: width of the layer before the two outputs.
+        mean: (P,) population mean of the parameters, in physical units; part of the weights.
+        std: (P,) population standard deviation of the parameters; part of the weights.
 
     Example:
         >>> network = IdentityNetwork(2, embedding_size=8, features=4, mean=[76.0, 96.0], std=[8.0, 9.0])
@@ -84,7 +84,7 @@ class IdentityNetwork(nn.Module):
             image: tensor of shape (B, in_channels, *spatial) in [-1, 1].
 
         Returns:
-            ``embedding`` (B, E) of length 1, and ``parameters`` (B, P) in physical units.
+            ``embedding`` (B, E) with length 1, and ``parameters`` (B, P) in physical units.
         """
         maps = self.trunk.adaption(self.trunk.feature_maps(image)[-1])
         hidden = self.hidden(self.pool(maps).flatten(1))

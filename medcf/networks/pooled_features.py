@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The features of MONAI's DenseNet, on which sets of images are compared."""
+"""Features of MONAI's DenseNet, used to compare sets of images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["pooled_features"]
 
 
 def pooled_features(network: DenseNet, image: Tensor) -> Tensor:
-    """Compute the vector from which a DenseNet's class scores are a linear function.
+    """Compute the feature vector of a DenseNet, of which its class scores are a linear function.
 
-    It is the last feature maps after their ReLU, averaged over space: what Fréchet distances on a classifier's features
-    mean (FID on Inception's last pool). In a config: ``$functools.partial(pooled_features, @classifier)``. The same
-    tensor comes from ``PerceptualFeatures(network, "class_layers.flatten")``.
+    These are the last feature maps after ReLU, averaged over space, as used for Fréchet distances on a classifier's
+    features (FID uses Inception's last pool). In a config: ``$functools.partial(pooled_features, @classifier)``.
+    ``PerceptualFeatures(network, "class_layers.flatten")`` gives the same tensor.
 
     Args:
-        network: MONAI's DenseNet, in 2D or 3D, in evaluation mode.
+        network: MONAI's DenseNet, in 2D or 3D, in eval mode.
         image: (B, C, *spatial), in the range the network expects.
 
     Returns:
-        Features (B, D), none negative.
+        Features (B, D), non-negative.
 
     Example:
         >>> import torch

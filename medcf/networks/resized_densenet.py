@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DenseNet for volumes of another grid than the one that it was trained on."""
+"""A DenseNet for volumes on a grid other than the one it was trained on."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class ResizedDenseNet(DenseNet):
-    """MONAI's `DenseNet` that first brings images to the grid of its training, by linear interpolation.
+    """MONAI's `DenseNet` that first resamples images to its training grid, by linear interpolation.
 
-    ControlCG trains its classifier at 160 x 192 x 160 and generates at 80 x 96 x 80; what is generated is upsampled for
-    the classifier. Weights are those of a plain `DenseNet` with the same options, under the same names.
+    ControlCG trains its classifier at 160 x 192 x 160 and generates at 80 x 96 x 80; generated volumes are upsampled
+    for the classifier. The weights are those of a plain `DenseNet` with the same options, under the same names.
 
     Args:
-        size: grid of the training, of the same field of view as the images.
+        size: training grid, with the same field of view as the images.
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the image.
-        out_channels: classes.
+        out_channels: number of classes.
         **options: further arguments of `DenseNet`.
 
     Raises:
-        ValueError: ``size`` does not have ``spatial_dims`` entries.
+        ValueError: if ``size`` does not have ``spatial_dims`` entries.
 
     Example:
         >>> import torch
@@ -42,7 +42,7 @@ class ResizedDenseNet(DenseNet):
         self, size: Sequence[int], spatial_dims: int, in_channels: int, out_channels: int, **options: Any
     ) -> None:
         if len(size) != spatial_dims:
-            raise ValueError(f"size={list(size)} must have {spatial_dims} entries, one for each axis.")
+            raise ValueError(f"size={list(size)} must have {spatial_dims} entries, one per axis.")
         super().__init__(spatial_dims, in_channels, out_channels, **options)
         resize = nn.Upsample(size=tuple(size), mode=_MODES[spatial_dims], align_corners=False)
         self.features = nn.Sequential(OrderedDict([("resize", resize), *self.features.named_children()]))

@@ -12,18 +12,18 @@ __all__ = ["SegmentationGuidedClassifier"]
 
 
 class SegmentationGuidedClassifier(nn.Module):
-    """f(x) = l(s(x), x): the predictor l sees the probabilities of a frozen segmenter s beside the image.
+    """f(x) = l(s(x), x): the predictor l sees the probabilities of a frozen segmenter s together with the image.
 
-    The segmenter has no trainable parameter and stays in eval mode, whatever mode the classifier is put into; gradients
-    pass through it to the image, so that guidance by f knows the anatomy.
+    The segmenter has no trainable parameters and always stays in eval mode, whatever the classifier's mode; gradients
+    pass through it to the image, so guidance by f knows the anatomy.
 
     Source: Diff-ICE, the classifier of its section on progressive concept-guided quality.
 
     Args:
         segmenter: maps an image (B, 1, *spatial) in [-1, 1] to class scores (B, K, *spatial); None for a plain
-            classifier, whose predictor sees the image alone.
+            classifier, whose predictor sees only the image.
         predictor: maps the K probabilities and the image, concatenated in this order, to class scores. ``features`` and
-            ``feature_maps`` ask it for methods of these names, as `SonoNet` has them.
+            ``feature_maps`` call its methods of the same names, which `SonoNet` has.
     """
 
     def __init__(self, segmenter: nn.Module | None, predictor: SonoNet | nn.Module) -> None:
@@ -32,26 +32,26 @@ class SegmentationGuidedClassifier(nn.Module):
         self.predictor = predictor
 
     def train(self, mode: bool = True) -> SegmentationGuidedClassifier:
-        """Switch the predictor's mode; the segmenter stays in eval mode."""
+        """Set the predictor's mode; the segmenter stays in eval mode."""
         super().train(mode)
         if self.segmenter is not None:
             self.segmenter.eval()
         return self
 
     def evidence(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute what the predictor sees: probabilities and image, (B, K + 1, *spatial)."""
+        """Compute the predictor's input: probabilities and image, (B, K + 1, *spatial)."""
         if self.segmenter is None:
             return image
         return torch.cat([self.segmenter(image).softmax(dim=1), image], dim=1)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute the predictor's feature vector (B, F) of an image (B, 1, *spatial) in [-1, 1]."""
+        """Compute the predictor's feature vector (B, F) for an image (B, 1, *spatial) in [-1, 1]."""
         return self.predictor.features(self.evidence(image))  # type: ignore[operator]
 
     def feature_maps(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Compute the predictor's feature maps, one tensor a block, finest first."""
+        """Compute the predictor's feature maps, one tensor per block, finest first."""
         return self.predictor.feature_maps(self.evidence(image))  # type: ignore[operator]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute class scores (logits) of shape (B, num_classes) of an image (B, 1, *spatial) in [-1, 1]."""
+        """Compute class scores (logits) of shape (B, num_classes) for an image (B, 1, *spatial) in [-1, 1]."""
         return self.predictor(self.evidence(image))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SonoNet, the classifier of fetal ultrasound planes."""
+"""SonoNet, a classifier of fetal ultrasound planes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["SonoNet"]
 
 
 class SonoNet(nn.Module):
-    """VGG-like classifier with a global average pool in place of fully connected layers.
+    """VGG-like classifier with global average pooling instead of fully connected layers.
 
-    Five blocks of 3x3 convolutions with batch normalization and ReLU, (f, f), (2f, 2f), (4f) x 3, (8f) x 3, (8f) x 3, a
-    max-pool between two blocks; then a 1x1 convolution to the feature maps, whose mean over space is the feature
+    Five blocks of 3x3 convolutions with batch normalization and ReLU, (f, f), (2f, 2f), (4f) x 3, (8f) x 3, (8f) x 3,
+    with max-pooling between blocks; then a 1x1 convolution to the feature maps, whose spatial mean is the feature
     vector, and a linear layer to the class scores. The paper averages the class maps instead; a 1x1 convolution and a
-    mean commute, so the scores are the same, but for the paper's batch normalization of the class maps, which is left
-    out.
+    mean commute, so the scores are the same except for the paper's batch normalization of the class maps, which is
+    omitted.
 
     Source: Baumgartner et al., "SonoNet: real-time detection and localisation of fetal standard scan planes in freehand
     ultrasound", IEEE TMI 2017, figure 3.
@@ -26,11 +26,11 @@ class SonoNet(nn.Module):
     Args:
         in_channels: channels of the input.
         num_classes: number of class scores.
-        features: width f of the first block; the paper has 16, 32 and 64.
+        features: width f of the first block; the paper uses 16, 32 and 64.
         spatial_dims: 2 or 3.
-        num_blocks: how many of the five blocks are used, the first ones. The input may shrink ``num_blocks - 1`` times
-            by two; a dimension that is already 1 is no longer pooled.
-        max_features: no block is wider than this, to keep a small network's file small; None is the paper's network.
+        num_blocks: use only the first of the five blocks. The input may be halved ``num_blocks - 1`` times; a dimension
+            of size 1 is no longer pooled.
+        max_features: maximum width of a block, which keeps a small network's file small; None is the paper's network.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class SonoNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def feature_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Compute the output of every block, before its pooling.
+        """Compute the output of each block, before its pooling.
 
         Args:
             x: input of shape (B, in_channels, *spatial).
 
         Returns:
-            One tensor a block, each half as large as the one before.
+            One tensor per block, each half as large as the previous one.
         """
         maps = []
         for index, block in enumerate(self.blocks):
@@ -82,13 +82,13 @@ class SonoNet(nn.Module):
         return maps
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the feature vector from which the class scores are a linear function.
+        """Compute the feature vector, of which the class scores are a linear function.
 
         Args:
             x: input of shape (B, in_channels, *spatial).
 
         Returns:
-            Tensor of shape (B, num_features), not negative.
+            Tensor of shape (B, num_features), non-negative.
         """
         return self.adaption(self.feature_maps(x)[-1]).flatten(2).mean(2)
 
@@ -111,6 +111,6 @@ def _block(spatial_dims: int, in_channels: int, out_channels: int, depth: int) -
 
 
 def _halve(x: torch.Tensor, max_pool: type[nn.Module]) -> torch.Tensor:
-    """Max-pool by two every dimension that can be halved."""
+    """Max-pool by two along every dimension that can be halved."""
     kernel = [2 if size > 1 else 1 for size in x.shape[2:]]
     return max_pool(kernel)(x)

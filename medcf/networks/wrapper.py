@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising U-Net as a bundle exposes it: callable on an image alone."""
+"""The denoising U-Net as exposed by a bundle: callable with only an image."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["BundleUNet"]
 
 
 class BundleUNet(DiffusionModelUNet):
-    """MONAI's `DiffusionModelUNet` with optional time steps and class labels; its state dict is MONAI's own.
+    """MONAI's `DiffusionModelUNet` with optional timesteps and class labels; its state dict is MONAI's own.
 
-    MONAI's bundle tools (``verify_net_in_out``, ``ckpt_export --use_trace true``) call a network with one tensor, and
-    MONAI's net then lacks its time steps. Here those default to 0 and the class to the last embedding, the null class
-    by the convention of this project.
+    MONAI's bundle tools (``verify_net_in_out``, ``ckpt_export --use_trace true``) call a network with one tensor, but
+    MONAI's network requires timesteps. Here they default to 0, and the class defaults to the last embedding, by
+    convention the null class in this project.
 
     Args:
         spatial_dims: number of spatial dimensions.
         in_channels: channels of the image.
         out_channels: channels of the prediction.
-        kwargs: further arguments of `DiffusionModelUNet`, which takes them all.
+        kwargs: all further arguments of `DiffusionModelUNet`.
     """
 
     def forward(  # type: ignore[override]
@@ -34,14 +34,14 @@ class BundleUNet(DiffusionModelUNet):
         class_labels: Tensor | None = None,
         **residuals: Any,
     ) -> Tensor:
-        """Predict what the scheduler's ``prediction_type`` says.
+        """Predict whatever the scheduler's ``prediction_type`` specifies.
 
         Args:
             x: image (B, C, *spatial), each side divisible by 2 ** (levels - 1).
-            timesteps: (B,); None stands for 0.
-            context: (B, tokens, features), for nets with cross-attention.
-            class_labels: (B,) integers; None stands for the null class, ``num_class_embeds - 1``.
-            **residuals: of ControlNets, as in MONAI.
+            timesteps: (B,); None means 0.
+            context: (B, tokens, features), for networks with cross-attention.
+            class_labels: (B,) integers; None means the null class, ``num_class_embeds - 1``.
+            **residuals: residuals of ControlNets, as in MONAI.
 
         Returns:
             Prediction (B, out_channels, *spatial).

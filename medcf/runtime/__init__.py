@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every room stands on: files, processes, devices, weights and errors."""
+"""What all rooms build on: files, processes, devices, weights and errors."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are either the old one or the whole new one, also after ``kill -9`` or a power cut."""
+"""Atomic file writes: a file is either the old or the complete new one, even after ``kill -9`` or a power cut."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["replace_file", "write_csv", "write_json"]
 
 
 def replace_file(path: str | Path, write: Callable[[Any], Any], *, binary: bool = False) -> Path:
-    """Write a file beside its final place and move it there in one step.
+    """Write a file next to its final location and move it into place in one step.
 
     Args:
-        path: file to write; its folder is made where it is missing.
+        path: file to write; its folder is created if missing.
         write: called with the open file.
-        binary: open it for bytes instead of UTF-8 text; line ends are written as they are in both.
+        binary: open it for bytes instead of UTF-8 text; line endings are written unchanged in both modes.
 
     Returns:
         The path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # left by a killed process
         owner = leftover.name.split(".")[-2]
         if owner.isdigit() and not _is_alive(int(owner)):
             leftover.unlink(missing_ok=True)
@@ -48,15 +48,15 @@ def replace_file(path: str | Path, write: Callable[[Any], Any], *, binary: bool 
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is either the old one or the whole new one, also after a power cut."""
+    """Write JSON so that the file is either the old or the complete new one, even after a power cut."""
     text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
     replace_file(path, lambda file: file.write(text))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write rows as CSV, whatever names they hold; columns are those of all rows in order of appearance, unless given.
+    """Write rows as CSV, whatever their keys; by default the columns are all keys in order of appearance.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front of it.
+    Text that a spreadsheet would run as a formula gets a leading apostrophe.
     """
     names = list(columns or dict.fromkeys(key for row in rows for key in row))
 
@@ -73,12 +73,12 @@ def _harmless(value: Any) -> Any:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # where signal 0 would be no question
+    if os.name != "posix":  # signal 0 would not be a mere query there
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # alive, and of another user
+    except OSError:  # alive, but owned by another user
         return True
     return True

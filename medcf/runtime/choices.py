@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of single options: one of some words, or a number."""
+"""Checks of single options: one of several words, or a number."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _RENAMED = {"code": "published_code"}
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
-    """Refuse a value that is none of a ``Literal``'s.
+    """Refuse a value that is not one of a ``Literal``'s.
 
     Raises:
-        ValueError: names the option, and the values that there are.
+        ValueError: names the option and the valid values.
     """
     if value in get_args(choices):
         return
     if _RENAMED.get(value) in get_args(choices):
-        raise ValueError(f"{name}={value!r} has another name now: use {_RENAMED[value]!r}.")
+        raise ValueError(f"{name}={value!r} was renamed: use {_RENAMED[value]!r}.")
     raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, get_args(choices)))}.")
 
 
 def check_numbers(*, whole: bool = False, **options: Any) -> None:
-    """Refuse options that are no numbers, such as text of a command line, before they are computed with.
+    """Refuse options that are not numbers, such as text from a command line, before computing with them.
 
     Args:
-        whole: require whole numbers.
-        options: values by the name of the option; None is the caller's.
+        whole: require integers.
+        options: values by option name; None is left to the caller.
 
     Raises:
-        ValueError: one is no number, or no whole one; names it.
+        ValueError: if a value is not a number, or not an integer; names it.
     """
     for name, value in options.items():
         if value is not None and not isinstance(value, Integral if whole else Real):
-            raise ValueError(f"{name}={value!r} is no {'whole ' if whole else ''}number: give one.")
+            raise ValueError(f"{name}={value!r} is not a {'whole ' if whole else ''}number: give one.")

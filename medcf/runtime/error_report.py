@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the reason of a failed command last, where it is read."""
+"""Prints the reason for a failed command last, where users look for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import TracebackType
 
 __all__ = ["FilesFailed", "report_errors", "root_cause"]
 
-# How MONAI wraps whatever was raised inside an expression, a component or a transform.
+# How MONAI wraps errors raised inside an expression, a component or a transform.
 _WRAPPERS = ("Failed to evaluate", "Failed to instantiate", "applying transform")
 
 
 class FilesFailed(RuntimeError):  # noqa: N818 - an outcome rather than an error
-    """A run went through, but some of its files gave no result: the exit status says so, and no code is to blame."""
+    """A run completed, but some files gave no result. The exit status reports it; no code is to blame."""
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -25,11 +25,11 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def report_errors() -> None:
-    """From now on, end an uncaught error's traceback with the message of its cause; `FilesFailed` shows that alone.
+    """From now on, end the traceback of an uncaught error with its cause; print only the message of `FilesFailed`.
 
-    MONAI ends it with the text of the expression that failed, below which nobody looks for "The weights file ... does
-    not exist". The exit status is 1 in any case. For a command line: to be the first expression of ``initialize``; it
-    changes ``sys.excepthook`` and how the terminal shows names that are not valid text.
+    MONAI ends the traceback with the text of the failing expression, and nobody scrolls up to "The weights file ...
+    does not exist". The exit status is 1 either way. For command lines: make it the first expression in ``initialize``.
+    It changes ``sys.excepthook`` and how the terminal shows names that are not valid text.
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -42,6 +42,6 @@ def report_errors() -> None:
             sys.stderr.write(f"\n{type(cause).__name__}: {cause}\n")
 
     sys.excepthook = hook
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding can write
+    for stream in (sys.stdout, sys.stderr):  # file names may contain bytes that cannot be encoded
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file that cannot be used: as an error, and as a line of ``failures.csv``."""
+"""A file that cannot be used: as an exception, and as a row of ``failures.csv``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 __all__ = ["Failure", "UnreadableImage", "as_damage"]
 
 
-class UnreadableImage(ValueError):  # noqa: N818 - the name says what happened to the file, as pydicom's and PIL's do
+class UnreadableImage(ValueError):  # noqa: N818 - named after what happened to the file, as in pydicom and PIL
     """A file that cannot be used as an image.
 
-    Neither the message nor the fields hold anything from inside the file, so they may be logged and put in a table.
+    Neither the message nor the fields contain anything from inside the file, so they are safe to log and to tabulate.
 
     Args:
         path: the file. Only its name is shown, because folders are often named after patients.
@@ -36,7 +36,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - the name says what happened t
 
 @contextmanager
 def as_damage(path: str | PathLike[str]) -> Iterator[None]:
-    """Take any other error than `UnreadableImage` for damage to the file: readers raise whatever they stumble over."""
+    """Treat any error other than `UnreadableImage` as damage to the file: readers raise all kinds of exceptions."""
     try:
         yield
     except UnreadableImage:
@@ -47,7 +47,7 @@ def as_damage(path: str | PathLike[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that gave no counterfactual.
+    """A file without a counterfactual.
 
     Attributes:
         file: path of the input.
@@ -63,5 +63,5 @@ class Failure:
 
     @classmethod
     def of(cls, error: UnreadableImage) -> Failure:
-        """Name the file, the reason and the remedy of an error."""
+        """Create a failure from the file, reason and remedy of an error."""
         return cls(error.path, "read", error.reason, error.remedy)

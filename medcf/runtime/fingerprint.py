@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's results depend on, in hashes: the config, the weights and the inputs."""
+"""Hashes of everything a run's results depend on: the config, the weights and the inputs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ INDIFFERENT_KEYS = frozenset(
         "split", "max_pixels", "max_voxels",
     }
 )  # fmt: skip
-"""Top-level ids of a config that say where and how fast, not what; weights and inputs are hashed by their content."""
+"""Top-level config ids about location and speed, not content; weights and inputs are hashed by their content."""
 
 Caller = TypeVar("Caller")
 
-_SHOWN = 3  # how many changed inputs or weights an error names before it counts the rest
+_SHOWN = 3  # number of changed inputs or weights that an error names
 
 
 def sha256(path: str | Path) -> str:
@@ -63,18 +63,18 @@ def sha256(path: str | Path) -> str:
 
 
 def hash_inputs(cases: Iterable[Case]) -> dict[str, str]:
-    """Hash what each case is read from: its file, or the files of its series, and its mask.
+    """Hash the sources of each case: its file, or the files of its series, and its mask.
 
     Returns:
         Case id to SHA-256.
     """
-    hashes: dict[Path, str] = {}  # several cases may be frames of one file
+    hashes: dict[Path, str] = {}  # several cases may be frames of the same file
     digests = {}
     for case in cases:
         files = list(case.files)
         if files[0].suffix.lower() == ".hdr" and files[0].with_suffix(".img").is_file():
             files.append(files[0].with_suffix(".img"))  # the pixels of a NIfTI pair
-        if len(files) > 1 or case.mask:  # in their order: a mask may be called as its image is, in another folder
+        if len(files) > 1 or case.mask:  # in order: a mask may have the same name as its image, in another folder
             lines = [sha256(file) if file else "" for file in (*files, case.mask)]
             digests[case.id] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
             continue
@@ -85,13 +85,13 @@ def hash_inputs(cases: Iterable[Case]) -> dict[str, str]:
 
 
 def running_config() -> dict[str, Any]:
-    """Return the raw config that is being evaluated, command-line overrides included.
+    """Return the raw config being evaluated, including command-line overrides.
 
-    To be called from an expression of a config (``"config": "$running_config()"``): MONAI gives expressions no name for
-    the config itself, so it is taken from the ``ConfigParser`` on the call stack.
+    Call it from a config expression (``"config": "$running_config()"``). MONAI's expressions have no name for the
+    config itself, so it is taken from the ``ConfigParser`` on the call stack.
 
     Raises:
-        RuntimeError: no config is being evaluated.
+        RuntimeError: if no config is being evaluated.
     """
     parser = find_caller(ConfigParser)
     if parser is None:
@@ -100,7 +100,7 @@ def running_config() -> dict[str, Any]:
 
 
 def find_caller(kind: type[Caller]) -> Caller | None:
-    """Return the nearest object of a type one of whose methods is running; None where there is none."""
+    """Return the nearest object of a type with a running method; None if there is none."""
     frame = inspect.currentframe()
     while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
         frame = frame.f_back
@@ -108,11 +108,11 @@ def find_caller(kind: type[Caller]) -> Caller | None:
 
 
 def config_fingerprint(config: Mapping[str, Any], indifferent: Iterable[str] = INDIFFERENT_KEYS) -> dict[str, str]:
-    """Hash each top-level section of a config that results depend on.
+    """Hash each top-level section of a config that affects results.
 
     Args:
         config: raw config, as `running_config` returns it.
-        indifferent: ids that are left out.
+        indifferent: ids to leave out.
 
     Returns:
         Section name to SHA-256 of its canonical JSON (an override of 1.0 equals a default of 1).
@@ -126,7 +126,7 @@ def config_fingerprint(config: Mapping[str, Any], indifferent: Iterable[str] = I
 
 
 def _canonical(value: Any) -> Any:
-    """Make equal settings equal text: integral floats become integers, tuples become lists."""
+    """Make equal settings produce equal text: integral floats become integers, tuples become lists."""
     if isinstance(value, dict):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -137,11 +137,11 @@ def _canonical(value: Any) -> Any:
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Name every value of a nested config by its id, for example ``network_def#channels``; lists are values.
+    """List every value of a nested config with its id, such as ``network_def#channels``; lists count as values.
 
     Args:
         config: raw config, as `running_config` returns it.
-        prefix: id of the part, with ``#`` behind it.
+        prefix: id of the section, with a trailing ``#``.
     """
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -151,14 +151,14 @@ def flat_options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def describe_changes(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Say which parts of a fingerprint differ.
+    """Describe which parts of a fingerprint differ.
 
     Args:
-        before: ``{"config": {...}, "weights": {...}, "inputs": {...}}``, each name to hash.
-        after: the same of now.
+        before: ``{"config": {...}, "weights": {...}, "inputs": {...}}``, each mapping names to hashes.
+        after: the same for the current state.
 
     Returns:
-        One line a kind that changed, for example ``"input changed: a.png"``; empty when nothing did.
+        One line for each kind that changed, such as ``"input changed: a.png"``; empty if nothing did.
 
     Example:
         >>> describe_changes({"weights": {"model.pt": "1"}}, {"weights": {"model.pt": "2"}})

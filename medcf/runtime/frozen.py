@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that only lend their gradients with respect to the image."""
+"""Networks used only for their gradients with respect to the image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["frozen"]
 
 @contextmanager
 def frozen(*networks: Any) -> Iterator[None]:
-    """Put networks into eval mode without parameter gradients, and back into exactly the state they came in.
+    """Put networks into eval mode without parameter gradients, then restore their exact previous state.
 
-    Unlike ``monai.networks.utils.eval_mode`` it leaves autograd on, remembers the mode of every submodule (a frozen
-    segmenter inside a classifier in training stays in eval mode) and of every parameter. Whatever is no ``nn.Module``
-    is passed over.
+    Unlike ``monai.networks.utils.eval_mode`` it leaves autograd on and remembers the mode of every submodule (a frozen
+    segmenter inside a classifier in training stays in eval mode) and of every parameter. Anything that is not an
+    ``nn.Module`` is ignored.
 
     Args:
         networks: denoiser, classifier, feature extractor.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders in which medcf replaces and removes nothing but the files that its own record lists, each by name.
+"""Folders in which medcf replaces and removes only the files that its own record lists by name.
 
-The record ``.medcf.json`` stands in each folder that medcf fills and is written before the files are. A file that it
-does not list belongs to somebody else, whatever its name is: it is never overwritten and never removed, and neither is
-anything behind a symbolic link.
+Each folder that medcf fills has a record, ``.medcf.json``, written before the files. A file that the record does not
+list belongs to someone else, whatever its name: it is never overwritten or removed, and neither is anything behind a
+symbolic link.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ NOTICE = "SYNTHETIC counterfactual images made by medcf. Not for diagnosis."
 
 
 def check_output_dir(output_dir: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse an output folder in which a run could meet the files it reads.
+    """Refuse an output folder in which a run could touch its input files.
 
     Args:
-        output_dir: folder of the run; need not exist.
-        inputs: files that are read, and folders that are searched.
+        output_dir: output folder of the run; need not exist.
+        inputs: files to read and folders to search.
 
     Raises:
-        ValueError: the folder is or contains one of them, or lies in a searched folder and holds files that no run of
-            medcf wrote; says what to do. What a run wrote itself (its demo) may lie in its own folder.
+        ValueError: if the folder is or contains an input, or is inside a searched folder and holds files that no medcf
+            run wrote; the message gives a remedy. Files that a run wrote itself (its demo) may be in its own folder.
     """
     folder = Path(output_dir).resolve()
     remedy = "Choose another folder with --output_dir."
@@ -57,13 +57,13 @@ def check_output_dir(output_dir: str | Path, inputs: Iterable[str | Path]) -> No
         searched = found.is_dir() and folder.is_relative_to(found)
         if searched and folder.is_dir() and any(folder.iterdir()) and not is_ours(folder / "manifest.json"):
             raise ValueError(
-                f"--output_dir {output_dir} lies in the searched folder {place.name!r} and holds files that are not "
+                f"--output_dir {output_dir} is inside the searched folder {place.name!r} and holds files that are not "
                 f"medcf's. {remedy}"
             )
 
 
 def is_ours(manifest: Path) -> bool:
-    """Tell the manifest of a run by its first lines."""
+    """Recognize the manifest of a run by its first lines."""
     try:
         with manifest.open("rb") as stream:
             return b'"notice": "SYNTHETIC counterfactual' in stream.read(200)
@@ -72,22 +72,22 @@ def is_ours(manifest: Path) -> bool:
 
 
 def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable[str] = (), run: str = "") -> list[str]:
-    """Let a function write files, and move them into a folder where they replace only what the record lists.
+    """Let a function write files, then move them into a folder, replacing only what its record lists.
 
     Args:
-        folder: made where it is missing.
-        write: called with an empty folder beside it.
-        more: further names that the caller is going to write into ``folder`` itself.
-        run: whose result it is, for the record.
+        folder: destination, created if missing.
+        write: called with an empty staging folder next to it.
+        more: other names that the caller will write into ``folder`` itself.
+        run: run that the result belongs to, for the record.
 
     Returns:
-        The names of the files, relative to the folder. What an earlier call wrote and this one did not is removed.
+        The file names, relative to the folder. Files of an earlier call that this one did not write are removed.
 
     Raises:
-        FileExistsError: a file or folder of somebody else is in the way; names it.
+        FileExistsError: if someone else's file or folder is in the way; names it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a process that was killed
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # left by a killed process
         if (leftover / RECORD).is_file():
             _empty(leftover)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
@@ -100,13 +100,15 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
         for name in [*made, *more]:
             target = folder / name
             if folder.is_symlink() or _behind_link(folder, name) or (os.path.lexists(target) and name not in before):
-                raise FileExistsError(f"{target} is in the way and not medcf's: move it, or choose another folder.")
+                raise FileExistsError(
+                    f"{target} is in the way and was not made by medcf: move it, or use another folder."
+                )
         folder.mkdir(exist_ok=True)
         _record(folder, sorted(before.union(made, more)), run)
         for name in made:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, folder / name)
-        for name in before.difference(made, more):  # of an earlier result, which must not stand beside this one
+        for name in before.difference(made, more):  # from an earlier result, which must not mix with this one
             _remove(folder, name)
         _record(folder, sorted({*made, *more}), run)
     finally:
@@ -115,7 +117,7 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
 
 
 def run_of(folder: Path) -> str | None:
-    """Return whose result a folder holds by its record; None without a record."""
+    """Return the run that a folder's record names; None without a record."""
     try:
         return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -123,17 +125,17 @@ def run_of(folder: Path) -> str | None:
 
 
 def may_fill(folder: Path) -> bool:
-    """Tell whether a folder is free: it is missing, empty, or has a record."""
+    """Tell whether a folder is free: missing, empty, or with a record."""
     if not os.path.lexists(folder):
         return True
     if folder.is_symlink() or not folder.is_dir():
         return False
-    begun = f".{RECORD}."  # what a process that was killed leaves of a record
+    begun = f".{RECORD}."  # unfinished record of a killed process
     return (folder / RECORD).is_file() or all(path.name.startswith(begun) for path in folder.iterdir())
 
 
 def written_files(folder: Path) -> list[str]:
-    """List what the record of a folder names; empty without a record, and nothing that leads out of the folder."""
+    """List the files in a folder's record; empty without a record. Names that lead outside the folder are skipped."""
     try:
         names = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -143,7 +145,7 @@ def written_files(folder: Path) -> list[str]:
 
 
 def remove_files(folder: Path) -> None:
-    """Remove the files that the record of a folder lists, then the record and folders that are empty by then."""
+    """Remove the files that a folder's record lists, then the record, then folders that are empty."""
     if folder.is_symlink() or not folder.is_dir():
         return
     names = written_files(folder)
@@ -158,7 +160,7 @@ def remove_files(folder: Path) -> None:
 
 
 def _wrote(folder: Path, place: Path) -> bool:
-    """Tell whether ``place`` is the demo that a run with this output folder wrote, or a file of it."""
+    """Tell whether ``place`` is the demo written by a run with this output folder, or a file in it."""
     where = Path(os.path.abspath(place))
     home = where if where.is_dir() else where.parent
     if home.is_symlink() or home.name != DEMO_FOLDER or home.resolve().parent != folder:
@@ -173,7 +175,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def _behind_link(folder: Path, name: str) -> bool:
-    """Tell whether a folder on the way from ``folder`` to the file is a symbolic link."""
+    """Tell whether any folder between ``folder`` and the file is a symbolic link."""
     return any((folder / parent).is_symlink() for parent in PurePosixPath(name).parents if parent.name)
 
 
@@ -189,7 +191,7 @@ def _record(folder: Path, names: list[str], run: str) -> None:
 
 
 def _empty(staging: Path) -> None:
-    """Remove a staging folder, which nobody but medcf writes to, file by file and without following links."""
+    """Remove a staging folder, which only medcf writes to, file by file and without following links."""
     if not staging.is_dir() or staging.is_symlink():
         return
     for root, folders, files in os.walk(staging, topdown=False):
@@ -201,5 +203,5 @@ def _empty(staging: Path) -> None:
 
 
 def _rmdir(folder: Path) -> None:
-    with suppress(OSError):  # not empty: what is left is not medcf's
+    with suppress(OSError):  # not empty: the remaining files are not medcf's
         folder.rmdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a network runs on a device, without changing what it computes beyond rounding."""
+"""Speeds up a network on a device without changing its results beyond rounding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def half_precision(device: torch.device | str) -> torch.dtype:
-    """Return the 16-bit type in which a device is fast and gradients do not vanish: bfloat16 wherever it exists.
+    """Return the 16-bit type that is fast on a device and keeps gradients from vanishing: bfloat16 if available.
 
     Args:
-        device: where to compute.
+        device: device for the computation.
 
     Returns:
         ``torch.bfloat16``, or ``torch.float16`` on GPUs before Ampere.
@@ -34,9 +34,9 @@ def half_precision(device: torch.device | str) -> torch.dtype:
 
 
 def has_half_precision(device: torch.device | str) -> bool:
-    """Tell whether a device multiplies 16-bit numbers itself: any GPU, and CPUs with AVX512-BF16 or AMX.
+    """Tell whether a device multiplies 16-bit numbers natively: any GPU, and CPUs with AVX512-BF16 or AMX.
 
-    Other CPUs emulate bfloat16 and get slower.
+    Other CPUs emulate bfloat16 and become slower.
     """
     if torch.device(device).type != "cpu":
         return True
@@ -44,16 +44,16 @@ def has_half_precision(device: torch.device | str) -> bool:
 
 
 def autocast(device: torch.device | str, *, enabled: bool | Literal["auto"] = True) -> AbstractContextManager[None]:
-    """Return the context in which networks compute in 16 bits; schedule and loss stay in 32.
+    """Return a context in which networks compute in 16 bits; schedule and loss stay in 32 bits.
 
     Args:
-        device: where to compute.
-        enabled: False leaves everything in 32 bits; "auto" does so where 16 bits would be emulated.
+        device: device for the computation.
+        enabled: False keeps everything in 32 bits; "auto" does so if 16 bits would be emulated.
 
     Raises:
-        ValueError: ``enabled`` is neither of these.
+        ValueError: if ``enabled`` has another value.
     """
-    enabled = {"true": True}.get(str(enabled), enabled)  # as a command line spells it
+    enabled = {"true": True}.get(str(enabled), enabled)  # spelling on the command line
     if enabled == "auto":
         enabled = has_half_precision(device)
     elif not isinstance(enabled, bool):
@@ -62,15 +62,15 @@ def autocast(device: torch.device | str, *, enabled: bool | Literal["auto"] = Tr
 
 
 def accelerate(network: Module, *, channels_last: bool = False, compile: bool | str = False) -> Module:
-    """Prepare a network for inference; with the defaults it comes back untouched.
+    """Prepare a network for inference; with the default options it is returned unchanged.
 
     Args:
         network: a network on its device, for inference.
-        channels_last: store the weights of its convolutions channels last, which its activations then follow.
+        channels_last: store convolution weights channels last; activations follow.
         compile: compile its forward at the first call: True, or a mode of ``torch.compile`` such as
-            ``"reduce-overhead"`` (CUDA graphs) or ``"max-autotune"``. The first call takes a minute or so; a second
-            batch size compiles it once more, for all sizes. Where there is no C++ compiler, or compiling fails, it
-            warns and the network runs as it is.
+            ``"reduce-overhead"`` (CUDA graphs) or ``"max-autotune"``. The first call takes about a minute; a second
+            batch size triggers one more compilation, for all sizes. Without a C++ compiler, or if compilation fails,
+            the network runs uncompiled, with a warning.
 
     Returns:
         The same network; its state dict keeps its names.
@@ -83,7 +83,7 @@ def accelerate(network: Module, *, channels_last: bool = False, compile: bool | 
     if compile:
         if not _has_compiler():
             logger.warning(
-                "compile: no C++ compiler was found (CXX, g++, clang++), so %s runs as it is; install one, or leave "
+                "compile: no C++ compiler was found (CXX, g++, clang++), so %s runs uncompiled; install one, or leave "
                 "--compile away.",
                 type(network).__name__,
             )
@@ -93,7 +93,7 @@ def accelerate(network: Module, *, channels_last: bool = False, compile: bool | 
 
 
 def _compile_forward(network: nn.Module, mode: str | None) -> None:
-    """Replace a network's forward by a compiled one, which steps back for good when it cannot be compiled."""
+    """Replace a network's forward by a compiled one that reverts permanently if compilation fails."""
     from torch._dynamo.exc import TorchDynamoException
 
     plain = network.forward
@@ -104,7 +104,7 @@ def _compile_forward(network: nn.Module, mode: str | None) -> None:
             return compiled(*inputs, **options)
         except TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
-            logger.warning("compile: %s runs as it is, because compiling failed (%s).", type(network).__name__, reason)
+            logger.warning("compile: %s runs uncompiled: compilation failed (%s).", type(network).__name__, reason)
             network.forward = plain
             return plain(*inputs, **options)
 
@@ -112,6 +112,6 @@ def _compile_forward(network: nn.Module, mode: str | None) -> None:
 
 
 def _has_compiler() -> bool:
-    """Look for what torch's inductor calls, on a GPU too: Triton builds its launchers with it."""
+    """Look for the compiler that torch's inductor calls, on GPUs too: Triton builds its launchers with it."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
     return any(shutil.which(name) for name in names if name)

@@ -1,31 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bars on a terminal; a line now and then in a log file."""
+"""Progress bars on a terminal, occasional lines in a log file."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["Progress", "progress_bar"]
 
 _SECONDS_IN_A_FILE = 60.0
 
 
+class Progress(Protocol):
+    """What loops need of a progress bar, such as tqdm's."""
+
+    n: float
+    total: float
+
+    def update(self, n: int, /) -> object:
+        """Count ``n`` more units."""
+
+
 def progress_bar(total: int | None, title: str, *, unit: str = "it", show: bool = True, inner: bool = False) -> Any:
-    """Make a bar for a loop, to be closed or used as a context.
+    """Create a progress bar for a loop; close it, or use it as a context.
 
     Args:
-        total: how often it is updated.
-        title: what the bar says.
-        unit: of what it counts.
-        show: False makes a bar that shows nothing.
-        inner: the bar of a part of what another one counts: it goes when it is done, and is not shown in a log file,
-            where nothing can be overwritten.
+        total: number of updates.
+        title: text of the bar.
+        unit: name of what is counted.
+        show: False creates a bar that shows nothing.
+        inner: a bar for part of what another one counts. It disappears when done, and is not shown in a log file, where
+            nothing can be overwritten.
 
     Returns:
-        tqdm's bar: ``update(n)``, ``total``, ``n``. In a log file it writes a line a minute, and its last one.
+        A tqdm bar: ``update(n)``, ``total``, ``n``. In a log file it writes one line per minute, and a final one.
     """
     terminal = sys.stderr.isatty()
     options: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS_IN_A_FILE, "maxinterval": 1e9, "ncols": 80}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of one run under torchrun: who is who, and the few short messages between them, over gloo.
+"""The processes of one torchrun run, and the few short messages between them, sent over gloo.
 
-Cases are independent: only the run folder talks, when it is opened and when it is closed, and without torchrun nobody
-does. A process that dies closes its connections, so whoever waits for it hears that at once; torchrun ends the others
-anyway. `WAIT` is for what dies in silence: a machine without power, a process that hangs. It runs only while a process
-waits, never while it works, so it bounds by how much one share of the cases may take longer than another, not how long
-both take.
+Cases are independent: processes communicate only when the run folder is opened and closed, and not at all without
+torchrun. A process that dies closes its connections, so those that wait for it notice at once; torchrun ends the others
+anyway. `WAIT` covers silent failures: a machine without power, a process that hangs. It counts only while a process
+waits, not while it works, so it limits how much longer one share of the cases may take than another, not the total
+time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["collect", "from_main", "join_processes", "leave_processes", "local_device", "rank", "world_size"]
+__all__ = ["collect", "join_processes", "leave_processes", "local_device", "rank", "run_on_main", "world_size"]
 
 Result = TypeVar("Result")
 
@@ -30,19 +30,19 @@ WAIT = timedelta(days=1)
 
 
 def world_size() -> int:
-    """Return the number of processes that torchrun started; 1 without torchrun."""
+    """Return the number of processes started by torchrun; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """Return this process's number; 0, the main process, without torchrun."""
+    """Return this process's number; 0 is the main process, also without torchrun."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_device() -> torch.device:
-    """Return this process's own device: the GPU with the number ``LOCAL_RANK``, or the CPU.
+    """Return this process's own device: the GPU with number ``LOCAL_RANK``, or the CPU.
 
-    With more processes than GPUs, they share them in turn.
+    With more processes than GPUs, the processes share the GPUs in turn.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -50,13 +50,13 @@ def local_device() -> torch.device:
 
 
 def join_processes(backend: str = "gloo") -> None:
-    """Join the processes that torchrun started; what all would log alike, the main process alone logs.
+    """Join the processes started by torchrun; messages that all would log are logged by the main process only.
 
     Args:
-        backend: of ``torch.distributed``.
+        backend: backend of ``torch.distributed``.
 
     Raises:
-        RuntimeError: not started by torchrun, or the others do not come within the backend's own timeout.
+        RuntimeError: if not started by torchrun, or the others do not join within the backend's timeout.
     """
     try:
         dist.init_process_group(backend)
@@ -65,34 +65,34 @@ def join_processes(backend: str = "gloo") -> None:
             f"This process cannot join others ({error}). Start all of them with: "
             "torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
         ) from error
-    atexit.register(leave_processes)  # a group that is alive when the interpreter goes aborts the process
-    if torch.cuda.is_available():  # where a config says plain "cuda", it is to be this process's own
+    atexit.register(leave_processes)  # a live group aborts the process when the interpreter exits
+    if torch.cuda.is_available():  # plain "cuda" in a config then means this process's own GPU
         torch.cuda.set_device(local_device())
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)
 
 
 def leave_processes() -> None:
-    """Leave the other processes, without a word to them; does nothing where none was joined."""
+    """Leave the other processes without notifying them; does nothing if none were joined."""
     _group.cache_clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def from_main(name: str, function: Callable[[], Result]) -> Result:
-    """Call a function on the main process and give its result to all, who wait for it.
+def run_on_main(name: str, function: Callable[[], Result]) -> Result:
+    """Call a function on the main process only and return its result on all processes, which wait for it.
 
     All processes must make the same calls of this module in the same order.
 
     Args:
-        name: what is done, for messages.
-        function: returns what can be pickled.
+        name: name of the step, for messages.
+        function: returns a value that can be pickled.
 
     Returns:
-        The function's result on every process.
+        The function's result, on every process.
 
     Raises:
-        RuntimeError: it failed on the main process (whose own error goes through there), or a process is gone.
+        RuntimeError: if it failed on the main process (where the original error is raised), or a process is gone.
     """
     if world_size() == 1:
         return function()
@@ -114,31 +114,31 @@ def from_main(name: str, function: Callable[[], Result]) -> Result:
 
 
 def collect(name: str, value: Any) -> list[Any]:
-    """Bring a value of every process to the main process; all wait for the last one.
+    """Gather one value per process on the main process; all wait for the last one.
 
     Args:
-        name: what is done, for messages.
-        value: what can be pickled.
+        name: name of the step, for messages.
+        value: a value that can be pickled.
 
     Returns:
-        The values in the order of ranks; on the other processes an empty list.
+        The values in rank order; on the other processes an empty list.
 
     Raises:
-        RuntimeError: a process is gone; everything it completed is kept.
+        RuntimeError: if a process is gone; everything it completed is kept.
     """
     if world_size() == 1:
         return [value]
     group = _group()
     values: list[Any] = [None] * world_size() if rank() == 0 else []
     with _all_alive(name):
-        dist.monitored_barrier(group, timeout=WAIT)  # its error names who is missing
+        dist.monitored_barrier(group, timeout=WAIT)  # its error names the missing process
         dist.gather_object(value, values or None, group=group)
     return values
 
 
 @cache
 def _group() -> dist.ProcessGroup:
-    """Return the group of the messages, which waits longer than the one that the processes join, or training's."""
+    """Return the process group for messages. It waits longer than the groups for joining and for training."""
     if not dist.is_initialized():
         join_processes()
     group = dist.new_group(timeout=WAIT, backend="gloo")
@@ -152,5 +152,5 @@ def _all_alive(name: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"A process is gone ({name}: {error}); start the same command again: what is done stays."
+            f"A process is gone ({name}: {error}); start the same command again; finished work is kept."
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a manifest says of the process that wrote it."""
+"""What a manifest records about the process that wrote it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "nibabel", "pydicom", 
 
 
 def now() -> str:
-    """Return the local time with its offset, as ISO 8601."""
+    """Return the local time with its UTC offset, in ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def describe_session() -> dict[str, Any]:
-    """Describe this process: command, versions, machine, number of processes; JSON values."""
+    """Describe this process as JSON values: command, versions, machine, number of processes."""
     versions = {"python": platform.python_version(), "medcf": __version__}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load weights, or say at once which file is wrong and what makes the right one; and what their classes are called."""
+"""Loads weights, or says which file is wrong and how to make the right one; also the names of their classes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _CLASSES = "classes.json"
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_SHOWN = 3  # how many differing parameters an error names
-_HOLDERS = ("state_dict", "model_state_dict", "model")  # entries of a checkpoint under which a state dict may lie
-_OLD_NAMES = (".proj_attn.", ".to_out.0.")  # what MONAI Generative called what MONAI calls otherwise
+_SHOWN = 3  # number of differing parameters that an error names
+_HOLDERS = ("state_dict", "model_state_dict", "model")  # checkpoint entries that may hold a state dict
+_OLD_NAMES = (".proj_attn.", ".to_out.0.")  # parts of MONAI Generative's parameter names that MONAI renamed
 
 
 def read_weights(path: str | Path, *, remedy: str = "") -> dict[str, Tensor]:
-    """Read a state dict, also from a checkpoint that holds it beside other things.
+    """Read a state dict, including from a checkpoint that holds it among other things.
 
-    Prefixes that `DataParallel` and ``torch.compile`` put before all names are taken off.
+    Prefixes that `DataParallel` and ``torch.compile`` add to all names are removed.
 
     Args:
         path: file written by ``torch.save(module.state_dict(), path)``, or with the state dict under ``"state_dict"``,
             ``"model_state_dict"`` or ``"model"``.
-        remedy: what to do when the file is missing or wrong, for example the training command; ends the message.
+        remedy: what to do if the file is missing or wrong, such as the training command; ends the message.
 
     Returns:
         Parameter name to tensor, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no state dict, is truncated, or holds values that are not finite.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a state dict, is truncated, or holds non-finite values.
     """
     return _without_prefixes(_read(Path(path), remedy))
 
@@ -54,25 +54,25 @@ def load_weights(
     frozen: bool = True,
     device: torch.device | str | None = None,
 ) -> Module:
-    """Load a state dict into a network whose every parameter it must match.
+    """Load a state dict into a network; it must match every parameter.
 
     Args:
         module: the network.
-        path: see `read_weights`. Names of MONAI Generative become MONAI's, for a network that knows them.
-        remedy: what to do when the file is missing or wrong; ends the message.
-        frozen: also set evaluation mode and switch gradients of the parameters off.
-        device: where to move the network; None leaves it where it is.
+        path: see `read_weights`. Names from MONAI Generative are translated if the network knows them.
+        remedy: what to do if the file is missing or wrong; ends the message.
+        frozen: also set eval mode and disable parameter gradients.
+        device: device to move the network to; None does not move it.
 
     Returns:
         The same module.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is unusable or does not fit the network; the message names the first differences.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is unusable or does not fit the network; the message names the first differences.
     """
     state = _read(Path(path), remedy)
     expected = module.state_dict()
-    if not state.keys() <= expected.keys():  # a network may itself have a part that is called "module"
+    if not state.keys() <= expected.keys():  # a network may have a part named "module"
         state = _without_prefixes(state)
     state = _with_new_names(module, state)
     differences = _differences(state, expected)
@@ -82,7 +82,9 @@ def load_weights(
         message = f"{path} does not fit {type(module).__name__}: {shown}{more}."
         if hasattr(module, "load_old_state_dict") and any(part in name for name in state for part in _OLD_NAMES):
             projected = any(".transformer_blocks." in name for name in state)
-            message += f" MONAI Generative made it: give the network use_combined_linear=False, include_fc={projected}."
+            message += (
+                f" It is from MONAI Generative: give the network use_combined_linear=False, include_fc={projected}."
+            )
         raise ValueError(_message(message, remedy))
     module.load_state_dict(state)
     if frozen:
@@ -91,13 +93,13 @@ def load_weights(
 
 
 def _read(path: Path, remedy: str) -> dict[str, Tensor]:
-    """Read a state dict with the names that it has in the file."""
+    """Read a state dict with the names used in the file."""
     if not path.is_file():
         raise FileNotFoundError(_message(f"The weights file {path} does not exist.", remedy))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors alike
-        # its own text stays out of sight: it explains how to execute what is in the file
+        # torch's own text is hidden: it explains how to execute the contents of the file
         raise ValueError(_message(f"{path} is not a readable weights file: {_reason(error)}.", remedy)) from None
     state = content
     if isinstance(content, Mapping):
@@ -112,14 +114,14 @@ def _read(path: Path, remedy: str) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Say in a few words why torch could not load a file."""
+    """Summarize why torch could not load a file."""
     if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
-        return "it holds more than tensors; save module.state_dict() where it was made, and nothing of it was executed"
+        return "it holds more than tensors, none of which was executed; save module.state_dict() where it was made"
     return "it may be truncated, or of another kind"
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what `DataParallel` and ``torch.compile`` put before names."""
+    """Remove the prefixes that `DataParallel` and ``torch.compile`` add to names."""
     state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -127,11 +129,11 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_new_names(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translate names of MONAI Generative, where the network can and takes every one of them."""
+    """Translate names from MONAI Generative if the network accepts every one of them."""
     expected = module.state_dict()
     if not hasattr(module, "load_old_state_dict") or state.keys() <= expected.keys():
         return state
-    # these took no part in the old networks' forward: one that has the layer would not compute the same
+    # the old networks did not use these in their forward: one that has the layer would compute something else
     rest = {name: value for name, value in state.items() if ".proj_attn." not in name}
     complete = len(rest) == len(expected)
     renamed = copy.deepcopy(module)
@@ -154,27 +156,27 @@ def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def class_names(folder: str | Path, default: Sequence[str]) -> list[str]:
-    """Read what the classes of the weights in a folder are called, in the order of their indices.
+    """Read the class names for the weights in a folder, in the order of their indices.
 
     Args:
         folder: folder of the weights.
-        default: the names where a training of phantoms, or nobody, wrote any.
+        default: names to use if none were written, as when training on phantoms.
     """
     path = Path(folder) / _CLASSES
     return list(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.is_file() else list(default)
 
 
 def write_class_names(folder: str | Path, names: Sequence[str]) -> None:
-    """Write what the classes of a folder's weights are called.
+    """Write the class names for the weights in a folder.
 
     Raises:
-        ValueError: the folder holds weights of other classes.
+        ValueError: if the folder holds weights for other classes.
     """
     known = class_names(folder, names)
     if known != list(names):
         raise ValueError(
-            f"{folder} holds weights of the classes {', '.join(known)}, not {', '.join(names)}: give every set of "
-            f"classes a folder of its own (--models_dir DIR), or delete {Path(folder) / _CLASSES} with its weights."
+            f"{folder} holds weights for the classes {', '.join(known)}, not {', '.join(names)}: give each set of "
+            f"classes its own folder (--models_dir DIR), or delete {Path(folder) / _CLASSES} with its weights."
         )
     write_json(Path(folder) / _CLASSES, {"classes": list(names)})
 

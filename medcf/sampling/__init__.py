@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising loop that all methods share, its hooks, and the noise of each sample."""
+"""The denoising loop shared by all methods, its hooks, and the noise of each sample."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The denoising loop: every method is a start, a model call and hooks around ``denoise``.
 
-Nothing in the loop waits for the device: timesteps are Python integers, coefficients are floats, and no tensor is read
-back.
+The loop never waits for the device: timesteps are Python integers, coefficients are floats, and no tensor is read back.
 """
 
 from __future__ import annotations
@@ -14,27 +13,29 @@ from typing import Any, Protocol
 import torch
 
 from medcf.networks.denoiser import Denoiser
+from medcf.runtime.progress import Progress
 from medcf.sampling.noise import make_generators
+from medcf.schedulers import Prediction, RespacedScheduler, Step
 
 __all__ = ["Chain", "Hook", "denoise"]
 
-Loss = Callable[[torch.Tensor], Any]  # the bound loss of guidance, which lies above
+Loss = Callable[[torch.Tensor], Any]  # the bound loss of guidance, a higher layer
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """One pass over a stack of N images; what a method's hooks are made from.
+    """One pass over a stack of N images; the basis for a method's hooks.
 
     Attributes:
-        start: clean images (N, C, *spatial) that are noised: the output of the pass before.
-        original: the inputs (N, C, *spatial) that are explained.
+        start: clean images (N, C, *spatial) to be noised: the output of the previous pass.
+        original: the inputs (N, C, *spatial) to be explained.
         ids: one identity per image.
         number: number of the pass, from 0.
-        timesteps: kept steps that run, the noisiest first.
+        timesteps: kept steps to run, noisiest first.
         denoiser: the network with its condition.
-        scheduler: the inferer's own.
+        scheduler: the inferer's scheduler.
         seed: seed of the run.
-        loss: counterfactual loss of guided methods, bound to the originals; None without guidance.
+        loss: counterfactual loss for guided methods, bound to the originals; None without guidance.
     """
 
     start: torch.Tensor
@@ -43,12 +44,12 @@ class Chain:
     number: int
     timesteps: Sequence[int]
     denoiser: Denoiser
-    scheduler: Any
+    scheduler: RespacedScheduler
     seed: int
     loss: Loss | None = None
 
     def generators(self, stream: str) -> list[torch.Generator]:
-        """Make one generator an image for an independent stream of noise of this pass."""
+        """Create one generator per image for an independent noise stream of this pass."""
         return make_generators(self.seed, self.ids, self.start.device, (stream, self.number))
 
     def guidance(self) -> Loss:
@@ -59,41 +60,41 @@ class Chain:
 
 
 class Hook(Protocol):
-    """What a method adds to a step of the loop; subclass it and override what is needed."""
+    """What a method adds to a step of the loop; subclass it and override the methods you need."""
 
     def before_model(self, sample: torch.Tensor, t: int) -> torch.Tensor:
-        """Return the noisy images the model is to see; a leaf that requires grad makes the loop record the forward."""
+        """Return the model's input; a leaf that requires grad makes the loop record the network call."""
         return sample
 
-    def on_step(self, step: Any) -> Any:
-        """Return the ``Step`` to draw from: a moved mean (guidance), a mask, a low-pass."""
+    def on_step(self, step: Step) -> Step:
+        """Return the ``Step`` to draw from: with a moved mean (guidance), a mask, a low-pass filter."""
         return step
 
-    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
-        """Return the drawn images, the next step's noisy images."""
+    def after_step(self, sample: torch.Tensor, step: Step) -> torch.Tensor:
+        """Return the drawn images, which are the next step's noisy images."""
         return sample
 
 
 def denoise(
-    denoiser: Callable[[torch.Tensor, int], Any],
-    scheduler: Any,
+    denoiser: Callable[[torch.Tensor, int], Prediction],
+    scheduler: RespacedScheduler,
     sample: torch.Tensor,
     timesteps: Sequence[int],
     *,
     generators: Sequence[torch.Generator] | None = None,
     hooks: Sequence[Hook] = (),
-    progress: Any = None,
+    progress: Progress | None = None,
 ) -> torch.Tensor:
     """Run the chain over the given timesteps.
 
     Args:
-        denoiser: (sample, t) to the scheduler's ``Prediction``; ``medcf.networks.Denoiser``.
-        scheduler: gives ``posterior(prediction, t, sample)``, a ``Step`` with ``draw(generators)``.
+        denoiser: maps (sample, t) to the scheduler's ``Prediction``; ``medcf.networks.Denoiser``.
+        scheduler: provides ``posterior(prediction, t, sample)``, a ``Step`` with ``draw(generators)``.
         sample: noisy images (B, C, *spatial) at ``timesteps[0]``.
-        timesteps: kept steps as Python integers, in the order in which they run: ``scheduler.timesteps_from``.
+        timesteps: kept steps as Python integers, in running order: ``scheduler.timesteps_from``.
         generators: one per sample; None draws from torch's global state.
         hooks: called in order before the model, on the step, and after the draw.
-        progress: anything with ``update(n)``, for example a tqdm bar; counts steps.
+        progress: any object with ``update(n)``, such as a tqdm bar; counts steps.
 
     Returns:
         Images (B, C, *spatial) after the last step, without a graph.

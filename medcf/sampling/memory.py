@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Micro-batches by a memory budget: measure one forward, then stack as many rows as fit."""
+"""Micro-batches within a memory budget: measure one network call, then stack as many rows as fit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["MemoryBudget", "budget_bytes", "micro_batches", "peak_bytes"]
 
-#: Gigabytes (10^9 bytes), "auto" for what a GPU has free, or None for no limit.
+#: Gigabytes (10^9 bytes), "auto" for a GPU's free memory, or None for no limit.
 MemoryBudget = float | Literal["auto"] | None
 
-SHARE = 0.8  # of a GPU's free memory: kernels need workspaces, and memory fragments
+SHARE = 0.8  # of a GPU's free memory: kernels need workspace, and memory fragments
 
 
 def check_budget(budget: object) -> None:
-    """Refuse what is no budget.
+    """Refuse an invalid budget.
 
     Raises:
-        ValueError: neither None, "auto" nor a positive number.
+        ValueError: if it is not None, "auto" or a positive number.
     """
     if budget is None or budget == "auto":
         return
@@ -32,11 +32,11 @@ def check_budget(budget: object) -> None:
 
 
 def budget_bytes(budget: MemoryBudget, device: torch.device) -> float | None:
-    """Return how many bytes the activations of a forward may take on a device; None without a limit.
+    """Return the number of bytes that the activations of a network call may take on a device; None without a limit.
 
     Args:
-        budget: gigabytes; "auto" is 80 % of what a GPU has free, and no limit elsewhere.
-        device: where the network runs.
+        budget: gigabytes; "auto" is 80 % of a GPU's free memory, and no limit elsewhere.
+        device: device of the network.
     """
     check_budget(budget)
     if budget is None or (budget == "auto" and device.type != "cuda"):
@@ -49,14 +49,14 @@ def budget_bytes(budget: MemoryBudget, device: torch.device) -> float | None:
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
-    """Run a function once and return its peak of memory above what was there before.
+    """Run a function once and return its peak memory above what was already allocated.
 
-    On a GPU that is the allocator's figure, whose peak statistics this resets. Elsewhere it is the sum of the living
-    tensors that the call made, without the workspaces of kernels; compiled code hides its tensors from it.
+    On a GPU this is the allocator's figure, whose peak statistics are reset. Elsewhere it is the sum of the live
+    tensors created by the call, without kernel workspaces; compiled code hides its tensors from it.
 
     Args:
-        call: runs a forward.
-        device: where it runs.
+        call: runs the network once.
+        device: device on which it runs.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -69,12 +69,12 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def micro_batches(items: Sequence[int], cost: Callable[[Sequence[int]], float], limit: float | None) -> list[list[int]]:
-    """Split items, in their order, into the longest runs that cost no more than the limit.
+    """Split items, in order, into the longest runs whose cost does not exceed the limit.
 
     Args:
-        items: what is to be computed.
-        cost: cost of computing some of the items together; grows with each further item.
-        limit: largest cost; None keeps all together. An item that exceeds it alone is a run of its own.
+        items: items to compute.
+        cost: cost of computing some items together; grows with each additional item.
+        limit: maximum cost; None keeps all items together. An item that exceeds it alone forms its own run.
 
     Example:
         >>> micro_batches([4, 5, 6, 7, 8], lambda run: 2 * len(run), 5)
@@ -92,7 +92,7 @@ def micro_batches(items: Sequence[int], cost: Callable[[Sequence[int]], float], 
 
 
 class _LivingTensors(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
+    """Adds up the storage allocated by operations until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class _LivingTensors(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage, given: set[int]) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._seen or key in given:  # a view, or a change in place, of what was there
+        if key in self._seen or key in given:  # a view or in-place change of an existing storage
             return
         self._seen.add(key)
         self._now += size

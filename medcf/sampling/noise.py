@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The randomness of each sample is its own generator's, so that a result does not depend on batch size or order."""
+"""Each sample has its own generator, so results do not depend on batch size or order."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 
-from medcf.schedulers.step import Step
+from medcf.schedulers import RespacedScheduler, Step
 
 __all__ = ["make_generators", "noised", "standard_noise"]
 
@@ -17,15 +16,15 @@ __all__ = ["make_generators", "noised", "standard_noise"]
 def make_generators(
     seed: int, sample_ids: Sequence[Hashable], device: torch.device | str = "cpu", stream: Sequence[Hashable] = ()
 ) -> list[torch.Generator]:
-    """Make one generator per sample from (seed, sample id, stream).
+    """Create one generator per sample from (seed, sample id, stream).
 
-    The same three give the same noise on the same kind of device, whatever the batch, its order or the process.
+    The same three values give the same noise on the same kind of device, whatever the batch, its order or the process.
 
     Args:
         seed: seed of the run.
-        sample_ids: one identity per sample: a case name, a hash of its pixels.
-        device: where the noise is drawn; the device of the images.
-        stream: names an independent stream for the same sample, for example the number of a pass.
+        sample_ids: one identity per sample: a case name, or a hash of its pixels.
+        device: device on which the noise is drawn, that of the images.
+        stream: name of an independent stream for the same sample, such as the number of a pass.
     """
     generators = []
     for sample_id in sample_ids:
@@ -35,7 +34,7 @@ def make_generators(
 
 
 def noised(
-    scheduler: Any, image: torch.Tensor, t: int, generators: Sequence[torch.Generator] | None = None
+    scheduler: RespacedScheduler, image: torch.Tensor, t: int, generators: Sequence[torch.Generator] | None = None
 ) -> torch.Tensor:
     """Noise clean images to a timestep: sqrt(A) x + sqrt(1 - A) noise (Diff-ICE, eq. 1)."""
     alpha_bar = scheduler.alpha_bar(t)
@@ -44,5 +43,5 @@ def noised(
 
 
 def standard_noise(like: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Draw N(0, I) shaped like the images (B, C, *spatial), each image's from its own generator."""
+    """Draw N(0, I) shaped like the images (B, C, *spatial), each image from its own generator."""
     return Step(torch.zeros_like(like), 1.0, 0.0, like, like, 0).draw(generators)

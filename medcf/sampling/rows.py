@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One forward a step for everything that attention injection needs: targets, null condition and noised references."""
+"""One network call per step for all that attention injection needs: targets, null condition, noised references."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.class_token import memory_layout
-from medcf.networks.denoiser import away_from_null
+from medcf.networks.denoiser import Network, away_from_null
 from medcf.sampling.noise import noised
+from medcf.schedulers import Prediction, RespacedScheduler
 
 __all__ = ["InjectedDenoiser", "ReferenceCondition", "ReferenceNoise", "Rows", "plan_rows"]
 
@@ -21,14 +23,14 @@ ReferenceNoise = Literal["fresh", "shared", "start"]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a stacked forward over N edits of M inputs.
+    """The rows of a stacked network call for N edits of M inputs.
 
     Attributes:
-        origin: of each row, which image it shows: 0 to N - 1 the edits' noisy images, from N on the M noised inputs.
-        labels: class that each row is conditioned on.
-        reference: row whose tokens each row sees beside its own; a row that names itself sees its own alone.
-        null: of each edit, the row of its null condition; its own row where it is not guided.
-        cost: of each edit, the rows that the stack holds for it; a row that several edits share counts for the first.
+        origin: for each row, the image it shows: 0 to N - 1 are the edits' noisy images, N onward the M noised inputs.
+        labels: class that conditions each row.
+        reference: row whose tokens each row sees in addition to its own; a row that names itself sees only its own.
+        null: for each edit, the row of its null condition; its own row if it is not guided.
+        cost: for each edit, its number of rows in the stack; a row shared by several edits counts for the first.
     """
 
     origin: list[int]
@@ -49,17 +51,17 @@ def plan_rows(
     null_class_labels: int | None = None,
     reference: ReferenceCondition | None = None,
 ) -> Rows:
-    """Lay out a stacked forward: conditional rows first, then null rows, then the references that they need.
+    """Lay out a stacked network call: conditional rows, then null rows, then the references they need.
 
-    Each pair of an input and a condition is one row, whichever edits read it: with ``reference="null"`` all targets
-    and guidance scales of an input share one.
+    Each pair of an input and a condition is one row, whichever edits read it: with ``reference="null"`` all targets and
+    guidance scales of an input share one.
 
     Args:
-        sources: of each edit, a number for the input that it belongs to.
-        targets: of each edit, the class.
-        guided: of each edit, whether it is compared with the null class.
+        sources: for each edit, the index of its input.
+        targets: for each edit, the target class.
+        guided: for each edit, whether it is compared with the null class.
         null_class_labels: index of the null class.
-        reference: condition of the reference: that of the row that reads it, the null class, or None for no reference.
+        reference: condition of the reference: that of the reading row, the null class, or None for no reference.
 
     Example:
         >>> rows = plan_rows([0], [1], [True], null_class_labels=2, reference="same")  # [x|c, x|null, y|c, y|null]
@@ -70,7 +72,9 @@ def plan_rows(
     """
     count = len(targets)
     if null_class_labels is None and (any(guided) or reference == "null"):
-        raise ValueError("null_class_labels=None, but the null class is needed: give the index that was trained as it.")
+        raise ValueError(
+            "null_class_labels=None, but the null class is needed: give the index trained as the null class."
+        )
     null_label = -1 if null_class_labels is None else null_class_labels
     origin, labels, null = list(range(count)), list(targets), list(range(count))
     for edit in range(count):
@@ -98,33 +102,33 @@ def plan_rows(
 
 
 class InjectedDenoiser:
-    """Predicts for N edits with classifier-free guidance and reads from the M noised inputs, in one forward.
+    """Predicts for N edits with classifier-free guidance and attention to the M noised inputs, in one network call.
 
-    Called as ``denoiser(sample, t)`` like ``medcf.networks.Denoiser``, and equal to it without references. Nothing in
-    the call waits for the device.
+    Called as ``denoiser(sample, t)`` like ``medcf.networks.Denoiser``, and equal to it without references. The call
+    never waits for the device.
 
     Args:
         network: denoising network with class labels.
-        scheduler: gives ``convert(model_output, t, sample)`` and ``alpha_bar(t)``.
+        scheduler: provides ``convert(model_output, t, sample)`` and ``alpha_bar(t)``.
         rows: layout of the stack.
-        guidance_scales: of each edit; 1 is off.
+        guidance_scales: one per edit; 1 is off.
         references: the inputs y_0 (M, C, *spatial), in the order of their first edits.
-        generators: one per input; draws its noise anew at each step. Not used if ``noise`` is given.
-        noise: noise (M, C, *spatial) of the inputs for all steps.
-        injection: an entered ``AttentionInjection`` of the network; None without references.
+        generators: one per input, for drawing new noise at each step. Not used if ``noise`` is given.
+        noise: noise (M, C, *spatial) for the inputs, used at all steps.
+        injection: an active ``AttentionInjection`` of the network; None without references.
     """
 
     def __init__(
         self,
-        network: Callable[..., torch.Tensor],
-        scheduler: Any,
+        network: Network,
+        scheduler: RespacedScheduler,
         rows: Rows,
         guidance_scales: Sequence[float],
         references: torch.Tensor,
         *,
         generators: Sequence[torch.Generator] = (),
         noise: torch.Tensor | None = None,
-        injection: Any = None,
+        injection: AttentionInjection | None = None,
     ) -> None:
         device = references.device
         self.network = network
@@ -140,11 +144,11 @@ class InjectedDenoiser:
         self._weights = weights.reshape(-1, *[1] * (references.ndim - 1)).to(device)
         if injection is not None:
             injection.reference = rows.reference
-        #: Forwards of a row so far, for each edit.
+        #: Network evaluations so far, for each edit.
         self.num_function_evaluations = torch.zeros(len(rows.null), dtype=torch.long)
         self._cost = torch.tensor(rows.cost)
 
-    def __call__(self, sample: torch.Tensor, t: int) -> Any:
+    def __call__(self, sample: torch.Tensor, t: int) -> Prediction:
         """Predict noise, clean image and velocity of noisy images (N, C, *spatial) at step ``t``."""
         self.num_function_evaluations += self._cost
         pool = torch.cat([sample, self._noised(t).to(sample.dtype)]) if self.injected else sample

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise schedulers that step along the timesteps they kept: drop-in replacements of MONAI's."""
+"""Noise schedulers that step along the kept timesteps: drop-in replacements for MONAI's."""
 
 from __future__ import annotations
 

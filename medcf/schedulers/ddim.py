@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit sampling (DDIM) along any kept list of timesteps."""
+"""Implicit sampling (DDIM) along any list of kept timesteps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["RespacedDDIMScheduler"]
 
 
 class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
-    """MONAI's ``DDIMScheduler``, stepping between the timesteps that were kept.
+    """MONAI's ``DDIMScheduler``, stepping between kept timesteps.
 
-    With A and P the cumulated alphas of a kept timestep and of the previous kept one (Song et al. 2021, arXiv
+    With A and P the cumulative alphas of a kept timestep and of the previous kept one (Song et al. 2021, arXiv
     2010.02502, eqs 12 and 16)::
 
         mean = √P x̂0 + √(1 - P - σ²) ε,    σ² = η² (1 - A / P) (1 - P) / (1 - A)
 
     With η = 0 the solver is deterministic and guidance changes ε; with η > 0 it is stochastic and guidance shifts the
-    mean by σ². The two differ in size, so guidance scales do not carry over from one to the other, nor from DDPM.
+    mean by σ². The two shifts differ in size, so guidance scales do not transfer between them, nor from DDPM.
 
     Args:
         args: see `RespacedScheduler`.
-        eta: η in [0, 1], 0 for DDIM and 1 for a chain with DDPM's variance; ``step`` may override it.
-        use_clipped_model_output: whether ε is recomputed from the clipped clean image, as guided-diffusion does. MONAI
-            and diffusers keep the network's ε, which is the default here.
+        eta: η in [0, 1]: 0 for DDIM, 1 for a chain with DDPM's variance; ``step`` can override it.
+        use_clipped_model_output: whether to recompute ε from the clipped clean image, like guided-diffusion. MONAI and
+            diffusers keep the network's ε, which is the default here.
         options: see `RespacedScheduler`.
 
     Raises:
@@ -47,11 +47,11 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
     @staticmethod
     def _check_eta(eta: float) -> float:
         if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` is {eta}; it must lie in [0, 1].")
+            raise ValueError(f"`eta` is {eta}; it must be in [0, 1].")
         return eta
 
     def _read(self, prediction: Prediction, timestep: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the clean image and ε that a step uses, clipped as configured."""
+        """Return the clean image and ε used in a step, clipped as configured."""
         original, noise = self._clipped(prediction.original), prediction.noise
         if self.clip_sample and self.use_clipped_model_output:
             alpha_bar = self.alpha_bar(timestep)
@@ -63,7 +63,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
     ) -> Step:
         """Return the distribution of the sample at the previous kept timestep, see `RespacedScheduler`.
 
-        Args and errors as there, and ``eta``: η of this step in [0, 1], or None for the scheduler's own.
+        Arguments and errors as there, plus ``eta``: η of this step in [0, 1], or None for the scheduler's own.
 
         Returns:
             The step. Its gain is c0 (1 - A) / √A with c0 = √P - √A √(1 - P) / √(1 - A) if η is 0, which equals ε ← ε +
@@ -87,7 +87,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
             timestep=t,
         )
 
-    def step(  # type: ignore[override]  # eta stands where MONAI's has it
+    def step(  # type: ignore[override]  # eta has the same position as in MONAI
         self,
         model_output: torch.Tensor,
         timestep: int | torch.Tensor,
@@ -95,7 +95,7 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
         eta: float | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the sample at the previous kept timestep, see `RespacedScheduler`; a learned variance is ignored.
+        """Draw the sample at the previous kept timestep, see `RespacedScheduler`; learned variance is ignored.
 
         ``eta`` is η of this step in [0, 1], or None for the scheduler's own.
         """
@@ -105,20 +105,21 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
     def reversed_step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step to the next noisier kept timestep, ε taken where the sample is, as MONAI's ``reversed_step``.
+        """Step to the next noisier kept timestep with ε evaluated at the sample, like MONAI's ``reversed_step``.
 
-        Inversion wants :class:`~medcf.schedulers.ddim_inverse.DDIMInverseScheduler`, which starts from the clean image.
+        For inversion use :class:`~medcf.schedulers.ddim_inverse.DDIMInverseScheduler`, which starts from the clean
+        image.
 
         Raises:
-            ValueError: at the noisiest kept timestep.
+            ValueError: if the timestep is the noisiest kept one.
         """
         index = self.position(timestep) + 1
         if index == len(self._kept):
-            raise ValueError(f"Timestep {int(timestep)} is the noisiest that this chain keeps; it has no successor.")
+            raise ValueError(f"Timestep {int(timestep)} is the noisiest one kept; it has no successor.")
         target = self.alpha_bar(self._kept[index])
         original, noise = self._read(self.convert(model_output, timestep, sample), int(timestep), sample)
         result = math.sqrt(target) * original + math.sqrt(1 - target) * noise
         return result.to(sample.dtype), original.to(sample.dtype)
 
 
-SCHEDULERS.add("ddim", "Implicit sampling along a kept list of timesteps", RespacedDDIMScheduler)
+SCHEDULERS.add("ddim", "Implicit sampling along a list of kept timesteps", RespacedDDIMScheduler)

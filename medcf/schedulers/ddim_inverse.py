@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DDIM inversion: from a clean image up to its noise, along the kept list that the way back will use."""
+"""DDIM inversion: from a clean image up to its noise, along the list of kept timesteps used on the way back."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from medcf.schedulers.step import Step
 __all__ = ["DDIMInverseScheduler"]
 
 
-class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[misc]  # MONAI's step takes eta, too
-    """Walks the kept timesteps upwards; the mirror of ``RespacedDDIMScheduler`` with η = 0.
+class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[misc]  # MONAI's step also takes eta
+    """Walks up the kept timesteps; the mirror image of ``RespacedDDIMScheduler`` with η = 0.
 
-    ``timesteps`` ascends. The step at a timestep takes the sample from the previous kept level (the clean image before
-    the first) TO that timestep, with the network told the timestep it goes to (Song et al. 2021, arXiv 2010.02502, eq.
-    14; Mokady et al. 2022, arXiv 2211.09794, sec. 3.2)::
+    ``timesteps`` ascends. A step at a timestep takes the sample from the previous kept level (the clean image before
+    the first) TO that timestep, and the network is given the timestep of the destination (Song et al. 2021, arXiv
+    2010.02502, eq. 14; Mokady et al. 2022, arXiv 2211.09794, sec. 3.2)::
 
         x̂0 = (x - √(1 - P) ε) / √P,    result = √A x̂0 + √(1 - A) ε
 
-    So any depth N is ``timesteps[:N]``, and ``RespacedDDIMScheduler`` walks the same list back. It is the explicit
-    form of the forward step's exact inverse, in which ε would be taken at the result: the round trip errs by O(1/n).
-    Repeating a step removes that error, since :meth:`posterior` only uses ε (Pan et al. 2023, arXiv 2309.04907)::
+    So any depth N is ``timesteps[:N]``, and ``RespacedDDIMScheduler`` walks the same list back. This is the explicit
+    form of the forward step's exact inverse, which would evaluate ε at the result: the round trip has an error of
+    O(1/n). Repeating a step removes that error, because :meth:`posterior` uses only ε (Pan et al. 2023, arXiv
+    2309.04907)::
 
         candidate = sample
         for _ in range(iterations):
@@ -38,7 +39,7 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
 
     Args:
         args: see `RespacedScheduler`.
-        options: see there. ``clip_sample`` is False unless it is given, unlike elsewhere: a clipped inversion cannot be
+        options: see there. ``clip_sample`` defaults to False, unlike elsewhere, because a clipped inversion cannot be
             undone. ``set_alpha_to_one`` must be the same on the way back.
 
     Raises:
@@ -49,25 +50,25 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
         super().__init__(*args, **(options if len(args) > 2 else {"clip_sample": False} | options))
 
     def keep(self, timesteps: Sequence[int], device: str | torch.device | None = None) -> None:
-        """Choose the chain as `RespacedScheduler` does; ``timesteps`` ascends, after ``set_timesteps``, too."""
+        """Choose the chain like `RespacedScheduler`; ``timesteps`` ascends, also after ``set_timesteps``."""
         super().keep(timesteps, device)
         self.timesteps = self.timesteps.flip(0)
 
     def timesteps_from(self, strength: float) -> list[int]:
-        """List the timesteps as `RespacedScheduler` does, but ascending; the last is the level the result is at."""
+        """List the timesteps like `RespacedScheduler`, but ascending; the last one is the level of the result."""
         return super().timesteps_from(strength)[::-1]
 
     def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:
-        """Return the sample at a kept timestep from the one at the previous kept level.
+        """Return the sample at a kept timestep, given the one at the previous kept level.
 
         Args:
-            prediction: what the network says when told ``timestep``; only its ε is used.
-            timestep: the kept timestep to go to.
+            prediction: the network's prediction given ``timestep``; only its ε is used.
+            timestep: the kept timestep of the destination.
             sample: the sample at the previous kept level, (B, C, *spatial).
 
         Returns:
-            A step of variance 0. Its gain is the effect of ε ← ε + √(1 - A) g on the result; it is negative, for a
-            gradient that is descended on the way down is climbed on the way up.
+            A step with variance 0. Its gain is the effect of ε ← ε + √(1 - A) g on the result. It is negative, because
+            a gradient that is descended on the way down is ascended on the way up.
 
         Raises:
             ValueError: if the timestep is not kept.
@@ -87,4 +88,4 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
         )
 
 
-SCHEDULERS.add("ddim_inverse", "DDIM inversion along a kept list of timesteps", DDIMInverseScheduler)
+SCHEDULERS.add("ddim_inverse", "DDIM inversion along a list of kept timesteps", DDIMInverseScheduler)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ancestral sampling (DDPM) along any kept list of timesteps."""
+"""Ancestral sampling (DDPM) along any list of kept timesteps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["RespacedDDPMScheduler"]
 
 
 class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
-    """MONAI's ``DDPMScheduler``, with a posterior between the timesteps that were kept.
+    """MONAI's ``DDPMScheduler``, with a posterior between kept timesteps.
 
-    With A and P the cumulated alphas of a kept timestep and of the previous kept one, and β̃ = 1 - A / P (Ho et al.
+    With A and P the cumulative alphas of a kept timestep and of the previous kept one, and β̃ = 1 - A / P (Ho et al.
     2020, arXiv 2006.11239, eq. 7, for the shortened chain; Nichol & Dhariwal 2021, arXiv 2102.09672, sec. 4)::
 
         mean = √P β̃ / (1 - A) x̂0 + √(A / P) (1 - P) / (1 - A) x_t
         σ²   = β̃ (1 - P) / (1 - A)
 
-    ``variance_type``: ``fixed_small`` takes σ², ``fixed_large`` takes β̃, ``learned`` takes the network's second half
-    of channels v as the variance (MONAI's convention), ``learned_range`` takes exp(f log β̃ + (1 - f) log σ²) with
-    f = (v + 1) / 2. At the end of the chain nothing is drawn; the variance there only scales guidance: 0 with
-    ``fixed_small``, the posterior variance of the step before with ``fixed_large`` (as guided-diffusion), and the same
-    replaces log 0 in ``learned_range``.
+    ``variance_type``: ``fixed_small`` uses σ²; ``fixed_large`` uses β̃; ``learned`` uses the second half of the
+    network's channels, v, as the variance (MONAI's convention); ``learned_range`` uses exp(f log β̃ + (1 - f) log σ²)
+    with f = (v + 1) / 2. Nothing is drawn at the end of the chain; the variance there only scales guidance: 0 with
+    ``fixed_small``, the posterior variance of the previous step with ``fixed_large`` (as in guided-diffusion), which
+    also replaces log 0 in ``learned_range``.
 
-    Args and errors as `RespacedScheduler`, and ``variance_type``.
+    Arguments and errors as in `RespacedScheduler`, plus ``variance_type``.
 
     Example:
         >>> scheduler = RespacedDDPMScheduler(num_train_timesteps=1000)
@@ -47,18 +47,18 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         return f"{type(self).__name__}({len(self.kept)} of {self.num_train_timesteps} steps)"
 
     def _get_name(self) -> str:
-        """Answer MONAI's inferers, which compute likelihoods with a scheduler of this name only."""
+        """Return the name that MONAI's inferers require for computing likelihoods."""
         return DDPMScheduler.__name__
 
     def _get_mean(self, timestep: int, x_0: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
         """Return MONAI's posterior mean, for the likelihood.
 
         Raises:
-            ValueError: a shortened chain, whose likelihood MONAI would sum over its kept steps alone.
+            ValueError: if the chain is shortened, because MONAI would sum the likelihood over kept steps only.
         """
         if len(self.kept) < self.num_train_timesteps:
             raise ValueError(
-                f"MONAI's likelihood takes every step, and {len(self.kept)} of {self.num_train_timesteps} are kept: "
+                f"MONAI's likelihood needs every step, but {len(self.kept)} of {self.num_train_timesteps} are kept: "
                 f"call set_timesteps({self.num_train_timesteps})."
             )
         mean: torch.Tensor = super()._get_mean(timestep, x_0, x_t)
@@ -74,17 +74,17 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         return self._beta(timestep) * spread
 
     def _floor_variance(self, timestep: int) -> float:
-        """Return σ², with entry 0, where it vanishes, replaced by entry 1 (by β̃ in a chain of one step)."""
+        """Return σ², with entry 0, which vanishes, replaced by entry 1 (by β̃ in a chain with one step)."""
         if self.position(timestep) > 0:
             return self._posterior_variance(timestep)
         return self._posterior_variance(self._kept[1]) if len(self._kept) > 1 else self._beta(timestep)
 
     def variance(self, timestep: int | torch.Tensor, prediction: Prediction | None = None) -> float | torch.Tensor:
-        """Return Σ, the variance the model gives a step; it scales guidance, also where nothing is drawn.
+        """Return Σ, the model's variance for a step; it scales guidance, even where nothing is drawn.
 
         Args:
             timestep: a kept timestep.
-            prediction: the network's prediction; needed where the variance is learned.
+            prediction: the network's prediction; required if the variance is learned.
 
         Returns:
             A float, or a tensor (B, C, *spatial) if the variance is learned.
@@ -130,4 +130,4 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         )
 
 
-SCHEDULERS.add("ddpm", "Ancestral sampling along a kept list of timesteps", RespacedDDPMScheduler)
+SCHEDULERS.add("ddpm", "Ancestral sampling along a list of kept timesteps", RespacedDDPMScheduler)

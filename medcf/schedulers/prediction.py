@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One face for networks that predict the noise, the clean image or the velocity."""
+"""A common interface to networks that predict the noise, the clean image or the velocity."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["Prediction", "working_dtype"]
 
 
 def working_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype a scheduler computes in: float64 for float64 input, float32 for everything narrower."""
+    """Return the dtype a scheduler computes in: float64 for float64 input, otherwise float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says about a noised image, in all three parameterizations.
+    """A network's prediction for a noisy image, in all three parameterizations.
 
-    They are tied by x_t = √A x0 + √(1 - A) ε and v = √A ε - √(1 - A) x0 (Salimans & Ho 2022, arXiv 2202.00512, app. D),
-    A being the cumulated alpha of the timestep. All tensors are (B, C, *spatial), float32 or wider.
+    They are related by x_t = √A x0 + √(1 - A) ε and v = √A ε - √(1 - A) x0 (Salimans & Ho 2022, arXiv 2202.00512, app.
+    D), where A is the cumulative alpha of the timestep. All tensors are (B, C, *spatial), float32 or wider.
 
     Args:
         noise: ε, the predicted noise.
         original: the predicted clean image, NOT clipped.
         velocity: v.
-        variance: the raw variance channels of a network with 2C outputs, else None.
+        variance: the raw variance channels of a network with 2C outputs, otherwise None.
     """
 
     noise: torch.Tensor
@@ -39,21 +39,21 @@ class Prediction:
     def from_output(
         cls, model_output: torch.Tensor, sample: torch.Tensor, alpha_bar: float, prediction_type: str
     ) -> Prediction:
-        """Read a network's output.
+        """Interpret a network's output.
 
         Differentiable with respect to both tensors.
 
         Args:
-            model_output: (B, C, *spatial), or (B, 2C, *spatial) where the second half is the learned variance.
-            sample: the noised image the network saw, (B, C, *spatial).
-            alpha_bar: A of the timestep the network was told.
+            model_output: (B, C, *spatial), or (B, 2C, *spatial) whose second half is the learned variance.
+            sample: the noisy image given to the network, (B, C, *spatial).
+            alpha_bar: A of the timestep given to the network.
             prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
 
         Returns:
             The prediction, in float32 or wider.
 
         Raises:
-            ValueError: if the channels fit neither C nor 2C, or the prediction type is unknown.
+            ValueError: if the number of channels is neither C nor 2C, or the prediction type is unknown.
         """
         channels, variance = sample.shape[1], None
         if model_output.shape[1] == 2 * channels:

@@ -11,7 +11,7 @@ __all__ = ["create_scheduler"]
 
 
 def create_scheduler(name: str, **kwargs: Any) -> Any:
-    """Make a registered scheduler, plugins' included, so that a config changes the solver by its name alone.
+    """Create a registered scheduler, including plugins', so that a config changes the solver by name only.
 
     Args:
         name: name in ``medcf.registry.SCHEDULERS``: "ddpm", "ddim", "ddim_inverse", ...
@@ -21,7 +21,7 @@ def create_scheduler(name: str, **kwargs: Any) -> Any:
         The scheduler.
 
     Raises:
-        ValueError: there is no such scheduler (the message lists those that exist), or it does not take an argument.
+        ValueError: if there is no such scheduler (the message lists the known ones), or it rejects an argument.
 
     Example:
         >>> create_scheduler("ddim", num_train_timesteps=100, eta=0.5).num_train_timesteps

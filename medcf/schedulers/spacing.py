@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the training timesteps a shorter sampling chain keeps."""
+"""Selects the training timesteps that a shorter sampling chain keeps."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def kept_timesteps(
 
     - ``"respaced"``: round(i (T - 1) / (n - 1)), the rule of guided-diffusion (Nichol & Dhariwal 2021,
       ``space_timesteps`` with one section); both ends are kept;
-    - ``"linspace"``: the list MONAI's schedulers announce (the same up to the rounding of exact halves);
+    - ``"linspace"``: the list announced by MONAI's schedulers (the same up to the rounding of exact halves);
     - ``"leading"``: i (T // n), as Stable Diffusion (which adds an offset of 1); starts below the last step;
     - ``"trailing"``: round((i + 1) T / n) - 1, recommended for few steps by Lin et al. 2023 (arXiv 2305.08891);
       ends above the first step.
 
-    n = T keeps every step under each rule, with any offset. n = 1 keeps T - 1 under all rules but ``"leading"``.
+    n = T keeps every step under each rule, with any offset. n = 1 keeps T - 1 under all rules except ``"leading"``.
 
     Args:
         num_train_timesteps: T, number of steps the model was trained with.
         num_inference_steps: n, number of steps to keep, 1 to T.
         spacing: the rule.
-        steps_offset: every kept step is shifted up by this many; the rules other than ``"leading"`` then
-            distribute over T - ``steps_offset`` steps so that the last one stays T - 1.
+        steps_offset: shifts every kept step up by this number; rules other than ``"leading"`` then distribute over
+            T - ``steps_offset`` steps, so that the last one stays T - 1.
 
     Returns:
         n distinct timesteps in [0, T - 1].
 
     Raises:
-        ValueError: if the rule is unknown, or n or the offset leaves no such list.
+        ValueError: if the rule is unknown, or there is no such list for n and the offset.
 
     Example:
         >>> kept_timesteps(1000, 400)[:4], kept_timesteps(1000, 400)[-2:]
@@ -50,11 +50,11 @@ def kept_timesteps(
         raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
-            f"`num_inference_steps` is {num_inference_steps}; it must lie between 1 and the {num_train_timesteps} "
+            f"`num_inference_steps` is {num_inference_steps}; it must be between 1 and the {num_train_timesteps} "
             "steps the model was trained with (`num_train_timesteps`)."
         )
     if not 0 <= steps_offset < num_train_timesteps:
-        raise ValueError(f"`steps_offset` is {steps_offset}; it must lie in [0, {num_train_timesteps}).")
+        raise ValueError(f"`steps_offset` is {steps_offset}; it must be in [0, {num_train_timesteps}).")
     if num_inference_steps == num_train_timesteps:
         return list(range(num_train_timesteps))
 
@@ -64,7 +64,7 @@ def kept_timesteps(
     elif count == 1:
         kept = [total - 1]
     elif spacing == "respaced":
-        # The position is accumulated, not multiplied: exact halves then round as they did for published checkpoints.
+        # Accumulate the position instead of multiplying: exact halves then round as for published checkpoints.
         kept = [round(position) for position in accumulate(repeat((total - 1) / (count - 1), count - 1), initial=0.0)]
     elif spacing == "linspace":
         kept = torch.linspace(total - 1, 0, count).round().long().flip(0).tolist()

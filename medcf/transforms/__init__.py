@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms in MONAI's style: removing overlays, to the network's grid and back, difference maps."""
+"""Transforms in MONAI's style: overlay removal, to the network's grid and back, difference maps."""
 
 from __future__ import annotations
 

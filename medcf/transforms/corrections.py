@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias field correction and registration to a template, through SimpleITK."""
+"""Bias field correction and registration to a template, using SimpleITK."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["CorrectBias", "CorrectBiasD", "CorrectBiasDict", "CorrectBiasd", "re
 
 logger = logging.getLogger(__name__)
 
-_WORKING_SPACING = 3.0  # mm, at which brains are registered: finer than any deviation that matters here
-_FIELD_SPACING = 4.0  # mm, at which the bias field is fitted: it is smooth
+_WORKING_SPACING = 3.0  # mm, for registration: finer than any deviation that matters here
+_FIELD_SPACING = 4.0  # mm, for fitting the bias field, which is smooth
 _OVERLAP_LOW, _OVERLAP_FAILED = 0.8, 0.5  # Dice coefficients of the masks
 
 
@@ -32,7 +32,7 @@ class CorrectBias(Transform):
     """Divide by the bias field that N4 finds within the brain (Tustison et al. 2010, 10.1109/TMI.2010.2046908).
 
     Args:
-        subject: how the brain is found where the image brings no mask, see `medcf.data.subject.find_subject`.
+        subject: how to find the brain if the image has no mask, see `medcf.data.subject.find_subject`.
     """
 
     backend = NUMPY
@@ -41,10 +41,10 @@ class CorrectBias(Transform):
         self.subject = subject
 
     def __call__(self, image: NdarrayOrTensor) -> torch.Tensor:
-        """Correct a volume (1, X, Y, Z) that is not negative; its mean within the brain stays, and so does its mask.
+        """Correct a non-negative volume (1, X, Y, Z). Its mean within the brain and its mask are kept.
 
         Raises:
-            ValueError: if the brain has negative values, which no MR magnitude image has.
+            ValueError: if the brain has negative values, which do not occur in MR magnitude images.
             ImportError: if SimpleITK is missing.
         """
         sitk = _simpleitk("bias_correction")
@@ -54,11 +54,11 @@ class CorrectBias(Transform):
         values, inside = image.as_subclass(torch.Tensor).float().numpy()[0], mask.numpy()[0] > 0
         if values[inside].min() < 0:
             raise ValueError(
-                "bias_correction: the brain has negative values, which no MR magnitude image has: switch it off"
+                "bias_correction: the brain has negative values, so this is not an MR magnitude image: switch it off"
             )
         affine = geometry(image)[0]
         floor = max(float(values[inside].mean()) * 1e-3, 1e-6)
-        sizes = voxel_sizes(affine)[::-1]  # the array's last axis is ITK's first
+        sizes = voxel_sizes(affine)[::-1]  # ITK's first axis is the array's last
         volume = sitk.GetImageFromArray(np.maximum(values, floor))
         brain = sitk.GetImageFromArray(inside.astype(np.uint8))
         for one in (volume, brain):
@@ -66,7 +66,7 @@ class CorrectBias(Transform):
         shrink = [max(int(_FIELD_SPACING // mm), 1) for mm in sizes]
         correction = sitk.N4BiasFieldCorrectionImageFilter()
         correction.SetMaximumNumberOfIterations([40, 40, 40])
-        correction.SetNumberOfThreads(1)  # so that sums, and with them the result, do not depend on the machine
+        correction.SetNumberOfThreads(1)  # so that sums, and thus results, do not depend on the machine
         correction.Execute(sitk.Shrink(volume, shrink), sitk.Shrink(brain, shrink))
         field = np.exp(sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(volume)))
         corrected = values / np.maximum(field, 1e-3)
@@ -79,8 +79,8 @@ class CorrectBiasd(MapTransform):
 
     Args:
         keys: volumes to correct.
-        subject: how the brain is found where they bring no mask.
-        allow_missing_keys: whether a key may be missing.
+        subject: how to find the brain if there is no mask.
+        allow_missing_keys: whether keys may be missing.
     """
 
     backend = CorrectBias.backend
@@ -100,24 +100,24 @@ CorrectBiasD = CorrectBiasDict = CorrectBiasd
 def register(
     image: torch.Tensor, mask: torch.Tensor | None, template: torch.Tensor, kind: str = "rigid"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Register the brain to that of a template: moments first, then Mattes' mutual information.
+    """Register the brain to a template's brain: moments first, then Mattes' mutual information.
 
     Args:
         image: (1, X, Y, Z).
-        mask: its brain, (1, X, Y, Z); None finds it.
-        template: (1, X, Y, Z), a MetaTensor with an affine; its brain is found by ``"auto"``.
+        mask: its brain, (1, X, Y, Z); None searches for it.
+        template: (1, X, Y, Z), a MetaTensor with an affine; its brain is found with ``"auto"``.
         kind: ``"rigid"`` or ``"affine"``.
 
     Returns:
-        The middle of the template's brain (mm), and the matrix (4, 4) from mm in the template to mm in the volume.
+        The center of the template's brain (mm), and the matrix (4, 4) from mm in the template to mm in the volume.
 
     Raises:
-        ValueError: a template without affine, or brains that do not overlap afterwards.
+        ValueError: if the template has no affine, or the brains do not overlap afterward.
         ImportError: if SimpleITK is missing.
     """
     sitk = _simpleitk("template")
     if not isinstance(template, MetaTensor):
-        raise ValueError("template must come from medcf.read, so that its voxels have a place in space")
+        raise ValueError("template must come from medcf.read, so that its voxels have a position in space")
     inside = find_subject(template)
     fixed = _brain_image(sitk, template, inside)
     moving = _brain_image(sitk, image, find_subject(image) if mask is None else mask)
@@ -140,7 +140,7 @@ def register(
 
 
 def _brain_image(sitk: Any, volume: torch.Tensor, inside: torch.Tensor) -> Any:
-    """The brain on a grid along the world's axes, 0 outside; its physical space is RAS+ mm."""
+    """Return the brain on a grid along the world's axes, 0 outside; its physical space is RAS+ mm."""
     ends = torch.nonzero(inside[0]).aminmax(dim=0)
     corners = np.array(np.meshgrid(*zip(ends.min.tolist(), ends.max.tolist(), strict=True))).reshape(3, -1)
     world = geometry(volume)[0][:3, :3] @ corners
@@ -179,7 +179,7 @@ def _check_overlap(sitk: Any, fixed: Any, moving: Any, transform: Any) -> None:
     if overlap < _OVERLAP_FAILED:
         raise ValueError(f"the volume could not be registered to the template (overlap {overlap:.2f}): check its mask")
     if overlap < _OVERLAP_LOW:
-        logger.warning("the brain overlaps with the template's by %.2f only after registration", overlap)
+        logger.warning("after registration the brain overlaps the template's by only %.2f", overlap)
 
 
 def _simpleitk(option: str) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the network's grid back to the image's own matrix: the original plus what the network changed."""
+"""Maps results from the network's grid to the image's own matrix: the original plus the network's changes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ __all__ = ["AddDifference", "AddDifferenceD", "AddDifferenceDict", "AddDifferenc
 
 
 class AddDifference(Transform):
-    """Add what changed on the network's grid to the original, in its own values and pixels or voxels.
+    """Add changes on the network's grid to the original, in its own values and on its own pixels or voxels.
 
-    The original keeps its resolution, so detail that the grid cannot hold never looks like a finding. Where nothing
-    changed it stays as it is, to the bit; nowhere does it fall below its own smallest value or black, and a picture
-    nowhere exceeds white. Overlays that `RemoveOverlays` was told to keep come back over the result.
+    The original keeps its resolution, so detail that the grid cannot represent never looks like a finding. Voxels
+    without a difference stay bit-identical. Results never fall below the original's smallest value or black, and a
+    picture never exceeds white. Overlays that `RemoveOverlays` was told to keep are put back over the result.
     """
 
     backend = TORCH
 
     def __call__(self, pred: NdarrayOrTensor, image: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bring a prediction to the original's matrix.
+        """Map a prediction to the original's matrix.
 
         Args:
-            pred: (C, *grid) in [-1, 1], a MetaTensor that carries the grid's record; C images of one channel, such as
-                the iterates of a method.
-            image: the image on the grid that ``pred`` was made of, (1, *grid); None puts the original onto it again.
+            pred: (C, *grid) in [-1, 1], a MetaTensor with the grid's record; C single-channel images, such as a
+                method's iterates.
+            image: the image on the grid from which ``pred`` was made, (1, *grid); None resamples the original again.
 
         Returns:
-            The C predictions (C, *native) in the original's values, and their signed differences to the image, as
+            The C predictions (C, *native) in the original's values, and their signed differences from the image as
             fractions of the full intensity range, not clipped; plain tensors.
 
         Raises:
-            ValueError: if no record is there, or an image is far outside [-1, 1].
+            ValueError: if there is no record, or an image is far outside [-1, 1].
         """
         record = grid_record(torch.as_tensor(pred) if image is None else image)
         if record.image is None:
@@ -54,7 +54,7 @@ class AddDifference(Transform):
         differences = record.back(edited - source) / 2
         original = record.image.as_subclass(torch.Tensor).float()
         low, high = record.intensity
-        # in place: a volume of the scanner is large
+        # in place, because clinical volumes are large
         changed = (differences * (high - low)).add_(original).clamp_(min=min(low, float(original.min())))
         if original.ndim == 3:
             changed.clamp_(max=max(high, float(original.max())))
@@ -63,13 +63,13 @@ class AddDifference(Transform):
 
 
 class AddDifferenced(MapTransform):
-    """Dictionary version of `AddDifference`: the postprocessing of a bundle; the prediction alone is enough.
+    """Dictionary version of `AddDifference`: a bundle's postprocessing. The prediction alone is sufficient.
 
     Args:
         keys: predictions (1, *grid), which become the counterfactual (1, *native).
-        image_key: the image on the grid, if it is there.
-        difference_key: where the signed difference (1, *native) is written.
-        allow_missing_keys: whether a key of ``keys`` may be missing.
+        image_key: the image on the grid, if present.
+        difference_key: key for the signed difference (1, *native).
+        allow_missing_keys: whether keys of ``keys`` may be missing.
     """
 
     backend = AddDifference.backend
@@ -87,7 +87,7 @@ class AddDifferenced(MapTransform):
         self.transform = AddDifference()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` with predictions and differences on the original's matrix, MetaTensors with its affine."""
+        """Return ``data`` with predictions and differences on the original's matrix, as MetaTensors with its affine."""
         result = dict(data)
         for key in self.key_iterator(result):
             image = result.get(self.image_key)
@@ -103,7 +103,7 @@ AddDifferenceD = AddDifferenceDict = AddDifferenced
 
 
 def shown_original(record: GridRecord) -> MetaTensor | None:
-    """Return the image (C, *native) that what is written is compared with: cleaned, or with the overlays it keeps."""
+    """Return the image (C, *native) that written results are compared with: cleaned, or with the overlays it keeps."""
     if record.image is None:
         return None
     return convert_to_dst_type(_with_overlays(record.image, record.image.as_subclass(torch.Tensor)), record.image)[0]

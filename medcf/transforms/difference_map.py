@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Honest difference maps: signed, in fixed units, minus what the method changes anyway, with their spread over seeds.
 
-A diffusion method never returns its input exactly. The floor is what it changes without being asked for another class:
-the same method, the same noise, run towards the class that the image already has, or without the class's guidance.
-What exceeds the floor is owed to the class. Maps are never divided by their own maximum, which would make the
-reconstruction noise of an image without a finding as bright as a finding.
+A diffusion method never returns its input exactly. The floor is what it changes when no other class is requested: the
+same method and the same noise, run toward the image's own class or without class guidance. Only what exceeds the floor
+is due to the class. Maps are never divided by their own maximum, which would make the reconstruction noise of an image
+without a finding as bright as a finding.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ __all__ = [
 
 Units = Literal["image", "gray_levels"]
 
-#: What the sign of a map means; also in its meta data.
+#: Meaning of a map's sign; also stored in its metadata.
 SIGN = "prediction minus input"
 _GRAY_LEVELS = 255.0
-_NORMALIZED = 1.5  # no image in [0, 1] or [-1, 1] has larger values, with some overshoot
+_NORMALIZED = 1.5  # images in [0, 1] or [-1, 1] stay below this, even with some overshoot
 
 
 class DifferenceMap(Transform):
-    """Difference maps of an image and its counterfactual, or of the counterfactuals of several seeds.
+    """Difference maps of an image and its counterfactual, or of the counterfactuals from several seeds.
 
-    The sign is prediction MINUS input: positive where the counterfactual is brighter. With a reconstruction r of the
-    same seeds, p the predictions and x the image, the maps are
+    The sign is prediction MINUS input: positive where the counterfactual is brighter. With a reconstruction r from the
+    same seeds, predictions p and the image x, the maps are
 
     - ``signed``: mean over seeds of (p - x) - (r - x) = p - r;
     - ``absolute``: max(0, mean over seeds of |p - x| - |r - x|); without r both are those of p - x;
-    - ``signed_std``, ``absolute_std``: standard deviation over seeds of the same terms before the mean and the maximum
-      (divided by the number of seeds minus one); only where there are at least two seeds.
+    - ``signed_std``, ``absolute_std``: standard deviation over seeds of the terms before mean and maximum (divided by
+      the number of seeds minus one); only with at least two seeds.
 
-    The signed difference inside an organ is the saliency of ControlCG and VALD-MD (the latter prints both signs); floor
-    and seeds are added here.
+    ControlCG and VALD-MD use the signed difference inside an organ as saliency (VALD-MD shows both signs); floor and
+    seeds are added here.
 
     Args:
-        units: "image" keeps those of the image; "gray_levels" gives levels of 255, 127.5 a unit of an image in [-1, 1].
-        intensity: the image's values of black and white, for gray levels.
+        units: "image" keeps the image's units; "gray_levels" uses levels of 255, 127.5 per unit of an image in [-1, 1].
+        intensity: the image's black and white values, for gray levels.
 
     Example:
         >>> image = torch.zeros(1, 4, 4)
@@ -82,15 +82,15 @@ class DifferenceMap(Transform):
         Args:
             image: the input x, (C, *spatial).
             pred: counterfactuals p, (C, *spatial), or (seeds, C, *spatial).
-            reconstruction: r, as ``pred``, its seeds in the same order; one alone serves all seeds.
-            mask: organ, (1 or C, *spatial); maps are 0 where it is 0.
+            reconstruction: r, like ``pred``, with seeds in the same order; a single one serves all seeds.
+            mask: organ, (1 or C, *spatial); maps are 0 where the mask is 0.
 
         Returns:
-            ``signed``, ``absolute`` and with several seeds ``signed_std`` and ``absolute_std``, each float32
-            (C, *spatial); MetaTensors with the image's affine and meta data where the image is one.
+            ``signed``, ``absolute`` and, with several seeds, ``signed_std`` and ``absolute_std``, each float32 (C,
+            *spatial); MetaTensors with the image's affine and metadata if the image is a MetaTensor.
 
         Raises:
-            ValueError: shapes that do not fit, or images in other units than each other or ``intensity``.
+            ValueError: if shapes do not match, or units differ between images or from ``intensity``.
         """
         image = image if isinstance(image, Tensor) else torch.as_tensor(image)
         original = image.as_subclass(Tensor).float()
@@ -100,7 +100,7 @@ class DifferenceMap(Transform):
             stacks.append(_stack("reconstruction", reconstruction, original))
             if len(stacks[1]) not in (1, len(stacks[0])):
                 raise ValueError(
-                    f"reconstruction has {len(stacks[1])} seeds and pred {len(stacks[0])}: give one per seed of pred."
+                    f"reconstruction has {len(stacks[1])} seeds and pred has {len(stacks[0])}: give one per seed."
                 )
         changes = [(stack - original) * self.factor for stack in stacks]
         signed, absolute = changes[0], changes[0].abs()
@@ -131,7 +131,7 @@ class DifferenceMap(Transform):
             )
 
     def _described(self, values: Tensor, image: Tensor) -> Tensor:
-        """Give a map the type, the affine and the meta data of the image, and its own units and sign."""
+        """Give a map the image's type, affine and metadata, and its own units and sign."""
         result = convert_to_dst_type(values, image, dtype=torch.float32)[0]
         if isinstance(result, MetaTensor):
             result.meta.update({"difference_units": self.units, "difference_sign": SIGN})
@@ -148,9 +148,9 @@ class DifferenceMapd(MapTransform):
         keys: counterfactuals.
         image_key: the input.
         reconstruction_key: the method's floor; None subtracts nothing.
-        mask_key: the organ; None is everywhere.
-        allow_missing_keys: whether a key of ``keys`` may be missing.
-        options: of `DifferenceMap`.
+        mask_key: the organ; None means everywhere.
+        allow_missing_keys: whether keys of ``keys`` may be missing.
+        options: options of `DifferenceMap`.
     """
 
     backend = DifferenceMap.backend
@@ -189,6 +189,6 @@ def _stack(name: str, images: NdarrayOrTensor, like: Tensor) -> Tensor:
     stack = plain[None] if plain.ndim == like.ndim else plain
     if stack.shape[1:] != like.shape or not len(stack):
         raise ValueError(
-            f"{name} has shape {tuple(images.shape)}: it must be the image's {tuple(like.shape)}, or several of it."
+            f"{name} has shape {tuple(images.shape)}: it must be the image's {tuple(like.shape)}, or a stack of these."
         )
     return stack

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resamples images onto the network's grid, and whatever the network made of them back to the images' own matrix."""
+"""Resamples images onto the network's grid, and results back to the images' own matrix."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["ToGrid", "ToGridD", "ToGridDict", "ToGridd"]
 class ToGrid(InvertibleTransform):
     """Resample an image onto the network's grid, see `medcf.data.Grid`, and back by MONAI's ``Invert``.
 
-    The record of the way is in the meta data (``grid_record``, see `medcf.data.grid_record`) and among the applied
-    operations. The inverse is linear and zero outside of the grid, which suits a difference; it does not change the
+    The record of the mapping is stored in the metadata (``grid_record``, see `medcf.data.grid_record`) and among the
+    applied operations. The inverse is linear and zero outside the grid, as suits a difference; it does not change
     units.
 
     Args:
-        size, spacing, axes, subject, center, percentile, intensity: see `medcf.data.Grid`; None for axes and subject is
-            "screen" and "picture" of two sizes, "RAS" and "auto" of three.
-        template: file of a volume to register to first (SimpleITK); None does not register.
+        size, spacing, axes, subject, center, percentile, intensity: see `medcf.data.Grid`; for axes and subject, None
+            means "screen" and "picture" with two sizes, "RAS" and "auto" with three.
+        template: file of a volume to register to first (SimpleITK); None skips registration.
         registration: ``"rigid"`` or ``"affine"``.
 
     Raises:
-        ValueError: if an option makes no sense.
+        ValueError: if an option is invalid.
         UnreadableImage: if the template cannot be read.
     """
 
@@ -74,15 +74,15 @@ class ToGrid(InvertibleTransform):
 
         Args:
             image: the image.
-            mask: its subject, (1, *spatial); None takes the meta entry ``mask``, or finds it.
+            mask: its subject, (1, *spatial); None takes the meta entry ``mask``, or searches for the subject.
 
         Raises:
             UnreadableImage: if no subject is found, or no voxel of the grid belongs to it.
-            RuntimeError: MONAI is told to track no meta data, in which the way back would be.
+            RuntimeError: if MONAI's metadata tracking, which ToGrid needs for the inverse, is off.
         """
         if not get_track_meta():
             raise RuntimeError(
-                "ToGrid keeps the way back in MONAI's meta data, which are switched off: call "
+                "ToGrid stores the inverse in MONAI's metadata, which are switched off: call "
                 "monai.data.set_track_meta(True)."
             )
         image = as_picture(image) if len(self.grid.size) == 2 else as_image(image)
@@ -104,7 +104,7 @@ class ToGrid(InvertibleTransform):
         grid = self.grid.to(image, record)
         if record.mask is not None and not bool((grid > -1).any()):
             raise UnreadableImage(name, "holds less brain than a voxel of the grid", "Check the volume and its mask.")
-        if record.mask is None and not geometry(image)[1]:  # its grid lies where a picture without geometry is put
+        if record.mask is None and not geometry(image)[1]:  # the picture has a default position only
             grid.meta[str(MetaKeys.ORIGINAL_AFFINE)] = picture_affine()
         grid.meta["grid_record"] = record
         grid.applied_operations = list(getattr(image, "applied_operations", []))
@@ -112,10 +112,10 @@ class ToGrid(InvertibleTransform):
         return grid
 
     def inverse(self, data: torch.Tensor) -> MetaTensor:
-        """Resample what came of the grid, (C, *size), to the pixels or voxels of what was put onto it.
+        """Resample a result on the grid, (C, *size), to the pixels or voxels of the original image.
 
         Raises:
-            TypeError: if ``data`` is not a MetaTensor that carries the record of the way.
+            TypeError: if ``data`` is not a MetaTensor with a grid record.
         """
         if not isinstance(data, MetaTensor):
             raise TypeError(f"data must be a MetaTensor that went through ToGrid, got {type(data).__name__}")
@@ -131,9 +131,9 @@ class ToGridd(MapTransform, InvertibleTransform):
 
     Args:
         keys: images to resample.
-        mask_key: holds the subject's mask, if anything does; it is removed, for the record holds it then.
-        allow_missing_keys: whether a key may be missing.
-        options: of `ToGrid`.
+        mask_key: key of the subject's mask, if any; it is removed, because the record then holds it.
+        allow_missing_keys: whether keys may be missing.
+        options: options of `ToGrid`.
     """
 
     backend = ToGrid.backend
@@ -158,7 +158,7 @@ class ToGridd(MapTransform, InvertibleTransform):
         return resampled
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Bring the entries back to the images' own matrix."""
+        """Map the entries back to the images' own matrix."""
         native = dict(data)
         for key in self.key_iterator(native):
             native[key] = self.resampler.inverse(native[key])

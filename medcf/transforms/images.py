@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as arrays, or as MONAI's loaders leave them: taken as (C, *spatial), in the range that is expected."""
+"""Images as arrays, or as MONAI's loaders return them, converted to (C, *spatial) and checked for their range."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from medcf.data.image import channels_first, geometry, meta_of, picture_affine
 
 __all__ = ["NUMPY", "TORCH", "as_image", "as_picture", "check_range", "tracked"]
 
-# what a transform computes with: its MONAI attribute ``backend``
+# data types a transform computes with: its MONAI attribute ``backend``
 NUMPY, TORCH = [TransformBackends.NUMPY], [TransformBackends.TORCH]
 
-# who read the image knows its spacing: medcf, or MONAI's ITKReader where DICOM's Pixel Spacing is there
+# readers that know the pixel spacing: medcf's, and MONAI's ITKReader if DICOM's Pixel Spacing is present
 _PLACED = {"source_format", "0028|0030"}
 
 
 def as_image(image: NdarrayOrTensor) -> Tensor:
-    """Return an array as a tensor, and the channel of an image that a loader left last, or out, where it belongs."""
+    """Return an array as a tensor, with the channel axis moved or added if a loader left it last or omitted it."""
     tensor = image if isinstance(image, Tensor) else convert_to_tensor(image, track_meta=False)
     return channels_first(tensor)
 
 
 def as_picture(image: NdarrayOrTensor) -> Tensor:
-    """Return a picture as (C, X, Y), also one that MONAI's ITKReader made a volume of one slice.
+    """Return a picture as (C, X, Y), even if MONAI's ITKReader turned it into a volume of one slice.
 
-    Where that reader knows no spacing it says 1 mm; the picture's is unknown then, as it is with the other readers.
+    If that reader knows no spacing it reports 1 mm; the spacing is then set to unknown, as with the other readers.
     """
     picture: Any = as_image(image)
     if not isinstance(picture, MetaTensor):
         return picture[..., 0] if picture.ndim == 4 and picture.shape[-1] == 1 else picture
     meta = meta_of(picture)
-    # MONAI's SaveImage takes a picture for a line where the channel had a place in the file
+    # MONAI's SaveImage takes a picture for a line if the file had a channel axis
     meta[str(MetaKeys.ORIGINAL_CHANNEL_DIM)] = float("nan")
     if picture.ndim == 4 and picture.shape[-1] == 1:
         picture = picture[..., 0]
@@ -51,12 +51,12 @@ def as_picture(image: NdarrayOrTensor) -> Tensor:
 
 
 def tracked(values: Tensor, image: Tensor, **entries: object) -> Tensor:
-    """Give values the place, the meta data and the history of an image, unless MONAI is told to track none.
+    """Give values the position, metadata and history of an image, unless MONAI's tracking is off.
 
     Args:
-        values: what came of the image, on its pixels or voxels.
+        values: result for the image, on its pixels or voxels.
         image: the image.
-        entries: what else the meta data are to hold.
+        entries: additional metadata.
     """
     if not get_track_meta():
         return values
@@ -66,15 +66,15 @@ def tracked(values: Tensor, image: Tensor, **entries: object) -> Tensor:
 
 
 def check_range(name: str, image: Tensor, low: float = -1.0, high: float = 1.0) -> None:
-    """Refuse an image that is in other units than it is to be; twice the range more on both sides is overshoot.
+    """Refuse an image in the wrong units. Up to twice the range beyond each end counts as overshoot.
 
     Raises:
-        ValueError: values far outside; names the range and the remedy.
+        ValueError: if values are far outside; names the range and the remedy.
     """
     darkest, brightest = (float(end) for end in image.as_subclass(Tensor).float().aminmax())
     slack = 2 * (high - low)
     if darkest < low - slack or brightest > high + slack:
         raise ValueError(
-            f"{name} reaches from {darkest:g} to {brightest:g}, where [{low:g}, {high:g}] is expected: rescale it, for "
+            f"{name} ranges from {darkest:g} to {brightest:g}, but [{low:g}, {high:g}] is expected: rescale it, for "
             f"example with ScaleIntensityRanged(a_min={darkest:g}, a_max={brightest:g}, b_min={low:g}, b_max={high:g})."
         )

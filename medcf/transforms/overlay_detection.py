@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds what a scanner drew over an ultrasound image, and fills it in.
 
-Echoes are blurred by the beam and speckled; what a scanner draws is thin, with hard edges and one exact grey value
-("ink"), or is colored, or stands outside of the picture. Each property is looked for by itself:
+Echoes are blurred by the beam and speckled; scanner graphics are thin, with hard edges and one exact gray value
+("ink"), or are colored, or are outside the picture. Each property is detected separately:
 
-- colour: chroma that deviates from the tint that pixels of this luminance have in this image (a sepia tint is no mark);
+- color: chroma that deviates from the tint of pixels with this luminance in the image (a sepia tint is not a mark);
 - strokes: bright thin structures (white top-hat) with an edge of one pixel;
-- ink: grey values that many strokes share exactly; pixels of such a value that touch a stroke belong to it, which also
-  finds the part of a caliper that lies on the skull;
-- surroundings: whatever is visible outside of the convex hull of the echoes.
+- ink: gray values that many strokes share exactly; pixels of such a value that touch a stroke belong to it, which also
+  finds the part of a caliper that overlaps the skull;
+- surroundings: anything visible outside the convex hull of the echoes.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _LEVELS = 256
 
 
 def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[int, int, int, int]) -> tuple[Mask, Mask]:
-    """Mark burned-in text, calipers, dotted lines and coloured marks.
+    """Mark burned-in text, calipers, dotted lines and colored marks.
 
     Args:
         image: (C, H, W) in [0, 1], C = 1 or 3.
         luminance: (H, W) in [0, 1], the luminance of ``image``.
-        region: first row, first column, end row, end column of the picture proper.
+        region: first row, first column, end row, end column of the actual picture.
 
     Returns:
-        (H, W), true where the image is not echo; and (H, W), true where it is to be black: beyond the region. What
-        stands beside the picture is filled in as well: black letters on a faint echo could still be read.
+        (H, W), true where the image is not echo; and (H, W), true where it must become black: outside the region. Marks
+        next to the picture are filled in as well, because black letters on a faint echo could still be read.
     """
     beyond = np.ones(luminance.shape, dtype=bool)
     beyond[region[0] : region[2], region[1] : region[3]] = False
@@ -54,7 +54,7 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
     marks = colored | _strokes(luminance, relief, colored, size)
     outside, beside = _surroundings(np.where(colored, 0, luminance), background, beyond)
     marks |= beside
-    # dim remains of text between the strokes
+    # faint remains of text between the strokes
     marks |= outside & (relief > _VISIBLE) & ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
     return marks, beyond
 
@@ -64,7 +64,7 @@ def fill_in(luminance: Plane, mask: Mask, sweeps: int = 20) -> Plane:
 
     Args:
         luminance: (H, W).
-        mask: (H, W), true where the value is to be replaced.
+        mask: (H, W), true where the value is replaced.
         sweeps: number of Jacobi sweeps.
 
     Returns:
@@ -84,7 +84,7 @@ def fill_in(luminance: Plane, mask: Mask, sweeps: int = 20) -> Plane:
 
 
 def _push_pull(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted averages at ever coarser scales, used where the finer one knows nothing (Gortler et al. 1996)."""
+    """Average with weights at ever coarser scales, used where finer ones have no data (Gortler et al. 1996)."""
     known = weight.clamp(max=1)
     mean = values / weight.clamp(min=1e-6)
     if min(values.shape[-2:]) < 2 or bool((weight > 0).all()):
@@ -96,10 +96,10 @@ def _push_pull(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _colored(image: NDArray[np.float32], luminance: Plane, region: Mask) -> Mask:
-    """Pixels whose chroma is not what this luminance usually has in the region of this image.
+    """Find pixels whose chroma is unusual for their luminance in this image's region.
 
-    Grey is usual as soon as a part of the picture is grey: a colored header or color Doppler can be larger than the
-    rest.
+    Gray counts as usual as soon as part of the picture is gray: a colored header or color Doppler can be larger than
+    the rest.
     """
     if image.shape[0] == 1:
         return np.zeros(luminance.shape, dtype=bool)
@@ -112,7 +112,7 @@ def _colored(image: NDArray[np.float32], luminance: Plane, region: Mask) -> Mask
     bright = seen & (luminance > 4 * _VISIBLE)
     neutral = np.abs(chroma).max(axis=0) < 0.1 * luminance
     if np.count_nonzero(neutral & bright) < 0.08 * np.count_nonzero(bright):
-        # one tint for all levels, and that of a level itself where much of the image has this level
+        # one tint for all levels, plus a level's own tint if much of the image has this level
         share = [float(np.median(plane[seen] / luminance[seen])) for plane in chroma]
         tint += np.outer(share, (np.arange(16) + 0.5) / 16).astype(np.float32)
         for level in range(16):
@@ -125,7 +125,7 @@ def _colored(image: NDArray[np.float32], luminance: Plane, region: Mask) -> Mask
 
 
 def _strokes(luminance: Plane, relief: Plane, colored: Mask, size: int) -> Mask:
-    """Thin bright structures with a hard edge, and the ink that touches them."""
+    """Find thin bright structures with a hard edge, and the ink that touches them."""
     cross = ndimage.generate_binary_structure(2, 1)  # a pixel and its neighbors along the axes
     rise = ndimage.maximum_filter(luminance, footprint=cross) - luminance
     step = np.maximum(rise, luminance - ndimage.minimum_filter(luminance, footprint=cross))
@@ -134,19 +134,19 @@ def _strokes(luminance: Plane, relief: Plane, colored: Mask, size: int) -> Mask:
     inks = _inks(luminance, core & ~colored)
     ink = inks[_level(luminance)]
     near = ndimage.binary_dilation(core, structure=np.ones((3, 3)), iterations=size // 2)
-    # without ink only what is far brighter than its surroundings on both sides is safe to call drawn
+    # without ink, only structures far brighter than both sides are safe to call drawn
     certain = (core & ink) | ((relief > _CERTAIN) & edged)
     marks = certain | (near & ink & ndimage.binary_dilation(certain, structure=np.ones((3, 3)), iterations=size))
     if not marks.any():
         return marks
-    # the soft skirt of antialiased or compressed strokes
+    # the soft fringe of antialiased or compressed strokes
     return marks | (ndimage.binary_dilation(marks, structure=np.ones((3, 3))) & (relief > _SKIRT) & ~ink)
 
 
 def _inks(luminance: Plane, core: Mask) -> NDArray[np.bool_]:
-    """Table of the 256 grey levels: true where strokes share the very level far more often than chance lets them.
+    """Return a table of the 256 gray levels: true if strokes share the exact level far more often than by chance.
 
-    Most pixels of such a level must be in strokes: white is also the level of echoes that are too bright for the scale.
+    Most pixels of such a level must be in strokes, because white is also the level of saturated echoes.
     """
     counts = np.bincount(_level(luminance[core]), minlength=_LEVELS).astype(np.float64)
     around = ndimage.uniform_filter1d(counts, 21, mode="nearest") * 21 - counts
@@ -159,12 +159,11 @@ def _level(values: Plane) -> NDArray[np.int64]:
 
 
 def _surroundings(luminance: Plane, background: Plane, beyond: Mask) -> tuple[Mask, Mask]:
-    """Find what lies beside the picture, the convex hull of the echoes; ``beyond`` is outside of it in any case.
+    """Find what lies outside the picture, the convex hull of the echoes; ``beyond`` is always outside.
 
     Returns:
-        Pixels outside of the picture, and visible things outside of it that are not echoes: they are not connected to
-        the picture and have a hard outline, where a patch of echoes fades out. Nothing is outside if there is no clear
-        picture.
+        Pixels outside the picture, and visible non-echo objects outside it: they are not connected to the picture and
+        have a hard outline, whereas a patch of echoes fades out. If there is no clear picture, nothing is outside.
     """
     visible = luminance > _VISIBLE
     textured = np.zeros(luminance.shape, dtype=bool)
@@ -182,13 +181,13 @@ def _surroundings(luminance: Plane, background: Plane, beyond: Mask) -> tuple[Ma
 
 
 def _share(labels: NDArray[np.int32], part: Mask, whole: Mask, count: int) -> NDArray[np.float64]:
-    """For every label the share of its ``whole`` pixels that are also in ``part``; entry 0 is the background."""
+    """Return for each label the share of its ``whole`` pixels also in ``part``; entry 0 is the background."""
     of_part = np.bincount(labels[part & whole], minlength=count + 1)
     return of_part / np.maximum(np.bincount(labels[whole], minlength=count + 1), 1)
 
 
 def _picture(echoes: Mask) -> Mask | None:
-    """Convex hull of the large patches of echoes, found at about 160 columns; None if there is no large patch."""
+    """Return the convex hull of the large echo patches, found at about 160 columns; None without a large patch."""
     from skimage.morphology import convex_hull_image
 
     height, width = echoes.shape
@@ -202,5 +201,5 @@ def _picture(echoes: Mask) -> Mask | None:
     kept = np.isin(labels, 1 + np.flatnonzero(areas > 0.15 * areas.max()))
     hull = convex_hull_image(ndimage.binary_dilation(kept, iterations=2))
     hull = np.kron(hull, np.ones((reduce, reduce), dtype=bool))
-    # the rows and columns that the reduction cut off continue their neighbours
+    # rows and columns cut off by the reduction continue their neighbors
     return np.pad(hull, ((0, height - hull.shape[0]), (0, width - hull.shape[1])), mode="edge")

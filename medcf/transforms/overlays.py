@@ -20,19 +20,19 @@ __all__ = ["RemoveOverlays", "RemoveOverlaysD", "RemoveOverlaysDict", "RemoveOve
 
 
 class RemoveOverlays(Transform):
-    """Find what the scanner drew over an ultrasound image and fill it in from its surroundings.
+    """Find what the scanner drew over an ultrasound image and fill it in from the surroundings.
 
-    Text, calipers, dotted lines and frames are found by their hard edges and exact grey values; colored marks (and
-    color Doppler, which hides the echoes below it) by their chroma; and whatever stands beside the picture. This serves
-    the network. It is not a de-identification: nothing guarantees that all of a name is found.
-    An image without any of these comes back unchanged.
+    Text, calipers, dotted lines and frames are found by their hard edges and exact gray values; colored marks (and
+    color Doppler, which hides the echoes below it) by their chroma; and anything next to the picture by its position.
+    This serves the network. It is not de-identification: there is no guarantee that a name is found completely. An
+    image without any of these is returned unchanged.
 
-    Give it the image at full resolution, with color if the file has it (as :func:`medcf.read` gives it): resampling
-    smears the edges that give drawings away. The result is luminance. Its meta data hold ``overlay_mask`` (1, X, Y),
-    bool, and ``overlay_fraction``, the share of pixels that were replaced.
+    Apply it at full resolution, and in color if the file has it (as :func:`medcf.read` returns it): resampling smears
+    the edges by which drawings are found. The result is luminance. Its metadata hold ``overlay_mask`` (1, X, Y), bool,
+    and ``overlay_fraction``, the fraction of replaced pixels.
 
     Args:
-        keep: remember what is removed, so that `AddDifference` puts it back onto what is written; the network still
+        keep: remember what was removed, so that `AddDifference` puts it back onto the written result; the network still
             sees the cleaned image.
     """
 
@@ -45,14 +45,14 @@ class RemoveOverlays(Transform):
         """Clean one image.
 
         Args:
-            image: (1 or 3, X, Y) in [0, 1], [0, 255] or a range of its own, which becomes [0, 1]; the meta entry
+            image: (1 or 3, X, Y) in [0, 1], [0, 255] or its own range, which is mapped to [0, 1]; the meta entry
                 ``region``, if any, bounds the picture.
 
         Returns:
             (1, X, Y) in [0, 1].
 
         Raises:
-            ValueError: if the shape is wrong, or values are not finite.
+            ValueError: if the shape is wrong or values are not finite.
         """
         image = as_picture(image)
         if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
@@ -62,7 +62,7 @@ class RemoveOverlays(Transform):
         low, high = display_range(image)
         values = image.as_subclass(torch.Tensor).detach().cpu().float()
         values = values if (low, high) == (0.0, 1.0) else (values - low) / (high - low)
-        array = np.ascontiguousarray(values.numpy().swapaxes(1, 2))  # the detection thinks in rows and columns
+        array = np.ascontiguousarray(values.numpy().swapaxes(1, 2))  # the detection works in rows and columns
         luminance = np.ascontiguousarray(to_luminance(values)[0].numpy().T)
         height, width = luminance.shape
         left, top, right, bottom = (int(n) for n in meta_of(image).get("region", (0, 0, width, height)))
@@ -82,7 +82,7 @@ class RemoveOverlaysd(MapTransform):
     Args:
         keys: images to clean.
         keep: see `RemoveOverlays`.
-        allow_missing_keys: whether a key may be missing.
+        allow_missing_keys: whether keys may be missing.
     """
 
     backend = RemoveOverlays.backend

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mix two states of one subject region by region, so that no structure gives another one away."""
+"""Mixes two states of one subject region by region, so that no structure predicts another."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["RandRegionSwap", "RandRegionSwapD", "RandRegionSwapDict", "RandRegio
 
 
 class RandRegionSwap(Randomizable, Transform):
-    """Take some structures and a box from the subject's other state, in the image and in the segmentation alike.
+    """Take some structures and a box from the subject's other state, in both image and segmentation.
 
-    In a disease that changes everything at once, a segmenter learns to see small hippocampi wherever sulci are wide.
-    What it then measures in a counterfactual is the disease, not the structure. After this transform the states of a
-    structure, of its surroundings and of the rest are drawn independently, and only the structure itself tells.
+    For a disease that changes everything at once, a segmenter learns to see small hippocampi wherever sulci are wide.
+    In a counterfactual it then measures the disease, not the structure. This transform draws the states of a structure,
+    of its surroundings and of the rest independently, so only the structure itself is informative.
 
     Args:
-        labels: structures of the segmentation that are swapped, each on its own.
-        prob: probability of each swap; the whole item starts from either state with even odds.
-        margin: least and greatest number of voxels around a structure (in either state) that go with it.
-        box: least and greatest side of the swapped box, as a share of each axis.
+        labels: labels of the structures to swap, each independently.
+        prob: probability of each swap; the item as a whole starts from either state with equal probability.
+        margin: smallest and largest number of voxels around a structure (in either state) that are swapped with it.
+        box: smallest and largest side of the swapped box, as a fraction of each axis.
     """
 
     backend = TORCH
@@ -56,7 +56,7 @@ class RandRegionSwap(Randomizable, Transform):
         """Mix two states of a subject.
 
         Args:
-            image: the one state, (C, *spatial).
+            image: the first state, (C, *spatial).
             segmentation: its labels, (1, *spatial).
             other_image: the other state.
             other_segmentation: its labels.
@@ -93,8 +93,8 @@ class RandRegionSwapd(Randomizable, Transform):
     """Dictionary version of `RandRegionSwap`.
 
     Args:
-        keys: image and segmentation of the one state; the result is under these.
-        other_keys: the same of the other state; removed.
+        keys: image and segmentation of the first state; the result replaces them.
+        other_keys: image and segmentation of the other state; removed.
         options: see `RandRegionSwap`.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation: hide the edges of the field of view."""
+"""Augmentation: hides the edges of the field of view."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["RandVignette", "RandVignetteD", "RandVignetteDict", "RandVignetted"]
 
 
 class RandVignette(RandomizableTransform):
-    """Blacken the image outside a random ellipse, so that the sector's edges do not give the subject away.
+    """Blacken the image outside a random ellipse, so that the sector's edges do not reveal the subject.
 
-    Without it the shape of the sector alone tells two scanners' subjects apart, and the head would not be looked at.
+    Without it, the shape of the sector alone separates two scanners' subjects, and a network would ignore the head.
 
     Args:
         prob: probability of a change.
-        radius: lowest and highest semi-axis, as a share of the image's half size; each axis draws its own.
-        fill: value outside; of an image in [-1, 1], black.
+        radius: smallest and largest semi-axis, as a fraction of half the image size; drawn separately for each axis.
+        fill: value outside; the default is black for an image in [-1, 1].
     """
 
     backend = TORCH
@@ -37,7 +37,7 @@ class RandVignette(RandomizableTransform):
         self._radii: list[float] = []
 
     def randomize(self, data: Sequence[int]) -> None:
-        """Draw whether and by which ellipse images of a spatial size are changed."""
+        """Draw whether images of a spatial size are changed, and by which ellipse."""
         super().randomize(None)
         if self._do_transform:
             self._radii = [self.R.uniform(*self.radius) for _ in data]
@@ -47,10 +47,10 @@ class RandVignette(RandomizableTransform):
 
         Args:
             image: the image.
-            randomize: draw a new ellipse; False takes the last.
+            randomize: draw a new ellipse; False reuses the last one.
 
         Raises:
-            ValueError: the image is in other units.
+            ValueError: if the image is in other units.
         """
         tensor = torch.as_tensor(image)
         check_range("image", tensor)
@@ -67,9 +67,9 @@ class RandVignetted(MapTransform, Randomizable):
     """Dictionary version of `RandVignette`.
 
     Args:
-        keys: images (C, *spatial) to change, all by the same ellipse.
+        keys: images (C, *spatial) to change, all with the same ellipse.
         prob, radius, fill: see `RandVignette`.
-        allow_missing_keys: whether a key may be missing.
+        allow_missing_keys: whether keys may be missing.
     """
 
     backend = RandVignette.backend

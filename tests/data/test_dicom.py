@@ -246,7 +246,7 @@ def test_file_without_preamble_is_read(tmp_path: Path, grey: np.ndarray) -> None
         ("rtdose.dcm", "dose grid"),
         ("liver_1frame.dcm", "segmentation"),
         ("MR_truncated.dcm", "truncated"),
-        ("no_meta.dcm", "not what its name says"),
+        ("no_meta.dcm", "not in the format of its name"),
         ("meta_missing_tsyntax.dcm", "missing"),
         ("JPEG2000-embedded-sequence-delimiter.dcm", "damaged"),
         ("zipMR.gz", "compressed archive"),
@@ -266,7 +266,7 @@ def test_dicomdir_is_refused() -> None:
 
 def test_multiframe_magnetic_resonance_is_a_volume(tmp_path: Path) -> None:
     path = save(ultrasound(np.zeros((4, 8, 8), dtype=np.uint8), "MONOCHROME2", Modality="MR"), tmp_path / "a")
-    with pytest.raises(UnreadableImage, match="does not say where its 4 frames lie"):
+    with pytest.raises(UnreadableImage, match="does not state the positions of its 4 frames"):
         read(path)
     cases, (failure,) = find_cases(tmp_path)
     assert cases == []

@@ -141,7 +141,7 @@ def moved(ds, millimeters):
 
 
 def test_uneven_slices_are_refused_and_slightly_uneven_ones_reported(heads, oblique, tmp_path, caplog):
-    refused(heads, oblique, tmp_path / "a", lambda k, ds: moved(ds, 1.2) if k == 2 else ds, "off the even spacing")
+    refused(heads, oblique, tmp_path / "a", lambda k, ds: moved(ds, 1.2) if k == 2 else ds, "off the regular spacing")
 
     heads.save_series(tmp_path / "b", *oblique, change=lambda k, ds: moved(ds, 0.2) if k == 2 else ds)
     volume = read(tmp_path / "b")
@@ -164,7 +164,7 @@ def test_a_copy_of_a_file_is_left_out(heads, oblique, tmp_path, caplog):
     (folder / "zcopy.dcm").write_bytes(first.read_bytes())
 
     assert np.array_equal(read(folder).numpy()[0], oblique[0])
-    assert "1 copies" in caplog.text
+    assert "1 duplicate slices" in caplog.text
     assert "zcopy.dcm" in caplog.text
 
 
@@ -222,7 +222,7 @@ def test_objects_that_are_no_slices_are_refused(heads, oblique, tmp_path):
         ds.PhotometricInterpretation = "MONOCHROME1"
         return ds
 
-    refused(heads, oblique, tmp_path / "a", without_position, "does not say where it lies")
+    refused(heads, oblique, tmp_path / "a", without_position, "does not state its position")
     refused(heads, oblique, tmp_path / "b", ultrasound, "modality US")
     refused(heads, oblique, tmp_path / "c", inverted, "inverted")
 
@@ -233,7 +233,7 @@ def test_a_lone_slice_is_a_picture_and_no_volume(heads, oblique, tmp_path):
     assert read(folder).shape == (1, 7, 6)
     cases, (failure,) = find_cases(folder, spatial_dims=3)
     assert cases == []
-    assert "single slice, no volume" in failure.reason
+    assert "single slice, not a volume" in failure.reason
     assert failure.remedy
 
 

@@ -249,7 +249,7 @@ def test_missing_things_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="give a CSV or JSON file"):
         find_cases(datalist=tmp_path / "nowhere.csv")
     (tmp_path / "list.csv").write_text("file\n1.png\n2.png\n3.png\n4.png\n")
-    with pytest.raises(FileNotFoundError, match=r"names no file that exists, such as 1\.png"):
+    with pytest.raises(FileNotFoundError, match=r"lists no existing file, for example 1\.png"):
         find_cases(datalist=tmp_path / "list.csv")
     (tmp_path / "list.csv").write_bytes("file,note\n1.png,Jörg\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"cannot be parsed.*in UTF-8"):
@@ -335,7 +335,7 @@ def test_slices_that_fail_alike_are_one_line(heads, oblique, tmp_path):
 
     assert sorted(Path(failure.file).parent.name for failure in failures) == sorted([tmp_path.name] * 2 + ["us", "us2"])
     assert [failure.reason for failure in failures if "modality US" in failure.reason] == [
-        "is an image of modality US, no slice of a volume (and so are 4 more files of its folder)"
+        "is an image of modality US, not a slice of a volume (and so are 4 more files of its folder)"
     ] * 2
 
 

@@ -94,7 +94,7 @@ def test_other_dimensions_are_refused_with_a_remedy(tmp_path, shape, reason, rem
     [
         ((4, 5), 3, "is not a volume", "Give a volume"),
         ((4, 5, 1), 3, "is not a volume", "Give a volume"),
-        ((8, 9, 3), 2, "is a volume", "Cut the plane"),
+        ((8, 9, 3), 2, "is a volume", "Extract the plane"),
     ],
 )
 def test_a_search_for_the_other_dimension_refuses_it_with_a_remedy(tmp_path, shape, spatial_dims, reason, remedy):
@@ -149,7 +149,7 @@ def test_damaged_and_foreign_files_are_refused(heads, tmp_path):
 
     for name, reason in [
         ("cut.nii", "damaged"),
-        ("text.nii", "not what its name says"),
+        ("text.nii", "not in the format of its name"),
         ("color.nii", "colors"),
         ("missing.nii", "does not exist"),
         ("empty", "no DICOM slices"),
@@ -197,7 +197,7 @@ def test_a_mask_must_lie_on_the_voxels_of_its_volume(heads, tmp_path, caplog):
 
     assert np.array_equal(read_with(good).meta["mask"][0], values > 0)
     assert "labels" in caplog.text
-    with pytest.raises(UnreadableImage, match=r"shifted\.nii: is a mask on other voxels"):
+    with pytest.raises(UnreadableImage, match=r"shifted\.nii: is a mask whose voxels do not match"):
         read_with(shifted)
     with pytest.raises(UnreadableImage, match="empty"):
         read_with(empty)

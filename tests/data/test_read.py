@@ -37,7 +37,7 @@ def test_content_decides_not_the_name(tmp_path: Path, picture: np.ndarray) -> No
     assert sniff(tmp_path / "really.dcm") == "raster"
     np.testing.assert_allclose(read(tmp_path / "really.dcm").numpy()[0].T, picture / 255, atol=1e-6)
     (tmp_path / "text.png").write_text("no picture at all, only words")
-    with pytest.raises(UnreadableImage, match=r"text\.png: is not what its name says"):
+    with pytest.raises(UnreadableImage, match=r"text\.png: is not in the format of its name"):
         read(tmp_path / "text.png")
 
 
@@ -136,7 +136,7 @@ def test_monais_loader_reads_what_read_reads(tmp_path: Path, picture: np.ndarray
 
 def test_monais_loader_names_the_file_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.nii").write_bytes(b"x" * 500)
-    with pytest.raises(UnreadableImage, match=r"broken\.nii: is not what its name says"):
+    with pytest.raises(UnreadableImage, match=r"broken\.nii: is not in the format of its name"):
         LoadImaged(keys="image", reader=StudyReader)({"image": str(tmp_path / "broken.nii")})
 
 

@@ -33,7 +33,7 @@ def test_links_are_followed_and_loops_end(tmp_path, caplog):
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "file.png").symlink_to(tmp_path / "elsewhere" / "linked.png")
     assert names(tmp_path / "in") == ["a.png", "file.png", "patient/linked.png"]
-    assert "back is a link to a folder that is searched already" in caplog.text
+    assert "back is a link to a folder that was already searched" in caplog.text
 
 
 def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_label_maps_beside_images_are_left_out_and_counted(tmp_path, caplog):
     ):
         save(tmp_path / name)
     assert names(tmp_path) == ["a.png", "mask.png"]
-    assert "4 files are taken for label maps and left out" in caplog.text
+    assert "4 files look like label maps and are left out" in caplog.text
 
 
 def test_a_folder_of_nothing_but_label_maps_is_taken_as_it_is(tmp_path):

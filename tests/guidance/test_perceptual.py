@@ -85,5 +85,5 @@ def test_wrong_weights_and_layers_say_what_to_do(extractor, tmp_path):
 
 def test_layer_outside_the_forward_is_reported(extractor):
     extractor.forward = lambda x: extractor.first(x)
-    with pytest.raises(ValueError, match="second took no part"):
+    with pytest.raises(ValueError, match="second were not used"):
         PerceptualFeatures(extractor, "second")(IMAGE)

@@ -97,7 +97,7 @@ def test_variant_chooses_the_class_loss_unless_it_is_given(make_method):
     assert make_method("dime").loss.class_loss == "cross_entropy"
     assert make_method("dime", variant="published_code").loss.class_loss == "logit"
     assert make_method("dime", variant="published_code", class_loss="cross_entropy").loss.class_loss == "cross_entropy"
-    with pytest.raises(ValueError, match=r"variant='code' has another name now: use 'published_code'"):
+    with pytest.raises(ValueError, match=r"variant='code' was renamed: use 'published_code'"):
         make_method("dime", variant="code")
     with pytest.raises(ValueError, match="'paper', 'published_code'"):
         make_method("dime", variant="celeba")

@@ -219,7 +219,7 @@ def test_the_network_is_itself_after_an_exception(stack):
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
         stack.injected(stack.image[..., :-1])  # 7 columns: the halves do not meet on the way up
     assert torch.equal(stack(), before)
-    with pytest.raises(ValueError, match="batch of 2, and the network got 4"):
+    with pytest.raises(ValueError, match="batch of 2, but the network got 4"):
         stack.injected(reference=[1, 1])
     assert torch.equal(stack(), before)
 
@@ -380,5 +380,5 @@ def test_what_cannot_be_injected_is_said(tiny_unet):
         block(torch.zeros(1, 4, 8), attn_mask=torch.ones(1, 4))
     with AttentionInjection(tiny_unet()) as injection:
         for rows in ([], [0, 2], [-1, 0]):
-            with pytest.raises(ValueError, match="name one row of the batch"):
+            with pytest.raises(ValueError, match="give one row index"):
                 injection.reference = rows

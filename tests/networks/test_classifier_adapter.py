@@ -128,7 +128,7 @@ def test_what_cannot_be_found_is_named():
         ClassifierAdapter(lambda image: torch.zeros(1, 2, 4, 4))(image)
     with pytest.raises(ValueError, match="two different values"):
         ClassifierAdapter(Sees(), range=(1, 1))
-    with pytest.raises(ValueError, match="'imagenet', of 3 channels"):
+    with pytest.raises(ValueError, match="'imagenet', with 3 channels"):
         ClassifierAdapter(Sees(), range="imagenet", channels=1)
     with pytest.raises(ValueError, match="does not fit an image with 3 spatial axes"):
         ClassifierAdapter(Sees(), size=(8, 8))(picture(1, 1, 4, 4, 4))

@@ -42,7 +42,7 @@ def series(tmp_path):
 
 @pytest.mark.parametrize("where", [".", "ct17", ".."])
 def test_an_output_folder_that_is_or_contains_an_input_is_refused(series, where):
-    with pytest.raises(ValueError, match=r"--output_dir .* (is|contains|lies in) the .*Choose another folder"):
+    with pytest.raises(ValueError, match=r"--output_dir .* (is|contains|is inside) the .*Choose another folder"):
         check_output_dir(series / where, [series, *series.rglob("*.dcm")])
 
 
@@ -277,7 +277,7 @@ def test_a_run_that_was_refused_lets_go_of_the_folder(tmp_path, picture):
 
 def test_results_are_not_searched_for_images(tmp_path, picture):
     fill_folder(picture.parent / "u1", lambda staging: (staging / "panel.png").write_bytes(b"panel"))
-    with pytest.raises(ValueError, match="holds what medcf wrote"):
+    with pytest.raises(ValueError, match="holds output of medcf"):
         find_cases(picture.parent / "u1")
     Image.fromarray(np.full((40, 50), 99, np.uint8)).save(picture)
     cases, failures = find_cases(picture.parent)

@@ -29,7 +29,7 @@ def work():
     time.sleep(4 if case == "main hangs" else 0.3)
     open(f"{folder}/made", "w").write("x")
     return {"from": ranks.rank()}
-assert ranks.from_main("work", work) == {"from": 0}
+assert ranks.run_on_main("work", work) == {"from": 0}
 seen = open(f"{folder}/made").read() + str(ranks.rank())
 if ranks.rank() == 1 and case == "one dies":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_three_processes_go_on_and_end_together(tmp_path):
 def test_without_torchrun_every_call_is_direct(monkeypatch):
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_: pytest.fail("a single process joins nobody"))
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
-    assert ranks.from_main("a", lambda: object) is object
+    assert ranks.run_on_main("a", lambda: object) is object
     assert ranks.collect("a", 4) == [4]
 
 

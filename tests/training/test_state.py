@@ -186,7 +186,9 @@ def test_classes_are_kept_beside_the_weights_and_no_others_go_there(tmp_path):
     ExportWeights(nn.Linear(1, 1), tmp_path / "classifier.pt", class_names=["normal", "pneumonia"])
     assert class_names(tmp_path, ["NSP", "SP"]) == ["normal", "pneumonia"]
     ExportWeights(nn.Linear(1, 1), tmp_path / "model.pt", class_names=["normal", "pneumonia"])
-    with pytest.raises(ValueError, match=r"holds weights of the classes normal, pneumonia, not dog, cat.*--models_dir"):
+    with pytest.raises(
+        ValueError, match=r"holds weights for the classes normal, pneumonia, not dog, cat.*--models_dir"
+    ):
         ExportWeights(nn.Linear(1, 1), tmp_path / "model.pt", class_names=["dog", "cat"])
     assert class_names(tmp_path / "empty", ["NSP", "SP"]) == ["NSP", "SP"]
 

@@ -99,7 +99,7 @@ def test_registered_volumes_agree_on_the_grid_and_their_affine_leads_home(brain,
 
 def test_what_cannot_be_corrected_is_named(brain, monkeypatch):
     values, inside, affine = brain
-    with pytest.raises(ValueError, match="no MR magnitude image"):
+    with pytest.raises(ValueError, match="not an MR magnitude image"):
         CorrectBias()(volume(values - 500, affine, inside))
     template = volume(values, affine)
     with pytest.raises(ValueError, match="neither 'rigid' nor 'affine'"):

@@ -137,7 +137,7 @@ def test_options_reach_the_grid(brain: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"subject": "masks/head.nii.gz"}, "subject='masks/head.nii.gz' is none of"),
+        ({"subject": "masks/head.nii.gz"}, "subject='masks/head.nii.gz' is not one of"),
         ({"size": (8, 8, 2.5)}, "three positive numbers"),
         ({"spacing": 0}, "positive millimeters"),
         ({"spacing": "4mm"}, "positive millimeters"),

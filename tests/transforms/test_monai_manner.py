@@ -218,14 +218,14 @@ def test_images_in_other_units_are_refused_with_the_remedy(picture: Path) -> Non
     grid = ToGrid((32, 40))(read(picture))
     gray = (grid.as_tensor() + 1) * 127.5
     for transform in (AddDifferenced(), DifferenceMapd(units="gray_levels")):
-        with pytest.raises(ValueError, match=r"pred reaches from .* to .*, where \[-1, 1\] is expected.*Scale"):
+        with pytest.raises(ValueError, match=r"pred ranges from .* to .*, but \[-1, 1\] is expected.*Scale"):
             transform({"image": grid, "pred": gray})
-    with pytest.raises(ValueError, match=r"image reaches from .*where \[-1, 1\] is expected"):
+    with pytest.raises(ValueError, match=r"image ranges from .*but \[-1, 1\] is expected"):
         DifferenceMap("gray_levels")(gray, gray)
     assert float(DifferenceMap("gray_levels", (0, 255))(gray, gray + 10)["signed"].mean()) == pytest.approx(
         10, abs=1e-3
     )
     with pytest.raises(ValueError, match="bring both to the same units"):
         DifferenceMap()(gray, grid)
-    with pytest.raises(ValueError, match="image reaches from"):
+    with pytest.raises(ValueError, match="image ranges from"):
         RandVignette()(gray)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM images: their header, where they lie, their pixels and what a viewer shows of them."""
+"""DICOM images: header, geometry, pixels, and the display transform that a viewer applies."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes compressed pixel data in a process of its own, which a native decoder may abort without taking a run along.
+"""Decodes compressed pixel data in a separate process, so that an aborting native decoder does not end the run.
 
-`medcf.data.dicom.decoder` runs this file by its path; it imports pydicom and NumPy alone. A request is a line of JSON
-(``path``, ``index``, ``fill``: attributes that the header lacks); the answer is a line of JSON, followed by the array.
+`medcf.data.dicom.decoder` runs this file by its path; it imports only pydicom and NumPy. A request is a line of JSON
+(``path``, ``index``, ``fill``: attributes missing from the header); the answer is a line of JSON followed by the array.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def decode(path: str, index: int, fill: dict[str, Any]) -> np.ndarray:
-    """Decode one frame to the stored values (H, W) or (H, W, 3); YBR becomes RGB."""
-    # not before the limits are set and the output is out of the way of what native decoders print
+    """Decode one frame to its stored values (H, W) or (H, W, 3); YBR becomes RGB."""
+    # import only after the limits are set and stdout is redirected, because native decoders print
     import numpy as np
     import pydicom
     from pydicom.pixels import pixel_array
@@ -29,13 +29,13 @@ def decode(path: str, index: int, fill: dict[str, Any]) -> np.ndarray:
     dataset = pydicom.dcmread(path, force=True, defer_size=1024)
     for keyword, value in fill.items():
         setattr(dataset, keyword, value)
-    # J2K decoders apply the reversible and irreversible color transforms themselves
+    # the J2K decoders undo the reversible and irreversible color transforms themselves
     return np.ascontiguousarray(pixel_array(dataset, index=index))
 
 
 def main() -> None:
     """Answer requests until the input ends."""
-    with contextlib.suppress(ImportError):  # Windows has no such limit
+    with contextlib.suppress(ImportError):  # not available on Windows
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)

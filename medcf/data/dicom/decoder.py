@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes the pixel data of DICOM files with the plugins of pydicom that are installed.
+"""Decodes the pixel data of DICOM files with the installed pydicom plugins.
 
-Uncompressed data are read here; compressed ones in one process beside this one (`decode_worker`), because native
-decoders abort on some damaged data, and hang or ask for any amount of memory on others. It lives as long as this
-process does and is started again when it dies.
+Uncompressed data are read in this process. Compressed data are decoded in a worker process (`decode_worker`), because
+native decoders abort on some damaged data, and hang or request unlimited memory on others. The worker lives as long as
+this process and is restarted when it dies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decode_frame"]
 
-MEMORY_LIMIT = 2**31  # bytes of the process
+MEMORY_LIMIT = 2**31  # bytes, for the worker process
 TIME_LIMIT = 60.0  # seconds per frame
 
 _PLUGIN_OF = {
@@ -46,7 +46,7 @@ _PLUGIN_OF = {
 
 
 def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic]:
-    """Decode one frame to the stored values (H, W) or (H, W, 3); YBR becomes RGB here.
+    """Decode one frame to its stored values (H, W) or (H, W, 3); YBR becomes RGB.
 
     Args:
         path: the file.
@@ -54,13 +54,13 @@ def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic
         frame: index, from 0.
 
     Raises:
-        UnreadableImage: if the pixel data are damaged, or need a decoder that is not installed.
+        UnreadableImage: if the pixel data are damaged or need a decoder that is not installed.
     """
     from pydicom.pixels import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None:  # the file meta group is missing: the encoding of the elements tells the uncompressed syntaxes
+    if syntax is None:  # without file meta information, infer the uncompressed syntax from the element encoding
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -81,7 +81,7 @@ def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic
 
 
 class _Decoder:
-    """The process that decodes; forked workers start their own."""
+    """The decoding process; forked workers start their own."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,7 +91,7 @@ class _Decoder:
         """Send a request and wait for its answer.
 
         Raises:
-            UnreadableImage: the frame cannot be decoded, or the process died of it.
+            UnreadableImage: if the frame cannot be decoded, or decoding it killed the process.
         """
         with self._lock:
             process = self._running()
@@ -99,7 +99,7 @@ class _Decoder:
             timer.start()
             try:
                 header, body = self._ask(process, request)
-            except (OSError, ValueError, EOFError):  # it is gone, in the middle of an answer perhaps
+            except (OSError, ValueError, EOFError):  # the process is gone, possibly in the middle of an answer
                 code = self.stop()
                 slow = code == -signal.SIGKILL and not timer.is_alive()
                 what = f"took more than {TIME_LIMIT:g} s" if slow else "crashed its decoder"
@@ -115,7 +115,7 @@ class _Decoder:
         return np.frombuffer(body, np.dtype(header["dtype"])).reshape(header["shape"]).copy()
 
     def stop(self) -> int:
-        """End the process; returns its exit status."""
+        """End the process and return its exit status."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -126,7 +126,7 @@ class _Decoder:
         return process.wait()
 
     def forget(self) -> None:
-        """Leave the process to whom it belongs, after a fork."""
+        """After a fork, leave the process to the parent that owns it."""
         self.__init__()  # type: ignore[misc]
 
     def _running(self) -> subprocess.Popen[bytes]:

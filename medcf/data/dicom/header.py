@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the header of a DICOM image and checks that it describes one.
+"""Opens the header of a DICOM file and checks that it describes an image.
 
-Pixel data stay in the file. Messages hold no attribute that could identify a patient.
+Pixel data stay in the file. Messages contain no attribute that could identify a patient.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _NOT_PICTURES = {
 _ENHANCED_US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_LONGEST_INFLATED = 2**29  # bytes of a deflated file: pydicom inflates it as a whole to read its header
-_SHORTEST_FRAME = 8  # bytes of a compressed frame, the header of its item
+_LONGEST_INFLATED = 2**29  # bytes: pydicom inflates a deflated file completely to read its header
+_SHORTEST_FRAME = 8  # bytes of a compressed frame: its item header
 
 
 class NotAnImage(UnreadableImage):
-    """A DICOM object of another kind than images, such as a report, which may lie beside them."""
+    """A DICOM object that is not an image, such as a report; image folders may contain it."""
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Tell from the first 132 bytes: the preamble's mark, or a bare data set that starts with group 0002 or 0008."""
+    """Check the first 132 bytes for the preamble's mark, or for a bare data set that starts with group 0002 or 0008."""
     if head[128:132] == b"DICM":
         return True
     return head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) >= 16
@@ -63,7 +63,7 @@ def looks_like_dicom(head: bytes) -> bool:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Keep pydicom's warnings from the terminal and the logs: they quote values of the header, such as names."""
+    """Keep pydicom's warnings off the terminal and out of the logs: they quote header values, such as names."""
     log = logging.getLogger("pydicom")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -76,10 +76,10 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def open_dicom(path: Path) -> Dataset:
-    """Parse the header, check that it describes an image, and complete what has one possible value only.
+    """Parse the header, check that it describes an image, and fill in attributes with only one possible value.
 
     Args:
-        path: the file, with or without preamble.
+        path: the file, with or without a preamble.
 
     Raises:
         UnreadableImage: if the file is damaged or not an image.
@@ -105,10 +105,10 @@ def holds_volume(dataset: Dataset) -> bool:
 
 
 def count_dicom_frames(path: Path, dataset: Dataset) -> int:
-    """Number of frames that the header states.
+    """Return the number of frames stated in the header.
 
     Raises:
-        UnreadableImage: if it is not a positive number, or more than the pixel data can hold.
+        UnreadableImage: if it is not a positive number, or exceeds what the pixel data can hold.
     """
     try:
         count = int(dataset.get("NumberOfFrames", None) or 1)
@@ -117,7 +117,7 @@ def count_dicom_frames(path: Path, dataset: Dataset) -> int:
     if count < 1:
         raise UnreadableImage(path, "is damaged DICOM (its number of frames)", "Export it again.")
     if count * _SHORTEST_FRAME > max(path.stat().st_size, _SHORTEST_FRAME) and not _deflated(dataset):
-        reason = f"is damaged DICOM (it claims {count} frames in {path.stat().st_size} bytes)"
+        reason = f"is damaged DICOM (it states {count} frames in {path.stat().st_size} bytes)"
         raise UnreadableImage(path, reason, "Export it again.")
     return count
 
@@ -127,10 +127,10 @@ def _deflated(dataset: Dataset) -> bool:
 
 
 def _check_inflated(path: Path) -> None:
-    """Refuse a deflated file that is too large once it is inflated, without ever holding it in memory.
+    """Refuse a deflated file that is too large once inflated, without holding it in memory.
 
     Raises:
-        UnreadableImage: it is.
+        UnreadableImage: if it is too large.
     """
     from pydicom.filereader import read_file_meta_info, read_preamble
 
@@ -147,7 +147,7 @@ def _check_inflated(path: Path) -> None:
         while packed := inflate.unconsumed_tail or stream.read(2**16):
             length += len(inflate.decompress(packed, 2**20))
             if length > _LONGEST_INFLATED:
-                reason = f"is deflated and claims more than {_LONGEST_INFLATED >> 20} MiB once inflated"
+                reason = f"is deflated and exceeds {_LONGEST_INFLATED >> 20} MiB once inflated"
                 raise UnreadableImage(path, reason, "Export it uncompressed.")
 
 
@@ -156,14 +156,14 @@ def _check(path: Path, dataset: Dataset) -> None:
         raise NotAnImage(path, "is a DICOMDIR, an index of other files", "Give the folder that it indexes.")
     modality = str(dataset.get("Modality", "") or "")
     if modality in _NOT_PICTURES:
-        remedy = "Give the image that it refers to."
+        remedy = "Give the image it refers to."
         raise NotAnImage(path, f"holds no image ({_NOT_PICTURES[modality]})", remedy)
     if "PixelData" not in dataset:
-        raise NotAnImage(path, "holds no image (there are no pixel data)", "Give an image object.")
+        raise NotAnImage(path, "holds no image (it has no pixel data)", "Give an image object.")
     _complete(dataset)
     needed = ["Rows", "Columns", "BitsAllocated", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"]
     needed += ["PlanarConfiguration"] if _is_plain(dataset) and int(dataset.get("SamplesPerPixel", 1) or 1) > 1 else []
-    # zero rows are as good as none; a planar configuration of zero is one
+    # treat zero rows as missing; a planar configuration of zero is valid
     zero = {"PixelRepresentation", "PlanarConfiguration"}
     values = {keyword: dataset.get(keyword) for keyword in needed}
     missing = [k for k, value in values.items() if value is None or value == "" or (value == 0 and k not in zero)]
@@ -176,7 +176,7 @@ def _check(path: Path, dataset: Dataset) -> None:
 
 
 def _complete(dataset: Dataset) -> None:
-    """Fill in attributes that are missing and can have one value only; take empty ones for absent."""
+    """Fill in missing attributes that have only one possible value; treat empty ones as absent."""
     rescaled = [name for name in ("RescaleSlope", "RescaleIntercept") if dataset.get(name) not in (None, "")]
     default: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": 0}
     for name in default:
@@ -199,6 +199,6 @@ def _complete(dataset: Dataset) -> None:
 
 
 def _is_plain(dataset: Dataset) -> bool:
-    """Tell whether the pixel data are not compressed."""
+    """Tell whether the pixel data are uncompressed."""
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     return syntax is None or not getattr(syntax, "is_compressed", False)

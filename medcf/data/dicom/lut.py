@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From stored values to what a viewer shows, 0 black and 1 white, in the order of DICOM PS3.4 N.2.
+"""Converts stored values to display values, 0 black and 1 white, in the order of DICOM PS3.4 N.2.
 
-Lookup tables are read by what they hold: descriptors that claim other bits than the entries have, entries packed two to
-a word and first values of signed pixels written as unsigned are common, and pydicom's functions take the descriptor's
-word for all three.
+Lookup tables are interpreted by their contents. Descriptors that state a bit depth other than that of the entries,
+entries packed two per word, and signed first values written as unsigned are all common, and pydicom's functions trust
+the descriptor on all three.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ __all__ = ["InvalidHeader", "padding_of", "rescale", "to_display"]
 logger = logging.getLogger(__name__)
 
 Range = tuple[float, float]
-_UNKNOWN: Range = (math.nan, math.nan)  # a lookup table stands between the stored values and the picture's
+_UNKNOWN: Range = (math.nan, math.nan)  # a lookup table maps the stored values, so no range applies
 
 
 class InvalidHeader(ValueError):  # noqa: N818 - the name says what is wrong
-    """A header that makes no sense; the message quotes no value that could identify a patient."""
+    """An inconsistent header. The message quotes no value that could identify a patient."""
 
 
 def to_display(stored: NDArray[np.generic], dataset: Dataset) -> tuple[NDArray[np.float32], Range]:
-    """Apply palette, modality and VOI transformation.
+    """Apply the palette, modality and VOI transforms.
 
     Args:
         stored: (H, W) or (H, W, 3), from `medcf.data.dicom.decoder.decode_frame`.
         dataset: the header.
 
     Returns:
-        (H, W) or (H, W, 3) in [0, 1]; the rescaled values that became 0 and 1.
+        (H, W) or (H, W, 3) in [0, 1]; the rescaled values that map to 0 and 1.
 
     Raises:
-        InvalidHeader: the header makes no sense; says what in it.
+        InvalidHeader: if the header is inconsistent; the message says what is wrong.
     """
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         return _gray_if_colorless(_palette(stored, dataset)), _UNKNOWN
@@ -65,10 +65,10 @@ def to_display(stored: NDArray[np.generic], dataset: Dataset) -> tuple[NDArray[n
 
 
 def rescale(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float64]:
-    """Apply the modality lookup table, or the rescaling, of a header or a functional group.
+    """Apply the modality lookup table or the rescaling from a header or a functional group.
 
     Raises:
-        InvalidHeader: the slope is 0, or a table is empty.
+        InvalidHeader: if the slope is 0 or a table is empty.
     """
     if tables := dataset.get("ModalityLUTSequence"):
         first, entries = _table(tables[0].get("LUTDescriptor"), tables[0].get("LUTData"), stored.dtype.kind == "i")
@@ -81,30 +81,30 @@ def rescale(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float64
 
 
 def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Find the pixels outside of the field of view (PixelPaddingValue, PS3.3 C.7.5.1.1.2), which hold no measurement.
+    """Find the pixels outside the field of view (PixelPaddingValue, PS3.3 C.7.5.1.1.2), which hold no measurement.
 
     Args:
         stored: as decoded.
         dataset: the header.
 
     Returns:
-        bool of the shape of ``stored``; None where there are none, or nothing else.
+        bool with the shape of ``stored``; None if no pixel or every pixel is padding.
     """
     padding, end = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if not isinstance(padding, int | float):
         return None
     ends = [padding, end if isinstance(end, int | float) else padding]
-    if stored.dtype.kind == "i":  # of signed pixels, written as unsigned
+    if stored.dtype.kind == "i":  # signed values may be written as unsigned
         ends = [each - (2**16 if each > np.iinfo(np.int16).max else 0) for each in ends]
     outside = (stored >= min(ends)) & (stored <= max(ends))
     return outside if outside.any() and not outside.all() else None
 
 
 def _table(descriptor: Any, data: Any, signed: bool) -> tuple[int, NDArray[np.uint16]]:
-    """Read a lookup table: the first value that it maps, and its entries.
+    """Read a lookup table: the first value it maps, and its entries.
 
     Raises:
-        InvalidHeader: it is empty.
+        InvalidHeader: if it is empty.
     """
     if not descriptor or len(descriptor) != 3 or data is None or len(data) == 0:
         raise InvalidHeader("its lookup table is empty")
@@ -126,16 +126,16 @@ def _look_up(values: NDArray[Any], first: int, entries: NDArray[np.uint16]) -> N
 
 
 def _top(descriptor: Any, entries: NDArray[np.uint16]) -> float:
-    """Largest value that entries of as many bits can have as the descriptor claims, or as they really have."""
+    """Return the largest value that entries can have, given the stated bit depth or the one actually used."""
     claimed, largest = int(descriptor[2]), int(entries.max())
     used = max(largest.bit_length(), 1)
-    # a table need not reach its end, but one that ends at all ones, or leaves two bits unused, was written for fewer
+    # a table need not reach its maximum, but one that ends at all ones, or leaves two bits unused, has fewer bits
     fewer = used < claimed and (largest == 2**used - 1 or used < claimed - 1)
     return float(2 ** (used if fewer or used > claimed else claimed) - 1)
 
 
 def _voi_table(values: NDArray[np.float64], dataset: Dataset) -> tuple[NDArray[np.float64], Range] | None:
-    """Apply the first VOI lookup table that holds anything; None where none does."""
+    """Apply the first non-empty VOI lookup table; None if there is none."""
     signed = int(dataset.PixelRepresentation) == 1 or bool(values.min() < 0)
     for item in dataset.get("VOILUTSequence") or ():
         try:
@@ -147,21 +147,21 @@ def _voi_table(values: NDArray[np.float64], dataset: Dataset) -> tuple[NDArray[n
 
 
 def _window(values: NDArray[np.float64], dataset: Dataset) -> tuple[NDArray[np.float64], Range] | None:
-    """Apply the first window of the header; None if it has none that is valid."""
+    """Apply the first window in the header; None if it has no valid one."""
     from pydicom.pixels import apply_windowing
 
     if dataset.get("WindowCenter") in (None, "") or dataset.get("WindowWidth") in (None, ""):
         return None
     try:
-        # far below and far above the window lie the ends of the scale onto which pydicom stretches it
+        # pydicom stretches to a scale, whose ends are reached far below and far above the window
         low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
         array = (apply_windowing(values, dataset) - low) / (high - low)
         center, width = (float(np.ravel(dataset[k].value)[0]) for k in ("WindowCenter", "WindowWidth"))
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        logger.warning("the window in the header is not valid (%s); the whole range is shown", type(error).__name__)
+        logger.warning("the window in the header is invalid (%s); showing the full range", type(error).__name__)
         return None
     if not np.isfinite(array).all():
-        logger.warning("the window in the header is not valid; the whole range is shown")
+        logger.warning("the window in the header is invalid; showing the full range")
         return None
     return array, (center - width / 2, center + width / 2)
 
@@ -172,24 +172,24 @@ def _stretch(values: NDArray[np.float64], ends: Any) -> tuple[NDArray[np.float64
 
 
 def _palette(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float32]:
-    """Color (H, W, 3) in [0, 1] of palette indices."""
+    """Convert palette indices to color (H, W, 3) in [0, 1]."""
     from pydicom.pixels import apply_color_lut
 
     names = [f"{color}PaletteColorLookupTable" for color in ("Red", "Green", "Blue")]
-    if f"{names[0]}Data" not in dataset:  # segmented tables
+    if f"{names[0]}Data" not in dataset:  # the tables are segmented
         colored = apply_color_lut(stored, dataset)[..., :3]
         return colored.astype(np.float32) / np.float32(np.iinfo(colored.dtype).max)
     signed = stored.dtype.kind == "i"
     described = [(dataset.get(f"{name}Descriptor"), dataset.get(f"{name}Data")) for name in names]
     tables = [_table(descriptor, data, signed) for descriptor, data in described]
-    # one scale for all colors, of 8 or 16 bits
+    # one scale for all colors, 8 or 16 bits
     top = 255.0 if max(int(entries.max()) for _, entries in tables) < 256 else 65535.0
     colored = np.stack([_look_up(stored, *table) for table in tables], axis=-1)
     return colored.astype(np.float32) / np.float32(top)
 
 
 def _gray_if_colorless(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Most ultrasound is stored as RGB with three equal channels: one is enough."""
+    """Reduce three equal channels to one: most ultrasound is gray but stored as RGB."""
     if (array[..., 0] == array[..., 1]).all() and (array[..., 1] == array[..., 2]).all():
         return array[..., 0]
     return array

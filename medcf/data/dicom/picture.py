@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads one frame of a DICOM image: ultrasound foremost, other modalities with a warning."""
+"""Reads one frame of a DICOM image: mainly ultrasound, other modalities with a warning."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
     """Read one frame.
 
     Args:
-        path: the file, with or without preamble.
+        path: the file, with or without a preamble.
         frame: index, from 0.
 
     Raises:
-        UnreadableImage: if the file is damaged, not an image or a volume, has no such frame, or needs a decoder that is
-            not installed (the message names it).
+        UnreadableImage: if the file is damaged, is not an image, is a volume, has no such frame, or needs a decoder
+            that is not installed (the message names it).
     """
     dataset = open_dicom(path)
     modality = str(dataset.get("Modality", "") or "")
     if modality not in ("US", "IVUS", "OT", "SC", ""):
-        logger.warning("%s is not an ultrasound image (modality %s); it is read all the same", path.name, modality)
+        logger.warning("%s is not an ultrasound image (modality %s); reading it anyway", path.name, modality)
     with np.errstate(all="ignore"):
         stored = decode_frame(path, dataset, frame)
         try:

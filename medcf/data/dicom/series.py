@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the DICOM files of a CT, MR or PET series, single slices or enhanced multi-frame objects.
+"""Reads the DICOM files of a CT, MR or PET series: single slices or enhanced multi-frame objects.
 
-pydicom decodes; the geometry is worked out in :mod:`medcf.data.dicom.geometry`. ITK's series readers make any
-set of slices a volume, and a tilted one a straight one; highdicom's refuses a tilted one and is an optional
-package. The tests compare with both.
+pydicom decodes; :mod:`medcf.data.dicom.geometry` computes the geometry. ITK's series readers turn any set of slices
+into a volume and straighten a tilted one; highdicom refuses a tilted one and is an optional package. The tests compare
+with both.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _MODALITIES = ("CT", "MR", "PT")
 
 @quiet_pydicom()
 def list_dicom_files(folder: Path) -> list[Path]:
-    """List what a folder holds that could be one image: its DICOM images, or its only NIfTI file.
+    """List the files in a folder that could form one image: its DICOM images, or its only NIfTI file.
 
-    Side-cars, DICOMDIR, reports and other objects without pixels are left out, with a line in the log.
+    Sidecar files, DICOMDIR, reports and other objects without pixels are left out and logged.
 
     Raises:
-        UnreadableImage: if there is no DICOM image, or a damaged one.
+        UnreadableImage: if there is no DICOM image, or one is damaged.
     """
     files: list[Path] = []
     others: list[Path] = []
@@ -68,20 +68,20 @@ def read_dicom_volume(files: Sequence[Path], limits: Limits) -> tuple[Path, Pixe
     """Read the files of one series, in any order.
 
     Args:
-        files: of the series.
-        limits: how large the volume may be.
+        files: files of the series.
+        limits: maximum size of the volume.
 
     Returns:
         The file of the first slice; the volume (1, columns, rows, slices) in rescaled units.
 
     Raises:
-        UnreadableImage: if a file is damaged or of another series, or if the slices make up no volume.
+        UnreadableImage: if a file is damaged or belongs to another series, or if the slices do not form a volume.
     """
     headers = {path: open_dicom(path) for path in files}
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers.values()}
     if len(series) > 1:
         reason = f"is one of {len(files)} files of {len(series)} series"
-        raise UnreadableImage(files[-1], reason, "Give one series alone, or its folder as dataset_dir.")
+        raise UnreadableImage(files[-1], reason, "Give one series only, or its folder as dataset_dir.")
     slices, affine = arrange([one for path, header in headers.items() for one in open_slices(path, header)])
     first = slices[0]
     size = (first.size[1], first.size[0], len(slices))
@@ -107,27 +107,27 @@ def read_dicom_volume(files: Sequence[Path], limits: Limits) -> tuple[Path, Pixe
 
 @quiet_pydicom()
 def open_slices(path: Path, header: Dataset) -> list[SlicePlace]:
-    """Find out where the slices of a file lie.
+    """Find the positions of the slices in a file.
 
     Raises:
-        UnreadableImage: if it is no CT, MR or PET image in gray values, or does not say where it lies.
+        UnreadableImage: if it is not a grayscale CT, MR or PET image, or does not state its position.
     """
     modality = str(header.get("Modality", "") or "")
     if modality not in _MODALITIES:
-        reason = f"is an image of modality {modality or 'unknown'}, no slice of a volume"
+        reason = f"is an image of modality {modality or 'unknown'}, not a slice of a volume"
         raise UnreadableImage(path, reason, f"Give {', '.join(_MODALITIES)} series or NIfTI files.")
     if header.get("PhotometricInterpretation") != "MONOCHROME2":
         raise UnreadableImage(path, "holds colors or inverted gray values", "Give the original slices.")
     frames = count_dicom_frames(path, header)
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if frames > 1 and (groups is None or len(groups) != frames):
-        raise UnreadableImage(path, f"does not say where its {frames} frames lie", "Export it as single slices.")
+        raise UnreadableImage(path, f"does not state the positions of its {frames} frames", "Export single slices.")
     try:
         return [_slice(path, header, index) for index in range(frames)]
     except UnreadableImage:
         raise
     except Exception as error:
-        reason = f"does not say where it lies in the patient ({type(error).__name__})"
+        reason = f"does not state its position in the patient ({type(error).__name__})"
         raise UnreadableImage(path, reason, "Give the original slices, with position and orientation.") from error
 
 
@@ -142,7 +142,7 @@ def _slice(path: Path, header: Dataset, frame: int) -> SlicePlace:
     spacing = tuple(float(value) for value in measures.PixelSpacing)
     right = abs(rows @ columns) < 1e-2 and np.allclose(lengths, 1, atol=1e-2)
     if not right or len(position) != 3 or len(spacing) != 2 or min(spacing) <= 0 or not np.isfinite(position).all():
-        raise UnreadableImage(path, "says nothing usable about where it lies in the patient", "Export it again.")
+        raise UnreadableImage(path, "has no usable position in the patient", "Export it again.")
     return SlicePlace(
         path=path,
         frame=frame,
@@ -155,7 +155,7 @@ def _slice(path: Path, header: Dataset, frame: int) -> SlicePlace:
 
 
 def _group(header: Dataset, frame: int, name: str) -> Any:
-    """A functional group of a frame of an enhanced object, its own or shared; of other objects the header itself."""
+    """Return a frame's functional group, its own or shared; for objects that are not enhanced, the header itself."""
     for sequence, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         groups = header.get(sequence)
         if groups and groups[index].get(name):
@@ -164,10 +164,10 @@ def _group(header: Dataset, frame: int, name: str) -> Any:
 
 
 def _pixels(one: SlicePlace, header: Dataset) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Decode a slice to (rows, columns) in rescaled units, and find its padding."""
+    """Decode a slice to (rows, columns) in rescaled units and find its padding."""
     stored = decode_frame(one.path, header, one.frame)
     if stored.shape != one.size:
-        raise UnreadableImage(one.path, "holds pixels of another size than it says", "Export it again.")
+        raise UnreadableImage(one.path, "has pixel data that do not match its stated size", "Export it again.")
     try:
         group = _group(header, one.frame, "PixelValueTransformationSequence")
         return rescale(stored, group).astype(np.float32), padding_of(stored, header)
