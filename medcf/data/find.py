@@ -18,9 +18,9 @@ from medcf.data.case import IMAGE_SUFFIXES, Case, file_name, read_table
 from medcf.data.dicom.geometry import SlicePlace, arrange
 from medcf.data.dicom.header import VOLUME_MODALITIES, open_dicom, quiet_pydicom
 from medcf.data.dicom.series import list_dicom_files, open_slices
+from medcf.data.file_info import FileInfo, choose_frame, inspect_file, sniff
 from medcf.data.image import Limits
 from medcf.data.nifti import header_of_pair
-from medcf.data.read import FileInfo, choose_frame, inspect_file, sniff
 from medcf.data.walk import walk_files
 from medcf.runtime.errors import Failure, UnreadableImage, as_damage
 

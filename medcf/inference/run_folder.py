@@ -26,12 +26,12 @@ from medcf.inference.case_result import MARKER, CaseResult
 from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
-from medcf.runtime.lock import lock_folder
 from medcf.runtime.owned import (
     NOTICE,
     check_output_dir,
     fill_folder,
     is_ours,
+    lock_folder,
     may_fill,
     remove_files,
     run_of,

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from medcf.runtime.atomic import replace_file
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_output_dir",
     "fill_folder",
     "is_ours",
+    "lock_folder",
     "may_fill",
     "remove_files",
     "run_of",
@@ -114,6 +116,32 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
     finally:
         _empty(staging)
     return made
+
+
+def lock_folder(folder: Path) -> IO[str] | None:
+    """Lock a folder until the returned file is closed or the process ends, for whatever reason.
+
+    Returns:
+        The open lock file; None on Windows, where nothing is locked.
+
+    Raises:
+        OSError: if the folder cannot be written to, or the lock's path is a symbolic link.
+        RuntimeError: if another process holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    # do not empty it or follow a link: a file of that name may belong to someone else
+    lock = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise RuntimeError(
+            f"Another process is writing to {folder}; wait for it or choose another --output_dir."
+        ) from None
+    return lock
 
 
 def run_of(folder: Path) -> str | None:

@@ -346,7 +346,7 @@ def test_reading_and_gridding_does_not_depend_on_how_the_voxels_are_laid(heads, 
         ({"size": (8, 8, 8), "axes": "RAR"}, "axes='RAR'"),
         ({"size": (8, 8, 8), "axes": "RAS", "spacing": (1.0, 2.0)}, "positive millimeters"),
         ({"center": "nose"}, "neither 'subject' nor 'image'"),
-        ({"subject": "magic"}, "none of"),
+        ({"subject": "magic"}, "not one of"),
         ({"percentile": 5.0}, "percentile"),
     ],
 )

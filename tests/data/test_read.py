@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from medcf.data import Case, StudyReader, get_spacing, read, to_luminance
-from medcf.data.read import sniff
+from medcf.data.file_info import sniff
 from medcf.runtime.errors import UnreadableImage
 
 
