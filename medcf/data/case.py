@@ -109,6 +109,7 @@ def read_table(
         records = _json_records(table) if table.suffix.lower() == ".json" else _csv_records(table)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"datalist {table.name!r} cannot be parsed ({error}): give CSV or JSON in UTF-8") from error
+    records = [record for record in records if _filled(record)]
     if not records:
         raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
     rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
@@ -117,7 +118,7 @@ def read_table(
             row["spacing_mm"] = _spacing(row["spacing_mm"], f"row {number} of datalist {table.name!r}")
         if "label" in row:
             row["label"] = _label(row["label"], class_names)
-    if not any(Path(row["image"]).exists() for row in rows):  # otherwise each missing file fails on its own
+    if not any(os.path.exists(row["image"]) for row in rows):  # otherwise each missing file fails on its own
         raise FileNotFoundError(
             f"datalist {table.name!r} lists no existing file, for example {Path(rows[0]['image']).name}; paths are "
             f"relative to {str(root)!r}"
@@ -150,10 +151,14 @@ def _json_records(table: Path) -> list[dict[str, Any]]:
     return [dict(item) if isinstance(item, Mapping) else {"file": item} for item in content]
 
 
+def _filled(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the cells that hold anything; csv stores cells beyond the header under the key None."""
+    return {str(k): v for k, v in record.items() if k and v is not None and str(v).strip() != ""}
+
+
 def _row(record: dict[str, Any], number: int, table: Path, root: Path, label_column: str) -> dict[str, Any]:
     """Turn one table row into a case: drop empty cells, resolve paths, parse label and spacing."""
-    # csv stores cells beyond the header under the key None
-    filled = {str(k): v for k, v in record.items() if k and v is not None and str(v).strip() != ""}
+    filled = {k: v for k, v in _filled(record).items() if not k.startswith("_")}
     name = filled.pop("file", None) or filled.pop("image", None)
     if name is None:
         raise ValueError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import stat
 import zlib
 from dataclasses import dataclass
 from os import PathLike
@@ -141,6 +142,8 @@ def choose_frame(info: FileInfo, frame: int | str | None) -> int:
 
 def _head(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would wait forever
+            raise UnreadableImage(path, "is a pipe, a socket or a device, not a file", "Leave it out.")
         with path.open("rb") as stream:
             head = stream.read(352)
     except FileNotFoundError as error:

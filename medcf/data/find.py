@@ -87,7 +87,7 @@ def find_cases(
         rows = read_table(Path(datalist), root, label_column, class_names, series=spatial_dims == 3)
         if split is not None:
             known = sorted({str(row.get("split", "")) for row in rows})
-            rows = [row for row in rows if str(row.get("split", "")) == split]
+            rows = [row for row in rows if str(row.get("split", "")) == str(split)]
             if not rows:
                 raise ValueError(f"datalist {Path(datalist).name!r} has no row of split {split!r}; it has {known}")
     else:
@@ -112,10 +112,10 @@ def find_cases(
 
 def _case(row: Row, name: str) -> Case:
     """Create a case from a row: everything but id, files, frame and mask stays a column."""
-    columns = {key: value for key, value in row.items() if key not in ("image", "files", "frame", "mask", "case")}
+    columns = {key: value for key, value in row.items() if key not in ("image", "mask", "case")}
     columns = {key: value for key, value in columns.items() if not key.startswith("_")}
-    files = tuple(Path(file) for file in row.get("files") or [row["image"]])
-    return Case(name, files, row.get("frame"), Path(row["mask"]) if "mask" in row else None, columns)
+    files = tuple(Path(file) for file in row.get("_files") or [row["image"]])
+    return Case(name, files, row.get("_frame"), Path(row["mask"]) if "mask" in row else None, columns)
 
 
 def _check_root(dataset_dir: str | PathLike[str] | None, datalist: str | PathLike[str] | None) -> Path:
@@ -154,7 +154,7 @@ def _pictures(rows: list[Row], frame: int | str, limits: Limits) -> tuple[list[R
             failures.append(Failure.of(error))
             continue
         several = frame == "all" and info.num_frames > 1
-        found += [{**row, "frame": i, "_suffix": f"_f{i:04d}" if several else ""} for i in frames]
+        found += [{**row, "_frame": i, "_suffix": f"_f{i:04d}" if several else ""} for i in frames]
     return found, failures
 
 
@@ -173,7 +173,7 @@ def _volumes(rows: list[Row], root: Path, limits: Limits) -> tuple[list[Row], li
     for row in rows:
         path = header_of_pair(Path(row["image"])) or Path(row["image"])
         try:
-            files = list_dicom_files(path) if path.is_dir() else [path]
+            files = list_dicom_files(path) if os.path.isdir(path) else [path]
             if len(files) == 1 and sniff(files[0]) in ("nifti", "itk"):
                 found.append({**row, "image": str(_expect_volume(files[0], limits))})
                 continue
@@ -218,7 +218,7 @@ def _volumes_of_files(rows: list[Row], root: Path, limits: Limits) -> tuple[list
         except UnreadableImage as error:
             failures.append(Failure.of(error))
             continue
-        if folders.count(folder) == 1 and len(row["files"]) > 1:  # otherwise the case is named after its first file
+        if folders.count(folder) == 1 and len(row["_files"]) > 1:  # otherwise the case is named after its first file
             row["case"] = _folder_name(os.path.relpath(folder, root))
         placed.append((str(slices[0].path), row))
     order = {row["image"]: index for index, row in enumerate(rows)}
@@ -243,7 +243,9 @@ def _expect_slice(path: Path) -> None:
 def _slices(path: Path) -> tuple[str, list[SlicePlace]]:
     with as_damage(path):
         header = open_dicom(path)
-        return str(header.get("SeriesInstanceUID", "") or ""), open_slices(path, header)
+        # two patients may share a series, if their UIDs were copied
+        keys = (header.get("SeriesInstanceUID"), header.get("StudyInstanceUID"), header.get("PatientID"))
+        return "|".join(str(key or "") for key in keys) if keys[0] else "", open_slices(path, header)
 
 
 def _series(slices: Sequence[SlicePlace], limits: Limits) -> Row:
@@ -252,7 +254,7 @@ def _series(slices: Sequence[SlicePlace], limits: Limits) -> Row:
         arranged, _ = arrange(slices)
     limits.check(arranged[0].path, (*arranged[0].size[::-1], len(arranged)))
     files = list(dict.fromkeys(str(place.path) for place in arranged))
-    return {"image": files[0], "files": files}
+    return {"image": files[0], "_files": files}
 
 
 def _folder_name(path: str) -> str:

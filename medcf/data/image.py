@@ -40,6 +40,7 @@ __all__ = [
     "voxel_sizes",
 ]
 
+_FINEST = 1e-4  # mm, finer than any scanner's voxels
 _SHORTEST, _LONGEST = 1.0, 3000.0  # mm, limits of an image's longest edge
 
 LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)
@@ -257,6 +258,9 @@ def check_extent(path: str | PathLike[str], affine: NDArray[np.floating], size: 
         UnreadableImage: if the size is implausible.
     """
     longest = max(mm * n for mm, n in zip(voxel_sizes(affine), size, strict=False) if n > 1)
+    if min(voxel_sizes(affine)) < _FINEST:
+        reason = f"has pixels or voxels of {min(voxel_sizes(affine)):.3g} mm according to its header"
+        raise UnreadableImage(path, reason, "Correct the pixel or voxel size, or its unit, in the header.")
     if not _SHORTEST <= longest <= _LONGEST:
         reason = f"is {longest:.3g} mm long according to its header, which is not plausible for any body part"
         raise UnreadableImage(path, reason, "Correct the pixel or voxel size, or its unit, in the header.")

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +38,8 @@ def inspect_itk(path: Path) -> tuple[int, ...]:
     Raises:
         UnreadableImage: if the header is damaged, or the file holds neither.
     """
-    import itk
-
     try:
-        header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-        header.SetFileName(str(path))
-        header.ReadImageInformation()
+        header = _header(path)
         size = tuple(int(header.GetDimensions(axis)) for axis in range(header.GetNumberOfDimensions()))
         components = int(header.GetNumberOfComponents())
     except Exception as error:
@@ -63,12 +62,10 @@ def read_itk(path: Path) -> Pixels:
     Raises:
         UnreadableImage: like `inspect_itk`, or if the pixels are damaged.
     """
-    import itk
-
     size = inspect_itk(path)
     try:
-        image = _imread(path, len(size) == 2)
-        array = itk.array_from_image(image)
+        _check_compressed(path, _header(path))
+        image, array = _imread(path, len(size) == 2)
         values = _columns_first(array, image.GetNumberOfComponentsPerPixel() > 1)
         affine = _affine(np.asarray(image.GetDirection()), list(image.GetSpacing()), list(image.GetOrigin()))
     except Exception as error:
@@ -83,22 +80,60 @@ def read_itk(path: Path) -> Pixels:
     return Pixels(values, affine, "itk", (float(values.min()), float(values.max())))
 
 
-def _imread(path: Path, as_stored: bool) -> Any:
-    """Read a file as 32-bit floats, or as stored if ITK's Python package knows the type; colors as bytes."""
+def _imread(path: Path, as_stored: bool) -> tuple[Any, NDArray[Any]]:
+    """Read a file as 32-bit numbers; a picture in the type it is stored in, whose range tells what is white."""
     import itk
 
+    header = _header(path)
+    components = int(header.GetNumberOfComponents())
+    pixel = itk.F if components == 1 else itk.Vector[itk.F, components]
+    image = itk.imread(str(path), pixel)
+    array = itk.array_from_image(image)
+    kind = header.GetComponentTypeAsString(header.GetComponentType())
+    if as_stored and kind in ("unsigned_char", "unsigned_short", "unsigned_int"):
+        array = array.astype({"char": np.uint8, "short": np.uint16, "int": np.uint32}[kind.removeprefix("unsigned_")])
+    return image, array
+
+
+def _header(path: Path) -> Any:
+    """Read the header.
+
+    Raises:
+        ValueError: it is a MetaImage with an impossible number of dimensions, on which ITK never ends.
+    """
+    import itk
+
+    with path.open("rb") as stream:
+        stated = re.findall(rb"^\s*NDims\s*=\s*(\S+)", stream.read(4096), flags=re.MULTILINE)
+    if stated and (len(stated) > 1 or stated[0] not in (b"2", b"3", b"4")):
+        raise ValueError("NDims")
     header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     header.SetFileName(str(path))
     header.ReadImageInformation()
-    components = int(header.GetNumberOfComponents())
-    if components > 1:
-        return itk.imread(str(path), itk.RGBPixel[itk.UC] if components == 3 else itk.RGBAPixel[itk.UC])
-    if as_stored:
-        try:
-            return itk.imread(str(path))
-        except itk.TemplateTypeError:  # raised for signed 8-bit and for 64-bit integers
-            pass
-    return itk.imread(str(path), itk.F)
+    return header
+
+
+def _check_compressed(path: Path, header: Any) -> None:
+    """Inflate a compressed MetaImage once: ITK takes a damaged one for whole and leaves the rest as memory was.
+
+    Raises:
+        ValueError: the pixels are damaged.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+        if not re.search(rb"^\s*CompressedData\s*=\s*True", head, flags=re.MULTILINE):
+            return
+        source = re.search(rb"^\s*ElementDataFile\s*=\s*([^\r\n]+)\r?\n?", head, flags=re.MULTILINE)
+        if source is None:
+            raise ValueError("ElementDataFile")
+        local = source.group(1).strip() == b"LOCAL"
+        stream.seek(source.end())
+        with stream if local else (path.parent / os.fsdecode(source.group(1).strip())).open("rb") as pixels:
+            inflate, length = zlib.decompressobj(), 0
+            while packed := inflate.unconsumed_tail or pixels.read(2**16):
+                length += len(inflate.decompress(packed, 2**20))
+    if not inflate.eof or length != int(header.GetImageSizeInBytes()):
+        raise ValueError("damaged pixels")
 
 
 def to_itk(image: torch.Tensor) -> itk.Image:

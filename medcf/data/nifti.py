@@ -39,10 +39,13 @@ def is_nifti(head: bytes) -> bool:
 def header_of_pair(path: Path) -> Path | None:
     """Return the header file for the pixels of a .hdr/.img pair; None if ``path`` is not such a file."""
     header = path.with_suffix(".hdr")
-    if path.suffix.lower() != ".img" or not header.is_file():
+    try:
+        if path.suffix.lower() != ".img" or not header.is_file():
+            return None
+        with header.open("rb") as stream:
+            return header if is_nifti(stream.read(352)) else None
+    except OSError:
         return None
-    with header.open("rb") as stream:
-        return header if is_nifti(stream.read(352)) else None
 
 
 def unit_in_mm(header: Any) -> float:

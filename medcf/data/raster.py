@@ -35,9 +35,9 @@ _TURNS: dict[int, Callable[[NDArray], NDArray]] = {
     2: np.fliplr,
     3: lambda array: array[::-1, ::-1],
     4: np.flipud,
-    5: np.transpose,
+    5: lambda array: array.swapaxes(0, 1),
     6: lambda array: np.rot90(array, -1),
-    7: lambda array: array[::-1, ::-1].T,
+    7: lambda array: array[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
 
@@ -74,13 +74,13 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
     Raises:
         UnreadableImage: if the picture is damaged, truncated or of an unsupported kind.
     """
-    count, index, gray = 1, 0, None
+    count, index, read = 1, 0, None
     try:
         if _is_tiff(path):
             with tifffile.TiffFile(path) as file:
                 pages = _pages(file)
-                count, index, gray = len(pages), pages[frame].index, _read_gray_page(pages[frame])
-        array, value_range, spacing = (*gray, None) if gray else _read_picture(path, index)
+                count, index, read = len(pages), pages[frame].index, _read_page(pages[frame])
+        array, value_range, spacing = (*read, None) if read else _read_picture(path, index)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error and its own errors
         raise UnreadableImage(path, f"cannot be decoded ({type(error).__name__})", "Export it again.") from error
     return Pixels.picture(
@@ -110,23 +110,35 @@ def _pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     return [page for page in pages if page.shape == pages[0].shape]
 
 
-def _read_gray_page(page: tifffile.TiffPage) -> tuple[NDArray[np.float32], Range] | None:
-    """Read a page with one number per pixel, because Pillow misreads some of these.
+def _read_page(page: tifffile.TiffPage) -> tuple[NDArray[np.float32], Range] | None:
+    """Read a gray or RGB page, because Pillow misreads some kinds of numbers.
 
     Returns:
-        (H, W) in [0, 1], and the values that map to 0 and 1; None for colors, and if only Pillow can decompress it.
+        (H, W) or (H, W, 3) in [0, 1], and the values that map to 0 and 1; None for palettes and other colors, and for
+        8-bit numbers that only Pillow can decompress.
+
+    Raises:
+        ValueError: if neither library reads it rightly.
     """
     inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    gray = inverted or page.photometric == tifffile.PHOTOMETRIC.MINISBLACK
-    if not gray or page.samplesperpixel != 1 or page.bitspersample < 8:
+    known = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+    if page.imagedepth > 1:
+        raise ValueError("a volume")
+    if page.photometric not in known or page.samplesperpixel not in (1, 3) or page.bitspersample < 8:
         return None
     try:
         values = page.asarray()
-    except ValueError:
-        return None
+    except ValueError:  # compressed in a way that takes a further package
+        if page.dtype == np.uint8 or (page.dtype == np.uint16 and not inverted and page.samplesperpixel == 1):
+            return None
+        raise
+    if page.samplesperpixel == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        values = np.moveaxis(values, 0, -1)
     shown, (low, high) = to_unit_range(values)
     if inverted:
         shown, low, high = 1 - shown, high, low
+    if shown.ndim == 3 and (shown == shown[..., :1]).all():
+        shown = shown[..., 0]
     orientation = page.tags.get("Orientation")
     turn = _TURNS.get(int(orientation.value) if orientation else 1, lambda array: array)
     return np.ascontiguousarray(turn(shown)), (low, high)

@@ -42,16 +42,16 @@ def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> tuple
     """
     if is_ours(root / "manifest.json") or ((root / RECORD).is_file() and root.name != DEMO_FOLDER):
         raise ValueError(f"dataset_dir {str(root)!r} holds output of medcf: give the folder with the images instead")
-    unwanted = {Path(path).resolve() for path in exclude}
+    unwanted = {os.path.realpath(path) for path in exclude}
     failures: list[Failure] = []
     files: list[Path] = []
     seen = {_identity(root)}
     closed: list[OSError] = []
     for folder, names, here in os.walk(root, followlinks=True, onerror=closed.append):
         below = {name: Path(folder) / name for name in sorted(names) if not name.startswith(".")}
-        names[:] = [n for n, path in below.items() if path.resolve() not in unwanted and _is_new(path, seen)]
+        names[:] = [n for n, path in below.items() if os.path.realpath(path) not in unwanted and _is_new(path, seen)]
         for path in (Path(folder) / name for name in sorted(here) if _could_be_image(Path(folder) / name)):
-            if path.resolve() in unwanted:
+            if os.path.realpath(path) in unwanted:
                 continue
             failure = _refusal(path)
             files += [] if failure else [path]
@@ -61,10 +61,14 @@ def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> tuple
 
 def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
     """Tell whether to search a folder: not if it holds the results of a run, and not twice."""
-    if is_ours(folder / "manifest.json") or (folder / RECORD).is_file():
+    try:
+        identity = _identity(folder)
+        results = is_ours(folder / "manifest.json") or (folder / RECORD).is_file()
+    except OSError:  # a loop, or locked: the walk names it
+        return True
+    if results:
         logger.warning("%s holds the results of a run and is left out", folder.name)  # not patient images
         return False
-    identity = _identity(folder)
     if identity in seen:
         logger.warning("%s is a link to a folder that was already searched, and is left out", folder.name)
         return False

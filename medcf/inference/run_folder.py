@@ -132,10 +132,10 @@ class RunFolder:
             raise OSError(f"{self.path} {reason}; choose another folder with --output_dir.") from error
         new = self._new_manifest(hash_inputs(cases))
         previous = self._read_manifest()
+        self._expect_free(previous)  # before anything is removed
         if previous is not None and (self.overwrite or not self._has_results(previous)):
             self._remove(previous)  # without results, such as after a wrong option, another run may begin
             previous = None
-        self._expect_free(previous)
         if previous is not None:
             self._continue(previous, new)
         self.manifest = previous or new
@@ -324,12 +324,14 @@ class RunFolder:
             return True
         if not (folder / MARKER).is_file() or run_of(folder) != run:
             return False
-        if missing := [name for name in written_files(folder) if not (folder / name).is_file()]:
-            logger.warning("%s is missing; the case is computed again.", folder / missing[0])
+        if missing := [name for name in written_files(folder) if not _holds_anything(folder / name)]:
+            logger.warning("%s is missing or empty; the case is computed again.", folder / missing[0])
             return False
         try:
-            json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            row = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         except ValueError:
+            row = None
+        if not isinstance(row, dict) or row.get("case") != case:
             logger.warning("%s is damaged; the case is computed again.", folder / MARKER)
             return False
         self._finished.add(case)
@@ -367,6 +369,10 @@ class RunFolder:
                 remove_files(self.case_dir(case))
         for name in (MANIFEST, *(name for name in TABLES if name in manifest["tables"])):
             (self.path / name).unlink(missing_ok=True)
+
+
+def _holds_anything(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _failure_key(failure: Failure) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
 import json
@@ -39,6 +40,7 @@ INDIFFERENT_KEYS = frozenset(
 
 Caller = TypeVar("Caller")
 
+_PIXEL_SUFFIXES = (".img", ".raw", ".zraw", ".gz")
 _SHOWN = 3  # number of changed inputs or weights that an error names
 
 
@@ -72,10 +74,14 @@ def hash_inputs(cases: Iterable[Case]) -> dict[str, str]:
     digests = {}
     for case in cases:
         files = list(case.files)
-        if files[0].suffix.lower() == ".hdr" and files[0].with_suffix(".img").is_file():
-            files.append(files[0].with_suffix(".img"))  # the pixels of a NIfTI pair
-        if len(files) > 1 or case.mask:  # in order: a mask may have the same name as its image, in another folder
+        if files[0].suffix.lower() in (".hdr", ".mhd", ".nhdr"):  # the pixels are in files of their own
+            pixels = sorted(files[0].parent.glob(f"{glob.escape(files[0].stem)}.*"))
+            files += [file for file in pixels if file != files[0] and file.suffix.lower() in _PIXEL_SUFFIXES]
+        spacing = case.columns.get("spacing_mm")
+        if len(files) > 1 or case.mask or spacing:
+            # in order: a mask may have the same name as its image, in another folder
             lines = [sha256(file) if file else "" for file in (*files, case.mask)]
+            lines += [str(spacing)] if spacing else []
             digests[case.id] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
             continue
         if files[0] not in hashes:

@@ -67,6 +67,8 @@ def check_output_dir(output_dir: str | Path, inputs: Iterable[str | Path]) -> No
 def is_ours(manifest: Path) -> bool:
     """Recognize the manifest of a run by its first lines."""
     try:
+        if not manifest.is_file():  # a pipe would wait forever
+            return False
         with manifest.open("rb") as stream:
             return b'"notice": "SYNTHETIC counterfactual' in stream.read(200)
     except OSError:

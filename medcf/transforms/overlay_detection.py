@@ -25,6 +25,7 @@ Mask = NDArray[np.bool_]
 Plane = NDArray[np.float32]
 
 _VISIBLE = 0.04
+_FAINTEST = 0.004  # one level of 255
 _CHROMA = 0.12
 _STROKE = 0.34
 _CERTAIN = 0.6
@@ -54,8 +55,11 @@ def find_overlays(image: NDArray[np.float32], luminance: Plane, region: tuple[in
     marks = colored | _strokes(luminance, relief, colored, size)
     outside, beside = _surroundings(np.where(colored, 0, luminance), background, beyond)
     marks |= beside
-    # faint remains of text between the strokes
-    marks |= outside & (relief > _VISIBLE) & ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
+    # remains of text between and around its strokes; on black even the faintest can be read after windowing
+    near = ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
+    around = [ndimage.uniform_filter(plane * ~near, 15 * size) for plane in (luminance, np.ones_like(luminance))]
+    on_black = around[0] < _FAINTEST / 4 * around[1]
+    marks |= outside & near & ((relief > _VISIBLE) | (on_black & (luminance > 0)))
     return marks, beyond
 
 

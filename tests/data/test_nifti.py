@@ -353,4 +353,4 @@ def test_a_picture_smaller_than_a_grain_is_refused_from_its_header(tmp_path):
     nib.save(nib.Nifti1Image(np.ones((40, 30, 1)), np.diag([1e-9, 1e-9, 1, 1])), tmp_path / "p.nii")
     cases, (failure,) = find_cases(tmp_path)
     assert cases == []
-    assert "mm long according to its header" in failure.reason
+    assert "pixels or voxels of 1e-09 mm according to its header" in failure.reason

@@ -211,3 +211,15 @@ def test_a_letter_on_a_faint_echo_beside_the_picture_leaves_no_black_shape(color
         found = RemoveOverlays()(columns_first(marked[color]))[0].numpy().T
         assert faint.sum() > 30
         assert (found[faint] < 0.01).mean() < 0.02
+
+
+@pytest.mark.parametrize("gray", [70, 140, 255])
+def test_nothing_of_a_name_on_black_is_left_for_a_viewers_window(gray: int) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:240, :320]
+    fan = (rows > 60) & (np.abs(columns - 160) < 0.6 * rows)
+    picture = np.where(fan, rng.integers(30, 160, (240, 320)), 0).astype(np.uint8)
+    drawn = Image.fromarray(picture)
+    ImageDraw.Draw(drawn).text((4, 4), "DOE JOHN 1970", fill=gray, font=ImageFont.load_default(14))
+    cleaned = RemoveOverlays()(columns_first(np.asarray(drawn, dtype=np.float32)[None] / 255))[0].numpy().T
+    assert np.abs(cleaned[:30, :120]).max() < 0.005

@@ -67,7 +67,7 @@ def decode_frame(path: Path, dataset: Dataset, frame: int) -> NDArray[np.generic
     try:
         if syntax.is_transfer_syntax and not syntax.is_private and syntax.is_compressed:
             fill = {k: dataset.get(k) for k in ("BitsStored", "PixelRepresentation", "SamplesPerPixel")}
-            array = _DECODER.decode(path, {"path": str(path), "index": frame, "fill": fill}, syntax)
+            array = _DECODER.decode(path, {"path": str(path.absolute()), "index": frame, "fill": fill}, syntax)
         else:
             array = pixel_array(dataset, index=frame)
     except UnreadableImage:

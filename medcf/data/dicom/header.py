@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ __all__ = [
     "looks_like_dicom",
     "open_dicom",
     "quiet_pydicom",
+    "use_functional_groups",
 ]
 
 VOLUME_MODALITIES = ("CT", "MR", "PT", "NM")
@@ -43,6 +46,7 @@ _NOT_PICTURES = {
     "ECG": "a waveform",
     "REG": "a registration",
 }
+_OF_PICTURES = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
 _ENHANCED_US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -91,6 +95,8 @@ def open_dicom(path: Path) -> Dataset:
             _check_inflated(path)
             dataset = pydicom.dcmread(path, force=True, defer_size=1024)
             _check(path, dataset)
+            if dataset.original_encoding[1] is False:
+                _swap_tables(dataset)
     except UnreadableImage:
         raise
     except Exception as error:
@@ -196,6 +202,27 @@ def _complete(dataset: Dataset) -> None:
             dataset.BitsStored = 8
     if dataset.get("PixelRepresentation") is None and (bits == 8 or (dataset.get("SamplesPerPixel") or 1) > 1):
         dataset.PixelRepresentation = 0
+
+
+def _swap_tables(dataset: Dataset) -> None:
+    """Bring lookup tables of a big-endian file, which pydicom leaves as bytes, into little-endian order."""
+    for element in dataset.iterall():
+        if element.keyword.endswith(("LUTData", "LookupTableData")) and isinstance(element.value, bytes):
+            element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+
+
+def use_functional_groups(dataset: Dataset, frame: int) -> None:
+    """Let what an enhanced object says of a frame (rescaling, window, pixel spacing) count as its header.
+
+    Args:
+        dataset: header, changed in place.
+        frame: index, from 0.
+    """
+    for sequence, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        groups = dataset.get(sequence)
+        for name in _OF_PICTURES if groups and index < len(groups) else ():
+            for element in (groups[index].get(name) or [()])[0]:
+                dataset[element.tag] = element
 
 
 def _is_plain(dataset: Dataset) -> bool:

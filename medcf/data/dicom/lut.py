@@ -51,7 +51,7 @@ def to_display(stored: NDArray[np.generic], dataset: Dataset) -> tuple[NDArray[n
         top = float(2**bits - 1)
         return _gray_if_colorless(np.clip(stored.astype(np.float32) / top, 0, 1)), (0.0, top)
     values, inverted = rescale(stored, dataset), dataset.PhotometricInterpretation == "MONOCHROME1"
-    if (outside := padding_of(stored, dataset)) is not None:
+    if (outside := padding_of(stored, dataset)) is not None and not outside.all():
         values[outside] = values[~outside].max() if inverted else values[~outside].min()
     shown = _voi_table(values, dataset) or _window(values, dataset)
     if shown is None and not signed and bits <= 8 and not dataset.get("ModalityLUTSequence"):
@@ -88,7 +88,7 @@ def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | No
         dataset: the header.
 
     Returns:
-        bool with the shape of ``stored``; None if no pixel or every pixel is padding.
+        bool with the shape of ``stored``; None if no pixel is padding.
     """
     padding, end = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if not isinstance(padding, int | float):
@@ -97,7 +97,7 @@ def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | No
     if stored.dtype.kind == "i":  # signed values may be written as unsigned
         ends = [each - (2**16 if each > np.iinfo(np.int16).max else 0) for each in ends]
     outside = (stored >= min(ends)) & (stored <= max(ends))
-    return outside if outside.any() and not outside.all() else None
+    return outside if outside.any() else None
 
 
 def _table(descriptor: Any, data: Any, signed: bool) -> tuple[int, NDArray[np.uint16]]:
@@ -154,7 +154,7 @@ def _window(values: NDArray[np.float64], dataset: Dataset) -> tuple[NDArray[np.f
         return None
     try:
         # pydicom stretches to a scale, whose ends are reached far below and far above the window
-        low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
+        low, high = apply_windowing(np.array([-1e15, 1e15]), dataset)
         array = (apply_windowing(values, dataset) - low) / (high - low)
         center, width = (float(np.ravel(dataset[k].value)[0]) for k in ("WindowCenter", "WindowWidth"))
     except (AttributeError, IndexError, TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from medcf.data.dicom.decoder import decode_frame
 from medcf.data.dicom.geometry import calibration
-from medcf.data.dicom.header import count_dicom_frames, open_dicom, quiet_pydicom
+from medcf.data.dicom.header import count_dicom_frames, open_dicom, quiet_pydicom, use_functional_groups
 from medcf.data.dicom.lut import InvalidHeader, to_display
 from medcf.data.image import Pixels
 from medcf.runtime.errors import UnreadableImage
@@ -33,6 +33,7 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
             that is not installed (the message names it).
     """
     dataset = open_dicom(path)
+    use_functional_groups(dataset, frame)
     modality = str(dataset.get("Modality", "") or "")
     if modality not in ("US", "IVUS", "OT", "SC", ""):
         logger.warning("%s is not an ultrasound image (modality %s); reading it anyway", path.name, modality)

@@ -93,16 +93,24 @@ def read_dicom_volume(files: Sequence[Path], limits: Limits) -> tuple[Path, Pixe
         values[:, :, index] = pixels.T
         if outside is not None:
             padding[index] = outside.T
-    if padding:
-        inside = [values[:, :, i][~padding[i]] if i in padding else values[:, :, i] for i in range(len(slices))]
-        darkest = min(float(part.min()) for part in inside)
-        for index, outside in padding.items():
-            values[:, :, index][outside] = darkest
+    _fill_padding(values, padding)
     if not np.isfinite(values).all():
         raise UnreadableImage(first.path, "holds values that are not finite", "Export it again.")
     ends = (float(values.min()), float(values.max()))
     modality = str(headers[first.path].get("Modality", "") or "")
     return first.path, Pixels(values[None], affine, "dicom", ends, modality=modality)
+
+
+def _fill_padding(values: NDArray[np.float32], padding: dict[int, NDArray[np.bool_]]) -> None:
+    """Give padding the smallest value inside the field of view, unless it is a background between 0 and that value."""
+    inside = [values[:, :, i][~padding[i]] if i in padding else values[:, :, i] for i in range(values.shape[2])]
+    parts = [part for part in inside if part.size]
+    if not padding or not parts:
+        return
+    darkest = min(float(part.min()) for part in parts)
+    for index, outside in padding.items():
+        plane = values[:, :, index]
+        plane[outside & ((plane < min(darkest, 0.0)) | (plane > darkest))] = darkest
 
 
 @quiet_pydicom()

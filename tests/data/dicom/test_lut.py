@@ -117,13 +117,14 @@ def test_padding_is_background_and_counts_in_no_statistic(photometric, backgroun
     assert sorted(ends) == [stored[inside].min(), stored[inside].max()]
 
 
-def test_a_range_of_padding_is_padding_and_an_image_of_nothing_else_is_none():
+def test_a_range_of_padding_is_padding_and_an_image_of_nothing_else_is_black():
     stored = np.array([[-3024, -3000], [0, 100]], np.int16)
     dataset = header(16, signed=True)
     dataset.add_new(0x00280120, "SS", -3024)
     dataset.add_new(0x00280121, "SS", -2000)
     np.testing.assert_array_equal(padding_of(stored, dataset), [[True, True], [False, False]])
-    assert padding_of(np.full((2, 2), -3024, np.int16), dataset) is None
+    assert padding_of(np.full((2, 2), 7, np.int16), dataset) is None
+    assert to_display(np.full((2, 2), -3024, np.int16), dataset)[0].max() == 0
 
 
 def palette(entries: np.ndarray, bits: int, data: bytes) -> Dataset:
