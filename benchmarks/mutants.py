@@ -220,6 +220,8 @@ def _check_unchanged(rooms: Sequence[str], timeout: float) -> None:
         for room in rooms:
             if failed := _run(copy, [room], timeout):
                 raise RuntimeError(f"The unchanged tree fails, so nothing can be said of its mutants: {failed}")
+            sys.stdout.write(f"{room:66}passes unchanged\n")
+            sys.stdout.flush()
 
 
 def main() -> int:

@@ -58,3 +58,12 @@ def test_change_is_adversarial_noise_and_no_brightness_an_observer_sees(make_met
 def test_wrong_options_are_refused(make_method, options):
     with pytest.raises(ValueError, match="positive"):
         make_method("attack", **options)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_attack_stays_within_the_range_of_an_image(make_method, brightness, sign):
+    image = sign * torch.linspace(-0.5, 0.95, 64).reshape(1, 1, 8, 8)
+    classifier = brightness(middle=sign * 3.0, slope=sign * 1.0)  # the target is out of reach
+    result = make_method("attack", classifier=classifier, epsilon=0.4, num_steps=40).explain(image, None)
+    torch.testing.assert_close(result.image, (image + sign * 0.4).clamp(-1, 1))
+    assert float(result.image.abs().max()) == 1

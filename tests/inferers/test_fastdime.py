@@ -108,6 +108,30 @@ def test_pixels_outside_the_mask_are_bit_equal_to_the_input(make_method, gaussia
     assert not (free.image == image).any()
 
 
+@pytest.mark.parametrize("where", ["masked", "prediction"])
+def test_the_gradient_is_taken_at_the_prediction_with_or_without_the_input_put_back(
+    make_method, gaussian_network, where
+):
+    points = []
+
+    class Watched(Corner):
+        def forward(self, image):
+            if image.requires_grad:
+                points.append(image.detach().clone())
+            return super().forward(image)
+
+    image = torch.full((2, 1, 16, 16), -0.3)
+    options = {"mask_start": 0.0, "mask_threshold": 0.5, "dilation": 1, "gradient_at": where}
+    make_method("fastdime", classifier=Watched(), **options).explain(image, gaussian_network(-0.3, 0.05))
+    kept = torch.stack(points) == image
+    assert len(points) == 5
+    if where == "masked":
+        assert (kept.flatten(1).float().mean(1) > 0.2).all()
+        assert not kept.flatten(2).all(2).any()
+    else:
+        assert not kept.any()
+
+
 def test_known_part_of_the_code_keeps_noise_that_the_exact_one_does_not(make_method, gaussian_network):
     image = torch.full((1, 1, 16, 16), -0.3)
     options = {"classifier": Corner(), "classifier_scales": 60, "final_composite": False}

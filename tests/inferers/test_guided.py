@@ -36,42 +36,6 @@ def test_perceptual_term_keeps_the_image_near_the_original(make, network, images
     assert (distance[1] < distance[0]).all()
 
 
-def test_scales_are_tried_smallest_first_and_only_as_far_as_needed(make, network, images):
-    scales = (30, 1, 6)
-    result = make(classifier_scales=scales, num_iterations=1).explain(images, network, IDS)
-    singles = {s: make(classifier_scales=s, num_iterations=1).explain(images, network, IDS) for s in sorted(scales)}
-    assert len(set(result.scale.tolist())) > 1  # images differ in the scale they need
-    for i in range(4):
-        tried = []
-        for scale, single in singles.items():
-            tried.append(scale)
-            if single.flipped[i]:
-                break
-        assert result.scale[i] == tried[-1]
-        assert result.num_function_evaluations[i] == 5 * len(tried)
-        # noise is common to the scales: the search returns what the scale alone does
-        torch.testing.assert_close(result.image[i], singles[tried[-1]].image[i], rtol=0, atol=1e-5)
-
-
-class Narrow(nn.Module):
-    """Never sure of class 1, and least unsure at one brightness: a scale that overshoots loses confidence."""
-
-    def forward(self, image):
-        logit = -1 - 3 * (image.flatten(1).mean(1) - 0.3).pow(2)
-        return torch.stack([-logit, logit], dim=1)
-
-
-def test_most_confident_result_stays_when_no_scale_flips(make, brightness, network, images):
-    overshot = make(Narrow(), classifier_scales=(0, 10, 10000), num_iterations=1).explain(images, network, IDS)
-    assert overshot.scale.tolist() == [10.0] * 4
-    torch.testing.assert_close(overshot.confidences[:, 1], Narrow()(overshot.image).softmax(1)[:, 1])
-    result = make(brightness(middle=3.0, slope=1.0), classifier_scales=(0, 100, 10)).explain(images, network, IDS)
-    assert not result.flipped.any()
-    assert result.num_function_evaluations.tolist() == [2 * 3 * 5] * 4
-    assert result.scale.tolist() == [100.0] * 4
-    assert (result.confidences[:, 2] > result.confidences[:, 0]).all()
-
-
 def test_input_of_the_target_class_comes_back_unchanged_and_marked(make, network, images, caplog):
     images[2] += 0.9
     with caplog.at_level(logging.INFO, logger="medcf.inferers.diffice"):
