@@ -14,7 +14,7 @@ from torch import Tensor
 import medcf.metrics  # noqa: F401 - registers the metrics
 from medcf.evaluation.evidence import AbsentError, Evidence, select
 from medcf.metrics.base import IMAGES
-from medcf.metrics.reasons import Summary
+from medcf.metrics.exclusions import Summary
 from medcf.registry import METRICS, lookup
 
 __all__ = ["Figure", "Measurement"]

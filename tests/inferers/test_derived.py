@@ -100,5 +100,5 @@ def test_options_are_the_methods_own_and_seeds_and_floors_work(images, network):
 def test_what_is_no_counterfactual_is_refused(images, network, wrong):
     with pytest.raises(ValueError, match="return one tensor"):
         DerivedMethod(wrong, judge, 1).explain(images, network)
-    with pytest.raises(TargetError, match="names no target"):
+    with pytest.raises(TargetError, match="has no target"):
         DerivedMethod(wrong, judge).explain(images, network)
