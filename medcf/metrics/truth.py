@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from monai.metrics import SSIMMetric
 from monai.networks.layers import GaussianFilter
@@ -163,7 +164,7 @@ def _ssim(first: Tensor, second: Tensor) -> Tensor:
     return metric(first + 1, second + 1).reshape(len(first), -1).mean(1)  # type: ignore[union-attr]
 
 
-def _ratio(errors: Any, unchanged: Any) -> float:
+def _ratio(errors: Tensor | np.ndarray, unchanged: Tensor | np.ndarray) -> float:
     """Return the ratio of the means; NaN if nothing could be gained."""
     return float(errors.mean() / unchanged.mean()) if unchanged.mean() > 0 else float("nan")
 
