@@ -42,7 +42,7 @@ METRICS: dict[str, Callable[[], ChangeLocalization]] = {
 
 #: What the floors are.
 FLOORS = {
-    "source": "the same method with the same noise, run towards the class that the input has",
+    "source": "the same method with the same noise, run toward the class of the input",
     "unguided": "the same passes with the same noise, without the class's guidance",
 }
 

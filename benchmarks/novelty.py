@@ -47,7 +47,7 @@ def kinds(count: int) -> Kinds:
     some = images[:_STRANGE]
     yield "phantoms upside down", some.flip(2)
     turned = torch.nn.functional.interpolate(some.rot90(1, (2, 3)), size=some.shape[2:], mode="area")
-    yield "phantoms turned by a quarter", turned
+    yield "phantoms rotated by 90 degrees", turned
     yield "phantoms with inverted gray values", -some
     yield from _nothing(some)
 
@@ -70,13 +70,13 @@ def volume_kinds(count: int, size: list[int], spacing: float, cache_dir: str | N
     yield "phantoms of the split test, CN", images[labels == 0]
     yield "phantoms of the split test, AD", images[labels == 1]
     some = images[:_STRANGE]
-    yield "phantoms, left and right exchanged", some.flip(2)
+    yield "phantoms, left and right swapped", some.flip(2)
     if find_spec("torchio") is not None:
         for name, share in (("slightly poor scans", 0.5), ("poor scans", 1.0)):
             degrade = DegradeBrain(0.3 * share, 3 * share, 0.03 * share, keys=("image",), spacing=spacing)
             yield f"phantoms, {name}", torch.stack([degrade(item)["image"] for item in items[:_STRANGE]])
     yield "phantoms upside down", some.flip(4)
-    yield "phantoms, front and back exchanged", some.flip(3)
+    yield "phantoms, front and back swapped", some.flip(3)
     turned = torch.nn.functional.interpolate(some.transpose(3, 4), size=some.shape[2:], mode="area")
     yield "phantoms lying down (two axes swapped)", turned
     yield "phantoms with inverted gray values", -some
