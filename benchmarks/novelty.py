@@ -117,11 +117,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.novelty", description=__doc__)
     parser.add_argument("--bundle", choices=("diffice", "controlcg"), default="diffice")
-    parser.add_argument("--count", type=int, help="number of phantoms; by default 800, of brains 200")
+    parser.add_argument("--count", type=int, help="number of phantoms (default 800; for brains 200)")
     parser.add_argument("--files", type=int, default=100, help="number of phantoms in files (controlcg)")
-    parser.add_argument("--cache_dir", help="folder where rendered brains are kept")
+    parser.add_argument("--cache_dir", help="folder for caching rendered brains")
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="a folder of images")
-    parser.add_argument("--limit", type=int, default=100, help="images of a folder, evenly over its list")
+    parser.add_argument("--limit", type=int, default=100, help="images per folder, spread evenly over its list")
     options = parser.parse_args(arguments)
     volumes = options.bundle == "controlcg"
     root = bundle_folder(options.bundle)
