@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run works on: the user's images, or phantoms when none are named."""
+"""The inputs of a run: the user's images, or phantoms if none are given."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ def list_cases(
     options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> CaseList:
-    """List the images of a folder or table; without either, write demo phantoms and list those.
+    """List the images in a folder or table; without either, write demo phantoms and list those.
 
     Args:
-        dataset_dir: folder of images, searched through.
+        dataset_dir: folder of images, searched recursively.
         datalist: CSV or JSON table, see `medcf.data.find_cases`.
-        output_dir: folder of the run. It is left out of ``dataset_dir``, and the phantoms go into its ``demo_inputs``:
-            subjects that no training has seen, in the formats and geometries of scanners; their truth (the same
-            subjects in the other class) goes into ``demo_truth``.
-        options: of `medcf.data.find_cases` (``spatial_dims``, ``frame``, ``split``, ...); ``phantom``, the name of the
-            demo's; ``demo_count``; and with ``demo_`` before them options of `medcf.phantoms.write_phantoms`.
+        output_dir: folder of the run. It is excluded from ``dataset_dir``. The phantoms go to its ``demo_inputs``:
+            subjects unseen in training, in formats and geometries of real scanners; their truth (the same subjects in
+            the other class) goes to ``demo_truth``.
+        options: options of `medcf.data.find_cases` (``spatial_dims``, ``frame``, ``split``, ...); ``phantom``, the name
+            of the demo phantom; ``demo_count``; and options of `medcf.phantoms.write_phantoms` with the prefix
+            ``demo_``.
         more: further options, which take precedence.
 
     Raises:
-        FileNotFoundError: the folder or the table does not exist.
-        ValueError: there is nothing to read, or ``output_dir`` could meet the inputs.
+        FileNotFoundError: if the folder or the table does not exist.
+        ValueError: if there is nothing to read, or ``output_dir`` could affect the inputs.
     """
     folder, every = Path(output_dir), {**(options or {}), **more}
     demo = {name.removeprefix("demo_"): every.pop(name) for name in list(every) if name.startswith("demo_")}
@@ -65,16 +66,18 @@ def list_cases(
 
 
 def _write_demo(output_dir: Path, phantom: str, count: int, options: dict[str, Any]) -> Path:
-    """Write the demo's inputs and their truth, unless they are complete; returns the folder of the inputs.
+    """Write the demo's inputs and their truth, unless they are complete; return the folder of the inputs.
 
     Raises:
-        FileExistsError: somebody else's file is in the way.
+        FileExistsError: if someone else's file is in the way.
     """
     inputs, truth = output_dir / DEMO_FOLDER, output_dir / DEMO_TRUTH
     names = written_files(inputs)
     foreign = {path.name for path in inputs.iterdir()} - {RECORD, *names} if inputs.is_dir() else set()
     if foreign:
-        raise FileExistsError(f"{inputs} holds {min(foreign)}, which is not the demo's: choose another --output_dir.")
+        raise FileExistsError(
+            f"{inputs} holds {min(foreign)}, which is not part of the demo: choose another --output_dir."
+        )
     if len(names) != count or not all((inputs / name).is_file() for name in names):
         logger.info("No --dataset_dir: writing %d phantoms to %s", count, inputs)
         remove_files(inputs)

@@ -115,7 +115,7 @@ def test_a_run_grows_and_keeps_what_is_gone(tmp_path, inputs, weights, caplog):
     (tmp_path / "in" / "d.png").write_bytes(b"d")
     folder, done = start(tmp_path, [*inputs[1:], Case("d", (tmp_path / "in" / "d.png",))], weights)
     assert done == []
-    assert "1 images of this run are gone, a first; their results stay" in caplog.text
+    assert "1 images of this run no longer exist, a first; their results are kept" in caplog.text
     for case in "bcd":
         folder.complete(case, row(case))
     finish_run(folder)
