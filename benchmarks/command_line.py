@@ -34,15 +34,13 @@ def study_parser(
         studies: names of the studies.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    parser.add_argument("--bundle", default=bundle, help="bundle whose networks and settings are compared")
+    parser.add_argument("--bundle", default=bundle, help="bundle whose networks and settings are used")
     parser.add_argument("--study", nargs="+", choices=tuple(studies), default=["methods"], help="default: methods")
     parser.add_argument("--rows", nargs="+", help="only these rows of the study")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU (default 1)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", type=setting, action="append", default=[], help="id of the config: ID=JSON, repeatable"
-    )
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of tables and figures")
-    parser.add_argument("--work", type=Path, default=Path("output/benchmarks"), help="folder of stored results")
+    parser.add_argument("--set", type=setting, action="append", default=[], help="config option: ID=JSON, repeatable")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder for tables and figures")
+    parser.add_argument("--work", type=Path, default=Path("output/benchmarks"), help="folder for stored results")
     return parser

@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=423, help="generated images N")
     parser.add_argument("--reference", type=int, default=423, help="reference images M")
     parser.add_argument("--features", type=int, default=2048, help="features D")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of the fast form; the shortest counts")
-    parser.add_argument("--resamples", type=int, default=200, help="half-samples of the interval")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the fast form; the shortest one counts")
+    parser.add_argument("--resamples", type=int, default=200, help="half-samples for the interval")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     spread = np.arange(1, options.features + 1) ** -0.5

@@ -42,7 +42,7 @@ METRICS: dict[str, Callable[[], ChangeLocalization]] = {
 
 #: What the floors are.
 FLOORS = {
-    "source": "the same method with the same noise, run towards the class that the input has",
+    "source": "the same method with the same noise, run toward the class of the input",
     "unguided": "the same passes with the same noise, without the class's guidance",
 }
 
@@ -115,7 +115,7 @@ def evaluate(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Cases, 
     """Explain, compute all maps and score them.
 
     Returns:
-        The rows, the cases, and the seconds an image that each group of maps took.
+        The rows, the cases, and the seconds per image for each group of maps.
     """
     parser = open_bundle(options.device, {"method": options.method} if options.method else None)
     network, classifier = parser.get_parsed_content("network"), parser.get_parsed_content("classifier").eval()
@@ -179,7 +179,7 @@ def markdown(rows: list[dict[str, Any]], cases: Cases, seconds: dict[str, float]
         "## How it was made",
         "",
         f"`{command(options)}` with {versions}, Python {platform.python_version()}; seeds {options.seed} to "
-        f"{options.seed + options.seeds - 1}. Seconds an image, all maps of a group together: {spent}.",
+        f"{options.seed + options.seeds - 1}. Seconds per image, all maps of a group together: {spent}.",
         "",
     ]
     return "\n".join(lines)
@@ -206,14 +206,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.localization", description=__doc__)
     parser.add_argument("--count", type=int, default=32, help="number of pairs (default 32)")
-    parser.add_argument("--split", default="test", help="whose subjects (default test)")
+    parser.add_argument("--split", default="test", help="whose subjects to use (default test)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the counterfactuals (default 3)")
-    parser.add_argument("--seed", type=int, default=0, help="first of them (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="first seed (default 0)")
     parser.add_argument("--method", help="counterfactual method; default is the bundle's")
     parser.add_argument(
-        "--floor", choices=tuple(FLOORS), default="source", help="what is subtracted as reconstruction (default source)"
+        "--floor", choices=tuple(FLOORS), default="source", help="reconstruction to subtract (default source)"
     )
-    parser.add_argument("--inside-head", action="store_true", help="score pixels of the head alone")
+    parser.add_argument("--inside-head", action="store_true", help="score only pixels of the head")
     parser.add_argument("--batch-size", type=int, default=8, help="images explained at once (default 8)")
     parser.add_argument("--device", help="default is the bundle's")
     parser.add_argument(

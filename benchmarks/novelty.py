@@ -47,7 +47,7 @@ def kinds(count: int) -> Kinds:
     some = images[:_STRANGE]
     yield "phantoms upside down", some.flip(2)
     turned = torch.nn.functional.interpolate(some.rot90(1, (2, 3)), size=some.shape[2:], mode="area")
-    yield "phantoms turned by a quarter", turned
+    yield "phantoms rotated by 90 degrees", turned
     yield "phantoms with inverted gray values", -some
     yield from _nothing(some)
 
@@ -70,13 +70,13 @@ def volume_kinds(count: int, size: list[int], spacing: float, cache_dir: str | N
     yield "phantoms of the split test, CN", images[labels == 0]
     yield "phantoms of the split test, AD", images[labels == 1]
     some = images[:_STRANGE]
-    yield "phantoms, left and right exchanged", some.flip(2)
+    yield "phantoms, left and right swapped", some.flip(2)
     if find_spec("torchio") is not None:
         for name, share in (("slightly poor scans", 0.5), ("poor scans", 1.0)):
             degrade = DegradeBrain(0.3 * share, 3 * share, 0.03 * share, keys=("image",), spacing=spacing)
             yield f"phantoms, {name}", torch.stack([degrade(item)["image"] for item in items[:_STRANGE]])
     yield "phantoms upside down", some.flip(4)
-    yield "phantoms, front and back exchanged", some.flip(3)
+    yield "phantoms, front and back swapped", some.flip(3)
     turned = torch.nn.functional.interpolate(some.transpose(3, 4), size=some.shape[2:], mode="area")
     yield "phantoms lying down (two axes swapped)", turned
     yield "phantoms with inverted gray values", -some
@@ -117,11 +117,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.novelty", description=__doc__)
     parser.add_argument("--bundle", choices=("diffice", "controlcg"), default="diffice")
-    parser.add_argument("--count", type=int, help="number of phantoms; by default 800, of brains 200")
+    parser.add_argument("--count", type=int, help="number of phantoms (default 800; for brains 200)")
     parser.add_argument("--files", type=int, default=100, help="number of phantoms in files (controlcg)")
-    parser.add_argument("--cache_dir", help="folder where rendered brains are kept")
+    parser.add_argument("--cache_dir", help="folder for caching rendered brains")
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="a folder of images")
-    parser.add_argument("--limit", type=int, default=100, help="images of a folder, evenly over its list")
+    parser.add_argument("--limit", type=int, default=100, help="images per folder, spread evenly over its list")
     options = parser.parse_args(arguments)
     volumes = options.bundle == "controlcg"
     root = bundle_folder(options.bundle)

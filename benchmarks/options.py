@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also compile")
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU; with one, processor time is measured")
+    parser.add_argument("--threads", type=int, default=1, help="threads on a CPU; with one, processor time is measured")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     functions = {}

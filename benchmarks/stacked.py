@@ -3,7 +3,7 @@
 
 ``python -m benchmarks.stacked`` runs everything in one process, in turn, with random weights: time does not depend on
 what a network has learned. On a CPU it takes the demo's network and volume, and one step a run; on a GPU the
-paper's network at 80 x 96 x 80 with 50 steps in 16 bits, and the seconds a volume with the share of the card's peak.
+paper's network at 80 x 96 x 80 with 50 steps in 16 bits, and the seconds per volume with the share of the card's peak.
 
 ``--small`` runs the same program with a tiny network, to see that it works; its figures mean nothing.
 """
@@ -265,14 +265,16 @@ def report(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    parser.add_argument("--repeats", type=int, default=5, help="measured calls of each")
-    parser.add_argument("--steps", type=int, help="kept steps of a run; the setting's if left out")
     parser.add_argument(
-        "--peak", type=float, help="peak of the device in TFLOP/s, for example 989 of an H200 in 16 bits"
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device for the computation"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="measured calls for each")
+    parser.add_argument("--steps", type=int, help="kept steps of a run; by default those of the setting")
+    parser.add_argument(
+        "--peak", type=float, help="peak of the device in TFLOP/s, for example 989 for an H200 in 16 bits"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU")
-    parser.add_argument("--small", action="store_true", help="a tiny network, to try the program")
+    parser.add_argument("--small", action="store_true", help="a tiny network, for trying the program")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     result = measure(options)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """medcf: how would this study look if it were another class?
 
-Diffusion counterfactuals for medical images, as a plugin ecosystem on MONAI. ``medcf.load`` makes an explainer of a
-bundle, ``medcf.read`` reads an image of any format. Importing this package loads nothing heavy.
+Diffusion counterfactuals for medical images, as a plugin ecosystem on MONAI. ``medcf.load`` turns a bundle into an
+explainer, ``medcf.read`` reads an image of any format. Importing this package loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and only then."""
+    """Import attributes on first access only."""
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module 'medcf' has no attribute {name!r}")

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registries of named components, open to third parties.
 
-A component registers itself in its own file, one line a component; or an entry is the text ``"module:attribute"``, and
-is imported when it is looked up, so that only its user needs what it needs. Another package adds its own through entry
-points of the group ``medcf.plugins``: each names a module, which is imported, or a callable, which is imported and
-called without arguments; either registers what it brings. Every bundle, metric, benchmark and report then finds it by
-name.
+A component registers itself in its own file with one line. Alternatively, an entry is the text ``"module:attribute"``,
+imported on lookup, so that only its users need its dependencies. Other packages add components through entry points in
+the group ``medcf.plugins``. Each names a module, which is imported, or a callable, which is imported and called without
+arguments; either one registers its components. Every bundle, metric, benchmark and report then finds them by name.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ WRITERS = ComponentStore("writers", "Writers of a case's result: files in one fo
 def load_plugins() -> tuple[str, ...]:
     """Import every installed plugin once.
 
-    A plugin that fails to load is reported by a warning and left out, so that one broken package does not stop a run
-    that does not use it.
+    A plugin that fails to load is reported by a warning and skipped, so one broken package does not stop a run that
+    does not use it.
 
     Returns:
-        The names of the entry points that were loaded.
+        The names of the loaded entry points.
     """
     loaded = []
     for entry_point in sorted(entry_points(group=PLUGIN_GROUP), key=lambda point: point.name):
@@ -68,18 +67,18 @@ def load_plugins() -> tuple[str, ...]:
 
 
 def lookup(store: ComponentStore, name: str) -> Any:
-    """Find a component by name, after the plugins were loaded.
+    """Find a component by name, after loading the plugins.
 
     Args:
         store: one of the registries of this module.
         name: name of the component.
 
     Returns:
-        The registered object; of an entry ``"module:attribute"``, what that names.
+        The registered object; for an entry ``"module:attribute"``, the object it names.
 
     Raises:
-        ValueError: no component has that name; the message lists those that exist.
-        ImportError: the module of an entry, or something that it needs, is not installed.
+        ValueError: if no component has that name; the message lists the known ones.
+        ImportError: if the module of an entry, or something it needs, is not installed.
     """
     load_plugins()
     if name not in store:
@@ -93,7 +92,7 @@ def lookup(store: ComponentStore, name: str) -> Any:
 
 
 def create(store: ComponentStore, name: str, **kwargs: Any) -> Any:
-    """Make a component by name.
+    """Create a component by name.
 
     Args:
         store: one of the registries of this module.
@@ -101,13 +100,13 @@ def create(store: ComponentStore, name: str, **kwargs: Any) -> Any:
         kwargs: its arguments.
 
     Returns:
-        What the component, a class or a function, makes of them.
+        The result of calling the component, a class or a function.
 
     Raises:
-        ValueError: no component has that name, or it does not take the arguments.
+        ValueError: if no component has that name, or it rejects the arguments.
     """
     component = lookup(store, name)
     try:
         return component(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{name!r}, of the registered {store.name}, does not fit its arguments: {error}.") from error
+        raise ValueError(f"{name!r}, one of the registered {store.name}, rejects its arguments: {error}.") from error

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     for study in options.study:
         table = Table()
         for row in select(STUDIES[study], options.rows):
-            cases = replace(task.cases, target=task.label) if row.own_class else task.cases
+            cases = replace(task.cases, target=task.label) if row.toward_own_class else task.cases
             result = obtain(row, task.recipe, cases, setup, options.work / "brain")
             table.add(row.label, measure(task, result), result)
             logger.info("%s: measured", row.label)
@@ -84,8 +84,10 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: BrainTas
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_parser("benchmarks.brain", __doc__, bundle="controlcg", studies=STUDIES)
-    parser.add_argument("--count", type=int, default=48, help="number of cases of both classes (default 48)")
-    parser.add_argument("--references", type=int, default=200, help="held-out volumes of both classes (default 200)")
+    parser.add_argument("--count", type=int, default=48, help="number of cases, both classes together (default 48)")
+    parser.add_argument(
+        "--references", type=int, default=200, help="held-out volumes, both classes together (default 200)"
+    )
     parser.add_argument("--split", default="test", help="split of the phantoms (default test)")
     return parser
 

@@ -87,7 +87,7 @@ def bundle_source(bundle: str, work: Path, overrides: dict[str, Any] | None = No
 
     Args:
         bundle: name of the bundle.
-        work: folder of stored results.
+        work: folder for stored results.
         overrides: ids of its config; None takes ``SETTINGS``.
         seed: seed of all noise.
     """
@@ -230,12 +230,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.brain.augmentation_study", description=__doc__)
     parser.add_argument("--bundle", default="controlcg", help="bundle whose counterfactuals are added")
     parser.add_argument("--condition", nargs="+", choices=tuple(CONDITIONS), default=list(CONDITIONS))
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help=f"must hold {CONTROL}")
-    parser.add_argument("--seeds", type=int, default=8, help="trainings of each arm (default 8)")
-    parser.add_argument("--pool", type=int, default=32, help="subjects that training sets are drawn from (default 32)")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help=f"must include {CONTROL}")
+    parser.add_argument("--seeds", type=int, default=8, help="trainings per arm (default 8)")
+    parser.add_argument("--pool", type=int, default=32, help="subjects from which training sets are drawn (default 32)")
     parser.add_argument("--tested", type=int, default=64, help="validation and test subjects, each (default 64)")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of the page and the figures")
-    parser.add_argument("--work", type=Path, default=Path("output/benchmarks"), help="folder of stored results")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder for the page and the figures")
+    parser.add_argument("--work", type=Path, default=Path("output/benchmarks"), help="folder for stored results")
     return parser
 
 

@@ -91,8 +91,8 @@ MEASURES = (
             {"name": "re_identification", "of": "rank_inner", "k": 1}),
     Measure("rank_pixels", "re-identified, pooled voxels (rank 1)", "identity", "↑", 0, True,
             {"name": "re_identification", "of": "rank_pixels", "k": 1}),
-    Measure("seconds", "seconds a volume", "cost", "↓", 2),
-    Measure("evaluations", "rows through the denoiser a volume", "cost", "↓", 0),
+    Measure("seconds", "seconds per volume", "cost", "↓", 2),
+    Measure("evaluations", "denoiser rows per volume", "cost", "↓", 0),
     Measure("peak_mib", "memory above the networks', MiB", "cost", "↓", 0),
 )  # fmt: skip
 

@@ -11,19 +11,19 @@ from benchmarks.counterfactual.rows import Row
 __all__ = ["GUIDANCE", "METHODS", "PAPER", "PLAIN", "STUDIES", "controlcg", "guidance"]
 
 
-def controlcg(name: str, label: str, *, w: float | None = None, own_class: bool = False, **options: Any) -> Row:
+def controlcg(name: str, label: str, *, w: float | None = None, toward_own_class: bool = False, **options: Any) -> Row:
     """Make a row of ControlCG with some of its options changed.
 
     Args:
         name: of the row.
         label: how it reads.
         w: the paper's guidance scale, one less than ``guidance_scale``; None takes the bundle's.
-        own_class: see `Row`.
+        toward_own_class: see `Row`.
         options: of the method.
     """
     ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
     scale = {} if w is None else {"guidance_scale": 1 + w}
-    return Row(name, label, {"method": "controlcg", **ids, **scale}, own_class=own_class)
+    return Row(name, label, {"method": "controlcg", **ids, **scale}, toward_own_class=toward_own_class)
 
 
 def _ilvr(factor: int, stop: int, label: str = "", **options: Any) -> Row:
@@ -62,7 +62,7 @@ METHODS = (
     _inversion(0.25),
     _inversion(0.5),
     _inversion(0.5, w=10.0),
-    controlcg("own_class", "control: regenerated in its own class", own_class=True, **PLAIN),
+    controlcg("own_class", "control: regenerated in its own class", toward_own_class=True, **PLAIN),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 

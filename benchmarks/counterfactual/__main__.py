@@ -27,7 +27,7 @@ from benchmarks.paper_size import parse, report
 __all__ = ["main"]
 
 PANELS = (
-    ("seconds", "seconds an image", "quality", "oracle's quality gained"),
+    ("seconds", "seconds per image", "quality", "oracle's quality gained"),
     ("rank_main", "re-identified (rank 3)", "agreement", "flips the oracle confirms"),
     ("truth_ratio", "error to the truth / doing nothing", "survival", "flips that survive"),
 )
@@ -95,10 +95,10 @@ def _task(options: argparse.Namespace) -> Task:
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_parser("benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations"))
-    parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="what is explained")
+    parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="images to explain")
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="grid instead of the bundle's own")
-    parser.add_argument("--split", help="split of the cases (default: test of the phantoms, val of real images)")
+    parser.add_argument("--split", help="split of the cases (default: test for phantoms, val for real images)")
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")
     parser.add_argument("--models", type=Path, help="folder with the networks of a real task")
     return parser

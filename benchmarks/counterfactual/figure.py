@@ -62,7 +62,7 @@ def draw_tradeoff(
         path: PNG to write.
         labels: names of the methods.
         rows: figures by key.
-        panels: (key across, its title, key upwards, its title) of each panel.
+        panels: (key across, its title, key upward, its title) of each panel.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4), squeeze=False, layout="constrained")
     colors = plt.get_cmap("tab10")(np.arange(len(labels)) % 10)

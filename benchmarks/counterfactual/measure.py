@@ -79,8 +79,8 @@ MEASURES = (
                 metric={"name": "biometry_shift", "spacing": "@spacing", "measure": name})
         for name in ("hc", "bpd")
     ),
-    Measure("seconds", "seconds an image", "cost", "↓", 2),
-    Measure("evaluations", "denoiser forwards an image", "cost", "↓", 0),
+    Measure("seconds", "seconds per image", "cost", "↓", 2),
+    Measure("evaluations", "network evaluations per image", "cost", "↓", 0),
     Measure("peak_mib", "memory above the networks', MiB", "cost", "↓", 0),
 )  # fmt: skip
 

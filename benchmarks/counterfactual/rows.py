@@ -20,7 +20,7 @@ class Row:
         overrides: ids of the bundle's inference config that it changes.
         control: a row that must come out as what it is.
         repeat: run it with a second seed as well, where seeds are compared.
-        own_class: turn each image into the class that it is of: what the method does to an image by regenerating it.
+        toward_own_class: run each image toward its own class, which shows the effect of regeneration alone.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Row:
     overrides: dict[str, Any] = field(default_factory=dict)
     control: bool = False
     repeat: bool = True
-    own_class: bool = False
+    toward_own_class: bool = False
 
 
 def _method(name: str, label: str, control: bool = False, repeat: bool = True) -> Row:

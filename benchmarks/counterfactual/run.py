@@ -73,7 +73,7 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
     """Return a method's result over the cases: the stored one if it answers to the same question, else a new one.
 
     Args:
-        row: the method and its options; with ``own_class`` the targets of the cases must be their own classes.
+        row: the method and its options; with ``toward_own_class`` the targets of the cases must be their own classes.
         recipe: the bundle.
         cases: the inputs.
         setup: where to run.
@@ -88,7 +88,7 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
         "overrides": row.overrides,
         "setup": asdict(setup),
         "cases": _digest(cases),
-        "run_unchanged": row.own_class,
+        "run_unchanged": row.toward_own_class,
     }
     path = work / f"{row.name}-{_hash(json.dumps(question, sort_keys=True, default=str))}.pt"
     if not path.is_file():

@@ -57,16 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, default=Path("output/fetal_us"))
     prepare.add_argument("--seed", type=int, default=0, help="seed of the split by subject")
     evaluate = steps.add_parser("evaluate", help="explain the planes of a split and measure the counterfactuals")
-    evaluate.add_argument("--tables", type=Path, default=Path("output/fetal_us"), help="folder that prepare wrote")
+    evaluate.add_argument("--tables", type=Path, default=Path("output/fetal_us"), help="folder written by prepare")
     evaluate.add_argument("--models", type=Path, default=Path("output/fetal_us/models"), help="trained weights")
     evaluate.add_argument("--out", type=Path, default=Path("output/fetal_us/figures.json"))
     evaluate.add_argument("--split", choices=("val", "test"), default="val", help="test is for choosing settings")
-    evaluate.add_argument("--limit", type=int, help="explain only the first so many inputs")
+    evaluate.add_argument("--limit", type=int, help="explain only the first N inputs")
     evaluate.add_argument(
         "--set", type=setting, action="append", default=[], help="option of the inferer: NAME=JSON, repeatable"
     )
     evaluate.add_argument("--sheet", type=Path, help="also draw inputs, iterates and differences into this PNG")
-    report = steps.add_parser("report", help="write the figures into a page, between its marks")
+    report = steps.add_parser("report", help="write the figures into a page, between its markers")
     report.add_argument("--figures", type=Path, default=Path("output/fetal_us/figures.json"))
     report.add_argument("--page", type=Path, default=Path("docs/results/fetal_us.md"))
     return parser

@@ -50,12 +50,12 @@ def table(figures: Mapping[str, Any]) -> str:
             "Dice of the head, input to counterfactual": "head_dice/mean",
             "lowest Dice of the head": "head_dice/lowest",
             "mean absolute difference (of a range of 2)": "grid_difference",
-            "U-Net evaluations a case": "evaluations_per_case",
+            "U-Net evaluations per case": "evaluations_per_case",
         }.items()
     ]
     if "out_of_distribution" in figures:
         lines.append(f"| inputs flagged `out_of_distribution` | {_text(figures['out_of_distribution'])} | |")
-    lines.append(f"| seconds an input | {figures['seconds_per_input']:.1f} | |")
+    lines.append(f"| seconds per input | {figures['seconds_per_input']:.1f} | |")
     return "\n".join(lines) + "\n"
 
 

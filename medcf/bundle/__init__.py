@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles: where they are, loading them, whether their command line is right, and whether they are whole."""
+"""Bundles: finding them, loading them, checking their command line, and checking their completeness."""
 
 from __future__ import annotations
 

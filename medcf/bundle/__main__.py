@@ -10,9 +10,9 @@ from medcf.bundle.verify import verify_bundle
 
 
 def main() -> int:
-    """Check every bundle that is named and return the number of those that fail."""
+    """Check all named bundles and return the number that fail."""
     parser = argparse.ArgumentParser(prog="python -m medcf.bundle", description=__doc__)
-    parser.add_argument("bundles", nargs="+", help="folders of bundles")
+    parser.add_argument("bundles", nargs="+", help="bundle folders")
     failed = 0
     for bundle in parser.parse_args().bundles:
         problems = verify_bundle(bundle)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``python -m monai.bundle run`` was called with, read from ``sys.argv`` as MONAI's own parser reads it."""
+"""The command line of ``python -m monai.bundle run``, read from ``sys.argv`` as MONAI's own parser reads it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def arguments(argv: list[str] | None = None) -> dict[str, Any]:
     """Parse the options of a ``monai.bundle`` command line.
 
     Args:
-        argv: the command line with the program first; defaults to ``sys.argv``.
+        argv: the command line including the program; defaults to ``sys.argv``.
 
     Returns:
-        Option names without dashes and their values; empty when the program is not ``monai.bundle run``.
+        Option names without dashes and their values; empty if the program is not ``monai.bundle run``.
     """
     argv = sys.argv if argv is None else argv
     program = Path(argv[0]).parts[-3:] if argv else ()
@@ -38,7 +38,7 @@ def arguments(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def config_files(argv: list[str] | None = None) -> list[str]:
-    """List the config files named on a ``monai.bundle`` command line, in their order."""
+    """List the config files named on a ``monai.bundle`` command line, in order."""
     files = arguments(argv).get("config_file", [])
     if isinstance(files, str):
         files = [part.strip() for part in files.split(",")]

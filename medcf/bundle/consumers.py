@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MONAI Deploy, MONAI Label and MONAI FL look for in a bundle.
+"""What MONAI Deploy, MONAI Label and MONAI FL expect from a bundle.
 
-Deploy and Label take the preprocessing, the inferer and the postprocessing out of ``inference.json`` and hand over
-images that they have in memory, so loaders and savers must go, and nothing else may need a file. FL trains by
-``train.json`` and evaluates by ``evaluate.json`` over it.
+Deploy and Label take preprocessing, inferer and postprocessing from ``inference.json`` and pass images that they hold
+in memory. So loaders and savers are removed, and nothing else may need a file. FL trains with ``train.json`` and
+evaluates with ``evaluate.json`` on top of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_consumers(path: Path) -> list[str]:
         path: folder of the bundle.
 
     Returns:
-        What is wrong, one line each.
+        The problems, one line each.
     """
     parser = ConfigParser()
     parser.read_config(str(path / "configs" / "inference.json"))
@@ -47,25 +47,25 @@ def check_consumers(path: Path) -> list[str]:
             problems.append(f"inference.json: {name} is not a Compose of transforms")
     if not problems:
         problems += _check_transforms(parser["_meta_::network_data_format"], *composes.values())
-    load_weights(parser.get_parsed_content("network_def"), path / "models" / "model.pt")  # as both do, all of them
+    load_weights(parser.get_parsed_content("network_def"), path / "models" / "model.pt")  # both load all parameters
     return problems + _check_federated(path)
 
 
 def deploy_transforms(transforms: Sequence[Any]) -> list[Any]:
     """List the transforms that MONAI Deploy keeps: it drops those whose class name contains LoadImage or SaveImage.
 
-    By its own code where it is installed.
+    Uses Deploy's own code if it is installed.
     """
     try:
         from monai.deploy.operators import monai_bundle_inference_operator as operator
 
         return list(operator.filter_compose(Compose(list(transforms)), operator.DISALLOW_LOAD_SAVE).transforms)
-    except Exception:  # not installed, or its holoscan does not find CUDA's runtime
+    except Exception:  # not installed, or its holoscan cannot find the CUDA runtime
         return [t for t in transforms if not any(word in type(t).__name__ for word in ("LoadImage", "SaveImage"))]
 
 
 def label_transforms(transforms: Sequence[Any]) -> list[Any]:
-    """List the transforms that MONAI Label runs on an image in memory: all but `LoadImaged`, which it replaces."""
+    """List the transforms that MONAI Label runs on an image in memory: all except `LoadImaged`, which it replaces."""
     return [t for t in transforms if not isinstance(t, LoadImaged)]
 
 
@@ -82,13 +82,13 @@ def _check_outputs(data_format: dict[str, Any]) -> list[str]:
 def _check_transforms(data_format: dict[str, Any], preprocessing: Compose, postprocessing: Compose) -> list[str]:
     loaders = [type(t).__name__ for t in preprocessing.transforms if isinstance(t, LoadImaged)]
     if not loaders or not isinstance(preprocessing.transforms[0], LoadImaged):
-        return ["inference.json: preprocessing must begin with LoadImaged, which MONAI Deploy and MONAI Label take out"]
+        return ["inference.json: preprocessing must begin with LoadImaged, which MONAI Deploy and MONAI Label remove"]
     kept = deploy_transforms(preprocessing.transforms)
     if len(kept) != len(label_transforms(preprocessing.transforms)):
-        return [f"inference.json: of the loader {loaders[0]} MONAI Deploy drops something else than MONAI Label"]
+        return [f"inference.json: MONAI Deploy and MONAI Label drop different parts of the loader {loaders[0]}"]
     after = deploy_transforms(postprocessing.transforms)
     if not isinstance(kept[0], MapTransform) or not isinstance(after[0], MapTransform):
-        return ["inference.json: the first transforms after the loader must be MapTransforms, as MONAI Deploy asks"]
+        return ["inference.json: the first transforms after the loader must be MapTransforms, as MONAI Deploy requires"]
     (image, asked), *others = data_format["inputs"].items()
     pred = next(iter(data_format["outputs"]))
     try:
@@ -99,7 +99,7 @@ def _check_transforms(data_format: dict[str, Any], preprocessing: Compose, postp
     expected = {image, *(name for name, _ in others)}
     if tensors := sorted(str(key) for key, value in ready.items() if isinstance(value, Tensor) and key not in expected):
         shown = ", ".join(tensors)
-        problems.append(f"inference.json: preprocessing leaves {shown}, which MONAI Deploy hands to the inferer, too")
+        problems.append(f"inference.json: preprocessing leaves {shown}, which MONAI Deploy also passes to the inferer")
     if ready[image].shape[0] != asked["num_channels"]:
         problems.append(
             f"inference.json: {image} has {ready[image].shape[0]} channels, metadata {asked['num_channels']}"
@@ -115,7 +115,7 @@ def _check_transforms(data_format: dict[str, Any], preprocessing: Compose, postp
 
 
 def in_memory(axes: int) -> MetaTensor:
-    """Return a bright subject on black, laid out as Deploy hands a DICOM series over: no channel, 2D as one slice."""
+    """Return a bright subject on black, laid out as Deploy passes a DICOM series: no channel, 2D as one slice."""
     shape = (96, 80, 72)[:axes]
     distance = sum(((np.arange(n) - n / 2) / n).reshape([-1 if k == axis else 1 for k in range(axes)]) ** 2
                    for axis, n in enumerate(shape))  # fmt: skip
@@ -127,16 +127,14 @@ def in_memory(axes: int) -> MetaTensor:
 
 
 def _check_federated(path: Path) -> list[str]:
-    """Look for what MONAI FL's ``MonaiAlgo`` takes by its default names."""
+    """Check for what MONAI FL's ``MonaiAlgo`` uses by default name."""
     files = [path / "configs" / name for name in FL_CONFIGS]
     if missing := [file.name for file in files if not file.is_file()]:
-        return [f"configs/{name} is missing, which MONAI FL takes" for name in missing]
+        return [f"configs/{name} is missing, which MONAI FL uses" for name in missing]
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
     needed = ("train::trainer", "validate::evaluator")
-    problems = [
-        f"{' + '.join(FL_CONFIGS)}: lacks {name}, which MONAI FL takes" for name in needed if name not in parser
-    ]
+    problems = [f"{' + '.join(FL_CONFIGS)}: lacks {name}, which MONAI FL uses" for name in needed if name not in parser]
     for number, expression in enumerate(parser.get("initialize", [])):
         if "expect_base" in str(expression):
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle as one Python object: ``medcf.load("diffice")("head.png").save("out")``."""
+"""A bundle as a single Python object: ``medcf.load("diffice")("head.png").save("out")``."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ CONFIG = "inference.json"
 
 
 class BundleExplainer(Explainer):
-    """The `Explainer` of a bundle's ``inference.json``; its networks are built when they are first needed.
+    """The `Explainer` for a bundle's ``inference.json``; its networks are built on first use.
 
-    It pickles as the bundle's folder and the options, so that a data loader's worker builds its own.
+    It pickles as the bundle's folder and the options, so a data loader's worker builds its own.
 
     Args:
         folder: folder of the bundle.
-        overrides: ids of the config and their values.
+        overrides: config ids and their values.
 
     Raises:
-        FileNotFoundError: the folder holds no bundle.
-        ValueError: an override is no id of the config; names the nearest that exist.
+        FileNotFoundError: if the folder does not hold a bundle.
+        ValueError: if an override is not a config id; names the closest ones.
     """
 
     unpacked: tempfile.TemporaryDirectory[str] | None = None
@@ -42,7 +42,7 @@ class BundleExplainer(Explainer):
         root = Path(folder).resolve()
         config = root / "configs" / CONFIG
         if not config.is_file():
-            raise FileNotFoundError(f"{root} is no bundle that can be loaded: it holds no configs/{CONFIG}.")
+            raise FileNotFoundError(f"{root} is not a bundle that can be loaded: it has no configs/{CONFIG}.")
         self.folder, self.overrides = root, overrides
         self.parser = ConfigParser()
         self.parser.read_config(str(config))
@@ -54,11 +54,11 @@ class BundleExplainer(Explainer):
         self.parser.update({"bundle_root": str(root), **overrides})
 
     def __getattr__(self, name: str) -> Any:
-        """Build the parts when one of them is first asked for."""
+        """Build the parts on first access to one of them."""
         if name.startswith("__") or "parser" not in vars(self) or "preprocessing" in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         try:
-            with torch.random.fork_rng(devices=[]):  # networks draw their weights before they load them
+            with torch.random.fork_rng(devices=[]):  # networks draw random weights before loading
                 built = self.parser.get_parsed_content("explainer")
         except Exception as error:
             raise root_cause(error) from None
@@ -70,21 +70,21 @@ class BundleExplainer(Explainer):
 
 
 def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
-    """Load a bundle: parse its ``inference.json`` and build its parts when they are needed.
+    """Load a bundle: parse its ``inference.json`` and build its parts on first use.
 
     Nothing is run: no ``initialize``, no seeds, no logging, no command line, no change of the working directory.
 
     Args:
-        source: a bundle's folder, its zip archive, or the name of one that came with medcf (``"diffice"``).
-        overrides: what a command line would override: ``target=0``, ``method="sdedit"``,
+        source: a bundle's folder, its zip archive, or the name of one shipped with medcf (``"diffice"``).
+        overrides: the same values as on a command line: ``target=0``, ``method="sdedit"``,
             ``**{"inferer#strength": 0.4}``.
 
     Returns:
         Called with an image it returns a `medcf.inference.CaseResult`; ``run`` explains whole folders.
 
     Raises:
-        FileNotFoundError: there is no such bundle.
-        ValueError: an override is no id of the config; or the archive holds no bundle.
+        FileNotFoundError: if the bundle does not exist.
+        ValueError: if an override is not a config id, or the archive does not hold a bundle.
 
     Example:
         >>> load("diffice", tagret=0)
@@ -98,14 +98,14 @@ def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
     if path.is_file():
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path} is not a zip archive: give a bundle's folder, its zip archive, or its name.")
-        unpacked = tempfile.TemporaryDirectory(prefix="medcf-")  # of its own, which nobody else can have filled
+        unpacked = tempfile.TemporaryDirectory(prefix="medcf-")  # its own folder, which nobody else can have filled
         with zipfile.ZipFile(path) as stored:
-            stored.extractall(unpacked.name)  # zipfile keeps members inside that would lead out of the folder
+            stored.extractall(unpacked.name)  # zipfile keeps members from leaving the folder
         found = sorted(Path(unpacked.name).rglob(f"configs/{CONFIG}"))
         if not found:
-            raise ValueError(f"{path} holds no bundle: no configs/{CONFIG} is in it.")
+            raise ValueError(f"{path} does not hold a bundle: it has no configs/{CONFIG}.")
         explainer = BundleExplainer(found[0].parents[1], overrides)
-        explainer.unpacked = unpacked  # goes with the explainer
+        explainer.unpacked = unpacked  # deleted with the explainer
         return explainer
     if len(path.parts) != 1:
         raise FileNotFoundError(f"{path} does not exist: give a bundle's folder, its zip archive, or its name.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuse options that would change nothing: MONAI takes ``--typo 1`` and ``--known None`` and runs with the default."""
+"""Refuses options without effect: MONAI accepts ``--typo 1`` and ``--known None`` and runs with the default."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from medcf.runtime.fingerprint import find_caller
 
 __all__ = ["check_options", "method_problems", "unknown_options", "unused_options"]
 
-# Parameters of `monai.bundle run` itself, which are not ids of a config.
+# Parameters of `monai.bundle run` itself, which are not config ids.
 RUN_ARGUMENTS = frozenset(
     {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
 )
-# Numbers in a config that may also be a word: the method reads it.
+# Numeric options in a config that may also be a word, which the method interprets.
 WORDS = frozenset({"target"})
-# Ids that MONAI itself adds to a workflow's config, its tracking by MLflow included.
+# Ids that MONAI itself adds to a workflow's config, including its MLflow tracking.
 OF_MONAI = frozenset(
     {"_meta_", "save_execute_config", "tracking_uri", "experiment_name", "run_name", "is_not_rank0", "trainer",
      "validator", "evaluator"}
@@ -34,17 +34,17 @@ OF_MONAI = frozenset(
 
 
 def check_options(argv: list[str] | None = None) -> None:
-    """Check the command line, or what was given to ``ConfigWorkflow`` in Python, against the configs that it names.
+    """Check the command line, or the options given to ``ConfigWorkflow`` in Python, against the configs.
 
-    To be the first expression of ``initialize`` in a config.
+    Make it the first expression in a config's ``initialize``.
 
     Args:
         argv: the command line; defaults to ``sys.argv``.
 
     Raises:
-        ValueError: an option is not an id of the configs (the message names it and the nearest that exist), is read by
-            nothing, or is one that the chosen method does not take; its value is None, which MONAI drops, "false",
-            which is text and would count as true, or text in place of a number.
+        ValueError: if an option is not an id of the configs (the message names the closest ones), is not read by
+            anything, or is not accepted by the chosen method; or if its value is None, which MONAI drops, "false",
+            which is text and would count as true, or text instead of a number.
     """
     options = words = arguments(argv)
     if args_file := options.get("args_file"):
@@ -66,17 +66,17 @@ def check_options(argv: list[str] | None = None) -> None:
 
 
 def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
-    """Describe each option that would not change anything in ``config``.
+    """Describe each option that would have no effect in ``config``.
 
-    An id may be nested (``trainer::max_epochs`` or ``trainer#max_epochs``). Its last part may be new only where a
-    component takes arguments, that is beside a ``_target_``.
+    An id may be nested (``trainer::max_epochs`` or ``trainer#max_epochs``). Its last part may be new only in a
+    component that takes arguments, next to a ``_target_``.
 
     Args:
         options: ids from the command line, without dashes.
         config: the merged config.
 
     Returns:
-        One message an unknown option; empty when all are known.
+        One message per unknown option; empty if all are known.
 
     Example:
         >>> unknown_options(["tagret"], {"target": 1})
@@ -89,7 +89,7 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
         for part in _parts(option):
             child = _child(node, part)
             if child is _MISSING and _OF_METHODS.match(prefix):
-                break  # what a method takes stands in its class: `method_problems`
+                break  # a method's options are defined by its class: see `method_problems`
             if child is _MISSING:
                 problems.append(_message(option, prefix, part, node))
                 break
@@ -99,24 +99,24 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
 
 
 def unused_options(options: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Describe each option that ``config`` has and nothing reads, such as one of the base that an overlay replaced.
+    """Describe each option that ``config`` has but nothing reads, such as one from a base that an overlay replaced.
 
     Args:
         options: ids from the command line, without dashes, and their values.
         config: the merged config.
 
     Returns:
-        One message an option.
+        One message per option.
 
     Example:
         >>> unused_options({"a": 1, "b": 2}, {"a": 0, "b": 0, "run": "$print(@b)"})
         ['Option --a changes nothing: no part of this command reads it.']
     """
-    if "run" not in config:  # by another name, perhaps
+    if "run" not in config:  # the expression may have another name
         return []
     parser = ConfigParser(deepcopy(config))
     parser.resolve_macro_and_relative_ids()
-    used = {"bundle_root", *re.findall(r"'%(\w+)", str(config))}  # tools give the root to every bundle
+    used = {"bundle_root", *re.findall(r"'%(\w+)", str(config))}  # tools pass the root to every bundle
     waiting = {"imports", "initialize", "run", "finalize", *_references(list(options.values()))}
     while waiting:
         name = waiting.pop()
@@ -130,14 +130,14 @@ def unused_options(options: dict[str, Any], config: dict[str, Any]) -> list[str]
 
 
 def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
-    """Describe each option that the method which it is for does not take: the chosen one, or one named in its id.
+    """Describe each option that the chosen method does not take, or that belongs to another method.
 
     Args:
         options: ids without dashes, and their values.
-        config: the merged config, in whose ``inferer`` `medcf.inferers.select_method` chooses the method.
+        config: the merged config, whose ``inferer`` selects the method by `medcf.inferers.select_method`.
 
     Returns:
-        One message an option.
+        One message per option.
     """
     inferer = config.get("inferer")
     name = options.get("method", config.get("method"))
@@ -159,7 +159,7 @@ def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[
         elif root == "method_options" and len(rest) > 1:
             asked, given = rest[0], rest[1:2]
         elif not isinstance(config.get(root), int | float):
-            continue  # a part, such as the scheduler, that other parts use as well
+            continue  # a part that other parts also use, such as the scheduler
         try:
             check_method_options(asked, shared=all_methods, given=given)
         except ValueError as error:
@@ -168,7 +168,7 @@ def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[
 
 
 def _workflow_problems(workflow: ConfigWorkflow) -> list[str]:
-    """Describe what somebody added to a workflow's config and nothing reads; its own files are named in ``configs``."""
+    """Describe additions to a workflow's config that nothing reads; ``configs`` names its own files."""
     actual = workflow.parser.get()
     files = [workflow.config_root_path / name for name in actual.get("configs", ())]
     if not files or not all(file.is_file() for file in files):
@@ -178,14 +178,14 @@ def _workflow_problems(workflow: ConfigWorkflow) -> list[str]:
     base = written.get()
     changed = {key: value for key, value in _changes(base, actual).items() if _parts(key)[0] not in OF_MONAI}
     merged = {**base, **{key: value for key, value in actual.items() if key not in OF_MONAI}}
-    # a name of the user's own that some part reads is not a typo
+    # a user's own name that some part reads is not a typo
     unread = {message.split()[1].removeprefix("--") for message in unused_options(changed, merged)}
     new = [key for key in changed if key in base or "::" in key or key in unread]
     return unknown_options(new, base) + method_problems(changed, merged)
 
 
 def _changes(base: Any, actual: Any, prefix: str = "") -> dict[str, Any]:
-    """List the ids whose values differ from those of the files, as deep as both have them."""
+    """List the ids whose values differ from those in the files, as deep as both have them."""
     if not isinstance(base, dict) or not isinstance(actual, dict):
         return {} if base == actual else {prefix: actual}
     changes: dict[str, Any] = {}
@@ -200,23 +200,23 @@ _OF_METHODS = re.compile(r"(method_options::\w+|shared_options)::$")
 
 
 def _references(content: Any) -> set[str]:
-    """Name the top-level ids that a part of a config refers to."""
+    """Return the top-level ids that a part of a config refers to."""
     return {ReferenceResolver.split_id(each)[0] for each in ReferenceResolver.find_refs_in_config(content, "")} - {""}
 
 
 def _bad_value(key: str, value: Any, held: Any, in_file: bool) -> list[str]:
-    """Describe a value that MONAI would drop or misread in the place of what the config holds."""
+    """Describe a value that MONAI would drop or misread in place of the config's value."""
     problems = []
     if value is None and not in_file:
         problems.append(
-            f"MONAI ignores --{key} None: to set null, write it into a JSON file and name that after the config "
+            f"MONAI ignores --{key} None: to set null, write it into a JSON file and list that after the config "
             "in --config_file."
         )
     if isinstance(value, str) and value.lower() == "false":
         problems.append(f"--{key} {value} is read as text, which counts as true: write --{key} False.")
     number = isinstance(held, int | float) and not isinstance(held, bool) and key not in WORDS
     if number and isinstance(value, str) and not value.startswith(("$", "@", "%")):
-        problems.append(f"--{key} {value} is text, and the config holds a number there ({held}): give a number.")
+        problems.append(f"--{key} {value} is text, but the config has a number there ({held}): give a number.")
     return problems
 
 
@@ -225,7 +225,7 @@ def _parts(option: str) -> list[str]:
 
 
 def _child(node: Any, part: str) -> Any:
-    """Return what ``part`` names below ``node``, None for a new argument of a component, or the missing mark."""
+    """Return what ``part`` refers to below ``node``, None for a new argument of a component, or the missing mark."""
     if isinstance(node, dict):
         if part in node:
             return node[part]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs that change another one, and say so when they stand alone."""
+"""Configs that modify another config, and say so if run alone."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["config_chain", "expect_base"]
 
 
 def expect_base(configs: Sequence[str], name: str, *bases: str) -> None:
-    """Refuse an overlay without the config that it changes.
+    """Refuse an overlay without the config that it modifies.
 
-    Every config writes its name into the list ``configs``: one that runs alone by ``"configs": ["train.json"]``, an
-    overlay by three lines that add to what its base has::
+    Every config adds its name to the list ``configs``: one that runs alone by ``"configs": ["train.json"]``, an overlay
+    by three lines that extend its base::
 
         "+configs": ["train_classifier.json"],
         "+imports": ["$from medcf.bundle import expect_base"],
         "+initialize": ["$expect_base(@configs, 'train_classifier.json', 'train.json')"],
 
     Args:
-        configs: the names of the configs in their order.
+        configs: the names of the configs, in order.
         name: the overlay's own name.
-        bases: the configs that it can stand on; one of them has to come before it.
+        bases: the configs that it can modify; one of them must precede it.
 
     Raises:
-        ValueError: none of them does; the message holds what to write after ``--config_file``.
+        ValueError: if none of them does; the message gives the value for ``--config_file``.
 
     Example:
         >>> expect_base(["train.json", "train_classifier.json"], "train_classifier.json", "train.json")
@@ -40,7 +40,7 @@ def expect_base(configs: Sequence[str], name: str, *bases: str) -> None:
     before = list(configs[: configs.index(name)])
     if any(base in before for base in bases):
         return
-    report_errors()  # the base would have done so
+    report_errors()  # the base would have done this
     places = {Path(file).name: Path(file).parent for file in config_files()}
     folder = places.get(name, Path())
     files = ",".join(f"'{folder / file}'" for file in [*before, bases[0], *configs[len(before) :]])
@@ -50,10 +50,10 @@ def expect_base(configs: Sequence[str], name: str, *bases: str) -> None:
 
 
 def config_chain(path: Path) -> list[Path]:
-    """List the configs that a config needs before it, itself last.
+    """List the configs that a config needs before it, with itself last.
 
     Args:
-        path: config file; where it can stand on several, the first of them is taken.
+        path: config file; if it has several possible bases, the first one is used.
     """
     check = re.search(r"expect_base\(@configs, (.*?)\)", str(ConfigParser.load_config_file(path).values()))
     if check is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a bundle lies: the folder of the config that is being read, and nothing else."""
+"""Finds a bundle's location: the folder of the config being read, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["bundle_folder", "expect_own_models", "find_bundle_root"]
 def find_bundle_root(name: str) -> str:
     """Find the folder of the bundle whose config is being evaluated.
 
-    A config has no variable for its own place, and MONAI resolves ``.`` against the working directory. To be called
-    from an expression of a config (``"bundle_root": "$find_bundle_root('diffice')"``): the folder is that of the config
-    files of the workflow that evaluates it, whoever named them (the command line, ``--args_file``, Python), or the
-    entry of ``sys.path`` that MONAI Deploy and MONAI Label make of a bundle. No other bundle of the same name is ever
-    taken: its weights would be others.
+    A config has no variable for its own location, and MONAI resolves ``.`` against the working directory. Call this
+    from a config expression (``"bundle_root": "$find_bundle_root('diffice')"``). The folder is that of the config files
+    of the workflow being evaluated, whoever named them (the command line, ``--args_file``, Python), or the ``sys.path``
+    entry that MONAI Deploy and MONAI Label create for a bundle. Another bundle with the same name is never used,
+    because its weights would differ.
 
     Args:
-        name: name of the bundle in its metadata, for example ``"diffice"``.
+        name: name of the bundle in its metadata, such as ``"diffice"``.
 
     Returns:
-        Absolute path of the folder that holds ``configs/metadata.json`` of that bundle.
+        Absolute path of the folder with ``configs/metadata.json`` of that bundle.
 
     Raises:
-        FileNotFoundError: nothing tells it; the message says how to give it.
+        FileNotFoundError: if it cannot be determined; the message says how to specify it.
     """
     workflow = find_caller(ConfigWorkflow)
     own = [] if workflow is None else [Path(workflow.config_root_path).resolve().parent]
@@ -38,7 +38,7 @@ def find_bundle_root(name: str) -> str:
         if _is_bundle(candidate, name):
             return str(candidate.resolve())
     raise FileNotFoundError(
-        f"Nothing tells where the bundle {name!r} lies: give its folder as bundle_root (--bundle_root FOLDER, or "
+        f"The location of the bundle {name!r} is unknown: give its folder as bundle_root (--bundle_root FOLDER, or "
         "bundle_root=... in Python)."
     )
 
@@ -46,30 +46,30 @@ def find_bundle_root(name: str) -> str:
 def expect_own_models(
     path: str | Path, bundle_root: str | Path, dataset_dir: str | Path | None, datalist: str | Path | None
 ) -> None:
-    """Refuse to replace a bundle's weights by those of a training on the user's own images.
+    """Refuse to replace a bundle's weights by those trained on the user's own images.
 
     Args:
-        path: where the weights will go.
+        path: destination of the weights.
         bundle_root: folder of the bundle.
         dataset_dir: folder of the user's images, or None.
-        datalist: table of the user's images, or None; phantoms are trained on where neither is given.
+        datalist: table of the user's images, or None; if neither is given, training uses phantoms.
 
     Raises:
-        ValueError: they would go into the bundle's ``models``.
+        ValueError: if the destination is the bundle's ``models``.
     """
     demo = Path(bundle_root).resolve() / "models"
     if (dataset_dir is not None or datalist is not None) and Path(path).resolve().parent == demo:
         raise ValueError(
-            f"Weights of your own images would replace the bundle's in {demo}: name a folder for them by "
-            "--models_dir DIR, the same one for every training and for inference."
+            f"Weights from your own images would replace the bundle's in {demo}: name a folder for them with "
+            "--models_dir DIR, the same one for all trainings and for inference."
         )
 
 
 def bundle_folder(name: str) -> Path:
-    """Return the folder of a bundle that came with medcf.
+    """Return the folder of a bundle shipped with medcf.
 
     Raises:
-        FileNotFoundError: there is none; the message lists those that exist.
+        FileNotFoundError: if it does not exist; the message lists those that do.
     """
     package = Path(__file__).resolve().parents[1]
     homes = [home for home in (package / "_bundles", package.parent / "bundles") if home.is_dir()]
@@ -78,12 +78,12 @@ def bundle_folder(name: str) -> Path:
             return home / name
     known = sorted({path.parents[1].name for home in homes for path in home.glob("*/configs/metadata.json")})
     raise FileNotFoundError(
-        f"{name!r} is neither a folder nor an archive of a bundle, nor one that came with medcf: {', '.join(known)}."
+        f"{name!r} is not a bundle's folder or archive, and not one shipped with medcf: {', '.join(known)}."
     )
 
 
 def _is_bundle(path: Path, name: str) -> bool:
-    """Tell whether ``path`` is the bundle ``name``: by its metadata, since a user may rename the folder."""
+    """Tell whether ``path`` is the bundle ``name``, by its metadata, because a user may rename the folder."""
     try:
         metadata = json.loads((path / "configs" / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

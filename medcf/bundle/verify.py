@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a bundle as the MONAI model zoo's continuous integration does, without a network.
+"""Checks a bundle like the MONAI model zoo's continuous integration, without internet access.
 
-The checks: files that must exist, metadata against the schema, version and change log, JSON that is plain and without
-duplicate keys, the headings of the page, the list of large files, properties that the workflows and the zoo require,
-the network's input and output against the metadata, weights that load as plain tensors and are small enough to be
-committed, what MONAI's other programs look for (`medcf.bundle.consumers`), and medcf's own rule that a bundle holds
-no Python.
+Checks: required files, metadata against the schema, version and changelog, plain JSON without duplicate keys, the
+headings of the page, the list of large files, properties required by the workflows and the zoo, the network's input and
+output against the metadata, weights that load as plain tensors and are small enough to commit, requirements of MONAI's
+other programs (`medcf.bundle.consumers`), and medcf's own rule that a bundle contains no Python.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ REQUIRED_FILES = (
 )
 MAX_WEIGHTS_BYTES = 8 * 2**20
 HASHES = ("md5", "sha1", "sha256", "sha512")
-MAX_FILE_BYTES = 25 * 2**20  # of the zoo; a larger file is left out, and large_files.yml says where it is
+MAX_FILE_BYTES = 25 * 2**20  # the zoo's limit; larger files are omitted and listed in large_files.yml
 HEADINGS = ("authors", "tags", "model description", "data", "preprocessing", "performance", "system configuration")
 ZOO_IDS = {
     "infer": ("bundle_root", "device", "network_def", "inferer", "output_dir"),
@@ -52,10 +51,10 @@ def verify_bundle(path: str | Path, *, networks: bool = True) -> list[str]:
 
     Args:
         path: folder of the bundle.
-        networks: also build the network, run it on the sizes of the metadata and check the workflows' properties.
+        networks: also build the network, run it on the metadata's sizes and check the workflows' properties.
 
     Returns:
-        What is wrong, one line each; empty when the bundle passes.
+        The problems, one line each; empty if the bundle passes.
     """
     path = Path(path)
     checks: list[Callable[[Path], list[str]]] = [_check_files, _check_json, _check_metadata, _check_weights]
@@ -74,7 +73,7 @@ def verify_bundle(path: str | Path, *, networks: bool = True) -> list[str]:
 
 def _check_files(path: Path) -> list[str]:
     problems = [f"{name} is missing" for name in REQUIRED_FILES if not (path / name).is_file()]
-    return problems + [f"{file.relative_to(path)}: a bundle holds no Python" for file in path.rglob("*.py")]
+    return problems + [f"{file.relative_to(path)}: a bundle must not contain Python" for file in path.rglob("*.py")]
 
 
 def _check_json(path: Path) -> list[str]:
@@ -100,7 +99,7 @@ def _check_metadata(path: Path) -> list[str]:
     if version not in metadata.get("changelog", {}):
         problems.append(f"metadata: version {version!r} is not in the changelog")
     if metadata.get("bundle") != path.name:
-        problems.append(f"metadata: 'bundle' is {metadata.get('bundle')!r}, the folder is {path.name!r}")
+        problems.append(f"metadata: 'bundle' is {metadata.get('bundle')!r}, but the folder is {path.name!r}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             verify_metadata(meta_file=str(meta_file), filepath=str(SCHEMA))
@@ -113,7 +112,7 @@ def _check_weights(path: Path) -> list[str]:
     problems = []
     for file in sorted((path / "models").glob("*.pt")):
         if file.stat().st_size > MAX_WEIGHTS_BYTES:
-            problems.append(f"models/{file.name}: {file.stat().st_size} bytes are more than {MAX_WEIGHTS_BYTES}")
+            problems.append(f"models/{file.name}: {file.stat().st_size} bytes, more than {MAX_WEIGHTS_BYTES}")
         try:
             read_weights(file)
         except ValueError as error:
@@ -138,9 +137,9 @@ def _check_large_files(path: Path) -> list[str]:
 
 
 def _check_properties(path: Path) -> list[str]:
-    """Look for what MONAI's workflows require, in every config and overlay.
+    """Check for the properties that MONAI's workflows require, in every config and overlay.
 
-    It is what ``ConfigWorkflow.check_properties`` asks, but nothing is built: nothing is downloaded or rendered.
+    This is what ``ConfigWorkflow.check_properties`` does, but nothing is built, downloaded or rendered.
     """
     problems = []
     for file in sorted((path / "configs").glob("*.json")):
@@ -162,7 +161,7 @@ def _check_properties(path: Path) -> list[str]:
 
 
 def _open(configs: list[Path], kind: str) -> ConfigWorkflow:
-    """Read configs as MONAI does, macros resolved, without its warning that logging stays as it is."""
+    """Read configs as MONAI does, with macros resolved, but without its warning about unchanged logging."""
     logging.disable(logging.WARNING)
     try:
         workflow = ConfigWorkflow([str(each) for each in configs], logging_file=False, workflow_type=kind)
@@ -178,7 +177,7 @@ def _check_network(path: Path) -> list[str]:
     parser.read_meta(str(configs / "metadata.json"))
     spatial = parser["_meta_::network_data_format::inputs::image::spatial_shape"]
     if not spatial:
-        return ["metadata: network_data_format gives no spatial_shape of the image"]
+        return ["metadata: network_data_format has no spatial_shape for the image"]
     verify_net_in_out(
         net_id="network_def",
         meta_file=str(configs / "metadata.json"),

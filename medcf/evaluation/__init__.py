@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of a method: metrics by name over cases, one table for bundles, benchmarks and reports."""
+"""What is measured of a method: metrics by name over cases, in one table for bundles, benchmarks and reports."""
 
 from __future__ import annotations
 

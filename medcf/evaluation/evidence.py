@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of cases, by name: what the loader and the method gave, and what networks make of it when asked."""
+"""Facts about cases, by name: from the loader, from the method, and from networks on request."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ Function = Callable[..., Any]
 
 
 class AbsentError(ValueError):
-    """Something that neither the cases nor the networks of an evaluation tell."""
+    """Something that neither the cases nor the networks of an evaluation provide."""
 
 
 class Evidence:
-    """Look up what is known of B cases: ``evidence["image"]``, ``evidence["logits(pred)"]``.
+    """Look up facts about B cases: ``evidence["image"]``, ``evidence["logits(pred)"]``.
 
     A plain name is a column, such as ``image`` or ``label``; ``name(images)`` applies the network of that name to that
-    column; and ``name`` or ``name(argument, ...)`` may be one of ``FUNCTIONS``, which follow from others. All of it is
-    computed once, when it is asked for.
+    column; ``name`` or ``name(argument, ...)`` may also be one of ``FUNCTIONS``, which derive values from others.
+    Everything is computed once, on first use.
 
     Args:
-        columns: tensors (B, ...) and lists by name. ``image`` are the inputs and ``pred`` the counterfactuals, both (B,
-            C, *spatial) in [-1, 1]; ``image_true`` is the paired truth, ``subject`` whose image it is, ``target`` (B,)
-            the wanted class, ``again`` what the method makes with another seed.
+        columns: tensors (B, ...) and lists by name. ``image`` holds the inputs and ``pred`` the counterfactuals, both
+            (B, C, *spatial) in [-1, 1]; ``image_true`` is the paired truth, ``subject`` the subject of each image,
+            ``target`` (B,) the target class, ``again`` the method's result with another seed.
         networks: images (B, C, *spatial) to a tensor (B, ...) or a mapping of them, by name. ``logits`` is the
-            explained classifier, ``judge`` an independent one, ``oracle`` gives ``quality`` and ``concepts``,
+            explained classifier, ``judge`` an independent one, ``oracle`` returns ``quality`` and ``concepts``,
             ``segmenter`` logits of labels, ``volumes`` mm³ (B, K).
         structures: label of each structure in the true segmentation, by name, in the order of the ``volumes``.
-        functions: further ones beside ``FUNCTIONS``: the evidence and the arguments to a column.
-        batch_size: images that a network is given at once; None gives it all.
+        functions: additions to ``FUNCTIONS``: the evidence and the arguments to a column.
+        batch_size: number of images passed to a network at once; None passes all of them.
 
     Example:
         >>> cases = Evidence({"image": torch.zeros(2, 1, 4, 4)}, {"mean": lambda images: images.mean((1, 2, 3))})
@@ -66,7 +66,7 @@ class Evidence:
         """Return a column.
 
         Raises:
-            AbsentError: nothing gives it; the message names what is missing.
+            AbsentError: if nothing provides it; the message names what is missing.
         """
         if name not in self.columns:
             self.columns[name] = self._computed(name)
@@ -78,7 +78,7 @@ class Evidence:
 
     @property
     def subjects(self) -> list[str]:
-        """Whose image each case is; every case is its own where nothing says so."""
+        """The subject of each case; if unknown, every case is its own subject."""
         subjects = self.columns.get("subject", self["case"])
         return [str(each) for each in (subjects.tolist() if isinstance(subjects, Tensor) else subjects)]
 
@@ -106,12 +106,12 @@ def _parts(name: str) -> tuple[str, list[str]]:
 
 
 def at_hand(values: Any) -> Any:
-    """Bring numbers (B,) or (B, K) to the CPU, and leave images on their device, where networks want them."""
+    """Move numbers (B,) or (B, K) to the CPU; images stay on their device, where networks need them."""
     return values.cpu() if isinstance(values, Tensor) and values.ndim < 3 else values
 
 
 def select(values: Any, kept: Tensor) -> Any:
-    """Return the cases (B,) that are true, of a tensor, of a list, or of each entry of a mapping."""
+    """Select the true cases of ``kept`` (B,) from a tensor, a list, or each entry of a mapping."""
     if isinstance(values, Mapping):
         return {key: select(each, kept) for key, each in values.items()}
     if isinstance(values, Tensor):
@@ -128,7 +128,7 @@ def _probability(network: str) -> Function:
 
 
 def _margin(network: str) -> Function:
-    """Logit of the target minus that of the other class of two."""
+    """Logit of the target minus that of the other class, for two classes."""
 
     def margin(cases: Evidence, images: str) -> Tensor:
         logits, target = cases[f"{network}({images})"], cases["target"]
@@ -152,7 +152,7 @@ def _true_volume_change(cases: Evidence, structure: str) -> Tensor:
 
 
 def _subject_mse(cases: Evidence) -> Tensor:
-    """Mean squared error (B,) within the subject, which is what is not -1, for gray values in [0, 1]."""
+    """Mean squared error (B,) within the subject, which is everything not -1, for gray values in [0, 1]."""
     image, pred = cases["image"], cases["pred"]
     inside = image > -1
     squares = ((pred - image) / 2) ** 2 * inside
@@ -160,7 +160,7 @@ def _subject_mse(cases: Evidence) -> Tensor:
 
 
 def _subject_ssim(cases: Evidence) -> Tensor:
-    """SSIM (B,) of the box around the subject, which is what is not -1 in the input."""
+    """SSIM (B,) for the box around the subject, which is everything not -1 in the input."""
     pairs = zip(cases["pred"].cpu(), cases["image"].cpu(), strict=True)
     return torch.cat(
         [torch.as_tensor(SSIM()(*(_boxed(each, image)[None] for each in (pred, image)))) for pred, image in pairs]
@@ -175,11 +175,11 @@ def _boxed(image: Tensor, original: Tensor) -> Tensor:
 
 
 def _subject_number(cases: Evidence) -> Tensor:
-    """One number for each case's subject: its own if it is one, else made from its name."""
+    """One number for each case's subject: its id if numeric, otherwise derived from its name."""
     return torch.tensor([int(each) if each.isdigit() else zlib.crc32(each.encode()) for each in cases.subjects])
 
 
-#: What follows from other evidence: a name to a function of the evidence and the arguments in brackets.
+#: Derived evidence: a name to a function of the evidence and the arguments in parentheses.
 FUNCTIONS: dict[str, Function] = {
     "predicted": lambda cases, images: cases[f"logits({images})"].argmax(1),
     "entered": lambda cases: cases["predicted(image)"] != cases["target"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One metric of an evaluation, looked up by its name, fed with what it needs and read off as a figure."""
+"""One metric of an evaluation: looked up by name, fed with what it needs, and read as a figure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 import medcf.metrics  # noqa: F401 - registers the metrics
 from medcf.evaluation.evidence import AbsentError, Evidence, select
 from medcf.metrics.base import IMAGES
-from medcf.metrics.reasons import Summary
+from medcf.metrics.exclusions import Summary
 from medcf.registry import METRICS, lookup
 
 __all__ = ["Figure", "Measurement"]
 
 Path = tuple[str, ...]
-#: The keys of an entry; all others are options of the metric's constructor.
+#: The keys of an entry; all others are options for the metric's constructor.
 KEYS = ("name", "of", "on", "needs", "where", "by", "read", "interval", "rows")
 
 
@@ -29,10 +29,10 @@ class Figure:
     """A measured value.
 
     Attributes:
-        value: the figure; NaN where nothing entered.
-        low: lower end of its 95 % interval; NaN where there is none.
+        value: the figure; NaN if no case counts.
+        low: lower end of its 95 % interval; NaN if there is none.
         high: upper end.
-        count: cases that entered.
+        count: number of cases that count.
     """
 
     value: float
@@ -42,25 +42,25 @@ class Figure:
 
 
 class Measurement:
-    """A metric by name, batch by batch, over the cases and in the variants that its entry asks for.
+    """A metric by name, updated batch by batch, over the cases and variants that its entry specifies.
 
     Args:
-        heading: what the figure is called.
-        entry: name of the metric, or a mapping with its ``name``, the options of its constructor, and any of
+        heading: name of the figure.
+        entry: name of the metric, or a mapping with its ``name``, options for its constructor, and any of
 
-            - ``of``: which network or column it is about instead of its own default; a list or a mapping from labels
-              gives a figure for each.
-            - ``on``: the images that are measured, by default the counterfactuals ``pred``; or a mapping, too.
-            - ``needs``: what it is called with, where it differs from the metric's own ``needs``.
-            - ``where``: a Boolean column; the other cases do not enter.
-            - ``by``: a column of classes, to measure the cases of each apart; ``target`` also becomes the metric's.
-            - ``read``: the attribute or method of the metric that is the figure, by default ``aggregate``.
-            - ``interval``: give the mean with its interval over subjects and the number of cases.
-            - ``rows``: columns of the table of cases, names to attributes or methods with a value for each case;
-              ``{of}`` in a name stands for the label.
+            - ``of``: the network or column to measure instead of the default; a list, or a mapping from labels, gives
+              one figure each.
+            - ``on``: the images to measure, by default the counterfactuals ``pred``; may also be a mapping.
+            - ``needs``: what to call it with, if different from the metric's own ``needs``.
+            - ``where``: a Boolean column; other cases do not count.
+            - ``by``: a column of classes, to measure each class separately; ``target`` is also passed to the metric.
+            - ``read``: the metric's attribute or method that holds the figure, by default ``aggregate``.
+            - ``interval``: return the mean with its interval over subjects and the number of cases.
+            - ``rows``: columns for the table of cases, names to attributes or methods with one value per case; ``{of}``
+              in a name stands for the label.
 
     Raises:
-        ValueError: no metric has that name, or it does not take the options.
+        ValueError: if no metric has that name, or it rejects the options.
     """
 
     def __init__(self, heading: str, entry: str | Mapping[str, Any]) -> None:
@@ -80,14 +80,14 @@ class Measurement:
         self.parts: dict[Path, tuple[Any, list[str], int | None]] = {}
 
     def update(self, cases: Evidence, class_names: Mapping[int, str] | None = None) -> None:
-        """Measure further cases.
+        """Measure more cases.
 
         Args:
-            cases: what is known of them.
-            class_names: what the figures of each class are called, with ``by``.
+            cases: facts about them.
+            class_names: names for the figures of each class, with ``by``.
 
         Raises:
-            ValueError: something that the metric needs is absent; the message names both.
+            ValueError: if something that the metric needs is absent; the message names both.
         """
         try:
             for on_label, on in self.on.items():
@@ -99,11 +99,11 @@ class Measurement:
                         self._add(path, value, cases.subjects, inputs, kept)
         except AbsentError as error:
             raise AbsentError(
-                f"{self.heading}: the metric {self.name!r} needs what the cases lack: {error}."
+                f"{self.heading}: the metric {self.name!r} needs something the cases lack: {error}."
             ) from error
 
     def _classes(self, cases: Evidence) -> Iterator[tuple[int | None, Tensor | None]]:
-        """Classes to measure apart, and which cases are of them; None for all."""
+        """Yield the classes to measure separately, and which cases belong to them; None for all."""
         kept = None if self.where is None else cases[self.where].bool()
         if self.by is None:
             yield None, kept
@@ -133,7 +133,7 @@ class Measurement:
             raise ValueError(f"{self.heading}: correct the options of the metric {self.name!r}: {error}.") from error
 
     def figure(self, path: Path = ()) -> Figure:
-        """Return the figure of a variant with its interval over subjects; the only one has the empty path."""
+        """Return the figure of a variant with its interval over subjects; the empty path means the only variant."""
         metric, subjects, _ = self.parts[path]
         if not subjects:
             return Figure(math.nan)
@@ -142,7 +142,7 @@ class Measurement:
         return Figure(_read(metric, self.read), low, high, metric.counts().entered)
 
     def figures(self) -> Any:
-        """Return what JSON takes: the figure, or mappings of them by label where there are several variants."""
+        """Return JSON values: the figure, or mappings of figures by label if there are several variants."""
         found: dict[str, Any] = {}
         for path in sorted(self.parts, key=lambda path: self.parts[path][2] or 0):
             if not path:
@@ -171,7 +171,7 @@ class Measurement:
 
 
 def _labeled(names: str | Mapping[str, str] | list[str]) -> dict[str, str]:
-    """Map the labels of variants to names; a single name has the empty label."""
+    """Map the labels of variants to names; a single name has an empty label."""
     if isinstance(names, Mapping):
         return dict(names)
     return {"": names} if isinstance(names, str) else {name: name for name in names}
@@ -183,7 +183,7 @@ def _read(metric: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what a metric tells into what JSON takes; a summary becomes its mean."""
+    """Convert a metric's result to JSON values; a summary becomes its mean."""
     if isinstance(value, Summary):
         return value.mean
     if isinstance(value, Mapping):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explain every case of a loader once, measure it by metrics that are given by name, and write figures and rows."""
+"""Explain every case of a loader once, measure it with metrics given by name, and write figures and rows."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ Loader = Iterable[Mapping[str, Any]]
 
 @dataclass
 class Evaluation:
-    """What is measured of the cases of a loader, and by which networks.
+    """What is measured for the cases of a loader, and with which networks.
 
     Attributes:
-        metrics: the metrics, see `Measurement` for their entries, by what the figures are called. What one needs, in
-            the words of `Evidence`, must be in the loader's batches or follow from them.
-        networks: what looks at the images, by name, see `Evidence`.
-        rows: columns of the table of cases, their names to those of the evidence; a mapping with ``of`` and ``where``
-            has null where the Boolean column ``where`` is false, and ``{structure}`` in both names gives a column each.
-        inferer: the method; ``explain(images, network, sample_ids)``. None measures the images alone.
+        metrics: the metrics, see `Measurement` for their entries, by figure name. Everything a metric needs, in the
+            terms of `Evidence`, must be in the loader's batches or be derived from them.
+        networks: networks that see the images, by name, see `Evidence`.
+        rows: columns of the table of cases, mapped to evidence; a mapping with ``of`` and ``where`` yields null if the
+            Boolean column ``where`` is false, and ``{structure}`` in both names yields one column each.
+        inferer: the method; ``explain(images, network, sample_ids)``. None measures only the images.
         network: the diffusion network.
         structures: label of each structure in the true segmentation, by name.
-        target_names: what the figures of each target class are called; by default the number of the class.
-        amp: explain under autocast, as `medcf.runtime.performance.autocast` says; everything is measured in full
-            precision.
-        table: a row for each case, once it ran.
+        target_names: names for the figures of each target class; by default the class number.
+        amp: explain under autocast, see `medcf.runtime.performance.autocast`; all measurements use full precision.
+        table: one row per case, after the run.
     """
 
     metrics: Mapping[str, str | Mapping[str, Any]]
@@ -59,15 +58,15 @@ class Evaluation:
         """Explain every case and measure it.
 
         Args:
-            loader: batches with ``image`` (B, C, *spatial) in [-1, 1], ``case`` and ``subject`` (B), and what else the
-                metrics need: ``image_true``, ``segmentation_true``, ``label``, ``target``, ``volumes``, ...
-            device: where to compute.
+            loader: batches with ``image`` (B, C, *spatial) in [-1, 1], ``case`` and ``subject`` (B), and everything
+                else the metrics need: ``image_true``, ``segmentation_true``, ``label``, ``target``, ``volumes``, ...
+            device: device for the computation.
 
         Returns:
             The numbers of ``cases`` and ``subjects``, and the figures by name.
 
         Raises:
-            ValueError: there is no case, no metric of a name, or a metric needs what the cases lack.
+            ValueError: if there is no case, a metric is unknown, or it needs something the cases lack.
         """
         measurements = [Measurement(heading, entry) for heading, entry in self.metrics.items()]
         names = dict(enumerate(self.target_names))
@@ -90,7 +89,7 @@ class Evaluation:
         return figures
 
     def _explained(self, batch: Mapping[str, Any], device: str | torch.device) -> Evidence:
-        """Gather what is known of a batch; what the loader says goes before what the method says."""
+        """Collect the facts about a batch; the loader's values take precedence over the method's."""
         columns = {
             name: values.as_subclass(Tensor).to(device) if isinstance(values, Tensor) else values
             for name, values in batch.items()
@@ -126,26 +125,26 @@ def run_evaluation(
     device: str | torch.device = "cpu",
     further: Sequence[tuple[Evaluation, Loader]] = (),
 ) -> dict[str, Any]:
-    """Evaluate a method, print the figures and write ``evaluation.json``, which has the rows of all cases, too.
+    """Evaluate a method, print the figures and write ``evaluation.json``, which also holds the rows of all cases.
 
-    Figures that do not exist, such as the correlation of nothing, are null, since JSON has no NaN.
+    Undefined figures, such as the correlation of nothing, are null, because JSON has no NaN.
 
     Args:
         evaluation: the method, its judges and its metrics.
-        loader: batches of what ``evaluation.run`` takes.
-        output_dir: folder of ``evaluation.json``.
-        device: where to compute.
-        further: evaluations of other cases, whose figures stand beside.
+        loader: batches for ``evaluation.run``.
+        output_dir: folder for ``evaluation.json``.
+        device: device for the computation.
+        further: evaluations of other cases, whose figures are added.
 
     Returns:
         The figures, with the ``seconds`` they took.
 
     Raises:
-        FileExistsError: an ``evaluation.json`` is there that no evaluation wrote.
+        FileExistsError: if there is an ``evaluation.json`` that no evaluation wrote.
     """
     file = Path(output_dir) / "evaluation.json"
     if file.exists() and '"per_case"' not in file.read_text(encoding="utf-8", errors="replace"):
-        raise FileExistsError(f"{file} is not medcf's: choose another folder with --output_dir.")
+        raise FileExistsError(f"{file} was not written by medcf: choose another folder with --output_dir.")
     start = time.perf_counter()
     figures = evaluation.run(loader, device)
     figures["seconds"] = time.perf_counter() - start
@@ -159,7 +158,7 @@ def run_evaluation(
 
 
 def _finite(value: Any) -> Any:
-    """Replace the numbers of a nested structure that are not finite by None."""
+    """Replace non-finite numbers in a nested structure by None."""
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a case to its files: the explainer, the job of a bundle, and what they write."""
+"""From a case to its files: the explainer, a bundle's job, and its output."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is known about one case once its counterfactual was made, on the input's own matrix."""
+"""All results for one case after its counterfactual was made, on the input's own matrix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medcf.runtime.owned import fill_folder, run_of
 
 __all__ = ["MARKER", "CaseResult", "Writer"]
 
-#: The case's scores: the last file that is written, it marks the case as done.
+#: The case's scores: the file written last; it marks the case as done.
 MARKER = "case.json"
 
 Writer = Callable[["CaseResult", Path], object]
@@ -26,30 +26,30 @@ Writer = Callable[["CaseResult", Path], object]
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case's images and scores; ``*spatial`` is (X, Y) of a picture, columns first, or (X, Y, Z) of a volume.
+    """A case's images and scores; ``*spatial`` is (X, Y) for a picture, columns first, or (X, Y, Z) for a volume.
 
     Attributes:
         case: case id, also the name of its folder.
         path: the input file, or the first of a series.
-        original: (*spatial) float32, the input as the network's grid was made of it: a picture in [0, 1] after its
+        original: (*spatial) float32, the input before resampling to the network's grid: a picture in [0, 1] after
             clean-up, a volume in its own units.
-        counterfactual: (*spatial) float32: original plus difference, in the units of the original.
-        difference: (*spatial) float32, signed, counterfactual minus input as the network sees them, in fractions of
-            the full intensity range.
-        trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference, of the
-            L passes that ran for this case; None where the iterates stayed on the network's grid.
+        counterfactual: (*spatial) float32: original plus difference, in the original's units.
+        difference: (*spatial) float32, signed, counterfactual minus input as seen by the network, in fractions of the
+            full intensity range.
+        trajectory: (L + 1, *spatial) float32: the original, then the original plus each iterate's difference, for the L
+            passes run for this case; None if the iterates stayed on the network's grid.
         affine: (4, 4) from indices to RAS+ mm.
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
-        spacing: mm between neighbors along each axis; None when the file does not say.
-        segmentation: (2, *spatial) uint8 labels of the input and of the counterfactual, None without a segmenter.
+        spacing: mm between neighbors along each axis; None if the file does not state it.
+        segmentation: (2, *spatial) uint8 labels for the input and the counterfactual; None without a segmenter.
         spread: (*spatial) float32, standard deviation of the counterfactual over seeds, in fractions of the full
             intensity range; None after a single seed.
-        region: of a picture, first column and row, end column and row of what the network saw; None for all.
-        window: the original's values that are the network's black and white, the full intensity range.
-        mask: (*spatial) bool, the subject of a volume; None where there is none.
+        region: for a picture, first column and row, end column and row of the part that the network saw; None for all.
+        window: the original's values that are black and white for the network, the full intensity range.
+        mask: (*spatial) bool, the subject of a volume; None if there is none.
         row: the scores, as in ``scores.csv``.
         on_grid: ``image`` and ``pred`` (1, *grid) in [-1, 1].
-        writers: what ``save`` calls, in this order.
+        writers: called by ``save``, in this order.
     """
 
     case: str
@@ -72,25 +72,25 @@ class CaseResult:
 
     @property
     def synthetic(self) -> bool:
-        """Whether anything was made: an input that came back as it was is not stamped as synthetic."""
+        """Whether anything was generated: an input returned unchanged is not labeled synthetic."""
         return not self.row.get("unchanged", False) and bool(np.any(self.difference))
 
     def write(self, folder: Path) -> None:
-        """Let the writers write into a folder."""
+        """Let the writers write to a folder."""
         for writer in self.writers:
             writer(self, folder)
 
     def save(self, output_dir: str | Path) -> Path:
-        """Write the images and ``case.json`` into a folder called after the case.
+        """Write the images and ``case.json`` to a folder named after the case.
 
         Args:
-            output_dir: folder of that folder.
+            output_dir: parent of that folder.
 
         Returns:
-            The case's folder. What medcf wrote there before is replaced or removed, what anybody else did stays.
+            The case's folder. Files that medcf wrote there before are replaced or removed; all others stay.
 
         Raises:
-            FileExistsError: a file of somebody else, or the result of another image, is in the way; names it.
+            FileExistsError: if someone else's file, or the result of another image, is in the way; names it.
         """
         folder = Path(output_dir) / self.case
         if run_of(folder) is not None and (folder / MARKER).is_file():

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class CaseDataset(Dataset):
-    """A dataset whose items are a case, or the reason why there is none.
+    """A dataset whose items are a case, or the reason why it is missing.
 
     Args:
         data: cases as `medcf.data.find_cases` lists them.
@@ -52,16 +52,16 @@ class CaseDataset(Dataset):
 
 
 class PendingBatches(Sampler[list[int]]):
-    """Batches of consecutive cases in which at least one is not done.
+    """Batches of consecutive cases of which at least one is not done.
 
-    A batch that was interrupted is computed again as a whole: its composition, and so every bit of its results, is the
-    same as in a run that was never interrupted. Under torchrun each process takes every n-th of these whole batches, so
-    that the same holds for any number of processes.
+    An interrupted batch is recomputed as a whole: its composition, and so its results, are bit-identical to those of an
+    uninterrupted run. Under torchrun each process takes every n-th of these whole batches, so the same holds for any
+    number of processes.
 
     Args:
         data: all cases of the run.
-        run_folder: knows which of them are done; opened.
-        batch_size: cases a batch.
+        run_folder: opened run folder that knows which cases are done.
+        batch_size: cases per batch.
     """
 
     def __init__(self, data: Sequence[Case], run_folder: RunFolder, batch_size: int) -> None:
@@ -93,14 +93,14 @@ def case_loader(
 
 
 def case_bar(loader: DataLoader, *, show: bool = True) -> Any:
-    """Make the main process's bar over all cases of a run that are not done; the other processes show none."""
+    """Create the main process's bar over all unfinished cases of a run; the other processes show none."""
     batches = loader.batch_sampler
     total = sum(map(len, batches)) if isinstance(batches, PendingBatches) else None
     return progress_bar(total, "cases", unit="case", show=show and rank() == 0)
 
 
 def collate_cases(items: Sequence[dict[str, Any] | Failure]) -> dict[str, list[Any]]:
-    """Keep the ``items`` that `CaseDataset` read apart from the ``failures``, in a list each."""
+    """Separate the ``items`` read by `CaseDataset` from the ``failures``, as one list each."""
     return {
         "items": [item for item in items if not isinstance(item, Failure)],
         "failures": [item for item in items if isinstance(item, Failure)],
@@ -108,22 +108,22 @@ def collate_cases(items: Sequence[dict[str, Any] | Failure]) -> dict[str, list[A
 
 
 def split_batch(batch: Mapping[str, Any]) -> list[Any]:
-    """List the items of a batch, of `collate_cases` or of any MONAI data loader whose items hold ``image``."""
+    """List the items of a batch from `collate_cases` or from any MONAI data loader whose items have ``image``."""
     if "items" in batch:
         return [*batch["items"], *batch["failures"]]
     return decollate_batch(dict(batch))
 
 
 def prepare_case(case: Case, item: Mapping[str, Any], preprocessing: Callable[[Any], Any]) -> dict[str, Any] | Failure:
-    """Put the image of an item onto the network's grid, or say why that fails.
+    """Put an item's image onto the network's grid, or explain why this fails.
 
     Args:
-        case: what the image was read from, or is read from now.
-        item: ``image``, as the preprocessing takes it; ``case`` and ``file`` where they are not the case's own.
+        case: the source of the image, whether already read or still to be read.
+        item: ``image``, as input for the preprocessing; ``case`` and ``file`` if they differ from the case's own.
         preprocessing: to a dictionary whose ``image`` is (C, *grid).
 
     Returns:
-        What the preprocessing made, with ``case`` and ``file``.
+        The result of the preprocessing, with ``case`` and ``file``.
     """
     try:
         ready = dict(preprocessing(dict(item)))
@@ -135,7 +135,7 @@ def prepare_case(case: Case, item: Mapping[str, Any], preprocessing: Callable[[A
 
 
 def describe_failure(case: Case, error: Exception) -> Failure:
-    """Turn what went wrong into a line of ``failures.csv``; MONAI wraps a transform's error in its own."""
+    """Turn an error into a row of ``failures.csv``; MONAI wraps a transform's error in its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UnreadableImage):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pictures of cases share: a canvas with tiles and text that fits, stamps, color bars and titles."""
+"""Common drawing tools for pictures of cases: a canvas with tiles and fitted text, stamps, color bars and titles."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 LABEL_COLORS = np.array([[0.95, 0.85, 0.35], [0.95, 0.45, 0.25], [0.30, 0.80, 0.95], [0.45, 0.85, 0.40]])
-"""Colors of segmentation labels 1, 2, ...; they repeat when there are more labels."""
+"""Colors of segmentation labels 1, 2, ...; they repeat for further labels."""
 
 TILE_HEIGHT = 240  # pixels
 GAP = 8
@@ -42,18 +42,18 @@ HEAD = 64  # title
 LINE = 22  # a line of text under a tile
 
 _YELLOW = "#ffd54a"
-_SMALLEST = 9  # pixels of a letter; what is longer still is shortened in its middle
-_LEAST_STAMP = 72  # pixels that SYNTHETIC takes in the smallest letters
+_SMALLEST = 9  # pixels per letter; longer text is shortened in the middle
+_LEAST_STAMP = 72  # pixels, width of SYNTHETIC in the smallest letters
 
 
 @dataclass(frozen=True)
 class Text:
-    """Words on a canvas, and where they are.
+    """Words on a canvas, and their position.
 
     Attributes:
-        words: as they are shown.
-        box: left, top, right and lower edge in pixels.
-        background: color behind the letters, None where there is none.
+        words: the words as shown.
+        box: left, top, right and bottom edges in pixels.
+        background: color behind the letters; None if there is none.
     """
 
     words: str
@@ -62,12 +62,12 @@ class Text:
 
 
 class Canvas:
-    """An RGB picture to which tiles and words are added; ``texts`` remembers the words.
+    """An RGB picture to which tiles and words are added; ``texts`` records the words.
 
     Args:
-        height: in pixels.
-        width: in pixels.
-        background: its color.
+        height: height in pixels.
+        width: width in pixels.
+        background: background color.
     """
 
     def __init__(self, height: int, width: int, background: str = "#141414") -> None:
@@ -76,12 +76,12 @@ class Canvas:
         self._draw = ImageDraw.Draw(self.image)
 
     def paste(self, tile: NDArray[np.floating], top: int, left: int, height: int, width: int) -> None:
-        """Lay a tile (h, w, 3) in [0, 1] over the canvas, resized to ``height`` and ``width`` pixels."""
+        """Paste a tile (h, w, 3) in [0, 1] onto the canvas, resized to ``height`` and ``width`` pixels."""
         levels = np.rint(np.clip(tile, 0, 1) * 255).astype(np.uint8)
         self.image.paste(Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR), (left, top))
 
     def outline(self, mask: NDArray[np.bool_], top: int, left: int, height: int, width: int, color: str) -> None:
-        """Draw the border of a mask (h, w), resized as `paste` resizes a tile."""
+        """Draw the border of a mask (h, w), resized in the same way as by `paste`."""
         shape = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
         border = find_boundaries(np.asarray(shape) > 127, mode="inner")
         self.image.paste(color, (left, top), Image.fromarray(border.astype(np.uint8) * 255))
@@ -99,21 +99,21 @@ class Canvas:
         bold: bool = False,
         background: str | None = None,
     ) -> Text:
-        """Write one line, smaller or shortened where it would be wider than ``width`` pixels.
+        """Write one line, smaller or shortened if it would exceed ``width`` pixels.
 
         Args:
-            x: in pixels, of the point that ``anchor`` names.
-            y: in pixels.
-            words: the line.
-            width: room in pixels.
+            x: pixel position of the point named by ``anchor``.
+            y: pixel position of the same point.
+            words: text of the line.
+            width: available width in pixels.
             size: height of the letters in pixels.
-            anchor: as Pillow has it: l, m or r across, and a, m or d upright.
-            color: of the letters.
-            bold: thick letters.
+            anchor: as in Pillow: l, m or r horizontally, and a, m or d vertically.
+            color: color of the letters.
+            bold: whether the letters are bold.
             background: color of a box behind the letters.
 
         Returns:
-            What was written, and where.
+            The text written, and its position.
         """
         while size > _SMALLEST and _font(size, bold).getlength(words) > width:
             size -= 1
@@ -129,7 +129,7 @@ class Canvas:
         return written
 
     def upright(self, x: float, y: float, words: str, height: float) -> None:
-        """Write a line from below upward, in the middle of a point."""
+        """Write a line upward, centered at a point."""
         side = Canvas(LINE, round(height))
         side.text(height / 2, LINE / 2, words, width=height)
         self.image.paste(side.image.rotate(90, expand=True), (round(x - LINE / 2), round(y - height / 2)))
@@ -142,16 +142,16 @@ class Canvas:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font, which has arrows and Greek; nothing of matplotlib is imported for it."""
+    """Return matplotlib's own font, which has arrows and Greek letters, without importing matplotlib."""
     found = find_spec("matplotlib")
-    assert found is not None  # a requirement of medcf
+    assert found is not None  # matplotlib is a requirement of medcf
     assert found.origin is not None
     folder = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
     return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
 
 
 def _shortened(words: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """Leave out the middle until a line fits."""
+    """Shorten a line in the middle until it fits."""
     if font.getlength(words) <= width:
         return words
     kept = len(words)
@@ -161,12 +161,12 @@ def _shortened(words: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 def colored_difference(image: NDArray[np.floating], difference: NDArray[np.floating], limit: float) -> NDArray:
-    """Lay a signed difference over a gray image: red brighter, blue darker, opaque at ``limit`` and beyond.
+    """Overlay a signed difference on a gray image: red is brighter, blue darker, opaque at ``limit`` and beyond.
 
     Args:
         image: (H, W) in [0, 1].
         difference: (H, W), signed.
-        limit: difference of full color.
+        limit: difference at full color.
 
     Returns:
         (H, W, 3) RGB in [0, 1].
@@ -177,7 +177,7 @@ def colored_difference(image: NDArray[np.floating], difference: NDArray[np.float
 
 
 def colored_segmentation(image: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray:
-    """Lay labels over a gray image, each in its color, half transparent.
+    """Overlay labels on a gray image, each in its color, half transparent.
 
     Args:
         image: (H, W) in [0, 1].
@@ -198,14 +198,14 @@ def gray(image: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _diverging(strength: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Map [-1, 1] to blue, white, red; both ends are equally far from gray also for the color-blind."""
+    """Map [-1, 1] to blue, white, red; both ends are equally far from gray, including for color-blind viewers."""
     red, blue = np.array([0.95, 0.25, 0.15]), np.array([0.20, 0.50, 1.0])
     weight = np.abs(strength)[..., None]
     return np.where(strength[..., None] > 0, red, blue) * weight + (1 - weight)
 
 
 def stamp(canvas: Canvas, x: float, y: float, width: float, size: int = 14) -> None:
-    """Write SYNTHETIC below a point, centered, within ``width`` pixels as long as it can be read there."""
+    """Write SYNTHETIC centered below a point, within ``width`` pixels if it is still legible."""
     canvas.text(
         x,
         y + 2,
@@ -220,9 +220,9 @@ def stamp(canvas: Canvas, x: float, y: float, width: float, size: int = 14) -> N
 
 
 def color_bar(canvas: Canvas, top: int, left: int, width: int, limit: float) -> None:
-    """Draw the color bar of signed differences into a field ``width`` wide and 22 high.
+    """Draw the color bar for signed differences in an area ``width`` wide and 22 high.
 
-    It is the overlay itself, on a medium gray: where nothing differs, both show the image.
+    It is the overlay itself on a medium gray: without a difference, both show the image.
     """
     steps = np.linspace(-limit, limit, max(width - 100, 20))[None]
     bar = colored_difference(np.full_like(steps, 0.5), steps, limit)
@@ -234,7 +234,7 @@ def color_bar(canvas: Canvas, top: int, left: int, width: int, limit: float) -> 
 
 
 def title_lines(canvas: Canvas, result: CaseResult, class_names: Sequence[str]) -> None:
-    """Write the case, what became of its class, the notice, and the warning where one is due."""
+    """Write the case, the change of its class, the notice, and a warning if needed."""
     row, width = result.row, canvas.image.width
 
     def name(label: object) -> str:
@@ -255,6 +255,6 @@ def title_lines(canvas: Canvas, result: CaseResult, class_names: Sequence[str]) 
     canvas.text(GAP, 16, result.case, width=right - 3 * GAP, size=17, anchor="lm", bold=True)
     canvas.text(GAP, 42, "      ".join(parts), width=width - 2 * GAP, size=15, anchor="lm")
     if row.get("out_of_distribution"):
-        warning = "OUT OF DISTRIBUTION: unlike anything the model was trained on; do not interpret"
+        warning = "OUT OF DISTRIBUTION: unlike the training data; do not interpret"
         style: dict[str, Any] = {"size": 17, "bold": True, "background": "#b00020"}
         canvas.text(width / 2, HEAD + 8, warning, width=width - 4 * GAP, **style)

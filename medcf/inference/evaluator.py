@@ -25,21 +25,21 @@ __all__ = ["CaseWriter", "CounterfactualEvaluator"]
 
 
 class CounterfactualEvaluator(SupervisedEvaluator):
-    """Drives an `Explainer` over the batches of a loader.
+    """Run an `Explainer` over the batches of a loader.
 
-    After an iteration ``state.batch`` and ``state.output`` are lists with one dictionary a case. The output holds
-    ``image`` and ``pred`` (C, *grid) in [-1, 1], ``label`` where the loader gives one, and ``result``, the
-    `CaseResult`. A case that fails is left out of both lists and put into ``state.failures``; the others of its batch
-    are done all the same. A target that the classifier does not know ends the run, for it would fail every case.
+    After an iteration ``state.batch`` and ``state.output`` are lists with one dictionary per case. The output holds
+    ``image`` and ``pred`` (C, *grid) in [-1, 1], ``label`` if the loader provides one, and ``result``, the
+    `CaseResult`. A case that fails is left out of both lists and added to ``state.failures``; the rest of its batch is
+    still processed. A target that the classifier does not have ends the run, because it would fail every case.
 
     Args:
         explainer: explains the cases.
-        val_data_loader: yields batches of `medcf.inference.cases.collate_cases`, or of any MONAI data loader whose
+        val_data_loader: yields batches from `medcf.inference.cases.collate_cases`, or from any MONAI data loader whose
             items went through the explainer's preprocessing.
         val_handlers: Ignite handlers.
-        key_val_metric: as MONAI's evaluator takes it.
-        additional_metrics: as MONAI's evaluator takes them.
-        metric_cmp_fn: tells whether a value of the key metric is better than another.
+        key_val_metric: see MONAI's evaluator.
+        additional_metrics: see MONAI's evaluator.
+        metric_cmp_fn: tells whether one value of the key metric is better than another.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
     ) -> None:
         self.explainer = explainer
         if rank() > 0 and hasattr(explainer.inferer, "progress"):
-            explainer.inferer.progress = False  # the bar of the main process stands for all
+            explainer.inferer.progress = False  # the main process shows the only bar
         options: dict[str, Any] = {} if metric_cmp_fn is None else {"metric_cmp_fn": metric_cmp_fn}
         super().__init__(
             device=torch.device(explainer.device),
@@ -65,12 +65,12 @@ class CounterfactualEvaluator(SupervisedEvaluator):
             key_val_metric=key_val_metric,
             additional_metrics=additional_metrics,
             decollate=False,
-            amp=False,  # the explainer opens autocast on the device's own type, where MONAI's amp knows only CUDA
+            amp=False,  # the explainer uses autocast for any device; MONAI's amp supports only CUDA
             **options,
         )
 
-    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]  # as MONAI's
-        """Explain all cases of the loader; does nothing when there is none."""
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]  # same signature as MONAI's
+        """Explain all cases of the loader; does nothing if there are none."""
         self.state.failures = []
         if not len(self.data_loader):  # type: ignore[arg-type]
             return
@@ -82,7 +82,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
             with self.add_event_handler(Events.ITERATION_COMPLETED, count):
                 super().run(global_epoch)
 
-    def _iteration(  # type: ignore[override]  # a list of cases, as MONAI's own decollation makes
+    def _iteration(  # type: ignore[override]  # a list of cases, as from MONAI's own decollation
         self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Explain one batch."""
@@ -101,10 +101,10 @@ class CounterfactualEvaluator(SupervisedEvaluator):
 
 
 class CaseWriter:
-    """Writes every case of `CounterfactualEvaluator` into the run's folder, and notes those that failed.
+    """Write every case of `CounterfactualEvaluator` to the run's folder, and record failures.
 
     Args:
-        run_folder: the run's output folder, opened.
+        run_folder: the run's output folder, already open.
     """
 
     def __init__(self, run_folder: RunFolder) -> None:
@@ -115,7 +115,7 @@ class CaseWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the cases of an iteration; those that an interrupted session finished stay as they are."""
+        """Write the cases of an iteration; cases finished by an interrupted session are kept."""
         state: Any = engine.state
         for result in (*state.failures, *(output["result"] for output in state.output)):
             self.run_folder.take(result)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road of every image as one Python object: read, grid, explain, back, write."""
+"""The path of every image as one Python object: read, grid, explain, back, write."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ Source = Case | str | PathLike[str] | Sequence[str | PathLike[str]] | Tensor | n
 
 
 class Explainer:
-    """Answers for images how they would look if they were of another class.
+    """Show how images would look if they belonged to another class.
 
-    ``medcf.load("diffice")`` makes one of a bundle; a bundle's evaluator drives one; ten lines of Python make one of
-    parts of their own. It can be pickled, into the workers of a data loader for example.
+    ``medcf.load("diffice")`` creates one from a bundle; a bundle's evaluator drives one; ten lines of Python build one
+    from your own parts. It can be pickled, for example for a data loader's workers.
 
     Args:
-        preprocessing: from ``{"image": path or Case, ...}`` to ``image`` (1, *grid) in [-1, 1], a MetaTensor that
-            carries its `medcf.data.GridRecord`.
+        preprocessing: from ``{"image": path or Case, ...}`` to ``image`` (1, *grid) in [-1, 1], a MetaTensor with its
+            `medcf.data.GridRecord`.
         inferer: the method, called as ``inferer(inputs, network)``; see `medcf.inferers.DerivedMethod`.
         network: the denoising network.
         postprocessing: from ``image`` and ``pred`` on the grid to ``pred`` and ``difference`` on the image's own
             matrix, see `medcf.transforms.AddDifferenced`.
         classifier: the explained classifier, images to logits.
-        segmenter: images to logits of structures; for the report.
+        segmenter: images to logits of structures, for the report.
         novelty: images to a dictionary of tensors (B,); `medcf.metrics.NoveltyDetector`.
-        writers: what `CaseResult.save` and `run` call.
+        writers: called by `CaseResult.save` and `run`.
         listing: options of `medcf.inference.list_cases` for `run`.
-        class_names: names of the classes 0, 1, ..., which a target may be called by.
-        seeds: seeds of the noise that each image is explained with, the method's own first; its counterfactual is the
-            result, and the spread over all of them says how much of it is chance.
-        trajectory: bring all iterates back to the image's own matrix; None does so for pictures alone, since a volume
-            of the scanner is large.
-        device: where to compute.
-        amp: compute in 16 bits, always or where the device has them ("auto"), see `medcf.runtime.performance.autocast`.
-        batch_size: cases that `run` explains at once.
-        num_workers: processes that read for `run`.
-        manifest: what `RunFolder` notes of a run: ``config``, ``weights``, ``seed``.
+        class_names: names of the classes 0, 1, ..., by which a target may be given.
+        seeds: number of noise seeds per image, the method's own first. Its counterfactual is the result; the spread
+            over all seeds shows how much of it is chance.
+        trajectory: map all iterates back to the image's own matrix; None does so only for pictures, because clinical
+            volumes are large.
+        device: device for the computation.
+        amp: compute in 16 bits, always or if the device supports it ("auto"), see `medcf.runtime.performance.autocast`.
+        batch_size: number of cases that `run` explains at once.
+        num_workers: number of reader processes for `run`.
+        manifest: what `RunFolder` records about a run: ``config``, ``weights``, ``seed``.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Explainer:
         """Explain one image.
 
         Args:
-            case: a file, a folder with one DICOM series, its files, a `medcf.data.Case`, an image (C, X, Y[, Z]) as
-                `medcf.read` or MONAI's loaders give it, or an item of the preprocessing.
-            target: wanted class, by index or name; None is the method's.
+            case: a file, a folder with one DICOM series, its files, a `medcf.data.Case`, an image (C, X, Y[, Z]) from
+                `medcf.read` or MONAI's loaders, or an item for the preprocessing.
+            target: target class, by index or name; None uses the method's.
 
         Raises:
-            UnreadableImage: the image cannot be used; names the file and the remedy.
-            RuntimeError: it could not be explained.
+            UnreadableImage: if the image cannot be used; names the file and the remedy.
+            RuntimeError: if it could not be explained.
         """
         (result,) = self.batch([case], target)
         if isinstance(result, Failure):
@@ -134,14 +134,14 @@ class Explainer:
         """Explain images together; one that fails does not stop the others.
 
         Args:
-            items: as `__call__` takes them, prepared or not; a `Failure` stays one.
-            target: wanted class of all; None is the method's.
+            items: as in `__call__`, prepared or not; a `Failure` is passed through.
+            target: target class for all; None uses the method's.
 
         Returns:
-            A result for each, in their order.
+            One result per item, in order.
 
         Raises:
-            TargetError: the classifier does not know the target, which would fail every image.
+            TargetError: if the classifier does not have the target, which would fail every image.
         """
         prepared = [item if isinstance(item, Failure) else self.prepare(item) for item in items]
         good = [item for item in prepared if not isinstance(item, Failure)]
@@ -149,7 +149,7 @@ class Explainer:
         return [item if isinstance(item, Failure) else next(results) for item in prepared]
 
     def prepare(self, source: Source) -> dict[str, Any] | Failure:
-        """Read an image and put it onto the grid, or say why that fails.
+        """Read an image and put it onto the grid, or explain why this fails.
 
         Returns:
             An item with ``image`` (1, *grid), ``case`` and ``file``.
@@ -169,7 +169,7 @@ class Explainer:
             else:
                 image = channels_first(MetaTensor(image))
                 image.meta.setdefault("sha256", digest(image.numpy()))
-                if isinstance(steps, Compose):  # as MONAI Deploy does with an image that it has in memory
+                if isinstance(steps, Compose):  # as MONAI Deploy does with an image in memory
                     steps = Compose([step for step in steps.transforms if "LoadImage" not in type(step).__name__])
         else:
             raise TypeError(f"an image is a path, a list of files, a Case or an array, not {type(image).__name__}")
@@ -183,17 +183,17 @@ class Explainer:
         datalist: str | Path | None = None,
         overwrite: bool = False,
     ) -> Iterator[CaseResult | Failure]:
-        """Explain all images of a folder or a table, as the bundle's command does; a run that was killed goes on.
+        """Explain all images in a folder or a table, like the bundle's command; a killed run is resumed.
 
         Args:
             folder: folder of images, or the one to which the table's paths are relative; without it or a table, demo
                 phantoms are written and explained.
-            output_dir: gets a folder for each case and the run's tables.
+            output_dir: destination of one folder per case and the run's tables.
             datalist: table of images, see `medcf.data.find_cases`.
-            overwrite: replace what an earlier run wrote there.
+            overwrite: replace files written there by an earlier run.
 
         Yields:
-            What became of each image, written already. Those that an earlier session finished are left out.
+            The outcome for each image, already written. Images finished by an earlier session are left out.
         """
         listed = list_cases(folder, datalist, output_dir, self.listing)
         run_folder = RunFolder(output_dir, overwrite=overwrite, **self.manifest)
@@ -211,7 +211,7 @@ class Explainer:
             run_folder.release()
 
     def _explain_all(self, items: list[dict[str, Any]], target: Any) -> list[CaseResult | Failure]:
-        """Explain a batch; when that raises, each of its cases alone, so that one cannot stop the others."""
+        """Explain a batch; if this raises, explain its cases one by one, so that one cannot stop the others."""
         try:
             return self._explain(items, target)
         except TargetError:
@@ -227,7 +227,7 @@ class Explainer:
         started = time.perf_counter()
         device = torch.device(self.device)
         image = torch.stack([item["image"].as_subclass(Tensor) for item in items]).to(device)
-        # noise is seeded by what an image holds, not by what its file is called
+        # noise is seeded by the image's content, not by its file name
         names = [item["image"].meta.get("sha256") or digest(item["image"].numpy()) for item in items]
         with frozen(self.network, self.classifier, self.segmenter):
             with autocast(device, enabled=self.amp):
@@ -264,7 +264,7 @@ class Explainer:
             yield method
 
     def _columns(self, image: Tensor, pred: Tensor, found: Any) -> dict[str, Any]:
-        """Everything that is known of a batch, each entry indexed by case."""
+        """Collect all results for a batch, each entry indexed by case."""
         count = range(len(image))
         columns: dict[str, Any] = {
             "trajectory": found.trajectory,
@@ -284,9 +284,9 @@ class Explainer:
 
 
 def _why(error: Exception) -> tuple[str, str]:
-    """Say why an image could not be explained, and what to do."""
+    """Explain why an image failed, and what to do."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "needs more memory than there is", "Use --device cpu, or a machine with more memory."
+        return "needs more memory than is available", "Use --device cpu, or a machine with more memory."
     logger.debug("explaining failed", exc_info=error)
     first_line = (str(error).splitlines() or [""])[0]
     if not first_line or not isinstance(error, ValueError | RuntimeError):

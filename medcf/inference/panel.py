@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture a case: input, counterfactual, signed difference in fixed units, segmentation, path, flags."""
+"""One picture per case: input, counterfactual, signed difference in fixed units, segmentation, trajectory, flags."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from medcf.inference.slices import Slice, cropped, focus, slices_through
 __all__ = ["PanelWriter", "draw_panel"]
 
 _PIXELS_PER_MM = 1.6
-_TALLEST = 300  # pixels of a tile of a volume
-_LOWEST, _NARROWEST = 80, 230  # pixels of a volume's row, for its letters, and of a column, for its title
-_SIDE = 22  # pixels beside the rows of a volume, for the names of its planes
+_TALLEST = 300  # pixels, tallest tile for a volume
+_LOWEST, _NARROWEST = 80, 230  # pixels, lowest row (room for letters) and narrowest column (room for the title)
+_SIDE = 22  # pixels next to a volume's rows, for the names of its planes
 _OUTLINE = "#59d973"
 
 
 class PanelWriter:
-    """Writes ``panel.png`` of a case.
+    """Write ``panel.png`` for a case.
 
     Args:
         class_names: names of the classes, for the title.
@@ -60,7 +60,7 @@ class PanelWriter:
 def draw_panel(
     result: CaseResult, *, class_names: Sequence[str] = (), label_names: Sequence[str] = (), limit: float = 0.5
 ) -> Canvas:
-    """Draw a case: a row for each plane, of a picture one, and below it the path there.
+    """Draw a case: one row per plane (a picture has one), and below it the trajectory.
 
     Args:
         result: the case.
@@ -107,7 +107,7 @@ def draw_panel(
 
 
 def _sizes(planes: Sequence[Slice], flat: bool) -> list[tuple[int, int]]:
-    """Height and width of the planes in pixels: pictures are equally high, planes of a volume to one scale."""
+    """Return height and width of the planes in pixels: pictures have equal height, planes of a volume equal scale."""
     if flat:
         height, width = planes[0].size_mm
         return [(TILE_HEIGHT, int(np.clip(round(TILE_HEIGHT * width / height), TILE_HEIGHT // 2, 3 * TILE_HEIGHT)))]
@@ -123,7 +123,7 @@ def _draw_plane(
     columns: tuple[Sequence[int], int],
     limit: float,
 ) -> None:
-    """Draw a row of tiles: ``place`` is its top, its height and the size of a tile in it."""
+    """Draw a row of tiles: ``place`` gives its top, its height and the size of its tiles."""
     top, room, (height, inner) = place
     left_of, width = columns
     upper = top + (room - height) // 2
@@ -148,12 +148,12 @@ def _draw_plane(
 
 
 def _path(result: CaseResult) -> Sequence[NDArray[np.float32]]:
-    """The input and every iterate that is known on the image's own matrix."""
+    """Return the input and every iterate known on the image's own matrix."""
     return [result.original, result.counterfactual] if result.trajectory is None else list(result.trajectory)
 
 
 def _strip_size(result: CaseResult, size: tuple[int, int], total: int) -> tuple[int, int]:
-    """Height and width of the small tiles of the path, which share the width of the panel."""
+    """Return height and width of the trajectory's small tiles, which share the width of the panel."""
     width = max(min(size[1], (total + GAP) // len(_path(result)) - GAP), 1)
     return max(round(size[0] * width / size[1]), 1), width
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a method found on the network's grid to a case's images and scores."""
+"""From a method's result on the network's grid to a case's images and scores."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def case_result(
     all_steps: bool | None = None,
     writers: Sequence[Writer] = (),
 ) -> CaseResult:
-    """Collect the images of a case on its own matrix, and its scores.
+    """Collect a case's images on its own matrix, and its scores.
 
     Args:
         item: the prepared case: ``image`` (1, *grid), ``case``, ``file``.
         pred: the counterfactual (1, *grid).
         native: ``pred`` and ``difference`` (1, *native), from the postprocessing.
-        output: what the explainer found: ``trajectory`` (L + 1, 1, *grid), ``confidences``, ...
-        all_steps: bring the whole trajectory back; None does so for pictures alone.
-        writers: of the result.
+        output: the explainer's results: ``trajectory`` (L + 1, 1, *grid), ``confidences``, ...
+        all_steps: map the whole trajectory back; None does so only for pictures.
+        writers: writers for the result.
     """
     record = grid_record(item["image"])
     shown = shown_original(record)
@@ -79,12 +79,12 @@ def case_result(
 def score_row(
     item: Mapping[str, Any], output: Mapping[str, Any], record: GridRecord, difference: torch.Tensor
 ) -> dict[str, Any]:
-    """Collect a case's scores, JSON values only; unknown numbers are None.
+    """Collect a case's scores, only JSON values; unknown numbers are None.
 
     Args:
         item: the prepared case.
-        output: what the explainer found.
-        record: where its grid lies.
+        output: the explainer's results.
+        record: the position of its grid.
         difference: (*native), in fractions of the full intensity range.
 
     Returns:
@@ -120,14 +120,14 @@ def score_row(
 
 
 def _mean_magnitude(difference: torch.Tensor, inside: torch.Tensor) -> float:
-    """Mean of |difference| over the subject; a plane at a time."""
+    """Return the mean of |difference| over the subject, plane by plane."""
     planes = zip(difference, inside, strict=True)
     total = sum(float(plane[kept].abs().sum(dtype=torch.float64)) for plane, kept in planes)
     return total / int(torch.count_nonzero(inside))
 
 
 def _picture_columns(record: GridRecord) -> dict[str, Any]:
-    """Frame, size and spacing of a picture, rows and columns as on a screen."""
+    """Return frame, size and spacing of a picture, with rows and columns as on a screen."""
     rows, columns = (int(np.abs(record.matrix[:2, axis]).argmax()) for axis in range(2))
     spacing = None if record.image is None else get_spacing(record.image)
     return {
@@ -140,7 +140,7 @@ def _picture_columns(record: GridRecord) -> dict[str, Any]:
 
 
 def _volume_columns(record: GridRecord) -> dict[str, Any]:
-    """Size, spacing, orientation and intensity range of a volume."""
+    """Return size, spacing, orientation and intensity range of a volume."""
     affine = np.eye(4) if record.image is None else geometry(record.image)[0]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     columns: dict[str, Any] = {f"size_{axis}": n for axis, n in zip("ijk", record.native, strict=True)}
@@ -150,14 +150,14 @@ def _volume_columns(record: GridRecord) -> dict[str, Any]:
 
 
 def _subject(record: GridRecord) -> torch.Tensor:
-    """What a mean over a case is taken over, bool (*native): the subject, or without a mask what the network saw."""
+    """Return the area for a case's means, bool (*native): the subject, or without a mask the part the network saw."""
     if record.mask is not None and record.mask.any():
         return record.mask[0]
     return record.back(torch.ones(1, *record.grid))[0] >= 0.5
 
 
 def _region(record: GridRecord) -> tuple[int, int, int, int]:
-    """First column and row, end column and row of a picture that the grid covers."""
+    """Return first column and row, end column and row of the part of a picture that the grid covers."""
     first, end = [0, 0], [0, 0]
     for axis in range(2):
         source = int(np.abs(record.matrix[:2, axis]).argmax())
@@ -173,5 +173,5 @@ def _count(value: float) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """Round to what float32 holds; None for what is unknown."""
+    """Round to float32 precision; None if unknown."""
     return round(float(value), 7) if math.isfinite(value) else None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's output folder: what is done stays done, also after ``kill -9``, and two different runs never mix.
+"""A run's output folder: finished work is kept, even after ``kill -9``, and different runs never mix.
 
 Layout::
 
     output_dir/
-      manifest.json     versions, config, seeds, hashes of weights and inputs, one entry a session
+      manifest.json     versions, config, seeds, hashes of weights and inputs, one entry per session
       <case>/case.json  the case's scores; written atomically and last, it marks the case as done
       scores.csv, failures.csv, summary.json   written when the run ends, from the cases' own records
 """
@@ -51,15 +51,15 @@ TABLES = ("scores.csv", "failures.csv", "summary.json")
 class RunFolder:
     """The output folder of one run, opened before the first case and closed after the last.
 
-    Under torchrun all processes write their cases into it; the main process alone opens it, locks it and writes its
+    Under torchrun all processes write their cases to it; only the main process opens it, locks it and writes its
     manifest and tables.
 
     Args:
-        output_dir: folder to write to; made when it does not exist.
+        output_dir: folder to write to; created if missing.
         config: raw config of the run (`medcf.runtime.fingerprint.running_config`).
-        weights: name to path of every weights file that the results depend on.
+        weights: name to path of every weights file that affects the results.
         seed: seed of the run, for the manifest.
-        overwrite: True removes what an earlier run wrote here, file by file, and starts anew.
+        overwrite: True removes files written here by an earlier run, one by one, and starts over.
         overrides: options of the command line, for the manifest.
     """
 
@@ -80,9 +80,10 @@ class RunFolder:
         self.overwrite = overwrite
         self.overrides = dict(overrides or {})
         self.inputs: dict[str, str] = {}
-        #: Cases that an earlier session finished, as `open` found them; the same on every process.
+        #: Cases finished by an earlier session, as found by `open`; the same on every process.
         self.finished_before: list[str] = []
-        #: Name of this run, the same in all its sessions: what another run or `CaseResult.save` left is not its result.
+        # : Name of this run, the same in all sessions: results of other runs or of `CaseResult.save` do not belong to
+        # it.
         self.run = ""
         self.completed = 0
         self.failures: dict[str, Failure] = {}
@@ -95,17 +96,17 @@ class RunFolder:
         """Start or continue a run.
 
         Args:
-            cases: in the order of the run.
-            failures: files that are known to be unusable.
+            cases: in run order.
+            failures: files already known to be unusable.
 
         Returns:
-            The cases that an earlier session finished, whose results stay as they are.
+            The cases finished by an earlier session, whose results are kept.
 
         Raises:
-            OSError: the folder cannot be made or written to.
-            ValueError: the folder is or contains an input, holds files of somebody else where results are to go, or
-                results of another config, other weights or other inputs; says which.
-            RuntimeError: another run is writing to this folder, or the processes of this one see different images.
+            OSError: if the folder cannot be created or written to.
+            ValueError: if the folder is or contains an input, holds someone else's files where results must go, or
+                holds results for another config, other weights or other inputs; names the reason.
+            RuntimeError: if another run is writing to this folder, or this run's processes see different images.
         """
         self.inputs = {case.id: str(case.path) for case in cases}
         check_output_dir(self.path, {file for case in cases for file in (*case.files, case.mask) if file})
@@ -123,7 +124,7 @@ class RunFolder:
         return self.finished_before
 
     def _open(self, cases: Sequence[Case]) -> tuple[str, dict[str, str], list[str]]:
-        """Open the folder on the main process; returns the run, its images and the cases that are done."""
+        """Open the folder on the main process; return the run, its images and the finished cases."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._lock or lock_folder(self.path)
@@ -134,7 +135,7 @@ class RunFolder:
         previous = self._read_manifest()
         self._expect_free(previous)  # before anything is removed
         if previous is not None and (self.overwrite or not self._has_results(previous)):
-            self._remove(previous)  # without results, such as after a wrong option, another run may begin
+            self._remove(previous)  # without results, such as after an invalid option, another run may start
             previous = None
         if previous is not None:
             self._continue(previous, new)
@@ -144,7 +145,7 @@ class RunFolder:
         write_json(self.path / MANIFEST, self.manifest)
         done = self.done()
         if done:
-            logger.info("%d of %d cases in %s are done already and stay.", len(done), len(self.inputs), self.path)
+            logger.info("%d of %d cases in %s are already done and are kept.", len(done), len(self.inputs), self.path)
         return self.run, self.inputs, done
 
     def _new_manifest(self, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -171,17 +172,17 @@ class RunFolder:
         return self.path / case
 
     def done(self) -> list[str]:
-        """List the cases of this run whose marker exists, in the order of the run."""
+        """List the cases of this run whose marker exists, in run order."""
         return [case for case in self.inputs if self._is_done(case, self.run)]
 
     def take(self, result: CaseResult | Failure) -> CaseResult | Failure:
-        """Write a case and mark it as done, or record why that fails; the run goes on.
+        """Write a case and mark it as done, or record why this fails; the run continues.
 
         Args:
-            result: what became of a case; one that is done already stays as it is.
+            result: outcome of a case; a case that is already done is kept.
 
         Returns:
-            The result, or the `Failure` of writing it.
+            The result, or the `Failure` to write it.
         """
         if isinstance(result, CaseResult) and not self._is_done(result.case, self.run):
             row, started, write_files = dict(result.row), time.perf_counter(), result.write
@@ -201,38 +202,38 @@ class RunFolder:
     def complete(
         self, case: str, row: Mapping[str, Any], write: Callable[[Path], object] = lambda folder: None
     ) -> None:
-        """Let the files of a case be written and mark it as done; what somebody else put into its folder stays.
+        """Let a function write a case's files, then mark it as done; someone else's files in its folder stay.
 
         Args:
             case: case id.
-            row: its scores, JSON values only; read after the files were written.
+            row: its scores, only JSON values; read after the files are written.
             write: called with an empty folder to write to.
 
         Raises:
-            FileExistsError: a file of somebody else is in the way.
+            FileExistsError: if someone else's file is in the way.
         """
         fill_folder(self.case_dir(case), write, more=(MARKER,), run=self.run)
         write_json(self.case_dir(case) / MARKER, dict(row))
         self.completed += 1
 
     def fail(self, failure: Failure) -> None:
-        """Record that a file gave no counterfactual; the run goes on."""
+        """Record that a file gave no counterfactual; the run continues."""
         if self.failures.setdefault(_failure_key(failure), failure) is failure:
             logger.warning("%s failed (%s): %s", Path(failure.file).name, failure.stage, failure.reason)
 
     def shard(self) -> dict[str, Any]:
-        """Return what the main process must know of this process's cases: how many are done, and the failures."""
+        """Return what the main process needs from this process: the number of finished cases, and the failures."""
         return {"completed": self.completed, "failures": [asdict(failure) for failure in self.failures.values()]}
 
     def merge(self, shards: Sequence[Mapping[str, Any]], patience: float = 90.0) -> None:
-        """Take over what the other processes did.
+        """Merge the results of the other processes.
 
         Args:
-            shards: what `shard` returned on each of them.
-            patience: seconds that a network file system gets to show the files that another machine wrote.
+            shards: result of `shard` on each of them.
+            patience: seconds for a network file system to show files written by another machine.
 
         Raises:
-            RuntimeError: cases are missing that another process has completed.
+            RuntimeError: if cases are missing that another process completed.
         """
         for failure in (Failure(**record) for shard in shards for record in shard["failures"]):
             self.failures.setdefault(_failure_key(failure), failure)
@@ -241,13 +242,13 @@ class RunFolder:
         while shards and len(self.done()) < expected:
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"{self.path} shows {len(self.done())} of {expected} done cases; all machines must write to one "
-                    "and the same folder. Start the same command again: what is done stays."
+                    f"{self.path} shows {len(self.done())} of {expected} done cases; all machines must write to the "
+                    "same folder. Start the same command again; finished work is kept."
                 )
             time.sleep(0.5)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the scores of all done cases, in the order of the run, those included whose images are gone."""
+        """Return the scores of all finished cases, in run order, including those whose images no longer exist."""
         done = [case for case in self.manifest["inputs"] if self._is_done(case, self.run)]
         return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in done]
 
@@ -259,7 +260,9 @@ class RunFolder:
         """
         taken = [name for name in TABLES if (self.path / name).exists() and name not in self.manifest["tables"]]
         if taken:
-            raise FileExistsError(f"{self.path / taken[0]} is in the way and not medcf's: move it, and start again.")
+            raise FileExistsError(
+                f"{self.path / taken[0]} is in the way and was not made by medcf: move it, and start again."
+            )
         self.manifest["tables"] = list(TABLES)
         write_json(self.path / MANIFEST, self.manifest)
         rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in self.rows()]
@@ -280,14 +283,14 @@ class RunFolder:
             self._lock = None
 
     def seconds(self) -> float:
-        """Return the seconds since this object was made."""
+        """Return the seconds since this object was created."""
         return time.perf_counter() - self._started
 
     def _continue(self, previous: dict[str, Any], new: Mapping[str, Any]) -> None:
-        """Go on with an earlier run: images may have come or gone, and nothing else that results depend on may differ.
+        """Resume an earlier run: images may be added or gone, but nothing else that affects results may differ.
 
         Raises:
-            ValueError: names what has changed. A file that failed may have: nothing of it is in the results.
+            ValueError: names the changes. A file that failed may have changed, because no result depends on it.
         """
         failed, known = set(previous.get("failed", ())), previous["fingerprint"]["inputs"]
         for case, entry in new["inputs"].items():
@@ -296,7 +299,9 @@ class RunFolder:
                 previous["inputs"][case] = entry
         gone = [case for case in known if case not in new["inputs"]]
         if gone:
-            logger.warning("%d images of this run are gone, %s first; their results stay.", len(gone), gone[0])
+            logger.warning(
+                "%d images of this run no longer exist, %s first; their results are kept.", len(gone), gone[0]
+            )
         now = {**new["fingerprint"], "inputs": {**known, **new["fingerprint"]["inputs"]}}
         if changes := describe_changes(previous["fingerprint"], now):
             raise ValueError(
@@ -318,34 +323,34 @@ class RunFolder:
         return manifest
 
     def _is_done(self, case: str, run: str) -> bool:
-        """Tell whether a case was finished by a run, and all that it wrote is still there."""
+        """Tell whether a case was finished by a run, and all its files still exist."""
         folder = self.case_dir(case)
         if case in self._finished:
             return True
         if not (folder / MARKER).is_file() or run_of(folder) != run:
             return False
         if missing := [name for name in written_files(folder) if not _holds_anything(folder / name)]:
-            logger.warning("%s is missing or empty; the case is computed again.", folder / missing[0])
+            logger.warning("%s is missing or empty; the case is recomputed.", folder / missing[0])
             return False
         try:
             row = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         except ValueError:
             row = None
         if not isinstance(row, dict) or row.get("case") != case:
-            logger.warning("%s is damaged; the case is computed again.", folder / MARKER)
+            logger.warning("%s is damaged; the case is recomputed.", folder / MARKER)
             return False
         self._finished.add(case)
         return True
 
     def _has_results(self, manifest: Mapping[str, Any]) -> bool:
-        """Tell whether a case of an earlier run is done."""
+        """Tell whether any case of an earlier run is done."""
         return any(self._is_done(case, manifest["run"]) for case in manifest["inputs"])
 
     def _expect_free(self, previous: Mapping[str, Any] | None) -> None:
-        """Refuse to write where somebody else has files.
+        """Refuse to write where someone else has files.
 
         Raises:
-            ValueError: a table or the folder of a case is there, and no run of medcf wrote it.
+            ValueError: if a table or a case's folder exists that no medcf run wrote.
         """
         ours = {MANIFEST, *previous["tables"]} if previous is not None else set()
         taken = [self.path / name for name in (*TABLES, MANIFEST) if (self.path / name).exists() and name not in ours]
@@ -362,7 +367,7 @@ class RunFolder:
             )
 
     def _remove(self, manifest: Mapping[str, Any]) -> None:
-        """Remove what an earlier run wrote: the files that its records list, each by name, and its tables."""
+        """Remove files written by an earlier run: those listed in its records, one by one, and its tables."""
         for case in map(str, manifest["inputs"]):
             plain = Path(case).name == case and case not in ("", ".", "..")  # the manifest may have been edited
             if plain and (self.overwrite or run_of(self.case_dir(case)) == manifest["run"]):
@@ -380,9 +385,9 @@ def _failure_key(failure: Failure) -> str:
 
 
 def _reason(error: Exception) -> tuple[str, str]:
-    """Say why a case could not be written, and what to do."""
+    """Explain why a case could not be written, and what to do."""
     if isinstance(error, OSError):
-        return str(error), "Make room, or choose another --output_dir, and start the same command again."
+        return str(error), "Free some space, or choose another --output_dir, and start the same command again."
     logger.debug("writing failed", exc_info=error)
     first_line = (str(error).splitlines() or [""])[0][:200]
-    return f"cannot be written ({type(error).__name__}: {first_line})", "Leave the writer out, or report it."
+    return f"cannot be written ({type(error).__name__}: {first_line})", "Disable the writer, or report the problem."

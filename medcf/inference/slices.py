@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planes of a case as a radiologist hangs them: three of a volume, the one of a picture.
+"""The planes of a case as radiologists view them: three for a volume, one for a picture.
 
-Slices follow the axes nearest to the anatomical ones, so an oblique volume is shown as it was acquired. The
-radiological convention holds: the patient's right is on the left of axial and coronal slices, the front on the left of
-sagittal ones; letters name the directions.
+Slices follow the axes closest to the anatomical ones, so an oblique volume is shown as acquired. In radiological
+convention, the patient's right is on the left of axial and coronal slices, and anterior is on the left of sagittal
+ones; letters mark the directions.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from medcf.inference.case_result import CaseResult
 __all__ = ["Slice", "cropped", "focus", "slices_through"]
 
 _MARGIN = 6.0  # mm around the subject of a volume
-_BLUR = 3.0  # mm over which a difference must hold to be the largest
-_WHOLE = 0.9  # share of a picture that counts as all of it
-_PLANES = {"sagittal": "A P S I", "coronal": "R L S I", "axial": "R L A P"}  # by the axis that they are cut across
+_BLUR = 3.0  # mm over which differences are averaged to find the largest
+_WHOLE = 0.9  # fraction of a picture that counts as all of it
+_PLANES = {"sagittal": "A P S I", "coronal": "R L S I", "axial": "R L A P"}  # by the axis they are perpendicular to
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One plane of a case, as it hangs: rows downward, columns to the right.
+    """One plane of a case as viewed: rows run down, columns run right.
 
     Attributes:
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         image: (H, W) in [0, 1].
         counterfactual: (H, W) in [0, 1].
         difference: (H, W), signed, in fractions of the full intensity range.
-        mask: (H, W) bool, the subject; None where nobody knows it.
-        letters: directions of the left, right, upper and lower edge.
+        mask: (H, W) bool, the subject; None if unknown.
+        letters: directions of the left, right, top and bottom edges.
         size_mm: height and width in mm.
-        cut: takes the same plane out of another array (*spatial) of the case.
+        cut: extracts the same plane from another array (*spatial) of the case.
     """
 
     plane: str
@@ -54,13 +54,13 @@ class Slice:
 
 
 def focus(result: CaseResult) -> tuple[int, int, int]:
-    """Find the voxel where the difference is largest over a few mm, in the subject if that is known.
+    """Find the voxel with the largest difference over a few mm, within the subject if it is known.
 
     Args:
         result: the case.
 
     Returns:
-        The voxel; where nothing differs the middle of the subject, or of the image.
+        The voxel; without any difference, the center of the subject or of the image.
     """
     difference, mask = _solid(result.difference), None if result.mask is None else _solid(result.mask)
     sigma = [
@@ -82,14 +82,14 @@ def focus(result: CaseResult) -> tuple[int, int, int]:
 
 
 def slices_through(result: CaseResult, voxel: Sequence[int]) -> list[Slice]:
-    """Cut the planes through a voxel, of a volume cropped to the subject if that is known.
+    """Cut the planes through a voxel; a volume is cropped to the subject if it is known.
 
     Args:
-        result: the case, its images in any orientation.
+        result: the case, with images in any orientation.
         voxel: indices in that orientation.
 
     Returns:
-        The axial, the coronal and the sagittal slice of a volume; the one plane of a picture.
+        The axial, coronal and sagittal slices of a volume; the single plane of a picture.
     """
     turn = io_orientation(result.affine)
     sizes, position = np.empty(3), np.empty(3, int)
@@ -107,7 +107,7 @@ def slices_through(result: CaseResult, voxel: Sequence[int]) -> list[Slice]:
         window = tuple(position[a] if a == axis else slice(*box[a]) for a in range(3))
 
         def cut(array: NDArray, window: tuple = window) -> NDArray:
-            # a view: nothing is copied until the slice is cut; its second axis goes upward, its first to the left
+            # a view: nothing is copied until the slice is cut; its second axis runs up, its first runs left
             return np.ascontiguousarray(apply_orientation(_solid(array), turn)[window][::-1, ::-1].T)
 
         difference = cut(result.difference)
@@ -128,7 +128,7 @@ def slices_through(result: CaseResult, voxel: Sequence[int]) -> list[Slice]:
 
 
 def cropped(result: CaseResult) -> CaseResult:
-    """Cut a picture to what the network saw, where that is a smaller part of it."""
+    """Crop a picture to the part that the network saw, if that is smaller."""
     if result.region is None:
         return result
     left, top, right, bottom = result.region
@@ -142,12 +142,12 @@ def cropped(result: CaseResult) -> CaseResult:
 
 
 def _solid(array: NDArray) -> NDArray:
-    """A picture is a volume of one slice."""
+    """Return the array as a volume; a picture is a volume of one slice."""
     return array if array.ndim == 3 else array[..., None]
 
 
 def _box(mask: NDArray[np.bool_] | None, shape: Sequence[int], sizes: NDArray) -> list[tuple[int, int]]:
-    """First and end index along each axis of what is shown."""
+    """Return first and end index along each axis of the visible part."""
     if mask is None or not mask.any():
         return [(0, n) for n in shape]
     box = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run: what it found, in one file and in a few lines on the terminal."""
+"""The end of a run: its outcome, in one file and in a few lines on the terminal."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def finish_run(run_folder: RunFolder) -> dict[str, Any]:
-    """End a run as a command does: the last expression of ``run`` in a bundle.
+    """End a run like a command does: the last expression of ``run`` in a bundle.
 
     Args:
-        run_folder: the run's folder, all of whose cases were done or failed.
+        run_folder: the run's folder, in which every case is done or has failed.
 
     Returns:
-        What ``summary.json`` holds; empty on any process but the main one.
+        The content of ``summary.json``; empty on all processes except the main one.
 
     Raises:
-        FilesFailed: files failed; counts them. Everything else was written before.
+        FilesFailed: if files failed; counts them. Everything else has been written by then.
     """
     summary = end_run(run_folder)
     if summary:
@@ -36,16 +36,16 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     if summary.get("failed"):
         raise FilesFailed(
             f"{summary['failed']} of {summary['files']} files failed, the others are done; "
-            f"{run_folder.path / 'failures.csv'} says why and what to do."
+            f"{run_folder.path / 'failures.csv'} gives the reasons and remedies."
         )
     return summary
 
 
 def end_run(run_folder: RunFolder) -> dict[str, Any]:
-    """Write the tables of a run; under torchrun the main process waits for the others and does this for all.
+    """Write the tables of a run; under torchrun the main process waits for the others and does this for all of them.
 
     Returns:
-        What ``summary.json`` holds; empty on any process but the main one.
+        The content of ``summary.json``; empty on all processes except the main one.
     """
     shards = collect("finish", run_folder.shard())
     if rank() > 0:
@@ -58,18 +58,17 @@ def end_run(run_folder: RunFolder) -> dict[str, Any]:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = ()) -> dict[str, Any]:
-    """Count a run's outcome.
+    """Count a run's outcomes.
 
-    The flip rate is over the cases that were not of the target class; those that already were are left out, and so are
-    failed files. Cases out of distribution count in ``flip_rate`` and are left out of ``flip_rate_in_distribution``.
+    The flip rate is over the cases that were not in the target class; those that already were, and failed files, are
+    left out. Cases out of distribution count in ``flip_rate`` and are left out of ``flip_rate_in_distribution``.
 
     Args:
-        rows: scores of the done cases.
-        failures: files that gave none.
+        rows: scores of the finished cases.
+        failures: files without scores.
 
     Returns:
-        JSON values; a mean over no case is None, and so is what is said of the distribution where nothing
-        tested it.
+        JSON values; a mean over no case is None, and so are the entries on distribution if nothing was tested.
     """
     entered = [row for row in rows if not row["unchanged"]]
     unfamiliar = _unfamiliar(rows)
@@ -100,11 +99,11 @@ def summarize(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = (
 
 
 def format_summary(summary: Mapping[str, Any], folder: str) -> str:
-    """Lay a summary out for the terminal.
+    """Format a summary for the terminal.
 
     Args:
         summary: from `summarize`.
-        folder: where the results are.
+        folder: folder of the results.
 
     Returns:
         A few lines.
@@ -119,7 +118,7 @@ def format_summary(summary: Mapping[str, Any], folder: str) -> str:
         before, after = summary["mean_confidence_before"], summary["mean_confidence_after"]
         lines.append(("mean confidence in the target", f"{before:.3f} -> {after:.3f}"))
     if summary["mean_seconds"] is not None:
-        lines.append(("seconds a case", f"{summary['mean_seconds']:.1f}"))
+        lines.append(("seconds per case", f"{summary['mean_seconds']:.1f}"))
     unfamiliar = summary["out_of_distribution"]
     lines += [
         ("out of distribution", "not tested" if unfamiliar is None else str(len(unfamiliar))),

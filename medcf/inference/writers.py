@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers of cases, by name: NIfTI in the geometry of the input, and panels."""
+"""Writers for cases, by name: NIfTI in the input's geometry, and panels."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _GEOMETRY = (
 
 
 class NiftiWriter:
-    """Writes ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
+    """Write ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
 
-    ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white of a picture, a volume's own
-    units; ``difference`` is signed, in fractions of the full intensity range, and so is ``spread``, the standard
-    deviation over seeds where there are several. All are float32 and say SYNTHETIC in the
-    header's ``descrip``, or that the input came back unchanged. A volume with a mask also gets ``saliency``, the
+    ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white for a picture, a volume's
+    own units; ``difference`` is signed, in fractions of the full intensity range, and so is ``spread``,
+    the standard deviation over seeds, if there are several. All are float32 and say SYNTHETIC in
+    the header's ``descrip``, or that the input was returned unchanged. A volume with a mask also gets ``saliency``, the
     magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``.
 
     Args:
-        trajectory: whether to write the path; None does so for pictures alone, whose methods have one.
+        trajectory: whether to write the trajectory; None does so only for pictures, whose methods have one.
     """
 
     def __init__(self, trajectory: bool | None = None) -> None:
         self.trajectory = trajectory
 
     def __call__(self, result: CaseResult, folder: Path) -> None:
-        """Write the images of ``result`` into ``folder``."""
+        """Write the images of ``result`` to ``folder``."""
 
         def write(name: str, image: NDArray[np.floating]) -> None:
             nib.save(to_nifti(image, result), folder / f"{name}.nii.gz")
@@ -66,10 +66,10 @@ class NiftiWriter:
 
 
 def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image:
-    """Bring an image into the shape and geometry in which its input was stored.
+    """Convert an image to the shape and geometry in which its input was stored.
 
-    A NIfTI input's own shape, affine and header fields come back exactly. Other formats keep their axes, columns first,
-    and lie where the input lies.
+    A NIfTI input's own shape, affine and header fields are restored exactly. Other formats keep their axes, columns
+    first, and the input's position.
 
     Args:
         image: (*spatial), or (*spatial, T).
@@ -84,10 +84,12 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
     array = np.ascontiguousarray(image, dtype=np.float32)
     if result.source_format == "nifti":
         source = open_nifti(result.path)
-        # a file may store an image with further axes of length 1
+        # a file may store an image with additional axes of length 1
         shape = (*source.shape[:3], *(1,) * (3 - len(source.shape)), *series) if series else source.shape
         stored = nib.Nifti1Image(array.reshape(shape), source.affine)
-        stored.header.quaternion_threshold = source.header.quaternion_threshold  # what could be read can be written
+        stored.header.quaternion_threshold = (
+            source.header.quaternion_threshold
+        )  # anything that could be read can be written
         for name in _GEOMETRY:
             stored.header[name] = source.header[name]
         stored.header["pixdim"][:4] = source.header["pixdim"][:4]
@@ -102,17 +104,17 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
 
 
 WRITERS.add("nifti", "Counterfactual, difference and trajectory as NIfTI in the input's geometry", NiftiWriter)
-WRITERS.add("panel", "One picture a case: input, counterfactual, difference", PanelWriter)
+WRITERS.add("panel", "One picture per case: input, counterfactual, difference", PanelWriter)
 
 
 def create_writers(**options: Mapping[str, Any] | None) -> list[Writer]:
-    """Make writers by name.
+    """Create writers by name.
 
     Args:
-        options: name in ``medcf.registry.WRITERS`` to the arguments of the writer; None leaves one out that another
+        options: name in ``medcf.registry.WRITERS`` to the writer's arguments; None disables a writer that another
             config names.
 
     Raises:
-        ValueError: there is no such writer (the message lists those that exist), or it does not take an argument.
+        ValueError: if there is no such writer (the message lists the known ones), or it rejects an argument.
     """
     return [create(WRITERS, name, **arguments) for name, arguments in options.items() if arguments is not None]

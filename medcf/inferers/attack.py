@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A control: projected gradient steps on the pixels, which flip the classifier and change no anatomy."""
+"""A control: projected gradient steps on the pixels, which flip the classifier without changing anatomy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.checks import check_numbers
-from medcf.inferers.counterfactual import Iterates
+from medcf.inferers.counterfactual import BatchState
+from medcf.networks.denoiser import Network
 from medcf.registry import METHODS
+from medcf.runtime.progress import Progress
 
 __all__ = ["AttackInferer"]
 
@@ -20,14 +22,14 @@ class AttackInferer(CounterfactualInferer):
     """Targeted projected gradient descent in the L-infinity ball (PGD; Madry et al. 2018, arXiv 1706.06083, sec. 2.1).
 
     Each image moves by ``step_size`` along the sign of the gradient of the target's cross-entropy until the classifier
-    says the target; no diffusion model is asked. A metric that cannot tell this from a counterfactual measures nothing
-    but the classifier.
+    predicts the target; no diffusion model is involved. A metric that cannot tell this from a counterfactual measures
+    nothing but the classifier.
 
     Args:
-        args: classifier and target, as ``CounterfactualInferer`` takes them.
-        epsilon: largest change of a pixel, in units of the image's range [-1, 1].
-        step_size: change of a pixel a step; None takes an eighth of epsilon.
-        num_steps: steps at most.
+        args: classifier and target, see ``CounterfactualInferer``.
+        epsilon: largest change per pixel, in units of the image's range [-1, 1].
+        step_size: change per pixel and step; None uses an eighth of epsilon.
+        num_steps: maximum number of steps.
         options: see ``CounterfactualInferer``, also for errors.
     """
 
@@ -57,7 +59,7 @@ class AttackInferer(CounterfactualInferer):
     def _num_steps(self) -> int:
         return self.num_iterations * self.num_steps
 
-    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+    def _run_pass(self, state: BatchState, indices: torch.Tensor, number: int, network: Network, bar: Progress) -> None:
         original, target = state.original[indices], state.target[indices]
         image = state.current[indices]
         for _ in range(self.num_steps):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ControlCG (section 3): class-conditional generation that reads the input through self-attention."""
+"""ControlCG (section 3): class-conditional generation that sees the input through self-attention."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from monai.utils import convert_to_dst_type
 
 from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import Counterfactual, Iterates
+from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.networks.denoiser import Network
 from medcf.registry import METHODS
+from medcf.runtime.progress import Progress
 from medcf.sampling import make_generators, standard_noise
 from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows
 
@@ -24,16 +26,16 @@ __all__ = ["AttentionInjectionInferer"]
 
 
 class AttentionInjectionInferer(ConditionalInferer):
-    """Generates the target class with classifier-free guidance while self-attention also sees the noised input.
+    """Generate the target class with classifier-free guidance while self-attention also sees the noised input.
 
-    At each step y_t = sqrt(A) y_0 + sqrt(1 - A) noise stands beside x_t, and in every self-attention block the queries
-    of x see the tokens of [x, y] (ControlCG, eq. 8; the concatenation is of tokens). All rows run in one forward, for
-    one image [x|c, x|null, y|c, y|null] (eqs 5 and 9), or [x|c, x|null, y|null].
+    At each step y_t = sqrt(A) y_0 + sqrt(1 - A) noise is stacked with x_t, and in each self-attention block the queries
+    of x see the tokens of [x, y] (ControlCG, eq. 8; the concatenation is of tokens). All rows run in one network call,
+    for one image [x|c, x|null, y|c, y|null] (eqs 5 and 9), or [x|c, x|null, y|null].
 
     Args:
-        args: scheduler, classifier and target, as ``ConditionalInferer`` takes them.
-        injection_scale: weight of the reference's tokens inside the softmax; 1 is the paper, 0 is classifier-free
-            guidance alone and costs no reference.
+        args: scheduler, classifier and target, see ``ConditionalInferer``.
+        injection_scale: weight of the reference's tokens inside the softmax; the paper uses 1; 0 is classifier-free
+            guidance only, at no cost for the reference.
         reference_noise: noise of y: "fresh" at each step; "shared", one map for all steps; "start", the map from which
             x started, so that below strength 1 both are equal at the first step.
         reference_condition: class of the reference: the "same" as that of the row that reads it (paper), or "null",
@@ -56,7 +58,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         check_choice("reference_condition", reference_condition, ReferenceCondition)
         check_numbers(injection_scale=injection_scale)
         if not 0 <= injection_scale < math.inf:
-            raise ValueError(f"injection_scale={injection_scale:g} is a weight: use 0 for no injection, or more.")
+            raise ValueError(f"injection_scale={injection_scale:g} is a weight: use 0 (no injection) or more.")
         if injection_scale > 0 and reference_condition == "null" and self.null_class_labels is None:
             raise ValueError("reference_condition='null' needs null_class_labels, the index of the null class.")
         self.injection_scale = float(injection_scale)
@@ -73,34 +75,36 @@ class AttentionInjectionInferer(ConditionalInferer):
         sample_ids: Sequence[Hashable] | None = None,
         run_unchanged: bool = False,
     ) -> dict[tuple[int, float], Counterfactual]:
-        """Explain the same images towards several targets, with several guidance scales, together.
+        """Explain the same images toward several targets, with several guidance scales, together.
 
-        What targets and scales have in common is computed once: the noised inputs and, with
-        ``reference_condition="null"``, all of the reference's forward. Each result is that of a run of its own, for it
-        has the same noise. The rows of all that fits the memory budget run in one forward.
+        Shared work is done only once: the noised inputs and, with ``reference_condition="null"``, the reference's
+        entire network call. Each result equals that of a separate run, because it uses the same noise. As many rows as
+        fit the memory budget run in one network call.
 
         Args:
             inputs: images (B, C, *spatial) in [-1, 1].
             network: denoising network.
-            targets: wanted classes, each for all images.
-            guidance_scales: each for all targets; None takes the method's own.
-            sample_ids: one identity per image to seed its noise; None takes a hash of its pixels.
-            run_unchanged: run images that already are of a target class, too.
+            targets: target classes, each for all images.
+            guidance_scales: each for all targets; None uses the method's own.
+            sample_ids: one identity per image to seed its noise; None uses a hash of its pixels.
+            run_unchanged: also run images that are already in a target class.
 
         Returns:
             Counterfactuals of the batch by (target, guidance scale). Function evaluations that several of them share
             count for the first.
 
         Raises:
-            ValueError: no target, one that is named twice, or inputs that do not fit.
+            ValueError: if there is no target, a target is repeated, or the inputs do not match.
         """
         scales = [self.guidance_scale] if guidance_scales is None else [float(s) for s in guidance_scales]
         pairs = [(int(target), scale) for target in targets for scale in scales]
         if not pairs or len(set(pairs)) != len(pairs):
-            raise ValueError(f"targets={list(targets)} and guidance_scales={scales}: give at least one, each once.")
+            raise ValueError(
+                f"targets={list(targets)} and guidance_scales={scales}: give at least one, without repetitions."
+            )
         if not all(1 <= scale < math.inf for scale in scales) or (max(scales) > 1 and self.null_class_labels is None):
             raise ValueError(
-                f"guidance_scales={scales}: use 1 for no guidance, or more; above 1 with null_class_labels."
+                f"guidance_scales={scales}: use 1 (no guidance) or more; values above 1 need null_class_labels."
             )
         image, ids = self._check_inputs(inputs, network, sample_ids)
         count, batch, device = len(pairs), len(image), image.device
@@ -118,7 +122,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         )
         return {pair: _every(result, number, count, inputs) for number, pair in enumerate(pairs)}
 
-    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
         index = torch.tensor(chosen, device=state.current.device)
         with self._injection(network) as injection:
             denoiser = self._injected(state, chosen, number, network, injection)
@@ -126,10 +130,10 @@ class AttentionInjectionInferer(ConditionalInferer):
         state.evaluations[index] += denoiser.num_function_evaluations.to(image.device)
         return image
 
-    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
+    def _num_rows(self, state: BatchState, chosen: Sequence[int]) -> int:
         return len(self._rows(state, chosen)[0])
 
-    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
+    def _probe(self, state: BatchState, chosen: list[int], network: Network) -> Callable[[], object]:
         def forward() -> None:
             with self._injection(network) as injection:
                 denoiser = self._injected(state, chosen, 0, network, injection)
@@ -138,8 +142,8 @@ class AttentionInjectionInferer(ConditionalInferer):
         return forward
 
     @contextmanager
-    def _injection(self, network: Any) -> Iterator[Any]:
-        """Enter the injection into the network, the same one each time; None without one."""
+    def _injection(self, network: Network) -> Iterator[AttentionInjection | None]:
+        """Activate the injection into the network, reusing the same one each time; None without an injection."""
         if self.injection_scale == 0:
             yield None
             return
@@ -149,8 +153,8 @@ class AttentionInjectionInferer(ConditionalInferer):
         with known as injection:
             yield injection
 
-    def _rows(self, state: Iterates, chosen: Sequence[int]) -> tuple[Rows, list[int], list[float]]:
-        """Return the layout of a stack, the inputs of its edits and their guidance scales."""
+    def _rows(self, state: BatchState, chosen: Sequence[int]) -> tuple[Rows, list[int], list[float]]:
+        """Return the layout of a stack, the inputs of its edits, and their guidance scales."""
         sources, scales = list(chosen), [self.guidance_scale] * len(chosen)
         if "source" in state.extras:
             sources = state.extras["source"][list(chosen)].tolist()
@@ -165,7 +169,7 @@ class AttentionInjectionInferer(ConditionalInferer):
         return rows, sources, scales
 
     def _injected(
-        self, state: Iterates, chosen: list[int], number: int, network: Any, injection: Any
+        self, state: BatchState, chosen: list[int], number: int, network: Network, injection: AttentionInjection | None
     ) -> InjectedDenoiser:
         rows, sources, scales = self._rows(state, chosen)
         first = [chosen[sources.index(source)] for source in dict.fromkeys(sources)]
@@ -179,7 +183,7 @@ class AttentionInjectionInferer(ConditionalInferer):
 
 
 def _every(result: Counterfactual, number: int, count: int, inputs: torch.Tensor) -> Counterfactual:
-    """Return every ``count``-th entry of a result, from ``number`` on; its image like the inputs."""
+    """Return every ``count``-th entry of a result, starting with ``number``; its image has the type of the inputs."""
     parts = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "extras"}
     extras = {name: value[number::count] for name, value in result.extras.items()}
     part = Counterfactual(**{name: value[number::count] for name, value in parts.items()}, extras=extras)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every counterfactual method does around its idea: checks, judging, passes, and images that leave early."""
+"""The common part of all counterfactual methods: checks, classification, passes, and images that leave early."""
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -23,10 +22,11 @@ from medcf.inferers.checks import (
     default_sample_ids,
     resolve_target,
 )
-from medcf.inferers.counterfactual import Counterfactual, Iterates
+from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
+from medcf.networks.denoiser import Network
 from medcf.runtime.frozen import frozen
-from medcf.runtime.progress import progress_bar
+from medcf.runtime.progress import Progress, progress_bar
 
 __all__ = ["CounterfactualInferer"]
 
@@ -34,32 +34,32 @@ __all__ = ["CounterfactualInferer"]
 class CounterfactualInferer(Inferer):
     """A MONAI inferer that moves images to a target class in one or several passes.
 
-    A subclass says what a pass does (``_run_pass``). This class checks what comes in, hands an image of the target
-    class back as it was, keeps all iterates and lets images leave that are confident enough. Works under
-    ``torch.no_grad()``; leaves mode and ``requires_grad`` of all networks as they were. Autocast is the caller's.
+    A subclass defines a pass (``_run_pass``). This class checks the inputs, returns images of the target class
+    unchanged, records all iterates, and lets images leave once they are confident enough. Works under
+    ``torch.no_grad()``; the mode and ``requires_grad`` of all networks are restored. Autocast is left to the caller.
 
     Args:
         classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image; "opposite" wants of two classes the one that the
+        target: target class y, for all images or one per image; "opposite" selects, of two classes, the one that the
             classifier does not predict for an image.
         num_iterations: passes L.
-        confidence_threshold: images that reach this probability of the target leave the batch; None runs all passes.
-        seed: seed of all noise.
-        progress: show a bar over passes and steps while they run, on a terminal.
+        confidence_threshold: images that reach this target probability leave the batch; None runs all passes.
+        seed: seed for all noise.
+        progress: show a progress bar over passes and steps, on a terminal.
 
     Raises:
-        ValueError: an option that is out of range.
+        ValueError: if an option is out of range.
     """
 
-    #: Name of the method for people.
+    #: Name of the method for display.
     title: ClassVar[str] = "counterfactual"
     #: Whether a pass differentiates the classifier, which ``torch.inference_mode()`` forbids.
     needs_gradients: ClassVar[bool] = True
     #: Whether a pass calls the denoising network.
     needs_network: ClassVar[bool] = True
-    #: Options of a parent class that the method fixes, and so does not take.
+    #: Options of a parent class that the method fixes and therefore does not accept.
     fixed_options: ClassVar[frozenset[str]] = frozenset()
-    #: Options that say the same in two ways, of which one is given.
+    #: Pairs of options with the same meaning, of which only one may be given.
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(
@@ -94,7 +94,7 @@ class CounterfactualInferer(Inferer):
         sample_ids: Sequence[Hashable] | None = None,
         target: Target | None = None,
     ) -> torch.Tensor:
-        """Return the counterfactuals alone; see ``explain``."""
+        """Return only the counterfactuals; see ``explain``."""
         return self.explain(inputs, network, sample_ids, target).image
 
     def explain(
@@ -109,20 +109,20 @@ class CounterfactualInferer(Inferer):
 
         Args:
             inputs: images (B, C, *spatial) in [-1, 1]; the original x.
-            network: denoising network, called as ``Denoiser`` says; a method without diffusion ignores it.
-            sample_ids: one identity per image to seed its noise; None takes a hash of its pixels.
-            target: wanted class for this call, overriding the constructor's.
-            run_unchanged: run images that already are of the target class, too: towards the class of the input, the
+            network: denoising network, called as in ``Denoiser``; methods without diffusion ignore it.
+            sample_ids: one identity per image to seed its noise; None uses a hash of its pixels.
+            target: target class for this call; takes precedence over the constructor's.
+            run_unchanged: also run images that are already in the target class. Toward the input's own class, the
                 result is the method's reconstruction, the floor of its differences. They count as neither flipped nor
                 unchanged.
 
         Returns:
-            The counterfactuals. Otherwise an input the classifier already assigns to the target comes back unchanged
-            and marked.
+            The counterfactuals. Unless ``run_unchanged`` is set, an input already classified as the target is returned
+            unchanged and marked.
 
         Raises:
-            ValueError: inputs, network, classifier, target or ids that do not fit each other.
-            RuntimeError: called under ``torch.inference_mode()``, where no gradient exists.
+            ValueError: if inputs, network, classifier, target or ids do not match.
+            RuntimeError: if called under ``torch.inference_mode()``, which provides no gradients.
         """
         image, ids = self._check_inputs(inputs, network, sample_ids)
         requested = self.target if target is None else target
@@ -132,9 +132,9 @@ class CounterfactualInferer(Inferer):
         return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
 
     def _check_inputs(
-        self, inputs: torch.Tensor, network: Any, sample_ids: Sequence[Hashable] | None
+        self, inputs: torch.Tensor, network: Network, sample_ids: Sequence[Hashable] | None
     ) -> tuple[torch.Tensor, list[Hashable]]:
-        """Return the images as a plain tensor and one identity for each."""
+        """Return the images as a plain tensor, and one identity per image."""
         if self.needs_gradients and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{type(self).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
@@ -156,15 +156,15 @@ class CounterfactualInferer(Inferer):
         image: torch.Tensor,
         ids: Sequence[Hashable],
         wanted: torch.Tensor,
-        network: Any,
+        network: Network,
         run_unchanged: bool,
         extras: Mapping[str, torch.Tensor] | None = None,
     ) -> Counterfactual:
-        """Run the passes on checked images; ``extras`` are values per image (B,) that a method's passes need."""
+        """Run the passes on checked images; ``extras`` are per-image values (B,) that a method's passes need."""
         bar = progress_bar(self._num_steps(), self.title, unit="step", show=self.progress, inner=True)
         with torch.no_grad(), frozen(network, *self._networks()), bar:
             confidence, hit = self._judge(image, wanted)
-            state = Iterates(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
+            state = BatchState(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
             state.extras.update(extras or {})
             self._iterate(state, network, bar)
             state.flipped &= ~hit
@@ -172,23 +172,19 @@ class CounterfactualInferer(Inferer):
         return state.result()
 
     @abstractmethod
-    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+    def _run_pass(self, state: BatchState, indices: torch.Tensor, number: int, network: Network, bar: Progress) -> None:
         """Advance the images ``indices`` of the state by one pass."""
 
     def _num_steps(self) -> int:
-        """Return how many steps the bar counts if every pass runs."""
+        """Return the number of steps that the bar counts if every pass runs."""
         return self.num_iterations
 
     def _networks(self) -> tuple[Any, ...]:
-        """Return the networks that are to be in eval mode and without parameter gradients, beside the denoiser."""
+        """Return the networks, besides the denoiser, that must be in eval mode and without parameter gradients."""
         return (self.classifier,)
 
-    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
         """Run the passes; images leave when they are done."""
-        if bool(state.unchanged.any()):
-            names = ", ".join(str(state.ids[i]) for i in state.unchanged.nonzero()[:, 0].tolist())
-            logger = logging.getLogger(type(self).__module__)
-            logger.info("Already of the target class and returned unchanged: %s", names)
         active = ~state.unchanged
         for number in range(self.num_iterations):
             indices = active.nonzero()[:, 0]
@@ -201,7 +197,7 @@ class CounterfactualInferer(Inferer):
     def _judge(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the probability of the target (B,) and whether it is the predicted class (B,).
 
-        In full precision also under autocast: a decision near one half must be the one that everybody else sees.
+        Uses full precision even under autocast: a decision near one half must agree with everyone else's.
         """
         logits = self._logits(image)
         check_logits(logits, target)

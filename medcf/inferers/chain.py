@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that noise an image to a limited level and denoise it again: the chain that they share."""
+"""Methods that noise an image to a limited level and denoise it again: their common chain."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ import torch
 
 from medcf.inferers.base import CounterfactualInferer
 from medcf.inferers.checks import check_choice, check_numbers, check_scheduler
-from medcf.inferers.counterfactual import Iterates
+from medcf.inferers.counterfactual import BatchState
+from medcf.runtime.progress import Progress
 from medcf.sampling import Chain, Hook, denoise, noised
+from medcf.sampling.loop import Predict
+from medcf.schedulers import RespacedScheduler
 from medcf.schedulers.base import StartVariant
 
 __all__ = ["ChainInferer"]
 
 
 class ChainInferer(CounterfactualInferer):
-    """Noise to the N-th kept step, denoise N times, with the hooks of the method.
+    """Noise to the N-th kept step, then denoise N times with the method's hooks.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed.
-        args: classifier and target, as ``CounterfactualInferer`` takes them.
-        num_inference_steps: kept steps n of the schedule.
-        strength: share of the kept steps that is noised and denoised; or one per pass, the last for all further passes.
-        clip_denoised: clip predicted clean images, and each pass's output, to [-1, 1]; overrides the scheduler's.
-        start_variant: "exact" noises to the first step that is denoised; "published_code" one kept step further.
+        scheduler: a scheduler from ``medcf.schedulers``; copied, not modified.
+        args: classifier and target, see ``CounterfactualInferer``.
+        num_inference_steps: number n of kept steps.
+        strength: fraction of the kept steps to noise and denoise; or one per pass, the last for all further passes.
+        clip_denoised: clip predicted clean images, and each pass's output, to [-1, 1]; takes precedence over the
+            scheduler's setting.
+        start_variant: "exact" noises to the first denoised step; "published_code" one kept step further.
         options: see ``CounterfactualInferer``.
 
     Raises:
-        ValueError: an option that is unknown or out of range.
+        ValueError: if an option is unknown or out of range.
     """
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: RespacedScheduler,
         *args: Any,
         num_inference_steps: int = 400,
         strength: float | Sequence[float] = 0.3,
@@ -56,18 +60,18 @@ class ChainInferer(CounterfactualInferer):
             raise ValueError("strength=(): give one strength, or one per pass.")
         self.clip_denoised = clip_denoised
         self.start_variant = start_variant
-        for share in self.strengths:  # a wrong one is refused here, not after a pass
+        for share in self.strengths:  # refuse an invalid one here, not after a pass
             check_numbers(strength=share)
             self.scheduler.timesteps_from(share)
 
     @property
     def timesteps(self) -> list[int]:
-        """Kept steps of the first pass, the noisiest first."""
+        """The kept steps of the first pass, noisiest first."""
         return self._schedule(0)[0]
 
     @property
     def start_timestep(self) -> int:
-        """Timestep to which the first pass noises."""
+        """The timestep to which the first pass noises."""
         return self._schedule(0)[1]
 
     def _schedule(self, number: int) -> tuple[list[int], int]:
@@ -79,18 +83,18 @@ class ChainInferer(CounterfactualInferer):
     def _num_steps(self) -> int:
         return sum(len(self._schedule(number)[0]) for number in range(self.num_iterations))
 
-    def _chain(self, state: Iterates, index: torch.Tensor, number: int, denoiser: Any) -> Chain:
+    def _chain(self, state: BatchState, index: torch.Tensor, number: int, denoiser: Predict) -> Chain:
         """Return pass ``number`` over the images ``index`` (N,) of the state."""
         ids, timesteps = [state.ids[i] for i in index.tolist()], self._schedule(number)[0]
         start, original = state.current[index], state.original[index]
         return Chain(start, original, ids, number, timesteps, denoiser, self.scheduler, self.seed)
 
-    def _run_chain(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
-        """Return what becomes of the start images (N, C, *spatial)."""
+    def _run_chain(self, chain: Chain, hooks: Sequence[Hook], bar: Progress) -> torch.Tensor:
+        """Return the result of the chain for the start images (N, C, *spatial)."""
         image = self._denoised(chain, hooks, bar)
         return image.clamp(-1, 1) if self.clip_denoised else image
 
-    def _denoised(self, chain: Chain, hooks: Sequence[Hook], bar: Any) -> torch.Tensor:
+    def _denoised(self, chain: Chain, hooks: Sequence[Hook], bar: Progress) -> torch.Tensor:
         """Noise the start images and denoise them."""
         generators = chain.generators("pass")
         noisy = self._noisy(chain, generators)

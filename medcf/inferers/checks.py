@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a user hands to a method, before anything expensive runs."""
+"""Checks of what a user passes to a method, before anything expensive runs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from medcf.networks.denoiser import unwrap
+from medcf.networks.denoiser import Network, unwrap
 from medcf.runtime.choices import check_choice, check_numbers
 
 __all__ = [
@@ -31,24 +31,24 @@ Target = int | Sequence[int] | torch.Tensor | Literal["opposite"]
 
 
 class TargetError(ValueError):
-    """A target that no image can be brought to: the option is wrong, not the image."""
+    """An impossible target: the option is wrong, not the image."""
 
 
 def class_index(target: Target, class_names: Sequence[str]) -> Target:
-    """Turn the name of a class, in any case, into its index; other targets stay as they are."""
+    """Turn a class name, in any case, into its index; other targets are returned unchanged."""
     names = [name.casefold() for name in class_names]
     return names.index(target.casefold()) if isinstance(target, str) and target.casefold() in names else target
 
 
 def check_target(target: Target) -> None:
-    """Refuse words that name no target, before any image is seen.
+    """Refuse words that are not a target, before any image is seen.
 
     Raises:
-        TargetError: another word than "opposite".
+        TargetError: if the target is a word other than "opposite".
     """
     if isinstance(target, str) and target != "opposite":
         raise TargetError(
-            f"target={target!r} is no class: give its index, counted from 0, or of two classes 'opposite' for the one "
+            f"target={target!r} is not a class: give its index, from 0, or with two classes 'opposite' for the one "
             "that is not predicted."
         )
 
@@ -57,11 +57,11 @@ def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
     """Return the images as a plain float32 tensor (B, C, *spatial).
 
     Args:
-        inputs: images in [-1, 1]; a little overshoot of interpolation is allowed.
-        limit: largest magnitude that still passes for an image in [-1, 1].
+        inputs: images in [-1, 1]; slight overshoot from interpolation is allowed.
+        limit: largest magnitude still accepted for an image in [-1, 1].
 
     Raises:
-        ValueError: no batch of 2D or 3D images, not floating point, not finite, or outside the range.
+        ValueError: if it is not a batch of 2D or 3D images, not floating point, not finite, or out of range.
     """
     shape = tuple(getattr(inputs, "shape", ()))
     if len(shape) not in (4, 5) or shape[0] == 0:
@@ -74,30 +74,30 @@ def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
         raise ValueError("inputs holds NaN or infinite values: clean the image before the inferer sees it.")
     if low < -limit or high > limit:
         raise ValueError(
-            f"inputs reaches from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
+            f"inputs ranges from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
             "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
         )
     return image
 
 
-def check_network(network: Any, image: torch.Tensor) -> None:
-    """Compare the images with a MONAI diffusion network's channels, dimensions and depth, as far as it tells them.
+def check_network(network: Network, image: torch.Tensor) -> None:
+    """Compare the images with a MONAI diffusion network's channels, dimensions and depth, as far as they are known.
 
     Raises:
-        ValueError: wrong channels, wrong number of spatial dimensions, or a size the network cannot halve often enough.
+        ValueError: if channels or spatial dimensions are wrong, or the network cannot halve the size often enough.
     """
     network = unwrap(network)
     channels = getattr(network, "in_channels", None)
     if isinstance(channels, int) and channels != image.shape[1]:
         raise ValueError(
-            f"inputs has {image.shape[1]} channels, the network takes in_channels={channels}: convert the image, or "
-            "load the network that belongs to it."
+            f"inputs has {image.shape[1]} channels, but the network takes in_channels={channels}: convert the image or "
+            "load the matching network."
         )
     modules = network.modules() if isinstance(network, torch.nn.Module) else ()
     first = next((m for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
     if first is not None and len(first.kernel_size) != image.ndim - 2:
         raise ValueError(
-            f"inputs has {image.ndim - 2} spatial dimensions, the network works in {len(first.kernel_size)}: give "
+            f"inputs has {image.ndim - 2} spatial dimensions, but the network works in {len(first.kernel_size)}: give "
             f"images of shape (B, C{', H, W, D'[: 3 * len(first.kernel_size)]})."
         )
     levels = getattr(getattr(network, "unet", network), "block_out_channels", None)
@@ -112,11 +112,11 @@ def check_network(network: Any, image: torch.Tensor) -> None:
         )
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Refuse schedulers of MONAI and diffusers, which do not follow their own kept steps, and name ours.
+def check_scheduler(scheduler: object) -> None:
+    """Refuse schedulers of MONAI and diffusers, which ignore their own kept steps, and name the replacement.
 
     Raises:
-        ValueError: the scheduler is none of ``medcf.schedulers``, nor works as they do.
+        ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one.
     """
     if all(hasattr(scheduler, name) for name in ("convert", "posterior", "timesteps_from", "alpha_bar")):
         return
@@ -124,19 +124,19 @@ def check_scheduler(scheduler: Any) -> None:
     ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
     remedy = f"give medcf.schedulers.{ours} with the same noise schedule and prediction_type"
     if name == "RFlowScheduler":
-        remedy = f"train the network with medcf.schedulers.{ours}; one trained by rectified flow cannot be used"
-    raise ValueError(f"scheduler is a {name}, which cannot start from a noised image nor be guided: {remedy}.")
+        remedy = f"train the network with medcf.schedulers.{ours}; one trained with rectified flow cannot be used"
+    raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")
 
 
-def check_classes(network: Any, name: str) -> None:
-    """Refuse a network without classes, whose ``num_class_embeds`` is None, for the method of this name.
+def check_classes(network: Network, name: str) -> None:
+    """Refuse a network without classes, whose ``num_class_embeds`` is None, for the named method.
 
     Raises:
-        ValueError: the network knows no classes.
+        ValueError: if the network has no classes.
     """
     if getattr(unwrap(network), "num_class_embeds", 1) is None:
         raise ValueError(
-            f"{name} needs a class-conditional network (num_class_embeds), and this one has no classes: train one "
+            f"{name} needs a class-conditional network (num_class_embeds), but this one has no classes: train one "
             "with class labels, or use a method that is guided by the classifier."
         )
 
@@ -144,24 +144,24 @@ def check_classes(network: Any, name: str) -> None:
 def resolve_target(
     target: Target, batch: int, device: torch.device, logits: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    """Return the wanted class per image as a long tensor (B,).
+    """Return the target class per image as a long tensor (B,).
 
     Args:
-        target: a class, one per image, or "opposite": of two classes the one that the classifier does not predict.
+        target: a class, one per image, or "opposite": with two classes, the one that the classifier does not predict.
         batch: number of images.
-        device: where the tensor is to be.
-        logits: gives the classifier's logits (B, K) of the images; called for "opposite" only.
+        device: device of the result.
+        logits: returns the classifier's logits (B, K) of the images; called only for "opposite".
 
     Raises:
-        TargetError: a number of targets that is neither one nor the batch's, a negative or fractional class, another
-            word than "opposite", or "opposite" with a classifier of other than two classes.
+        TargetError: if the number of targets is neither one nor the batch size, a class is negative or fractional, the
+            target is a word other than "opposite", or "opposite" is used without exactly two classes.
     """
     check_target(target)
     if isinstance(target, str):
         known = logits()
         if known.ndim != 2 or known.shape[1] != 2:
             raise TargetError(
-                "target='opposite' needs a classifier of two classes, and was used with logits of shape "
+                "target='opposite' needs a classifier with two classes, but its logits have shape "
                 f"{tuple(known.shape)}: give an index."
             )
         return (1 - known.argmax(1)).to(device)
@@ -177,8 +177,8 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
     """Compare the classifier's output with the batch and the targets.
 
     Raises:
-        TargetError: fewer classes than the target needs.
-        ValueError: not (B, K) logits, or values that are not finite.
+        TargetError: if there are fewer classes than the target needs.
+        ValueError: if the logits are not (B, K), or not finite.
     """
     if logits.ndim != 2 or logits.shape[0] != target.shape[0]:
         raise ValueError(
@@ -186,8 +186,8 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
         )
     if int(target.max()) >= logits.shape[1]:
         raise TargetError(
-            f"target={int(target.max())} but the classifier knows classes 0 to {logits.shape[1] - 1}: choose "
-            "another target, or load the classifier that knows it (a binary one needs two logits)."
+            f"target={int(target.max())} but the classifier has classes 0 to {logits.shape[1] - 1}: choose "
+            "another target, or load a classifier that has it (a binary one needs two logits)."
         )
     if not bool(torch.isfinite(logits).all()):
         raise ValueError(
@@ -197,5 +197,5 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def default_sample_ids(image: torch.Tensor) -> list[str]:
-    """Name each image by the SHA-256 of its float32 pixels, which no batch or order changes."""
+    """Name each image by the SHA-256 of its float32 pixels, independent of batch and order."""
     return [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]

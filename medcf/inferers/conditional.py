@@ -15,8 +15,9 @@ from scipy import ndimage
 
 from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import check_classes, check_numbers
-from medcf.inferers.counterfactual import Iterates
-from medcf.networks.denoiser import Denoiser
+from medcf.inferers.counterfactual import BatchState
+from medcf.networks.denoiser import Denoiser, Network
+from medcf.runtime.progress import Progress
 from medcf.sampling import Chain, standard_noise
 from medcf.sampling.memory import MemoryBudget, budget_bytes, check_budget, micro_batches, peak_bytes
 
@@ -26,31 +27,31 @@ logger = logging.getLogger(__name__)
 
 
 class ConditionalInferer(ChainInferer):
-    """What the methods of ControlCG's comparison share; a subclass says what becomes of some images (``_edit``).
+    """The common part of the methods in ControlCG's comparison; a subclass defines the edit (``_edit``).
 
-    No gradient is taken and the classifier only judges. The network's class indices are the classifier's.
+    No gradients are computed; the classifier only judges. Network and classifier share class indices.
 
     Args:
-        args: scheduler, classifier and target, as ``ChainInferer`` takes them.
-        guidance_scale: s of s eps(x, c) - (s - 1) eps(x, null), as everywhere in medcf, MONAI and diffusers; 1 runs the
-            conditional network alone and leaves the null condition out.
-        guidance_w: the same by the paper's name and count: w = s - 1 of ControlCG (eq. 5) and of Ho and Salimans
-            (2022). Give one of the two.
+        args: scheduler, classifier and target, see ``ChainInferer``.
+        guidance_scale: s in s eps(x, c) - (s - 1) eps(x, null), as everywhere in medcf, MONAI and diffusers; 1 runs the
+            conditional network only, without the null condition.
+        guidance_w: the same in the paper's notation: w = s - 1 in ControlCG (eq. 5) and in Ho and Salimans (2022). Give
+            only one of the two.
         null_class_labels: index of the null class.
         num_inference_steps: see ``ChainInferer``.
         strength: see there; 1 starts from pure noise instead of the noised image.
-        keep_background: put back what is exactly -1 in the input and connected to its border, outside a skull-stripped
-            brain. The methods do not do so themselves, they disregard differences outside the brain.
-        subtract_reconstruction: run the chain a second time towards the class that the classifier sees in the input,
-            with the same noise, and return the input plus the difference of the two. What a method does to every image,
-            whatever the class, cancels; towards its own class an input stays as it is. Ours, in no paper; it costs the
-            same again, but for what both share.
-        memory_budget: gigabytes (10^9 bytes) that the activations of one forward may take; more images than fit run
-            one after another. "auto" is what the GPU has free, None sets no limit. The first forward is measured.
+        keep_background: restore everything that is exactly -1 in the input and connected to its border, outside a
+            skull-stripped brain. The published methods do not do this; they disregard differences outside the brain.
+        subtract_reconstruction: run the chain a second time toward the class that the classifier predicts for the
+            input, with the same noise, and return the input plus the difference of the two results. What both runs
+            change is not due to the class and cancels; toward its own class an input stays unchanged. This is ours, not
+            from a paper. It doubles the cost, except for shared work.
+        memory_budget: gigabytes (10^9 bytes) for the activations of one network call; images that do not fit together
+            run one after another. "auto" uses the GPU's free memory, None sets no limit. The first call is measured.
         options: see ``ChainInferer``.
 
     Raises:
-        ValueError: an option that is unknown or out of range, or a network without classes.
+        ValueError: if an option is unknown or out of range, or the network has no classes.
     """
 
     needs_gradients = False
@@ -85,29 +86,29 @@ class ConditionalInferer(ChainInferer):
         self._measured: tuple[Any, float] | None = None
 
     @abstractmethod
-    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
-        """Return what a pass makes of the images ``chosen`` (N, C, *spatial), and count its forwards."""
+    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
+        """Return the result of a pass for the images ``chosen`` (N, C, *spatial), and count its network evaluations."""
 
-    def _num_rows(self, state: Iterates, chosen: Sequence[int]) -> int:
-        """Return how many images the largest forward of a pass over the images ``chosen`` stacks."""
+    def _num_rows(self, state: BatchState, chosen: Sequence[int]) -> int:
+        """Return the number of images stacked in the largest network call of a pass over the images ``chosen``."""
         return len(chosen) * (1 if self.guidance_scale == 1 else 2)
 
-    def _probe(self, state: Iterates, chosen: list[int], network: Any) -> Callable[[], Any]:
-        """Return a call of the largest forward of a pass over the images ``chosen``, to be measured."""
+    def _probe(self, state: BatchState, chosen: list[int], network: Network) -> Callable[[], object]:
+        """Return a function that makes the largest network call of a pass over ``chosen``, for measurement."""
         denoiser = self._denoiser(network, state.target[chosen])
         return lambda: denoiser(state.current[chosen], self.timesteps[0])
 
-    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
         check_classes(network, type(self).__name__)
-        self._denoiser(network, state.target)  # refuses classes that the network does not know
+        self._denoiser(network, state.target)  # refuses classes that the network does not have
         super()._iterate(state, network, bar)
 
-    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+    def _run_pass(self, state: BatchState, indices: torch.Tensor, number: int, network: Network, bar: Progress) -> None:
         edits, pair = state, None
         stacked: Callable[[Sequence[int]], list[int]] = list
         if self.subtract_reconstruction:
             own = self._logits(state.original).argmax(1)
-            pair = BesideOwnClass(state, own, self.guidance_scale, shared=number == 0)
+            pair = TargetAndOwnClass(state, own, self.guidance_scale, shared=number == 0)
             edits, stacked = pair.edits, pair.stacked
         groups = self._groups(edits, indices.tolist(), network, stacked)
         steps = self._num_steps() // self.num_iterations
@@ -133,8 +134,8 @@ class ConditionalInferer(ChainInferer):
             return standard_noise(chain.start, generators)
         return super()._noisy(chain, generators)
 
-    def _denoiser(self, network: Any, labels: torch.Tensor, guidance_scale: float | None = None) -> Denoiser:
-        """Return the plain denoiser towards the classes (N,) with this method's guidance scale, or another."""
+    def _denoiser(self, network: Network, labels: torch.Tensor, guidance_scale: float | None = None) -> Denoiser:
+        """Return the plain denoiser toward the classes (N,) with this method's guidance scale, or another."""
         return Denoiser(
             network,
             self.scheduler,
@@ -144,9 +145,9 @@ class ConditionalInferer(ChainInferer):
         )
 
     def _groups(
-        self, state: Iterates, indices: list[int], network: Any, stacked: Callable[[Sequence[int]], list[int]]
+        self, state: BatchState, indices: list[int], network: Network, stacked: Callable[[Sequence[int]], list[int]]
     ) -> list[list[int]]:
-        """Split images into micro-batches that fit the budget; ``stacked`` names the images that run for some."""
+        """Split images into micro-batches that fit the budget; ``stacked`` returns the images to run."""
         device = state.current.device
         limit = budget_bytes(self.memory_budget, device)
         if limit is None:
@@ -155,7 +156,7 @@ class ConditionalInferer(ChainInferer):
         groups = micro_batches(indices, lambda chosen: row * self._num_rows(state, stacked(chosen)), limit)
         least = row * self._num_rows(state, stacked(indices[:1]))
         logger.info(
-            "%s: %.3g GB a row; %d images in micro-batches of %s within %.3g GB",
+            "%s: %.3g GB per row; %d images in micro-batches of %s within %.3g GB",
             self.title,
             row / 1e9,
             len(indices),
@@ -172,7 +173,7 @@ class ConditionalInferer(ChainInferer):
             )
         return groups
 
-    def _bytes_per_row(self, state: Iterates, first: list[int], network: Any) -> float:
+    def _bytes_per_row(self, state: BatchState, first: list[int], network: Network) -> float:
         device, shape = state.current.device, tuple(state.current.shape[1:])
         key = (id(network), shape, str(device), torch.is_autocast_enabled(device.type))
         if self._measured is None or self._measured[0] != key:
@@ -191,19 +192,19 @@ def _scale(guidance_scale: float | None, guidance_w: float | None) -> float:
     check_numbers(guidance_scale=guidance_scale, guidance_w=guidance_w)
     if guidance_scale is not None and guidance_w is not None:
         raise ValueError(
-            f"guidance_scale={guidance_scale:g} and guidance_w={guidance_w:g} say the same in two ways "
+            f"guidance_scale={guidance_scale:g} and guidance_w={guidance_w:g} specify the same value twice "
             "(guidance_w = guidance_scale - 1): give one."
         )
     scale = (3.0 if guidance_scale is None else guidance_scale) if guidance_w is None else 1 + guidance_w
     if not 1 <= scale < math.inf:
-        raise ValueError(f"guidance_scale={scale:g}: use 1 for no guidance, or more.")
+        raise ValueError(f"guidance_scale={scale:g}: use 1 (no guidance) or more.")
     return float(scale)
 
 
 def background(image: torch.Tensor) -> torch.Tensor:
-    """Return what lies outside the subject (B, 1, *spatial), bool: voxels of exactly -1 that reach the border.
+    """Return the area outside the subject (B, 1, *spatial), bool: voxels of exactly -1 connected to the border.
 
-    Black voxels inside, fluid for example, are not background.
+    Black voxels inside, such as fluid, are not background.
 
     Args:
         image: (B, C, *spatial) in [-1, 1].
@@ -213,23 +214,23 @@ def background(image: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(outside)[:, None].to(image.device)
 
 
-class BesideOwnClass:
-    """A state of 2 B images: B towards their targets, and the same B, from B on, towards their own classes.
+class TargetAndOwnClass:
+    """A state of 2 B images: B run toward their targets, the other B (the same images) toward their own classes.
 
-    Both have the same noise, because they have the same ids. Images that share input and guidance scale, as targets of
-    one input do, share the second; only the first of them runs.
+    Both have the same noise, because they have the same ids. Images with the same input and guidance scale, such as
+    several targets of one input, share the second run; only the first of them runs it.
 
     Args:
         state: the B images.
-        own: class that each is of (B,).
-        guidance_scale: of all images, where the state's extras do not say otherwise.
-        shared: whether equal inputs start from equal images, as they do in the first pass.
+        own: each image's own class (B,).
+        guidance_scale: scale for all images, unless the state's extras specify it.
+        shared: whether equal inputs start from equal images, as in the first pass.
     """
 
-    def __init__(self, state: Iterates, own: torch.Tensor, guidance_scale: float, shared: bool) -> None:
+    def __init__(self, state: BatchState, own: torch.Tensor, guidance_scale: float, shared: bool) -> None:
         self.count = len(state.original)
         device = state.original.device
-        self.edits = Iterates(
+        self.edits = BatchState(
             _twice(state.original),
             torch.cat([state.target, own]),
             [*state.ids, *state.ids],
@@ -244,14 +245,14 @@ class BesideOwnClass:
         self._keys = list(zip(sources, extras["guidance_scale"].tolist(), strict=True))
 
     def stacked(self, chosen: Sequence[int]) -> list[int]:
-        """Return which of the 2 B images run for the images ``chosen``."""
+        """Return which of the 2 B images to run for the images ``chosen``."""
         return [*chosen, *(self.count + i for i in dict.fromkeys(self._first(chosen)))]
 
     def difference(self, image: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
-        """Return what the targets differ by from the own classes (N, C, *spatial).
+        """Return the difference between the results for the targets and for the own classes (N, C, *spatial).
 
         Args:
-            image: what became of the images that ``stacked`` names.
+            image: results for the images returned by ``stacked``.
             chosen: the N images.
         """
         first = self._first(chosen)
@@ -260,11 +261,11 @@ class BesideOwnClass:
         return image[: len(first)] - image[own]
 
     def evaluations(self) -> torch.Tensor:
-        """Return the forwards of a row for each of the B images; shared ones count for the first."""
+        """Network evaluations per image (B,); a shared evaluation counts for the first image that uses it."""
         return self.edits.evaluations.reshape(2, -1).sum(0)
 
     def _first(self, chosen: Sequence[int]) -> list[int]:
-        """Return for each of the images the first of them that has the same input and guidance scale."""
+        """Return, for each image, the first image with the same input and guidance scale."""
         first: dict[tuple[int, float], int] = {}
         return [first.setdefault(self._keys[i], i) for i in chosen]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a counterfactual method returns, and the state of a batch until then: image, way there and what it cost."""
+"""The result of a counterfactual method, and the state of a batch while it runs: images, trajectory and cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Counterfactual", "Iterates"]
+__all__ = ["BatchState", "Counterfactual"]
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class Counterfactual:
     """The counterfactuals of a batch of B images after at most L passes.
 
     Attributes:
-        image: counterfactuals (B, C, *spatial) in [-1, 1]; a MetaTensor where the input was one.
-        trajectory: (B, L + 1, C, *spatial), the input first; an image that left early repeats its last iterate.
+        image: counterfactuals (B, C, *spatial) in [-1, 1]; a MetaTensor if the input was one.
+        trajectory: (B, L + 1, C, *spatial), starting with the input; an image that left early repeats its last iterate.
         confidences: the classifier's probability of the target at each iterate (B, L + 1).
-        target: wanted class per image (B,).
-        num_function_evaluations: forwards of the denoising network per image (B,), searched scales included.
-        flipped: images (B,) that were not of the target class and now are.
-        unchanged: images (B,) that were of the target class from the start and came back as they were.
-        scale: classifier scale of the last pass of each image (B,); NaN where none ran.
-        iterations: passes that ran for each image (B,).
-        scales: classifier scale kept in each pass (B, L); NaN where none ran.
-        extras: what only one method tells, by name, (B,) each: its page says what.
+        target: target class per image (B,).
+        num_function_evaluations: evaluations of the denoising network per image (B,), including those for scale search.
+        flipped: images (B,) that were not in the target class before and are now.
+        unchanged: images (B,) that were in the target class from the start and were returned as they were.
+        scale: classifier scale of each image's last pass (B,); NaN if none ran.
+        iterations: number of passes run for each image (B,).
+        scales: classifier scale kept in each pass (B, L); NaN if none ran.
+        extras: values that only one method reports, by name, (B,) each; see the method's page.
     """
 
     image: torch.Tensor
@@ -48,20 +48,20 @@ class Counterfactual:
 
     @property
     def total_function_evaluations(self) -> int:
-        """Forwards of the denoising network over all images of the batch."""
+        """Evaluations of the denoising network over all images of the batch."""
         return int(self.num_function_evaluations.sum())
 
 
 @dataclass(eq=False)
-class Iterates:
-    """Where each of B images stands, and every iterate so far.
+class BatchState:
+    """The current state of a batch of B images, and every iterate so far.
 
     Args:
         original: inputs (B, C, *spatial).
-        target: wanted class per image (B,).
+        target: target class per image (B,).
         ids: one identity per image.
         confidence: the classifier's probability of the target (B,) at the inputs.
-        unchanged: inputs (B,) that already are of the target class.
+        unchanged: inputs (B,) that are already in the target class.
     """
 
     original: torch.Tensor
@@ -69,13 +69,13 @@ class Iterates:
     ids: Sequence[Hashable]
     confidence: torch.Tensor
     unchanged: torch.Tensor
-    #: phi of the originals, a list of (B, ...), where a method computes it once for all its passes.
+    #: phi of the originals, a list of (B, ...), for methods that compute it once for all passes.
     features: list[torch.Tensor] | None = field(default=None, init=False)
-    #: Further values of a method, (B,) each, by name; they reach the user in ``Counterfactual.extras``.
+    #: Further values of a method, (B,) each, by name; users find them in ``Counterfactual.extras``.
     extras: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Begin at the inputs."""
+        """Start at the inputs."""
         self._images, self._confidences = [self.original], [self.confidence]
         self._scales: list[torch.Tensor] = []
         self.current, self.confidence = self.original.clone(), self.confidence.clone()
@@ -84,7 +84,7 @@ class Iterates:
         self.evaluations, self._iterations = torch.zeros_like(self.target), torch.zeros_like(self.target)
 
     def record(self, active: torch.Tensor) -> None:
-        """Note the iterates after a pass in which the images ``active`` (B,) took part."""
+        """Record the iterates after a pass over the images ``active`` (B,)."""
         self._iterations += active
         self._images.append(self.current.clone())
         self._confidences.append(self.confidence.clone())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DDIM inversion: encode the image into its noise as its own class, decode the noise as another (Song et al. 2021)."""
+"""DDIM inversion: encode the image to noise as its own class, then decode it as another one (Song et al. 2021)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 from medcf.inferers.checks import check_choice, check_numbers, check_scheduler
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import Iterates
-from medcf.networks.denoiser import Denoiser
+from medcf.inferers.counterfactual import BatchState
+from medcf.networks.denoiser import Denoiser, Network
 from medcf.registry import METHODS
+from medcf.runtime.progress import Progress
 from medcf.sampling import denoise
-from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler
+from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler
 
 __all__ = ["DDIMInversionInferer", "SourceCondition"]
 
@@ -25,22 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 class DDIMInversionInferer(ConditionalInferer):
-    """Walks the deterministic chain up under the source class, then down under the target class with guidance.
+    """Walk the deterministic chain up under the source class, then down under the target class with guidance.
 
-    A baseline of ControlCG (its DDIM_250 and DDIM_500). No noise is drawn: the result depends on the input alone. How
-    much of the difference is the inversion's own error is measured before the edit: the same noise is decoded under
-    the source class without guidance, which would be the input if the inversion were exact. That error per image is
-    logged, and kept in ``Counterfactual.extras["round_trip_error"]``; NaN where none ran.
+    A baseline in ControlCG (DDIM_250 and DDIM_500). No noise is drawn: the result depends only on the input. The
+    inversion's own contribution to the difference is measured before the edit: the same noise is decoded under the
+    source class without guidance, which would return the input if the inversion were exact. This error is logged per
+    image and kept in ``Counterfactual.extras["round_trip_error"]``; NaN if none ran.
 
     Args:
-        scheduler: only its noise schedule counts: both ways are DDIM without noise.
-        args: classifier, which also names the source class, and target, as ``ConditionalInferer`` takes them.
-        depth: share of the chain that is inverted; 1 goes up to pure noise.
-        num_inversion_steps: kept steps of the way up, of the full chain; None takes ``num_inference_steps``.
-        inversion_iterations: evaluations at each step up. 1 is the usual explicit step, which errs by O(1 / steps);
-            more solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
-        source_condition: class of the way up: the one that the classifier "predicted", or the "null" class.
-        measure_round_trip: measure the error of the inversion, at the cost of one more way down.
+        scheduler: only its noise schedule is used: both directions are DDIM without noise.
+        args: classifier, which also determines the source class, and target, see ``ConditionalInferer``.
+        depth: fraction of the chain to invert; 1 goes up to pure noise.
+        num_inversion_steps: kept steps of the full chain on the way up; None uses ``num_inference_steps``.
+        inversion_iterations: evaluations per step on the way up. 1 is the usual explicit step, with an error of
+            O(1 / steps); more solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
+        source_condition: class on the way up: the one "predicted" by the classifier, or the "null" class.
+        measure_round_trip: measure the error of the inversion, at the cost of another way down.
         options: see ``ConditionalInferer``, also for errors.
     """
 
@@ -51,7 +52,7 @@ class DDIMInversionInferer(ConditionalInferer):
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: RespacedScheduler,
         *args: Any,
         depth: float = 1.0,
         num_inversion_steps: int | None = None,
@@ -64,7 +65,7 @@ class DDIMInversionInferer(ConditionalInferer):
         check_numbers(depth=depth)
         check_numbers(num_inversion_steps=num_inversion_steps, inversion_iterations=inversion_iterations, whole=True)
         if not 0 < depth <= 1:
-            raise ValueError(f"depth={depth} is a share of the chain: use a value in (0, 1].")
+            raise ValueError(f"depth={depth} is a fraction of the chain: use a value in (0, 1].")
         if inversion_iterations < 1:
             raise ValueError(f"inversion_iterations={inversion_iterations}: each step needs at least one evaluation.")
         check_scheduler(scheduler)
@@ -78,19 +79,19 @@ class DDIMInversionInferer(ConditionalInferer):
         self.measure_round_trip = measure_round_trip
         self.inverse = DDIMInverseScheduler().copy_schedule(self.scheduler)
         self.inverse.set_timesteps(num_inversion_steps or len(self.scheduler.kept))
-        top = self.timesteps[0]  # both ways meet here, whatever their numbers of steps
+        top = self.timesteps[0]  # both directions meet here, whatever their numbers of steps
         self.inverse.keep([*(t for t in self.inverse.kept if t < top), top])
 
     def _num_steps(self) -> int:
         decoded = len(self.timesteps) * (2 if self.measure_round_trip else 1)
         return self.num_iterations * (len(self.inverse.kept) * self.inversion_iterations + decoded)
 
-    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
         if self.measure_round_trip:
             state.extras["round_trip_error"] = torch.full_like(state.confidence, float("nan"))
         super()._iterate(state, network, bar)
 
-    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
         index = torch.tensor(chosen, device=state.current.device)
         start = state.current[index]
         source = self._denoiser(network, self._source(start), guidance_scale=1.0)
@@ -121,7 +122,7 @@ class DDIMInversionInferer(ConditionalInferer):
             return self._logits(image).argmax(1)
         return torch.full((len(image),), int(self.null_class_labels or 0), device=image.device)
 
-    def _invert(self, denoiser: Denoiser, sample: torch.Tensor, bar: Any) -> torch.Tensor:
+    def _invert(self, denoiser: Denoiser, sample: torch.Tensor, bar: Progress) -> torch.Tensor:
         for t in self.inverse.kept:
             candidate = sample
             for _ in range(self.inversion_iterations):
@@ -131,7 +132,7 @@ class DDIMInversionInferer(ConditionalInferer):
         return sample
 
     def _differences(self, image: torch.Tensor, start: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """Return the mean absolute difference (N,) to the start, as the user will see it."""
+        """Return the mean absolute difference (N,) from the start, as the user will see it."""
         return (self._finish(image, original) - start).abs().flatten(1).mean(1)
 
 

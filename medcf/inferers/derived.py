@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method that is no more than ``__call__(inputs, network)``, with the explanation that every bundle asks for."""
+"""Wraps a method that has only ``__call__(inputs, network)`` and adds the explanation that bundles need."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ from torch import Tensor, nn
 
 from medcf.inferers.checks import Target, TargetError, check_image, check_logits, resolve_target
 from medcf.inferers.counterfactual import Counterfactual
+from medcf.networks.denoiser import Network
 from medcf.runtime.frozen import frozen
 
 __all__ = ["DerivedMethod", "with_explain"]
 
 
 def with_explain(method: Any, classifier: Callable[[Tensor], Tensor] | None, target: Target | None = None) -> Any:
-    """Return a method that has ``explain``: itself, or a `DerivedMethod` around it."""
+    """Return a method that has ``explain``: the given one, or a `DerivedMethod` around it."""
     if hasattr(method, "explain") or not callable(method) or classifier is None:
         return method
     return DerivedMethod(method, classifier, target)
 
 
 class DerivedMethod(Inferer):
-    """Derives what ``explain`` tells from a method's ``__call__(inputs, network)`` alone.
+    """Derives the results of ``explain`` from a method's ``__call__(inputs, network)``.
 
     The trajectory is input and result, the confidences are the classifier's, and the evaluations are the rows of the
-    network's forwards for each image. An image that is of the target class already comes back as it was, without a run.
-    Everything else about it, its options for example, is the method's own.
+    network calls for each image. An image already in the target class is returned unchanged, without a run. All other
+    attributes, such as options, are the method's own.
 
     Args:
-        method: called as ``method(inputs, network)``; images (B, C, *spatial) in [-1, 1] to their counterfactuals. Of
-            ``target`` and ``sample_ids`` it is given what its signature names.
+        method: called as ``method(inputs, network)``; maps images (B, C, *spatial) in [-1, 1] to their counterfactuals.
+            It is passed ``target`` and ``sample_ids`` if its signature names them.
         classifier: images to logits (B, K).
-        target: wanted class; None takes the method's attribute ``target``.
+        target: target class; None uses the method's attribute ``target``.
     """
 
-    def __init__(self, method: Any, classifier: Callable[[Tensor], Tensor], target: Target | None = None) -> None:
+    def __init__(
+        self, method: Callable[..., Tensor], classifier: Callable[[Tensor], Tensor], target: Target | None = None
+    ) -> None:
         vars(self).update(method=method, classifier=classifier, wanted=target)
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +54,7 @@ class DerivedMethod(Inferer):
         return getattr(self.method, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an option where the method reads it."""
+        """Set an option on the wrapped method."""
         setattr(self.method, name, value)
 
     def __copy__(self) -> DerivedMethod:
@@ -64,7 +67,7 @@ class DerivedMethod(Inferer):
         sample_ids: Sequence[Hashable] | None = None,
         target: Target | None = None,
     ) -> Tensor:
-        """Return the counterfactuals alone; see ``explain``."""
+        """Return only the counterfactuals; see ``explain``."""
         return self.explain(inputs, network, sample_ids, target).image
 
     @torch.no_grad()
@@ -76,21 +79,21 @@ class DerivedMethod(Inferer):
         target: Target | None = None,
         run_unchanged: bool = False,
     ) -> Counterfactual:
-        """Run the method and collect what is known of its result.
+        """Run the method and derive its results.
 
         Args:
             inputs: images (B, C, *spatial) in [-1, 1].
             network: denoising network.
             sample_ids: one identity per image.
-            target: wanted class for this call.
-            run_unchanged: run images that already are of the target class, too.
+            target: target class for this call.
+            run_unchanged: also run images that are already in the target class.
 
         Returns:
-            The counterfactuals; evaluations that cannot be attributed to images are NaN.
+            The counterfactuals; evaluations that cannot be assigned to images are NaN.
 
         Raises:
-            TargetError: nobody says which class is wanted, or the method cannot be told another one than its own.
-            ValueError: the method returns something else than one image per input.
+            TargetError: if there is no target class, or the method accepts no other than its own.
+            ValueError: if the method does not return one image per input.
         """
         image = check_image(inputs)
         wanted = self._target(target, image)
@@ -123,11 +126,13 @@ class DerivedMethod(Inferer):
         found = target if target is not None else self.wanted
         found = getattr(self.method, "target", None) if found is None else found
         if found is None:
-            raise TargetError(f"{type(self.method).__name__} names no target: give the index of the wanted class.")
+            raise TargetError(f"{type(self.method).__name__} has no target: give the index of the target class.")
         return resolve_target(found, len(image), image.device, lambda: self.classifier(image))
 
-    def _run(self, image: Tensor, network: Any, ids: Any, wanted: Tensor, overridden: bool) -> Tensor:
-        """Call the method with what its signature names."""
+    def _run(
+        self, image: Tensor, network: Network, ids: Sequence[Hashable] | None, wanted: Tensor, overridden: bool
+    ) -> Tensor:
+        """Call the method with the arguments that its signature names."""
         method, named = self.method, inspect.signature(self.method).parameters
         given = {name: value for name, value in (("target", wanted), ("sample_ids", ids)) if name in named}
         if overridden and "target" not in named and hasattr(method, "target"):
@@ -137,7 +142,7 @@ class DerivedMethod(Inferer):
         if not isinstance(found, Tensor) or found.shape != image.shape:
             shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"{type(method).__name__} returned {shown} for images of shape {tuple(image.shape)}: a method returns "
+                f"{type(method).__name__} returned {shown} for images of shape {tuple(image.shape)}: it must return "
                 "one tensor, the counterfactuals, shaped like its inputs."
             )
         return found.as_subclass(Tensor).detach().to(image)
@@ -151,11 +156,11 @@ class DerivedMethod(Inferer):
 
 
 @contextmanager
-def _rows(network: Any) -> Iterator[list[int]]:
-    """Count the images that go through the network meanwhile."""
+def _rows(network: Network) -> Iterator[list[int]]:
+    """Count the images that pass through the network in the meantime."""
     count = [0]
 
-    def seen(_module: Any, _inputs: Any, output: Any) -> None:
+    def seen(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         count[0] += len(output)
 
     handle = network.register_forward_hook(seen) if isinstance(network, nn.Module) else None

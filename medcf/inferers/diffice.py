@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diff-ICE: diffusion-based iterative counterfactual explanations (2D fetal ultrasound, but nothing here is 2D).
+"""Diff-ICE: diffusion-based iterative counterfactual explanations (2D fetal ultrasound, but nothing here is 2D only).
 
-Each of L passes noises the last output to a limited level and denoises it again, guided by the gradient of the
-counterfactual loss at the predicted clean image; the loss stays anchored to the ORIGINAL image in every pass.
+Each of L passes noises the last output to a limited level and denoises it, guided by the gradient of the counterfactual
+loss at the predicted clean image. The loss stays anchored to the ORIGINAL image in every pass.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class DiffICEInferer(GuidedInferer):
     """Iterative classifier-guided counterfactuals (Diff-ICE, section 3.2, eq. 1 to 3).
 
     Args:
-        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
+        args: scheduler, classifier, target and perceptual, see ``GuidedInferer``.
         num_iterations: passes L.
-        gradient: "x0" (the method), "xt" through the denoiser, or "dime" with an inner chain a step.
-        gradient_step: "x0" at this step's prediction ("current") or the one before it ("previous", as the lineage's
-            code).
-        options: see ``GuidedInferer``, also for errors. ``strength`` 0.3 of 400 steps is the paper's tau = 120.
+        gradient: "x0" (the method), "xt" through the denoiser, or "dime" with an inner chain per step.
+        gradient_step: for "x0", at this step's prediction ("current") or the previous one ("previous", as in the code
+            of this family).
+        options: see ``GuidedInferer``, also for errors. ``strength`` 0.3 with 400 steps is the paper's tau = 120.
             ``start_variant="published_code"`` noises one kept step further than it denoises and, with "dime", takes the
-            first gradient at the clean start, as the published code of the lineage does.
+            first gradient at the clean start, as in the published code of this family.
     """
 
     title = "Diff-ICE"
@@ -51,7 +51,7 @@ class DiffICEInferer(GuidedInferer):
         check_choice("gradient", gradient, Gradient)
         check_choice("gradient_step", gradient_step, GradientStep)
         if gradient_step == "previous" and gradient != "x0":
-            raise ValueError(f"gradient_step='previous' belongs to gradient='x0', not to {gradient!r}.")
+            raise ValueError(f"gradient_step='previous' requires gradient='x0', not {gradient!r}.")
         self.gradient = gradient
         self.gradient_step = gradient_step
 

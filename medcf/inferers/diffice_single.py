@@ -12,13 +12,13 @@ __all__ = ["DiffICESingleInferer"]
 
 
 class DiffICESingleInferer(DiffICEInferer):
-    """``DiffICEInferer`` with L = 1 (Diff-ICE, section 3.2, before the iterations are added).
+    """``DiffICEInferer`` with L = 1 (Diff-ICE, section 3.2, before the iterations are introduced).
 
-    Its result is bit for bit the first iterate of ``DiffICEInferer``.
+    Its result is bit-identical to the first iterate of ``DiffICEInferer``.
 
     Args:
-        args: as ``DiffICEInferer``.
-        options: as ``DiffICEInferer``, without ``num_iterations``; errors, too.
+        args: see ``DiffICEInferer``.
+        options: see ``DiffICEInferer``, also for errors; without ``num_iterations``.
     """
 
     title = "Diff-ICE, one pass"

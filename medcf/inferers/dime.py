@@ -13,6 +13,7 @@ from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer, Variant
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, denoise
+from medcf.schedulers import Step
 
 __all__ = ["DiMEInferer", "nested_gradient"]
 
@@ -25,16 +26,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class DiMEInferer(GuidedInferer):
     """Diffusion models for counterfactual explanations (DiME, algorithm 1 and eq. 7).
 
-    At each of N steps an unguided chain runs from the noisy image to a clean one; the gradient of the loss there, over
-    sqrt(A), guides the step. That costs N (N + 1) / 2 forwards of the network a pass and scale.
+    At each of N steps an unguided chain runs from the noisy image to a clean one. The gradient of the loss there,
+    divided by sqrt(A), guides the step. This costs N (N + 1) / 2 network calls per pass and scale.
 
     Args:
-        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
-        variant: "paper", or "published_code": noised one kept step further than is denoised, the first gradient at the
-            clean input instead of an inner chain's end, and minus the target's logit as class loss.
-        l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A).
-            0.05 in the published code; 0 gives every baseline the same loss.
-        options: see ``GuidedInferer``, also for errors; what is given here goes before the variant.
+        args: scheduler, classifier, target and perceptual, see ``GuidedInferer``.
+        variant: "paper", or "published_code": noises one kept step further than it denoises, takes the first gradient
+            at the clean input instead of the end of an inner chain, and uses minus the target's logit as class loss.
+        l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A). The
+            published code uses 0.05; 0 gives every baseline the same loss.
+        options: see ``GuidedInferer``, also for errors; explicit options take precedence over the variant.
     """
 
     title = "DiME"
@@ -57,16 +58,16 @@ class DiMEInferer(GuidedInferer):
 
 
 def nested_gradient(chain: Chain, every: int = 1, *, from_start: bool = False) -> DiMEGradient:
-    """Make the estimator whose inner chains have noise of their own, so that the outer chain draws what others draw.
+    """Create an estimator whose inner chains have their own noise, so the outer chain draws the same as other methods.
 
     Args:
         chain: the guided pass.
-        every: take the gradient at every so many steps.
-        from_start: take the first gradient at the clean start instead of an inner chain's end.
+        every: take the gradient at every n-th step.
+        from_start: take the first gradient at the clean start instead of the end of an inner chain.
     """
     inner = chain.generators("inner")
 
-    def complete(step: Any) -> torch.Tensor:
+    def complete(step: Step) -> torch.Tensor:
         rest = chain.timesteps[chain.timesteps.index(step.timestep) + 1 :]
         return denoise(chain.denoiser, chain.scheduler, step.draw(inner), rest, generators=inner)
 

@@ -14,6 +14,7 @@ from medcf.inferers.checks import check_choice
 from medcf.inferers.guided import GuidedInferer
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
+from medcf.schedulers import Step
 
 __all__ = ["FastDiMEInferer"]
 
@@ -52,23 +53,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class FastDiMEInferer(GuidedInferer):
-    """DiME at the cost of one chain, changing only where the image needs it (FastDiME, eq. 4 to 8).
+    """DiME at the cost of a single chain, with changes only where the image needs them (FastDiME, eq. 4 to 8).
 
     Args:
-        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
-        variant: the options' defaults, as the paper or one of the two code bases has them: "paper", "celeba", "med".
+        args: scheduler, classifier, target and perceptual, see ``GuidedInferer``.
+        variant: default options, as in the paper or one of the two code bases: "paper", "celeba", "med".
         mask: use the self-optimized mask; False is the method without it.
-        mask_start: share of the chain that runs before the mask does.
-        mask_threshold: share of the largest difference below which a pixel keeps the input.
+        mask_start: fraction of the chain that runs before masking starts.
+        mask_threshold: fraction of the largest difference below which a pixel keeps the input.
         dilation: odd width of the mask's dilation in pixels.
-        known_noise: noise of the kept part, "fresh" at every step or one map "shared" by all.
+        known_noise: noise of the kept part, "fresh" at each step or one map "shared" by all.
         level: noise level of the kept part, "exact" or one step behind ("published_code").
-        gradient_step: gradient at this step's prediction ("current") or the one before it ("previous").
+        gradient_step: take the gradient at this step's prediction ("current") or the previous one ("previous").
         gradient_at: take it at the "masked" prediction or at the "prediction" itself ("current" only).
         final_composite: put the input itself back outside the last mask.
-        end: "sample" runs the whole chain; "prediction" leaves the last step out and returns the last, masked,
-            predicted clean image.
-        l1_scale: weight of the L1 distance between noisy image and input, 0.05 in the code of "celeba".
+        end: "sample" runs the whole chain; "prediction" omits the last step and returns the last, masked, predicted
+            clean image.
+        l1_scale: weight of the L1 distance between noisy image and input; the code of "celeba" uses 0.05.
         options: see ``GuidedInferer``, also for errors.
     """
 
@@ -138,7 +139,7 @@ class FastDiMEInferer(GuidedInferer):
                 level=self.level,
                 final_composite=self.final_composite,
             )
-            # A mask that comes first hands the estimator the prediction with the input put back
+            # a mask placed first passes the estimator the prediction with the input put back
             hooks = [region, estimator] if self.gradient_at == "masked" else [estimator, region]
         if self.l1_scale:
             hooks.append(NoisyL1(chain.original, self.l1_scale))
@@ -148,12 +149,12 @@ class FastDiMEInferer(GuidedInferer):
 
 
 class _ReturnPrediction(Hook):
-    """Returns the predicted clean image, as the hooks before left it, instead of the last sample."""
+    """Return the predicted clean image, as left by the preceding hooks, instead of the last sample."""
 
     def __init__(self, last: int) -> None:
         self.last = last
 
-    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
+    def after_step(self, sample: torch.Tensor, step: Step) -> torch.Tensor:
         return step.pred_original.to(sample.dtype) if step.timestep == self.last else sample
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several seeds around any method, each with the floor of its differences: what it changes without being asked to."""
+"""Runs any method with several seeds and computes the floor of its differences: what it changes without being asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medcf.inferers.checks import check_choice
+from medcf.inferers.checks import Target, check_choice
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.runtime.frozen import frozen
 
@@ -23,13 +23,12 @@ Floor = Literal["unguided", "source"]
 
 @dataclass(frozen=True)
 class SeededExplanation:
-    """Counterfactuals of a batch of B images by S seeds, each with the method's floor.
+    """Counterfactuals of a batch of B images for S seeds, each with the method's floor.
 
     Attributes:
         pred: counterfactuals (S, B, C, *spatial).
-        reconstruction: what the same passes with the same noise make of the images without being asked to change the
-            class, same shape.
-        results: the counterfactuals in full, one a seed.
+        reconstruction: results of the same passes with the same noise when no other class is requested, same shape.
+        results: the full counterfactuals, one per seed.
     """
 
     pred: Tensor
@@ -43,41 +42,41 @@ def explain_with_floor(
     network: Callable[..., Tensor],
     sample_ids: Sequence[Hashable] | None = None,
     *,
-    target: Any = None,
-    source: Any = None,
+    target: Target | None = None,
+    source: Target | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     floor: Floor = "source",
 ) -> SeededExplanation:
     """Run a method with several seeds, and once more per seed for its reconstruction floor.
 
-    The floor takes as many passes as the counterfactual of the same image and seed took. An image that is of the target
-    class already has neither counterfactual nor floor: both are the image.
+    The floor uses as many passes as the counterfactual of the same image and seed. An image already in the target class
+    has neither counterfactual nor floor: both are the image.
 
     Args:
-        inferer: a method of ``medcf.inferers``; copied, not changed.
+        inferer: a method from ``medcf.inferers``; copied, not modified.
         image: images (B, C, *spatial) in [-1, 1].
         network: the denoising network.
         sample_ids: one identity per image, see the inferer.
-        target: wanted class; None is the inferer's.
-        source: class of the images, for ``floor="source"``; None takes what the classifier says.
+        target: target class; None uses the inferer's.
+        source: class of the images, for ``floor="source"``; None uses the classifier's prediction.
         seeds: seeds of the noise, at least one.
-        floor: "source" runs the method towards the class that the images already have; "unguided" switches the
-            class's guidance off and leaves all else as it was (guided methods only).
+        floor: "source" runs the method toward the images' own class; "unguided" switches class guidance off and changes
+            nothing else (guided methods only).
 
     Returns:
-        Counterfactuals and floors of all seeds, for `medcf.transforms.DifferenceMap`.
+        Counterfactuals and floors for all seeds, for `medcf.transforms.DifferenceMap`.
 
     Raises:
-        ValueError: no seed, an unknown floor, or a floor that the method does not offer.
+        ValueError: if there is no seed, the floor is unknown, or the method does not support it.
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one.")
     check_choice("floor", floor, Floor)
     if floor == "unguided" and not hasattr(inferer, "classifier_scales"):
-        raise ValueError(f"{type(inferer).__name__} has no guidance by a classifier to switch off: use floor='source'.")
+        raise ValueError(f"{type(inferer).__name__} has no classifier guidance to switch off: use floor='source'.")
     if floor == "source" and "run_unchanged" not in inspect.signature(inferer.explain).parameters:
         raise ValueError(
-            f"{type(inferer).__name__} returns images of the target class without running, so it has no floor of its "
+            f"{type(inferer).__name__} returns images of the target class without running, so it has no floor for the "
             "own class: use floor='unguided', or a method whose explain takes run_unchanged."
         )
     if floor == "source" and source is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all methods that guide the chain by a classifier: loss, search over scales, hooks.
+"""The base of all classifier-guided methods: loss, search over scales, hooks.
 
-A method is a subclass that says which hooks guide a chain (``_make_hooks``).
+A method is a subclass that returns the hooks that guide a chain (``_make_hooks``).
 """
 
 from __future__ import annotations
@@ -17,49 +17,52 @@ from medcf.guidance import CounterfactualLoss
 from medcf.guidance.loss import Features
 from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import Target, check_numbers
-from medcf.inferers.counterfactual import Iterates
-from medcf.networks.denoiser import Denoiser
+from medcf.inferers.counterfactual import BatchState
+from medcf.networks.denoiser import Denoiser, Network
+from medcf.runtime.progress import Progress
 from medcf.sampling import Chain, Hook
+from medcf.schedulers import RespacedScheduler
 
 __all__ = ["ClassLoss", "GuidedInferer", "Variant"]
 
-#: A method as its paper prints it, or as its authors' repository runs it.
+#: A method as described in its paper, or as run in its authors' repository.
 Variant = Literal["paper", "published_code"]
 ClassLoss = Literal["cross_entropy", "logit"]
 
 
 class GuidedInferer(ChainInferer):
-    """Guided chains, with the smallest classifier scale that reaches the target.
+    """Guided chains that use the smallest classifier scale that reaches the target.
 
-    In every pass the scales are tried smallest first, and only images that are not of the target class after one go on
-    to the next; if none flips an image, the pass keeps its most confident result. Noise is common to the scales of a
-    pass (same start, same draws) and new in every pass; it comes from (seed, sample id, pass) alone, so neither batch
-    nor order changes a result. Loss and scheduler work in float32; phi of the originals is computed once a call.
+    In each pass the scales are tried in ascending order, and only images that have not reached the target class go on
+    to the next one; if no scale flips an image, the pass keeps its most confident result. All scales of a pass share
+    the noise (same start, same draws); each pass has new noise. It depends only on (seed, sample id, pass), so neither
+    batch nor order changes a result. Loss and scheduler work in float32; phi of the originals is computed once per
+    call.
 
     Args:
-        scheduler: a scheduler of ``medcf.schedulers``; copied, not changed. Scales belong to a solver: a deterministic
-            step moves about half as far as a stochastic one.
+        scheduler: a scheduler from ``medcf.schedulers``; copied, not modified. Scales depend on the solver: a
+            deterministic step moves about half as far as a stochastic one.
         classifier: f, images in [-1, 1] to logits (B, K).
-        target: wanted class y, for all images or one per image.
-        perceptual: phi, for example ``PerceptualFeatures``; None leaves the proximity term out.
-        classifier_scales: lambda_c to try, in any order.
+        target: target class y, for all images or one per image.
+        perceptual: phi, such as ``PerceptualFeatures``; None omits the proximity term.
+        classifier_scales: values of lambda_c to try, in any order.
         perceptual_scale: lambda_p.
         class_loss: "cross_entropy" or "logit".
-        class_labels: class to condition a class-conditional network on; None runs its null class.
-        null_class_labels: index of the null class, with which a class-conditional network is unconditional.
+        class_labels: class that conditions a class-conditional network; None uses its null class.
+        null_class_labels: index of the null class, which makes a class-conditional network unconditional.
         guidance_scale: classifier-free guidance between ``class_labels`` and the null class; 1 is off.
-        batched_scales: try all scales of a pass in one stacked batch instead of one after another. The same result and
-            fewer calls of the networks, but every image pays for every scale.
-        guide_every: take the gradient at every so many steps, and use it again in between.
+        batched_scales: try all scales of a pass in one stacked batch instead of one after another. The result is the
+            same, with fewer calls of the networks, but every image pays for every scale.
+        guide_every: take the gradient at every n-th step, and reuse it in between.
         options: see ``ChainInferer``.
 
     Raises:
-        ValueError: an option that is unknown, out of range or contradicts another.
+        ValueError: if an option is unknown, out of range, or contradicts another.
     """
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: RespacedScheduler,
         classifier: Callable[[torch.Tensor], torch.Tensor],
         target: Target,
         perceptual: Callable[[torch.Tensor], Features] | None = None,
@@ -84,7 +87,7 @@ class GuidedInferer(ChainInferer):
         if not self.classifier_scales or self.classifier_scales[0] < 0:
             raise ValueError(f"classifier_scales={classifier_scales!r}: give at least one scale, none negative.")
         if guide_every < 1:
-            raise ValueError(f"guide_every={guide_every}: the gradient must be taken at least once, so use 1 or more.")
+            raise ValueError(f"guide_every={guide_every}: the gradient must be taken at least once: use 1 or more.")
         self.perceptual = perceptual
         self.loss = CounterfactualLoss(classifier, perceptual, self.classifier_scales[0], perceptual_scale, class_loss)
         self.batched_scales = batched_scales
@@ -97,21 +100,21 @@ class GuidedInferer(ChainInferer):
 
     @abstractmethod
     def _make_hooks(self, chain: Chain) -> Sequence[Hook]:
-        """Return what guides a chain; ``chain.guidance()`` is its loss."""
+        """Return the hooks that guide a chain; its loss is ``chain.guidance()``."""
 
     def _networks(self) -> tuple[Any, ...]:
         return (self.classifier, self.perceptual)
 
-    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
-        denoiser = Denoiser(network, self.scheduler, **self.conditioning)
+    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
+        denoiser: Any = Denoiser(network, self.scheduler, **self.conditioning)
         if not bool(state.unchanged.all()):
             state.features = self.loss.features(state.original)
         super()._iterate(state, denoiser, bar)
 
-    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+    def _run_pass(self, state: BatchState, indices: torch.Tensor, number: int, network: Any, bar: Progress) -> None:
         """Advance the given images by one pass, each with the smallest scale that brings it to the target class.
 
-        ``network`` is the denoiser that ``_iterate`` made.
+        ``network`` is the denoiser created by ``_iterate``.
         """
         start = state.current.clone()
         kept = torch.full_like(state.confidence, -1.0)
@@ -139,15 +142,15 @@ class GuidedInferer(ChainInferer):
 
     def _guided_chain(
         self,
-        state: Iterates,
+        state: BatchState,
         start: torch.Tensor,
         indices: torch.Tensor,
         number: int,
         scales: Sequence[float],
         denoiser: Denoiser,
-        bar: Any,
+        bar: Progress,
     ) -> torch.Tensor:
-        """Run the images at each of the scales: (len(scales) * N, C, *spatial), all images of the first scale first."""
+        """Run the images at each scale: (len(scales) * N, C, *spatial), all images of the first scale first."""
         count = len(scales)
         rows = indices.repeat(count)
         scale: float | torch.Tensor = scales[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ILVR: the target class with the low frequencies of the input (Choi et al. 2021, arXiv 2108.02938)."""
+"""ILVR: the target class with the input's low frequencies (Choi et al. 2021, arXiv 2108.02938)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import torch.nn.functional as F  # noqa: N812
 from medcf.guidance.regions import KnownNoise, Level
 from medcf.inferers.checks import check_choice, check_numbers
 from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import Iterates
+from medcf.inferers.counterfactual import BatchState
+from medcf.networks.denoiser import Network
 from medcf.registry import METHODS
+from medcf.runtime.progress import Progress
 from medcf.sampling import Chain, Hook, noised
+from medcf.schedulers import Step
 
 __all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
 
@@ -22,20 +25,20 @@ LowPassKind = Literal["projection", "interpolation"]
 
 
 class ILVRInferer(ConditionalInferer):
-    """Generates from pure noise; while t >= T, x <- x - phi_n(x) + phi_n(y_t) after each step.
+    """Generate from pure noise; while t >= T, x <- x - phi_n(x) + phi_n(y_t) after each step.
 
-    A baseline of ControlCG, with (n, T) = (2, 250), (2, 500) and (4, 250) of 1000 steps. The low frequencies of the
-    result are the input's up to what the steps below T change: large structures cannot move.
+    A baseline in ControlCG, with (n, T) = (2, 250), (2, 500) and (4, 250) of 1000 steps. The low frequencies of the
+    result are the input's, except for what the steps below T change: large structures cannot move.
 
     Args:
-        args: scheduler, classifier and target, as ``ConditionalInferer`` takes them.
-        downsample_factor: n, by how much the low-pass filter coarsens each axis.
-        stop_timestep: T, in training steps: steps from a timestep below it run free. 0 replaces at every step.
-        lowpass: phi_n averages blocks of n and interpolates linearly: "interpolation" is that alone; "projection"
-            sharpens the coarse image in between, so that phi_n(phi_n(x)) = phi_n(x), which the method presumes.
-        reference_noise: noise of y_t, "fresh" at every step or one map "shared" by all.
+        args: scheduler, classifier and target, see ``ConditionalInferer``.
+        downsample_factor: n, the factor by which the low-pass filter coarsens each axis.
+        stop_timestep: T, in training steps: steps from lower timesteps run freely. 0 replaces at every step.
+        lowpass: phi_n averages blocks of n and interpolates linearly: "interpolation" does only that; "projection"
+            sharpens the coarse image in between, so that phi_n(phi_n(x)) = phi_n(x), as the method assumes.
+        reference_noise: noise of y_t, "fresh" at each step or one map "shared" by all.
         level: noise level of y after a step from t: that of the step's result ("exact"), or t although the sample has
-            gone further ("published_code", as published).
+            moved on ("published_code").
         options: see ``ConditionalInferer``, also for errors.
     """
 
@@ -61,14 +64,14 @@ class ILVRInferer(ConditionalInferer):
             raise ValueError(f"downsample_factor={downsample_factor}: a low-pass filter needs 2 or more.")
         if not 0 <= stop_timestep <= self.scheduler.num_train_timesteps:
             last = self.scheduler.num_train_timesteps
-            raise ValueError(f"stop_timestep={stop_timestep} lies outside [0, {last}], the steps of the training.")
+            raise ValueError(f"stop_timestep={stop_timestep} is outside [0, {last}], the training steps.")
         self.downsample_factor = downsample_factor
         self.stop_timestep = stop_timestep
         self.lowpass: LowPassKind = lowpass
         self.reference_noise: KnownNoise = reference_noise
         self.level: Level = level
 
-    def _edit(self, state: Iterates, chosen: list[int], number: int, network: Any, bar: Any) -> torch.Tensor:
+    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
         index = torch.tensor(chosen, device=state.current.device)
         denoiser = self._denoiser(network, state.target[index])
         chain = self._chain(state, index, number, denoiser)
@@ -78,7 +81,7 @@ class ILVRInferer(ConditionalInferer):
 
 
 class _Replace(Hook):
-    """Puts the low frequencies of the noised input in the place of the sample's."""
+    """Replace the sample's low frequencies by those of the noised input."""
 
     def __init__(self, chain: Chain, inferer: ILVRInferer) -> None:
         self.chain = chain
@@ -87,7 +90,7 @@ class _Replace(Hook):
         self.lowpass = LowPass(size, inferer.downsample_factor, inferer.lowpass, chain.original.device)
         self._generators = None if inferer.reference_noise == "shared" else chain.generators("reference")
 
-    def after_step(self, sample: torch.Tensor, step: Any) -> torch.Tensor:
+    def after_step(self, sample: torch.Tensor, step: Step) -> torch.Tensor:
         """Return the drawn images with the low frequencies of y."""
         if step.timestep < self.options.stop_timestep:
             return sample
@@ -98,17 +101,17 @@ class _Replace(Hook):
 
 
 class LowPass:
-    """phi_n, a linear low-pass filter: means of blocks of n, interpolated back to the grid; separable over the axes.
+    """phi_n, a linear low-pass filter: means of blocks of n, interpolated back to the grid; separable over axes.
 
-    Linear interpolation alone does not give back the means it came from, and so phi_n is no projection. The kind
-    "projection" solves for the coarse image whose interpolation has those means: phi_n = U (D U)^-1 D with D the means
-    and U the interpolation.
+    Linear interpolation alone does not reproduce the means it came from, so phi_n is not a projection. With the kind
+    "projection" it solves for the coarse image whose interpolation has those means: phi_n = U (D U)^-1 D, where D takes
+    means and U interpolates.
 
     Args:
-        size: of the grid.
-        factor: n; a side that it does not divide has ceil(side / n) coarse pixels.
+        size: size of the grid.
+        factor: n; a side not divisible by n has ceil(side / n) coarse pixels.
         kind: "projection" or "interpolation".
-        device: where to compute.
+        device: device for the computation.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class LowPass:
         self.matrices = [_matrix(side, factor, kind).to(device) for side in size]
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Filter images (B, C, *spatial), in 32 bits or more also under autocast."""
+        """Filter images (B, C, *spatial), in at least 32 bits even under autocast."""
         with torch.autocast(image.device.type, enabled=False):
             for axis, matrix in enumerate(self.matrices, start=2):
                 image = (image.movedim(axis, -1) @ matrix.to(image.dtype).T).movedim(-1, axis)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SDEdit towards a class: noise the image, denoise it as the target class (Meng et al. 2022, arXiv 2108.01073)."""
+"""SDEdit toward a class: noise the image, denoise it as the target class (Meng et al. 2022, arXiv 2108.01073)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ import torch
 from medcf.guidance.regions import KnownNoise, KnownRegion
 from medcf.inferers.chain import ChainInferer
 from medcf.inferers.checks import check_classes, check_numbers
-from medcf.inferers.counterfactual import Iterates
-from medcf.networks.denoiser import Denoiser
+from medcf.inferers.counterfactual import BatchState
+from medcf.networks.denoiser import Denoiser, Network
 from medcf.registry import METHODS
+from medcf.runtime.progress import Progress
 
 __all__ = ["SDEditInferer"]
 
 
 class SDEditInferer(ChainInferer):
-    """Class-conditional denoising with classifier-free guidance (Ho and Salimans 2022) from a noised image.
+    """Class-conditional denoising of a noised image with classifier-free guidance (Ho and Salimans 2022).
 
-    No gradient is taken and the classifier only judges: the class comes from the class-conditional network, whose class
-    indices are the classifier's. The noise common to a strength is the only tie to the input.
+    No gradients are computed; the classifier only judges. The class comes from the class-conditional network, which
+    shares class indices with the classifier. The noised image is the only tie to the input.
 
     Args:
-        args: scheduler, classifier and target, as ``ChainInferer`` takes them.
-        strength: share of the kept steps that is noised and denoised; or one per pass.
-        guidance_scale: weight of the target class against the null class; 1 runs the conditional network alone, at half
+        args: scheduler, classifier and target, see ``ChainInferer``.
+        strength: fraction of the kept steps to noise and denoise; or one per pass.
+        guidance_scale: weight of the target class against the null class; 1 runs only the conditional network, at half
             the cost.
         null_class_labels: index of the null class.
-        region: where the image may change: a mask (1 or B, 1, *spatial), or a function of the inputs (B, C, *spatial)
-            that returns one, for example from a segmenter; None is everywhere. Pixels outside come back bit-equal.
-        known_noise: noise of the part outside the region, "fresh" at every step or one map "shared" by all.
+        region: where the image may change: a mask (1 or B, 1, *spatial), or a function from the inputs (B, C, *spatial)
+            to one, such as a segmenter's result; None means everywhere. Pixels outside stay bit-identical.
+        known_noise: noise of the part outside the region, "fresh" at each step or one map "shared" by all.
         options: see ``ChainInferer``.
 
     Raises:
-        ValueError: an option that is out of range, or a network without classes.
+        ValueError: if an option is out of range, or the network has no classes.
     """
 
     title = "SDEdit"
@@ -64,11 +65,11 @@ class SDEditInferer(ChainInferer):
         self.region = region
         self.known_noise: KnownNoise = known_noise
 
-    def _iterate(self, state: Iterates, network: Any, bar: Any) -> None:
+    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
         check_classes(network, "sdedit")
         super()._iterate(state, network, bar)
 
-    def _run_pass(self, state: Iterates, indices: torch.Tensor, number: int, network: Any, bar: Any) -> None:
+    def _run_pass(self, state: BatchState, indices: torch.Tensor, number: int, network: Network, bar: Progress) -> None:
         target = state.target[indices]
         denoiser = Denoiser(
             network,

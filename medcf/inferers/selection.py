@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods by name: strictly, or from one set of arguments that serves them all."""
+"""Methods by name: with exact arguments, or from one set of arguments that serves all of them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,17 +15,17 @@ __all__ = ["check_method_options", "create_method", "method_arguments", "select_
 
 
 def create_method(name: str, **kwargs: Any) -> Any:
-    """Make a registered counterfactual method, plugins' included.
+    """Create a registered counterfactual method, including plugins'.
 
     Args:
-        name: name in ``medcf.registry.METHODS``, for example "diffice".
+        name: name in ``medcf.registry.METHODS``, such as "diffice".
         kwargs: arguments of that method's constructor: scheduler, classifier, target and its own options.
 
     Returns:
         The inferer, called as ``inferer(inputs, network)``.
 
     Raises:
-        ValueError: there is no such method (the message lists those that exist), or it does not take an argument.
+        ValueError: if there is no such method (the message lists the known ones), or it rejects an argument.
     """
     return create(METHODS, name, **kwargs)
 
@@ -37,25 +37,25 @@ def select_method(
     shared: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Any:
-    """Make one of several methods, so that a config or a command line changes it by its name alone.
+    """Create one of several methods, so that a config or command line changes it by name only.
 
-    What is given for this one method takes precedence over its entry in ``options``, that over what all methods share,
-    and that over the method's own defaults.
+    Precedence, from high to low: options given for this method, its entry in ``options``, options shared by all
+    methods, the method's own defaults.
 
     Args:
         name: name in ``medcf.registry.METHODS``.
-        options: for some or all methods, by name, what they want otherwise than ``shared``; must fit the method.
-        shared: parts and options of any method. One that this method does not know is left out if another registered
-            method knows it.
-        given: options of this method, as the user gave them (``--inferer#strength 0.9``).
+        options: for some or all methods, by name, the options that differ from ``shared``; the method must accept them.
+        shared: parts and options for any method. One that this method does not accept is ignored if another registered
+            method accepts it.
+        given: options for this method, as given by the user (``--inferer#strength 0.9``).
 
     Returns:
-        The inferer, called as ``inferer(inputs, network)``; with an ``explain`` also where the method has none, see
+        The inferer, called as ``inferer(inputs, network)``; it has ``explain`` even if the method does not, see
         `medcf.inferers.DerivedMethod`.
 
     Raises:
-        ValueError: an unknown method, or an argument that this method (``given``, ``options``) or no method
-            (``shared``) knows; the message names the nearest and lists the right ones.
+        ValueError: if the method is unknown, or an argument is not accepted by this method (``given``, ``options``) or
+            by any method (``shared``); the message names the closest match and lists the valid ones.
 
     Example:
         >>> shared = {"classifier": None, "target": 1, "strength": 0.3}
@@ -68,7 +68,7 @@ def select_method(
     every: dict[str, Any] = {}
     for layer in (shared or {}, (options or {}).get(name) or {}, given):
         for pair in getattr(method, "aliases", ()):
-            if set(pair) & set(layer):  # one that says the same as another takes its place
+            if set(pair) & set(layer):  # an option replaces another with the same meaning
                 every = {key: value for key, value in every.items() if key not in pair}
         every.update(layer)
     made = create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
@@ -81,7 +81,7 @@ def check_method_options(
     shared: Iterable[str] | None = None,
     given: Iterable[str] = (),
 ) -> None:
-    """Refuse what `select_method` would refuse, without making the method; see there."""
+    """Refuse what `select_method` would refuse, without creating the method; see there."""
     known, takes_any = method_arguments(lookup(METHODS, name))
     for other in options or {}:
         lookup(METHODS, other)
@@ -96,14 +96,14 @@ def check_method_options(
             raise ValueError(_unknown(argument, everywhere, "No registered method takes the argument"))
 
 
-def method_arguments(method: Any) -> tuple[set[str], bool]:
-    """List the arguments by name of a method's constructor, those that it hands to its parents included.
+def method_arguments(method: Callable[..., object]) -> tuple[set[str], bool]:
+    """List the argument names of a method's constructor, including those passed on to its parents.
 
     Args:
         method: a class or a function.
 
     Returns:
-        The names, and whether it takes any further ones, whose names cannot be known.
+        The names, and whether it accepts further arguments with unknown names.
     """
     makers = [method]
     if inspect.isclass(method):

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient at the noisy image, through the denoiser (universal guidance: Bansal et al. 2023, arXiv 2302.07121)."""
+"""The gradient at the noisy image, through the denoiser: the forward guidance of universal guidance.
+
+Source: Bansal et al. 2023, arXiv 2302.07121. "Universal" is that paper's name for guidance by any differentiable
+function; it does not mean that this method suits every case.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +30,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class UniversalInferer(GuidedInferer):
-    """Guidance by J^T g, J = d x0 / d x_t: the x_t gradient in Diff-ICE's comparison (GMD there).
+    """Guidance by J^T g, J = d x0 / d x_t: the x_t gradient in Diff-ICE's comparison (called GMD there).
 
-    One forward and one backward of the denoiser a step, and the memory of its graph. Only the forward guidance of
-    universal guidance is run: no backward guidance and no recurrence.
+    Each step costs one forward and one backward pass of the denoiser, and the memory of its graph. It uses only the
+    forward part of universal guidance, without backward guidance and recurrence.
 
     Args:
-        args: scheduler, classifier, target and perceptual, as ``GuidedInferer`` takes them.
-        variant: "paper" sends the whole loss through the denoiser and adds nothing. "published_code" is the baseline of
-            FastDiME's repository: the class term alone (minus the target's logit) goes through the denoiser, the
-            perceptual gradient is taken at the predicted clean image and used as it is, an L1 distance pulls the noisy
-            image to the input, FastDiME's self-optimized mask keeps what hardly changes, noised to the level of the
-            step and not of its result, and the image is noised one kept step further than it is denoised.
-        mask: use the self-optimized mask; None is the variant's.
-        mask_start: share of the chain that runs before the mask does.
-        mask_threshold: share of the largest difference below which a pixel keeps the input.
+        args: scheduler, classifier, target and perceptual, see ``GuidedInferer``.
+        variant: "paper" sends the whole loss through the denoiser and adds nothing. "published_code" is the baseline in
+            FastDiME's repository: only the class term (minus the target's logit) goes through the denoiser; the
+            perceptual gradient is taken at the predicted clean image and used directly; an L1 distance pulls the noisy
+            image toward the input; FastDiME's self-optimized mask keeps what hardly changes, noised to the level of the
+            step rather than of its result; and the image is noised one kept step further than it is denoised.
+        mask: use the self-optimized mask; None uses the variant's setting.
+        mask_start: fraction of the chain that runs before masking starts.
+        mask_threshold: fraction of the largest difference below which a pixel keeps the input.
         dilation: odd width of the mask's dilation in pixels.
-        l1_scale: weight of the L1 distance between noisy image and input, summed over pixels; None is the variant's
-            (0.05 in the published code).
-        options: see ``GuidedInferer``, also for errors; what is given here goes before the variant.
+        l1_scale: weight of the L1 distance between noisy image and input, summed over pixels; None uses the variant's
+            value (0.05 in the published code).
+        options: see ``GuidedInferer``, also for errors; explicit options take precedence over the variant.
     """
 
     title = "x_t gradient"

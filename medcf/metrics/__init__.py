@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of counterfactuals, on MONAI's ``CumulativeIterationMetric``; importing them registers them by name."""
+"""Metrics for counterfactuals, based on MONAI's ``CumulativeIterationMetric``; importing them registers their names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well do those who judge tell the classes apart?"""
+"""How well do the judges tell the classes apart?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BalancedAccuracy(CaseMetric):
     """Mean of the recalls of the classes that occur.
 
     Args:
-        threshold: scores from here on are decided as class 1, others as class 0; None takes decided classes.
+        threshold: scores at or above this are class 1, others class 0; None expects decided classes.
 
     Example:
         >>> metric = BalancedAccuracy()
@@ -48,7 +48,7 @@ class BalancedAccuracy(CaseMetric):
         return torch.stack([y_pred.long().cpu(), y.long().cpu()], dim=1)
 
     def per_case(self) -> Tensor:
-        """Return whether each case was decided right (N,)."""
+        """Return whether each case was decided correctly (N,)."""
         decided, true = collected(self).unbind(1)
         return (decided == true).double()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a judge that had no part in making the counterfactuals see the target class, too?"""
+"""Does a judge that was not involved in making the counterfactuals also see the target class?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcf.metrics.base import QUANTITIES
-from medcf.metrics.reasons import (
+from medcf.metrics.exclusions import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
     NOT_FLIPPED,
@@ -25,17 +25,17 @@ __all__ = ["OracleAgreement"]
 
 
 class OracleAgreement(FlipMetric):
-    """Share of the flips that an independent judge confirms.
+    """Fraction of the flips that an independent judge confirms.
 
-    The classifier that guided the method is its own witness; the judge must share neither data, seed nor
-    initialization with it. Only flips enter. A judge may call inputs the target class that the classifier does not, and
-    then "confirms" a counterfactual that changed nothing for it: ``reference`` is the share of the same flips' INPUTS
-    the judge calls target. The difference is what the counterfactuals achieved.
+    The classifier that guided the method is its own witness; the judge must share neither data, seed nor initialization
+    with it. Only flips count. A judge may assign inputs to the target class when the classifier does not, and then
+    "confirms" a counterfactual that changed nothing for it: ``reference`` is the fraction of the same flips' INPUTS
+    that the judge assigns to the target. The difference is what the counterfactuals achieved.
 
     Args:
         target: index of the target class.
-        threshold: None if the judge gives logits (B, K); otherwise it gives a quality (B,), and calls target what
-            reaches the threshold.
+        threshold: None if the judge returns logits (B, K); otherwise it returns a quality (B,), and values at or above
+            the threshold count as the target.
 
     Example:
         >>> nsp, sp = [1.0, 0.0], [0.0, 1.0]
@@ -60,9 +60,9 @@ class OracleAgreement(FlipMetric):
         self.threshold = threshold
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Say whether the judge calls the counterfactual and the input the target class: (B, 3).
+        """Return whether the judge assigns the counterfactual and the input to the target class: (B, 3).
 
-        Takes the judge's logits (B, K) or quality (B,) of both, and the classifier's ``logits`` and ``input_logits``
+        Takes the judge's logits (B, K) or quality (B,) for both, and the classifier's ``logits`` and ``input_logits``
         (B, K).
         """
         logits, input_logits = kwargs.get("logits"), kwargs.get("input_logits")
@@ -70,7 +70,7 @@ class OracleAgreement(FlipMetric):
             raise ValueError("OracleAgreement needs logits and input_logits of the classifier, and y of the judge.")
         after, before = self._decision(y_pred), self._decision(y)
         if len(after) != len(logits):
-            raise ValueError(f"The judge decided on {len(after)} cases, the classifier on {len(logits)}.")
+            raise ValueError(f"The judge decided on {len(after)} cases, but the classifier on {len(logits)}.")
         left_out = (*left_out_inputs(input_logits, self.target), ~calls_target(logits, self.target))
         return self.entry(torch.stack([after, before], dim=1), *left_out)
 
@@ -78,19 +78,19 @@ class OracleAgreement(FlipMetric):
         if self.threshold is not None:
             if output.numel() != len(output):
                 raise ValueError(
-                    f"threshold={self.threshold} is of a quality (B,), the judge gave {tuple(output.shape)}."
+                    f"threshold={self.threshold} is for a quality (B,), but the judge returned {tuple(output.shape)}."
                 )
             return output.reshape(-1) >= self.threshold
         if output.ndim != 2 or not 0 <= self.target < output.shape[1]:
             raise ValueError(
                 f"The judge's logits must be (B, K) with K > target={self.target}, got {tuple(output.shape)}; a judge "
-                "that gives a quality needs a threshold."
+                "that returns a quality needs a threshold."
             )
         return calls_target(output, self.target)
 
     def reference(self, **options: Any) -> Summary:
-        """Return what unchanged inputs would get here; ``options`` are those of ``summarize``."""
+        """Return the result for unchanged inputs; ``options`` are those of ``summarize``."""
         return summarize(self._column(2), share=True, **options)
 
 
-METRICS.add("oracle_agreement", "share of flips that an independent judge confirms", OracleAgreement)
+METRICS.add("oracle_agreement", "fraction of flips that an independent judge confirms", OracleAgreement)

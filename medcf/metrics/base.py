@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all metrics with one value per case share: the mean, its interval, and who entered."""
+"""The common part of all metrics with one value per case: the mean, its interval, and which cases count."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from medcf.registry import METRICS
 
 __all__ = ["IMAGES", "QUANTITIES", "CaseMetric", "Counts", "Mean", "collected"]
 
-#: What most metrics are called with, in the words of `medcf.evaluation.evidence`: the images with their inputs, or a
-#: quantity of both. ``{on}`` are the images that are measured, ``{of}`` is the metric's ``quantity`` or another one.
+#: What most metrics are called with, in the terms of `medcf.evaluation.evidence`: the images with their inputs, or a
+#: quantity computed on both. ``{on}`` is the measured images; ``{of}`` is the metric's ``quantity`` or another one.
 IMAGES = {"y_pred": "{on}", "y": "image"}
 QUANTITIES = {"y_pred": "{of}({on})", "y": "{of}(image)"}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cases a figure is about.
+    """Number of cases behind a figure.
 
     Attributes:
         entered: cases with a value.
-        left_out: number of cases without one, by reason.
-        reference: number of images they are compared with, for distances between sets; 0 otherwise.
+        left_out: number of cases without a value, by reason.
+        reference: number of images in the reference set, for distances between sets; otherwise 0.
     """
 
     entered: int
@@ -39,7 +39,7 @@ class Counts:
 
 
 def collected(metric: CumulativeIterationMetric) -> Any:
-    """Return what a metric has collected: a tensor with one row per case, or the list of them."""
+    """Return what a metric has collected: a tensor with one row per case, or a list of tensors."""
     buffer = metric.get_buffer()
     if buffer is None:
         raise ValueError(f"{type(metric).__name__} was aggregated before it saw a case.")
@@ -47,19 +47,19 @@ def collected(metric: CumulativeIterationMetric) -> Any:
 
 
 class CaseMetric(CumulativeIterationMetric):
-    """A metric whose aggregate is the mean of one value per case; NaN marks a case that does not enter.
+    """A metric whose aggregate is the mean of one value per case; NaN marks a case that does not count.
 
     Subclasses compute the values in ``_compute_tensor``, returning (B,) or (B, columns), and reduce columns in
-    ``per_case``. ``monai.handlers.IgniteMetricHandler`` makes any of them an Ignite handler.
+    ``per_case``. ``monai.handlers.IgniteMetricHandler`` turns any of them into an Ignite handler.
     """
 
-    #: Whether a larger aggregate is the better counterfactual.
+    #: Whether a larger aggregate means a better counterfactual.
     higher_is_better: bool
-    #: Whether the values are 0 or 1, so that the aggregate is a share of the cases.
+    #: Whether the values are 0 or 1, so that the aggregate is a fraction of the cases.
     is_share = False
     #: Why a case has no value; used by ``counts``.
     left_out_reason = "no value"
-    #: What an evaluation calls it with, see `IMAGES`, and what ``{of}`` is unless the evaluation says so.
+    #: What an evaluation calls it with, see `IMAGES`, and the default for ``{of}``.
     needs: ClassVar[Mapping[str, str]] = IMAGES
     quantity = ""
 
@@ -67,12 +67,12 @@ class CaseMetric(CumulativeIterationMetric):
         return collected(self)[:, index].double()
 
     def per_case(self) -> Tensor:
-        """Return one value per case (N,), NaN where the case does not enter."""
+        """Return one value per case (N,); NaN if the case does not count."""
         values = collected(self).double()
         return values.reshape(len(values))
 
     def aggregate(self) -> float:
-        """Return the mean over the cases that entered; NaN when none did."""
+        """Return the mean over the cases that count; NaN if there are none."""
         values = self.per_case()
         return float(values[~values.isnan()].mean())
 
@@ -87,34 +87,34 @@ class CaseMetric(CumulativeIterationMetric):
         """Return the confidence interval of the aggregate, see `medcf.metrics.bootstrap_interval`.
 
         Args:
-            groups: subject of each case, those without a value included; whole subjects are resampled.
+            groups: subject of each case, including those without a value; whole subjects are resampled.
             confidence: coverage of the interval.
             num_resamples: number of resamples.
-            seed: seed of the resampling.
+            seed: seed for the resampling.
 
         Returns:
-            Lower and upper end; NaN when no case entered.
+            Lower and upper ends; NaN if no case counts.
 
         Raises:
-            ValueError: groups of another length than the cases.
+            ValueError: if groups and cases differ in length.
         """
         return self._interval(groups, confidence=confidence, num_resamples=num_resamples, seed=seed)
 
     def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
-        """Compute the interval; to be overridden where the aggregate is no mean of ``per_case``."""
+        """Compute the interval; override it if the aggregate is not the mean of ``per_case``."""
         values = self.per_case().cpu().numpy()
         entered = ~np.isnan(values)
         cases = values.astype(bool) if self.is_share else values
         return interval_of_entered(np.mean, cases, entered=entered, groups=groups, **options)
 
     def counts(self) -> Counts:
-        """Return how many cases entered, and how many did not and why."""
+        """Return how many cases count, and how many do not and why."""
         left_out = int(torch.isnan(self.per_case()).sum())
         return Counts(len(self.per_case()) - left_out, {self.left_out_reason: left_out} if left_out else {})
 
 
 class Mean(CaseMetric):
-    """Mean of values that are there already, such as confidences or Booleans.
+    """Mean of given values, such as confidences or Booleans.
 
     Example:
         >>> metric = Mean()
@@ -136,4 +136,4 @@ class Mean(CaseMetric):
         return collected(self).nanmean(0).tolist()
 
 
-METRICS.add("mean", "mean of values of the cases that are there already", Mean)
+METRICS.add("mean", "mean of given values", Mean)

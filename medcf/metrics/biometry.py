@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Biometry of the head from a segmentation of the skull, and how far a counterfactual moved it.
+"""Biometry of the head from a segmentation of the skull, and how far a counterfactual changes it.
 
-Head circumference, biparietal and occipitofrontal diameter are those of the ellipse that a sonographer would fit to the
-outer outline of the skull. Two uses: against the input's own biometry, a shift says that the identity was not kept;
-against the paired truth it is an error in mm.
+Head circumference, biparietal and occipitofrontal diameters are those of the ellipse that a sonographer would fit to
+the outer outline of the skull. There are two uses: compared with the input's biometry, a shift means that identity was
+not preserved; compared with the paired truth, it is an error in mm.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["BiometryShift", "HeadBiometry", "head_biometry"]
 
 Measure = Literal["hc", "bpd", "ofd"]
 
-_CLOSED = 0.9  # share of its convex hull that a closed skull fills; a hollow one fills far less
-_PIECE = 0.1  # share of the skull's pixels that a separate piece needs to be part of it
-_SEEN = 0.6  # share of the directions from the middle in which an open skull must be seen
+_CLOSED = 0.9  # fraction of its convex hull filled by a closed skull; a hollow one fills far less
+_PIECE = 0.1  # fraction of the skull's pixels that a separate piece needs to count
+_SEEN = 0.6  # fraction of directions from the center in which an open skull must be visible
 
 
 @dataclass(frozen=True)
 class HeadBiometry:
-    """The ellipse of a head; NaN where none was found.
+    """The ellipse of a head; NaN if none was found.
 
     Attributes:
         hc_mm: head circumference, Ramanujan's first approximation (1914) of the ellipse's perimeter.
@@ -58,23 +58,23 @@ def head_biometry(
 ) -> HeadBiometry:
     """Measure the head in a segmentation.
 
-    A closed skull is filled, and the ellipse has the second moments of what it encloses, as the phantoms' truth has. A
-    skull with gaps gets the least-squares ellipse (Halir & Flusser 1998) through the outer outline that is there.
+    A closed skull is filled, and the ellipse has the second moments of the enclosed area, like the phantoms' truth. A
+    skull with gaps gets the least-squares ellipse (Halir & Flusser 1998) through the visible part of its outer outline.
 
-    On the true segmentations of 80 phantoms (64 x 80 pixels of 1.75 mm), HC is 0.5 % and BPD 0.7 % above the
-    phantoms' analytic values on average, at most 0.8 % and 1.3 %.
+    For the true segmentations of 80 phantoms (64 x 80 pixels of 1.75 mm), HC is on average 0.5 % and BPD 0.7 % above
+    the phantoms' analytic values, at most 0.8 % and 1.3 %.
 
     Args:
         labels: integers (H, W) or (1, H, W).
         spacing: mm between rows and columns: one number or two.
         skull: label of the skull's ring.
-        min_pixels: less skull than this is none.
+        min_pixels: fewer skull pixels than this count as no skull.
 
     Returns:
         The measurements.
 
     Raises:
-        ValueError: labels that are no 2D image, or a spacing that is not positive.
+        ValueError: if the labels are not a 2D image, or a spacing is not positive.
 
     Example:
         >>> rows, cols = np.mgrid[:64, :80]
@@ -102,7 +102,7 @@ def head_biometry(
 
 
 def _fitted(ring: NDArray[np.bool_], hull: NDArray[np.bool_], steps: tuple[float, ...]) -> HeadBiometry:
-    """The ellipse through those points of the hull's outline that are skull; the others bridge gaps."""
+    """Fit the ellipse to points of the hull's outline that are skull; the other points bridge gaps."""
     outline = max(find_contours(np.pad(hull, 1).astype(float), 0.5), key=len) - 1.0
     nearest = ndimage.distance_transform_edt(~ring)
     near = ndimage.map_coordinates(nearest, outline.T, order=1, mode="nearest") < 1.0
@@ -126,8 +126,8 @@ def _ellipse(minor: float, major: float) -> HeadBiometry:
 class BiometryShift(CaseMetric):
     """How far a measurement of the head moved, in mm, absolute; ``bias`` is the signed mean.
 
-    Against the input (or the subject's known values) it measures whether the head is still the same; against the paired
-    truth, whether it is as large as it should be.
+    Compared with the input (or the subject's known values) it measures whether the head is still the same; compared
+    with the paired truth, whether it has the correct size.
 
     Args:
         spacing: mm between rows and columns.
@@ -156,7 +156,7 @@ class BiometryShift(CaseMetric):
         self.skull = skull
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare labels (B, 1, H, W) with labels, or mm (B,), ``y``: counterfactual minus reference in mm, (B,)."""
+        """Compare labels (B, 1, H, W) with ``y``, labels or mm (B,): counterfactual minus reference in mm, (B,)."""
         if y is None or len(y) != len(y_pred):
             raise ValueError("BiometryShift needs one reference per counterfactual as y: labels, or mm.")
         known = y.ndim == 1
@@ -170,7 +170,7 @@ class BiometryShift(CaseMetric):
         return torch.tensor([getattr(each, f"{self.measure}_mm") for each in found], dtype=torch.float64)
 
     def per_case(self) -> Tensor:
-        """Return the absolute shift of each case in mm (N,), NaN where no head was found."""
+        """Return the absolute shift of each case in mm (N,); NaN if no head was found."""
         return super().per_case().abs()
 
     def bias(self) -> float:
@@ -178,7 +178,7 @@ class BiometryShift(CaseMetric):
         return float(super().per_case().nanmean())
 
     def bias_interval(self, **options: Any) -> tuple[float, float]:
-        """Return the bootstrap interval of the bias; options are those of `medcf.metrics.bootstrap`'s function."""
+        """Return the bootstrap interval of the bias; see `medcf.metrics.bootstrap_interval` for the options."""
         values = super().per_case().numpy()
         return interval_of_entered(np.mean, values, entered=~np.isnan(values), **options)
 

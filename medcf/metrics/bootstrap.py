@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Confidence intervals: exact ones of proportions, and BCa bootstrap of any statistic over cases or whole subjects."""
+"""Confidence intervals: exact for proportions, BCa bootstrap for any statistic over cases or whole subjects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Groups = Sequence[Hashable] | NDArray[Any]
 
 
 def group_members(groups: Groups) -> list[NDArray[np.int64]]:
-    """Return the case numbers of each group, from whose case each is (one entry per case)."""
+    """Return the case indices of each group, given each case's group."""
     _, member_of = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
     return np.split(np.argsort(member_of, kind="stable"), np.cumsum(np.bincount(member_of))[:-1])
 
@@ -38,26 +38,26 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Confidence interval of a statistic over cases or groups of cases.
 
-    It is the bias-corrected and accelerated bootstrap (Efron & Tibshirani 1993, chapter 14; `scipy.stats.bootstrap`).
-    Two cases are treated otherwise. The mean of Booleans, or of zeros and ones of which both occur, is a proportion:
-    where every group is one case, or all values agree, the interval is the exact one of Clopper and Pearson (1934)
-    whose trials are the groups, so 64 hits of 64 give [0.944, 1]. And where BCa is not defined, because resamples have
-    no finite value or all the same one, it is the percentile interval of the finite resamples.
+    This is the bias-corrected and accelerated bootstrap (Efron & Tibshirani 1993, chapter 14; `scipy.stats.bootstrap`),
+    with two exceptions. The mean of Booleans, or of zeros and ones that both occur, is a proportion: if every group is
+    one case, or all values agree, the interval is the exact one of Clopper and Pearson (1934) with the groups as
+    trials, so 64 hits of 64 give [0.944, 1]. And if BCa is undefined, because the resamples have no finite value or all
+    the same one, it is the percentile interval of the finite resamples.
 
     Args:
         statistic: function of the arrays, each indexed by the same resampled cases along axis 0; ``np.mean`` of one
             array is computed for all resamples at once.
         arrays: one entry per case along axis 0.
-        groups: whose case it is; whole groups are resampled.
+        groups: group of each case; whole groups are resampled.
         confidence: coverage of the interval.
         num_resamples: number of resamples.
-        seed: seed of the resampling.
+        seed: seed for the resampling.
 
     Returns:
-        Lower and upper end; NaN where no resample gives a finite value.
+        Lower and upper ends; NaN if no resample gives a finite value.
 
     Raises:
-        ValueError: arrays of different lengths, no case, or a confidence outside (0, 1).
+        ValueError: if arrays differ in length, there is no case, or the confidence is outside (0, 1).
 
     Example:
         >>> low, high = bootstrap_interval(np.mean, np.arange(100.0))
@@ -69,7 +69,7 @@ def bootstrap_interval(
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"bootstrap_interval needs arrays of one positive length, got lengths {sorted(lengths)}.")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is a share of the resamples: use a value between 0 and 1.")
+        raise ValueError(f"confidence={confidence} is a fraction of the resamples: use a value between 0 and 1.")
     members = list(np.arange(len(values[0]))[:, None]) if groups is None else group_members(groups)
     options: dict[str, Any] = {"confidence_level": confidence, "n_resamples": num_resamples, "rng": seed}
     if statistic is not np.mean or len(values) > 1 or values[0].ndim > 1:
@@ -91,18 +91,18 @@ def bootstrap_interval(
 
 
 def _ratio_of_sums(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Mean over the cases of the groups that were drawn."""
+    """Return the mean over the cases of the drawn groups."""
     return sums.sum(axis) / sizes.sum(axis)
 
 
 def _bca(data: tuple[NDArray[Any], ...], statistic: Callable[..., Any], **options: Any) -> tuple[float, float]:
-    """Return scipy's BCa interval, or where it is not defined the percentile interval of the finite resamples."""
+    """Return scipy's BCa interval, or if undefined the percentile interval of the finite resamples."""
     confidence = options["confidence_level"]
-    if len(data[0]) == 1:  # scipy wants two; there is one resample only
+    if len(data[0]) == 1:  # scipy needs two; only one resample exists
         drawn = np.atleast_1d(statistic(*data))
     else:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # degenerate distributions, which are dealt with below
+            warnings.simplefilter("ignore")  # degenerate distributions are handled below
             found = bootstrap(data, statistic, method="BCa", **options)
         low, high = found.confidence_interval
         if math.isfinite(low) and math.isfinite(high):
@@ -117,11 +117,11 @@ def _bca(data: tuple[NDArray[Any], ...], statistic: Callable[..., Any], **option
 
 
 def groups_of_entered(groups: Groups | None, entered: NDArray[np.bool_]) -> list[Hashable] | None:
-    """Return the groups of the cases that ``entered`` (N,), from those of all N cases."""
+    """Return the groups of the cases that ``entered`` (N,), given the groups of all N cases."""
     if groups is None:
         return None
     if len(groups) != len(entered):
-        raise ValueError(f"groups names {len(groups)} cases, the metric has {len(entered)}; give one entry per case.")
+        raise ValueError(f"groups has {len(groups)} cases, but the metric has {len(entered)}; give one entry per case.")
     return [group for group, keep in zip(groups, entered, strict=True) if keep]
 
 
@@ -132,7 +132,7 @@ def interval_of_entered(
     groups: Groups | None = None,
     **options: Any,
 ) -> tuple[float, float]:
-    """Return the `bootstrap_interval` over the cases that ``entered`` (N,), NaN without any; ``groups`` names all N."""
+    """Return the `bootstrap_interval` over the cases that ``entered`` (N,); NaN if none. ``groups`` covers all N."""
     kept = groups_of_entered(groups, entered)
     if not entered.any():
         return math.nan, math.nan

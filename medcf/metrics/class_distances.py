@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do counterfactuals look like real images of the class they were made for, and not of the other?"""
+"""Do counterfactuals look like real images of their target class, and unlike those of the other class?"""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["ClassDistances"]
 
 
 class ClassDistances(CumulativeIterationMetric):
-    """Fréchet distances from the real images of each class to those generated towards each, and between the real ones.
+    """Fréchet distances from each class's real images to those generated toward each class, and between real classes.
 
-    Source: the cross-FIDs of ControlCG. The inputs are the real images.
+    Source: the cross-FIDs in ControlCG. The real images are the inputs.
 
     Args:
         class_names: names of the classes, in the order of their indices.
@@ -29,7 +29,7 @@ class ClassDistances(CumulativeIterationMetric):
         >>> inputs = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
         >>> label = torch.arange(40) % 2
         >>> metric = ClassDistances(["CN", "AD"])
-        >>> _ = metric(inputs.flip(0), inputs, label=label, target=1 - label)  # made of the other class
+        >>> _ = metric(inputs.flip(0), inputs, label=label, target=1 - label)  # made from the other class
         >>> round(metric.aggregate()["real_AD_to_generated_AD"]["distance"], 6)
         0.0
     """
@@ -49,7 +49,7 @@ class ClassDistances(CumulativeIterationMetric):
         return [y_pred, y, kwargs["label"], kwargs["target"]]
 
     def aggregate(self) -> dict[str, Any]:
-        """Return the number of features, and each distance with the numbers of images; None for fewer than two."""
+        """Return the number of features, and each distance with its numbers of images; None for fewer than two."""
         generated, real, label, target = collected(self)
         figures: dict[str, Any] = {"features": int(real.shape[1])}
         present = [name for index, name in enumerate(self.class_names) if bool((label == index).any())]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcf.metrics.reasons import (
+from medcf.metrics.exclusions import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
     PRED_NOT_FINITE,
@@ -22,7 +22,7 @@ __all__ = ["BoundedKL", "MeanAbsoluteDifference"]
 
 
 class _ConfidenceMetric(FlipMetric):
-    """What both metrics share: the probability of the target class, over the inputs f gives another class."""
+    """Common part: the probability of the target class, over inputs that f assigns to another class."""
 
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, PRED_NOT_FINITE)
 
@@ -35,10 +35,10 @@ class _ConfidenceMetric(FlipMetric):
 class MeanAbsoluteDifference(_ConfidenceMetric):
     """MAD: mean |p_y(x_c) - p_y(x)| of the classifier's confidence in the target class y.
 
-    Over the inputs x that the classifier gives another class. The absolute value also rewards a counterfactual that
-    moves AWAY from the target; ``mean_difference`` has the sign.
-    Source: Diff-ICE section 4, after Weng et al., FastDiME (ECCV 2024), whose code averages
-    |p(original) - p(counterfactual)| over all images of a set and does not ask what the classifier says of them.
+    Computed over the inputs x that the classifier assigns to another class. The absolute value also rewards a
+    counterfactual that moves AWAY from the target; ``mean_difference`` has a sign. Source: Diff-ICE section 4, after
+    Weng et al., FastDiME (ECCV 2024), whose code averages |p(original) - p(counterfactual)| over all images of a set,
+    whatever the classifier predicts for them.
 
     Example:
         >>> metric = MeanAbsoluteDifference(target=1)
@@ -50,23 +50,23 @@ class MeanAbsoluteDifference(_ConfidenceMetric):
     """
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare the confidences by the logits (B, K): (B, 3), with the absolute and the signed difference."""
+        """Compare the confidences given by logits (B, K): (B, 3), including absolute and signed difference."""
         after, before, left_out = self._probabilities(y_pred, y)
         difference = (after - before)[:, self.target]
         return self.entry(torch.stack([difference.abs(), difference], dim=1), *left_out)
 
     @property
     def mean_difference(self) -> float:
-        """Mean p_y(x_c) - p_y(x) of the same cases: negative where counterfactuals lead away from the target."""
+        """Mean p_y(x_c) - p_y(x) over the same cases: negative if counterfactuals move away from the target."""
         return float(self._column(2).nanmean())
 
 
 class BoundedKL(_ConfidenceMetric):
     """BKL: mean of 1 - exp(-KL(onehot_y || p(x_c))), which is 1 - p_y(x_c).
 
-    The divergence of a one-hot label from a prediction is -log p_y, so the bounded remapping is what the target class
-    lacks of certainty. Over the inputs that the classifier gives another class.
-    Source: Jeanneret et al., DiME (ACCV 2022), whose code has the binary form; Diff-ICE section 4.
+    The divergence of a one-hot label from a prediction is -log p_y, so the bounded value is the certainty that the
+    target class lacks. Computed over inputs that the classifier assigns to another class. Source: Jeanneret et al.,
+    DiME (ACCV 2022), whose code has the binary form; Diff-ICE section 4.
 
     Example:
         >>> metric = BoundedKL(target=1)
@@ -79,12 +79,12 @@ class BoundedKL(_ConfidenceMetric):
     higher_is_better = False
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Measure what the counterfactual lacks by its logits (B, K): (B, 2), with 1 - p_y."""
+        """Measure the missing confidence by the counterfactual's logits (B, K): (B, 2), with 1 - p_y."""
         after, _, left_out = self._probabilities(y_pred, y)
-        # 1 - p_y as the sum of the other classes, which keeps its digits where p_y rounds to 1.
+        # 1 - p_y as the sum of the other classes, which stays precise when p_y rounds to 1.
         after[:, self.target] = 0
         return self.entry(after.sum(1), *left_out)
 
 
 METRICS.add("confidence_change", "MAD: change of the classifier's confidence in the target", MeanAbsoluteDifference)
-METRICS.add("bounded_kl", "what the classifier's confidence in the target lacks", BoundedKL)
+METRICS.add("bounded_kl", "missing confidence of the classifier in the target", BoundedKL)

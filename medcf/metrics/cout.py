@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COUT: do few pixels of the counterfactual, the most changed ones first, carry the decision over?"""
+"""COUT: do a few pixels of the counterfactual, the most changed ones first, change the decision?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcf.metrics.reasons import ALREADY_TARGET, INPUT_NOT_FINITE, PRED_NOT_FINITE, ReasonedMetric, left_out_inputs
+from medcf.metrics.exclusions import ALREADY_TARGET, INPUT_NOT_FINITE, PRED_NOT_FINITE, ExclusionMetric, left_out_inputs
 from medcf.registry import METRICS
 from medcf.runtime.frozen import frozen
 
@@ -19,10 +19,10 @@ __all__ = ["COUT", "TransitionCurves", "transition_curves"]
 
 @dataclass(frozen=True)
 class TransitionCurves:
-    """Confidences while the pixels of the counterfactual replace those of the input.
+    """Confidences while pixels of the counterfactual replace those of the input.
 
     Attributes:
-        fraction: share of pixels replaced, (S + 1,), from 0 to exactly 1.
+        fraction: fraction of pixels replaced, (S + 1,), from 0 to exactly 1.
         target: probability of the target class, (B, S + 1).
         source: probability of the input's class, (B, S + 1).
     """
@@ -33,7 +33,7 @@ class TransitionCurves:
 
     @property
     def cout(self) -> Tensor:
-        """Area under the target's curve minus that under the source's (trapezoids), (B,) in [-1, 1]."""
+        """Area under the target's curve minus area under the source's (trapezoids), (B,) in [-1, 1]."""
         return torch.trapezoid(self.target - self.source, self.fraction, dim=1)
 
 
@@ -48,26 +48,26 @@ def transition_curves(
     num_steps: int = 50,
     batch_size: int = 64,
 ) -> TransitionCurves:
-    """Replace the pixels of an image by those of its counterfactual, the most changed first, and follow the classifier.
+    """Replace an image's pixels by those of its counterfactual, most changed first, and track the classifier.
 
     A pixel (voxel) is replaced in all channels at once; its change is the sum of absolute differences over channels.
-    Equally changed pixels go in raster order. Each of the ``num_steps`` steps replaces as many pixels, up to rounding;
-    the fractions are those actually replaced, so the last step is exact (the published code counts it as a full one).
+    Ties are broken in raster order. Each of the ``num_steps`` steps replaces the same number of pixels, up to rounding.
+    The fractions are the actual ones, so the last step is exact (the published code counts it as a full one).
 
     Args:
         classifier: images to logits (B, K).
         counterfactual: (B, C, *spatial).
         image: the inputs, same shape.
         target: index of the target class.
-        source: class of each input, (B,); None: what the classifier says of it.
-        num_steps: steps S from the input to the counterfactual; no more than there are pixels.
+        source: class of each input, (B,); None uses the classifier's prediction.
+        num_steps: number of steps S from the input to the counterfactual; at most the number of pixels.
         batch_size: images per call of the classifier.
 
     Returns:
         The curves.
 
     Raises:
-        ValueError: shapes that differ or have no spatial axis, or a number that is not positive.
+        ValueError: if shapes differ or have no spatial axis, or a number is not positive.
     """
     if image.shape != counterfactual.shape or image.ndim < 3:
         raise ValueError(
@@ -82,7 +82,7 @@ def transition_curves(
     pixels = change.shape[1]
     steps = min(num_steps, pixels)
     counts = torch.arange(steps + 1, device=image.device) * pixels // steps
-    # Once all changed pixels are replaced, or before one is, a step makes no new image: each image is shown once.
+    # After all changed pixels are replaced, or before any is, a step makes no new image: each image is classified once.
     reached = torch.minimum(counts[None], (change != 0).sum(1, keepdim=True))
     new = torch.cat([torch.ones_like(reached[:, :1]), reached.diff(dim=1)], dim=1) != 0
     probabilities = []
@@ -98,24 +98,24 @@ def transition_curves(
     return TransitionCurves(counts.float() / pixels, curves[..., target], source_curve)
 
 
-class COUT(ReasonedMetric):
-    """Counterfactual Transition: area under the target's confidence minus that under the input's own class.
+class COUT(ExclusionMetric):
+    """Counterfactual Transition: area under the target's confidence minus area under that of the input's class.
 
-    Near 1: the few most changed pixels flip the decision. 0: the confidences change places halfway. Near -1: nothing
-    but the last pixels flips it, or nothing at all. The unchanged input has nothing to transfer: its curves are
-    constant and its value is p_target(x) - p_source(x), below 0. Inputs of the target class do not enter.
-    It is the attacked classifier that decides: an attack on few pixels scores WELL, one spread evenly over all of them
-    does not. Read it beside ``FlipSurvival``.
+    Near 1: a few most changed pixels flip the decision. 0: the confidences cross halfway. Near -1: only the last pixels
+    flip it, or it does not flip at all. An unchanged input has nothing to transfer: its curves are constant and its
+    value is p_target(x) - p_source(x), below 0. Inputs of the target class do not count. The attacked classifier itself
+    decides: an attack on few pixels scores WELL, one spread evenly over all pixels does not. Read it together with
+    ``FlipSurvival``.
 
     Source: Khorram & Fuxin, "Cycle-consistent counterfactuals by latent transformations" (CVPR 2022), used by ACE and
-    FastDiME. The published code is bound to RGB, divides by zero where nothing changed, and counts the last, partial
+    FastDiME. The published code is limited to RGB, divides by zero if nothing changed, and counts the last, partial
     step as a full one.
 
     Args:
         classifier, target, num_steps, batch_size: see :func:`transition_curves`.
 
     Example:
-        >>> def classifier(images):  # calls an image the target class when most of it is bright
+        >>> def classifier(images):  # predicts the target class if most of the image is bright
         ...     score = 20 * images.mean(dim=(1, 2, 3))
         ...     return torch.stack([-score, score], dim=1)
         >>> metric = COUT(classifier)
@@ -138,7 +138,7 @@ class COUT(ReasonedMetric):
 
     @torch.no_grad()
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Follow the transition of each case, from inputs ``y`` to counterfactuals, (B, C, *spatial): (B, 2)."""
+        """Track the transition of each case, from inputs ``y`` to counterfactuals, (B, C, *spatial): (B, 2)."""
         if y is None:
             raise ValueError("COUT needs the input images as y.")
         with frozen(self.classifier):
@@ -160,4 +160,4 @@ class COUT(ReasonedMetric):
         return self.entry(values, not_finite, already, values.isnan())
 
 
-METRICS.add("cout", "area between the confidences while changed pixels are transferred", COUT)
+METRICS.add("cout", "area between the confidences as changed pixels are transferred", COUT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fréchet distance between two sets of features, fast when there are fewer images than features."""
+"""Fréchet distance between two sets of features, efficient with fewer images than features."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def frechet_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features.
+    """Fréchet distance between Gaussians fitted to two sets of features.
 
     d = |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), with covariances of N - 1 degrees of freedom (Heusel et al.,
-    "GANs trained by a two time-scale update rule", NeurIPS 2017, eq. 6). With centered features A and B,
-    tr (S_a S_b)^(1/2) is the sum of the singular values of A B^T / sqrt((N - 1)(M - 1)), an N x M matrix; a set of more
-    images than features is replaced by the triangle of its QR decomposition first. So the matrix that is decomposed is
+    "GANs trained by a two time-scale update rule", NeurIPS 2017, eq. 6). With centered features A and B, tr (S_a
+    S_b)^(1/2) is the sum of the singular values of A B^T / sqrt((N - 1)(M - 1)), an N x M matrix; a set with more
+    images than features is first replaced by the triangular factor of its QR decomposition. So the decomposed matrix is
     min(N, D) x min(M, D), and rank-deficient covariances need no regularization.
 
     Args:
@@ -31,10 +31,11 @@ def frechet_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
         b: features of the other, (M, D), M >= 2.
 
     Returns:
-        The distance in squared units of the features.
+        The distance, in squared units of the features.
 
     Raises:
-        ValueError: not two matrices with as many columns and at least two rows each, or values that are not finite.
+        ValueError: if these are not two matrices with equal columns and at least two rows each, or values are not
+            finite.
 
     Example:
         >>> import numpy as np
@@ -72,21 +73,21 @@ def _gram_distance(*products: Matrix) -> float:
 class FrechetDistance(SetDistance):
     """Fréchet distance of generated images to reference images on any extractor's features: FID, FSD, in 2D and 3D.
 
-    It is called FD(extractor), and FID only on Inception's features. Between few images it is biased upwards, by more
-    the more features there are: a warning says by how much when there are no more images than features, and only
-    distances of equal N, M and extractor compare. Sources: :func:`frechet_distance`; Pegios et al., Diff-ICE, section 4
-    (FID and FSD of counterfactuals to the inputs, which the unchanged input wins with 0; give held-out images of the
-    target class as ``reference``).
+    It is named FD(extractor), and FID only with Inception's features. With few images it is biased upward, the more so
+    the more features there are: a warning states the amount if there are no more images than features, and only
+    distances with equal N, M and extractor are comparable. Sources: :func:`frechet_distance`; Pegios et al., Diff-ICE,
+    section 4 (FID and FSD of counterfactuals to the inputs, which the unchanged input wins with 0; give held-out images
+    of the target class as ``reference``).
 
     Args:
-        extractor, reference, network: see :class:`SetDistance`; without a reference, the inputs are it.
+        extractor, reference, network: see :class:`SetDistance`; without a reference, the inputs are the reference.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> target = torch.randn(64, 4, generator=generator) + 3
         >>> inputs = torch.randn(32, 4, generator=generator)
         >>> to_target, to_inputs = FrechetDistance("sononet", reference=target), FrechetDistance("sononet")
-        >>> for batch in inputs.split(16):  # the control: counterfactuals that are the inputs
+        >>> for batch in inputs.split(16):  # the control: counterfactuals equal to the inputs
         ...     _ = to_target(batch, batch), to_inputs(batch, batch)
         >>> to_target.name, to_target.aggregate() > 30, round(to_inputs.aggregate(), 6)
         ('FD(sononet)', True, 0.0)
@@ -98,14 +99,14 @@ class FrechetDistance(SetDistance):
     def _statistic(self, generated: Tensor, reference: Tensor) -> Statistic:
         if min(len(generated), len(reference)) > generated.shape[1]:
             return lambda some, others: frechet_distance(generated[some], reference[others])
-        # Scalar products are computed once; a subset only indexes them. Centering keeps their digits.
+        # Scalar products are computed once; a subset only indexes them. Centering preserves precision.
         center = reference.mean(0)
         a, b = generated - center, reference - center
         own, other, cross = (a @ a.T).numpy(), (b @ b.T).numpy(), (a @ b.T).numpy()
         return of_subsets(_gram_distance, own, other, cross)
 
     def aggregate(self) -> float:
-        """Return the distance; warns when there are no more images than features."""
+        """Return the distance; warns if there are no more images than features."""
         generated, reference = self.features()
         if min(len(generated), len(reference)) < 2:
             return float("nan")
@@ -113,8 +114,8 @@ class FrechetDistance(SetDistance):
         features = generated.shape[1]
         if min(len(generated), len(reference)) <= features:
             logger.warning(
-                "%s = %.4g of N = %d generated and M = %d reference images is too small a sample for D = %d features: "
-                "biased upwards by at least about %.2g. Compare it only at equal N and M, or use more images or fewer "
+                "%s = %.4g: N = %d generated and M = %d reference images are too few for D = %d features: "
+                "biased upward by at least about %.2g. Compare it only at equal N and M, or use more images or fewer "
                 "features.",
                 self.name,
                 result,
@@ -126,18 +127,18 @@ class FrechetDistance(SetDistance):
         return result
 
     def bias(self, *, num_resamples: int = 8, seed: int = 0) -> float:
-        """Estimate the upward bias of the distance at this N and M by what halving both sets adds to it.
+        """Estimate the upward bias of the distance at this N and M from the increase when both sets are halved.
 
-        To first order the bias is inversely proportional to the numbers of images, so halving doubles it (Chong &
+        To first order the bias is inversely proportional to the number of images, so halving doubles it (Chong &
         Forsyth, "Effectively unbiased FID and Inception score", CVPR 2020). With no more images than features it falls
         off more slowly, and the estimate is too small.
 
         Args:
             num_resamples: number of half-samples.
-            seed: seed of the draw.
+            seed: seed for drawing them.
 
         Returns:
-            The bias, in units of the distance; NaN with fewer than four images in either set.
+            The bias, in units of the distance; NaN if either set has fewer than four images.
         """
         whole, halves, scale = self._half_samples(None, num_resamples, seed)
         return float(scale**2 * (halves.mean() - whole)) if len(halves) else float("nan")

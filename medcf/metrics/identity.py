@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity: is the counterfactual still an image of the same subject?"""
+"""Identity: does the counterfactual still show the same subject?"""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ __all__ = ["ReIdentification", "pooled_pixels"]
 class ReIdentification(CaseMetric):
     """Rank-k re-identification: is an input of the same subject among the k most similar to the counterfactual?
 
-    Queries are the counterfactuals, the gallery are all inputs; similarity is the cosine of feature vectors.
-    A memorized or averaged counterfactual resembles no input more than another and falls to ``chance``, k over the
-    number of subjects if each gave one input. Source: Pegios et al., Diff-ICE, Table 2 (k = 3). ``mean_similarity`` is
-    the mean cosine of each counterfactual to its own input (SonoSim there). ``hits`` and ``similarity`` have both case
-    by case after ``aggregate`` or ``per_case``. ``interval`` draws whole subjects unless ``groups`` says otherwise.
+    Counterfactuals are the queries, all inputs are the gallery; similarity is the cosine of feature vectors. A
+    memorized or averaged counterfactual resembles no input more than another and falls to ``chance``, which is k over
+    the number of subjects if each has one input. Source: Pegios et al., Diff-ICE, Table 2 (k = 3). ``mean_similarity``
+    is the mean cosine of each counterfactual to its own input (SonoSim there). After ``aggregate`` or ``per_case``,
+    ``hits`` and ``similarity`` hold both case by case. ``interval`` resamples whole subjects unless ``groups`` is
+    given.
 
     Args:
-        k: how many of the most similar inputs are looked at.
+        k: number of most similar inputs to consider.
 
     Example:
         >>> metric = ReIdentification(k=1)
@@ -53,16 +54,16 @@ class ReIdentification(CaseMetric):
         self.similarity: Tensor = torch.empty(0)
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
-        """Collect the features (B, F) of counterfactuals and inputs, and ``subject`` (B,): who is on the image."""
+        """Collect the features (B, F) of counterfactuals and inputs, and ``subject`` (B,): whose image it is."""
         subject = kwargs.get("subject")
         if y is None or subject is None:
             raise ValueError("ReIdentification needs the inputs' features as y, and subject.")
         return [y_pred, y, torch.as_tensor(subject)]
 
     def per_case(self) -> Tensor:
-        """Return 1 for each re-identified counterfactual, 0 for the others (N,); NaN where features are not finite.
+        """Return 1 for each re-identified counterfactual, 0 for the others (N,); NaN if features are not finite.
 
-        A case with features that are not finite leaves the gallery, too.
+        A case with non-finite features is also removed from the gallery.
         """
         queries, gallery, subject = collected(self)
         kept = (queries.isfinite() & gallery.isfinite()).all(1)
@@ -83,21 +84,21 @@ class ReIdentification(CaseMetric):
         return values
 
     def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
-        # The gallery stays whole: a gallery with repetitions or gaps would be another task.
+        # The gallery stays complete: with repetitions or gaps it would be a different task.
         return super()._interval(collected(self)[2].tolist() if groups is None else groups, **options)
 
 
 def pooled_pixels(images: Tensor, size: Sequence[int] = (16, 20)) -> Tensor:
     """Describe images by their coarse appearance: the correlation of two such descriptors is their cosine.
 
-    A descriptor that no network was trained for: outline, position and surroundings of the organ, without speckle.
+    A descriptor that needs no trained network: outline, position and surroundings of the organ, without speckle.
 
     Args:
         images: (B, 1, *spatial) in 2D or 3D.
-        size: rows and columns to average to, or the three sizes of a volume.
+        size: rows and columns to average to, or the three sizes for a volume.
 
     Returns:
-        One descriptor per image, (B, product of ``size``), of mean 0.
+        One descriptor per image, (B, product of ``size``), with mean 0.
     """
     pooled = Pool[Pool.ADAPTIVEAVG, len(size)](tuple(size))(images).flatten(1)
     return pooled - pooled.mean(1, keepdim=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel distance (KID) between two sets of features: unbiased at any number of images."""
+"""Kernel distance (KID) between two sets of features: unbiased for any number of images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def kernel_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor, *, paired: boo
         a: features of one set, (N, D), N >= 2.
         b: features of the other, (M, D), M >= 2.
         paired: b[i] belongs to a[i] (a counterfactual and its input): the N products of an image with its own partner
-            are left out, as lemma 6 does, because the two are not independent; N = M.
+            are omitted, as in lemma 6, because the two are not independent; N = M.
 
     Returns:
-        The distance, in no unit: 0 on average for two samples of one distribution, so it may be negative.
+        The distance, without a unit: 0 on average for two samples from one distribution, so it may be negative.
 
     Raises:
-        ValueError: not two matrices with as many columns and at least two rows each (as many rows if paired), or values
-            that are not finite.
+        ValueError: if these are not two matrices with equal columns and at least two rows each (equal rows if paired),
+            or values are not finite.
 
     Example:
         >>> a = np.random.default_rng(0).normal(size=(50, 20))
@@ -62,14 +62,14 @@ def _off_diagonal_mean(matrix: Matrix) -> float:
 class KernelDistance(SetDistance):
     """Kernel distance of generated images to reference images on any extractor's features.
 
-    It is called KD(extractor), and KID only on Inception's features. Unlike a Fréchet distance it is not biased by
-    small numbers of images. Its interval comes from halves of the sets: a bootstrap would compare repeated images with
-    themselves. The kernel weighs means: where features lie far from 0, one image repeated can pass for the whole class,
-    so read it beside the Fréchet distance. Source: :func:`kernel_distance`.
+    It is named KD(extractor), and KID only with Inception's features. Unlike a Fréchet distance it is not biased for
+    small numbers of images. Its interval comes from halves of the sets, because a bootstrap would compare repeated
+    images with themselves. The kernel emphasizes means: if features are far from 0, one image repeated can pass for the
+    whole class, so read it together with the Fréchet distance. Source: :func:`kernel_distance`.
 
     Args:
         extractor, reference, network: see :class:`SetDistance`; without a reference, the product of an image with its
-            own input is left out.
+            own input is omitted.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ class KernelDistance(SetDistance):
         >>> target = torch.randn(64, 4, generator=generator) + 3
         >>> inputs = torch.randn(32, 4, generator=generator)
         >>> to_target, to_inputs = KernelDistance(reference=target), KernelDistance()
-        >>> _ = to_target(inputs, inputs), to_inputs(inputs, inputs)  # the control: counterfactuals that are the inputs
+        >>> _ = to_target(inputs, inputs), to_inputs(inputs, inputs)  # the control: counterfactuals equal to the inputs
         >>> to_target.aggregate() > 100, to_inputs.aggregate()
         (True, 0.0)
     """

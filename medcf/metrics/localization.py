@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a map of what was changed find what truly changes? Average precision, best IoU and the pointing game.
+"""Does a difference map find what truly changes? Average precision, best IoU and the pointing game.
 
-A map over a region of a few per cent of the image looks poor by any of these, and a map over most of it looks good:
-every metric therefore also gives its ``chance`` level, the value of a map that says nothing.
+A map for a region of a few percent of the image scores low on all of these, and one for most of the image scores high.
+So every metric also gives its ``chance`` level, the value of an uninformative map.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["ChangeAUPRC", "ChangeIoU", "ChangeLocalization", "PointingGame"]
 
 
 class ChangeLocalization(CaseMetric):
-    """What the metrics of localization share: the checks, the organ mask, and the level of chance.
+    """The common part of the localization metrics: checks, organ mask, and chance level.
 
-    Called with maps (larger is "more changed", in any unit), boolean true changes and, optionally, ``mask``: nothing
-    outside of it counts. Cases whose truth is empty (inside the mask) are left out.
+    Called with maps (larger means "more changed", in any unit), Boolean true changes and, optionally, ``mask``; nothing
+    outside the mask counts. Cases without a true change (inside the mask) are left out.
     """
 
     higher_is_better = True
@@ -35,7 +35,7 @@ class ChangeLocalization(CaseMetric):
     def _compute_tensor(
         self, y_pred: Tensor, y: Tensor | None = None, *, mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Compare maps, not negative, with true changes within the organ, all (B, 1, *spatial): value and chance."""
+        """Compare non-negative maps with true changes within the organ, all (B, 1, *spatial): value and chance."""
         name = type(self).__name__
         if y is None:
             raise ValueError(f"{name} needs the true change as y.")
@@ -62,22 +62,22 @@ class ChangeLocalization(CaseMetric):
         """Return the value and the chance level of one case; all arguments are (*spatial)."""
 
     def per_case(self) -> Tensor:
-        """Return one value per case (N,), NaN where the truth is empty."""
+        """Return one value per case (N,); NaN if there is no true change."""
         return self._column(0)
 
     def chance_per_case(self) -> Tensor:
-        """Return what a map without information gets, per case (N,), NaN where the truth is empty."""
+        """Return the value of an uninformative map per case (N,); NaN if there is no true change."""
         return self._column(1)
 
     def chance(self) -> float:
-        """Return the mean chance level over the cases that entered."""
+        """Return the mean chance level over the cases that count."""
         return float(self.chance_per_case().nanmean())
 
 
 class ChangeAUPRC(ChangeLocalization):
-    """Average precision of the pixels of each case, the area under the precision-recall curve as a sum of steps.
+    """Average precision over the pixels of each case, the area under the precision-recall curve as a step sum.
 
-    Its chance level, which a constant or a random map gets, is the share of pixels that truly change.
+    Its chance level, reached by a constant or random map, is the fraction of pixels that truly change.
 
     Example:
         >>> truth = torch.tensor([[[[True, False, False, False]]]])
@@ -93,11 +93,11 @@ class ChangeAUPRC(ChangeLocalization):
 
 
 class ChangeIoU(ChangeLocalization):
-    """Intersection over union of each case at that case's best threshold, found exactly among all values of the map.
+    """Intersection over union of each case at its best threshold, found exactly among all values of the map.
 
-    The threshold is chosen with the truth in hand, so the value is an upper bound of what a user reaches. Taking all
-    pixels is one of the choices: its IoU, the share of pixels that truly change, is the chance level and the least
-    value.
+    The threshold is chosen using the truth, so the value is an upper bound on what a user can achieve. Selecting all
+    pixels is one of the choices: its IoU, the fraction of pixels that truly change, is the chance level and the
+    minimum.
 
     Example:
         >>> truth = torch.tensor([[[[True, True, False, False]]]])
@@ -109,7 +109,7 @@ class ChangeIoU(ChangeLocalization):
 
     def _score(self, scores: Tensor, truth: Tensor, inside: Tensor) -> tuple[float, float]:
         ordered, order = scores[inside].sort(descending=True)
-        last = torch.cat([ordered[1:] != ordered[:-1], truth.new_ones(1)])  # of several equal values
+        last = torch.cat([ordered[1:] != ordered[:-1], truth.new_ones(1)])  # the last of several equal values
         found = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=scores.device)
         hits = truth[inside][order].double().cumsum(0)
         iou = hits / (hits[-1] + found - hits)
@@ -119,11 +119,11 @@ class ChangeIoU(ChangeLocalization):
 class PointingGame(ChangeLocalization):
     """Whether the maximum of the map lies in the true change (Zhang et al., "Top-down neural attention", 2018).
 
-    Of several equal maxima each counts its share, so a constant map gets the chance level: the share of pixels that
-    would be a hit.
+    Several equal maxima share the score, so a constant map gets the chance level: the fraction of pixels that would be
+    hits.
 
     Args:
-        tolerance: a maximum this many pixels away from the true change is a hit, too (Euclidean).
+        tolerance: a maximum up to this many pixels away from the true change is also a hit (Euclidean distance).
 
     Example:
         >>> truth = torch.tensor([[[[True, False, False, False]]]])

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is an input unlike anything the model was trained on?
+"""Is an input unlike the data the model was trained on?
 
 Three views of an image or volume are compared with those of training images: what the explained classifier sees, how
-the picture looks (brightness by place, spectrum), and what the segmenter, if there is one, finds in it. Each view is a
-vector whose squared Mahalanobis distance to the training images is divided by a high quantile of the distances of
-held-out images. The largest of them, divided in turn by its own quantile, is the novelty: above 1 is out of
-distribution.
+the picture looks (brightness by location, spectrum), and what the segmenter, if any, finds in it. Each view is a
+vector. Its squared Mahalanobis distance to the training images is divided by a high quantile of the distances of
+held-out images. The largest result, divided by its own quantile, is the novelty: above 1 is out of distribution.
 
 Sources: Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
 NeurIPS 2018 (Mahalanobis distance of features); Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 VIEWS = ("features", "appearance", "anatomy")
 
-_BLOCKS = {2: (4, 5), 3: (4, 5, 4)}  # places at which brightness is compared, by spatial dimensions
+_BLOCKS = {2: (4, 5), 3: (4, 5, 4)}  # locations at which brightness is compared, by spatial dimensions
 _BANDS = 8  # of the spectrum
 
 
@@ -40,13 +39,13 @@ class NoveltyDetector(nn.Module):
 
     Args:
         classifier: the explained classifier.
-        segmenter: images to logits (B, K, *spatial), the third view; None leaves it out.
-        state: what `fit_novelty` returned; without it only `views` works.
-        features: images to the first view (B, F), none negative; None takes ``classifier.features``. For MONAI's
-            DenseNet, whose ``features`` are maps, give `medcf.networks.pooled_features` of it.
+        segmenter: images to logits (B, K, *spatial), for the third view; None omits it.
+        state: result of `fit_novelty`; without it only `views` works.
+        features: images to the first view (B, F), non-negative; None uses ``classifier.features``. For MONAI's
+            DenseNet, whose ``features`` are maps, pass `medcf.networks.pooled_features` of it.
 
     Raises:
-        ValueError: ``state`` is incomplete or belongs to other networks.
+        ValueError: if ``state`` is incomplete or belongs to other networks.
     """
 
     def __init__(
@@ -69,14 +68,14 @@ class NoveltyDetector(nn.Module):
             raise ValueError(
                 f"The novelty statistics lack {', '.join(sorted(expected - set(self.state))) or 'nothing'} and hold "
                 f"{', '.join(sorted(set(self.state) - expected)) or 'nothing'} that does not belong there; "
-                "make them anew with the bundle's calibrate.json over inference.json."
+                "recompute them with the bundle's calibrate.json over inference.json."
             )
-        if state is not None:  # statistics of other weights are to fail here, not to judge every image wrongly
+        if state is not None:  # statistics for other weights must fail here instead of misjudging every image
             probe = self.probe(self.state["size"].tolist())
             if probe.shape != self.state["probe"].shape or not torch.allclose(probe, self.state["probe"], 0.02, 0.02):
                 raise ValueError(
                     "The novelty statistics belong to other weights of the classifier or the segmenter; "
-                    "make them anew with the bundle's calibrate.json over inference.json."
+                    "recompute them with the bundle's calibrate.json over inference.json."
                 )
 
     @torch.no_grad()
@@ -84,11 +83,11 @@ class NoveltyDetector(nn.Module):
         """Score images.
 
         Args:
-            image: (B, 1, *spatial) in [-1, 1], two or three axes; volumes are -1 outside of the brain.
+            image: (B, 1, *spatial) in [-1, 1], two or three axes; volumes are -1 outside the brain.
 
         Returns:
-            ``novelty`` (B,), ``out_of_distribution`` (B,) bool, its ``novelty_threshold`` (B,) which is 1, and
-            ``novelty_<view>`` (B,) of each view in the same unit.
+            ``novelty`` (B,), ``out_of_distribution`` (B,) bool, its ``novelty_threshold`` (B,), which is 1, and
+            ``novelty_<view>`` (B,) for each view in the same unit.
 
         """
         scores = {}
@@ -99,33 +98,33 @@ class NoveltyDetector(nn.Module):
         scores = {f"novelty_{name}": score / threshold for name, score in scores.items()}
         novelty = torch.stack(list(scores.values())).amax(0)
         return {
-            "out_of_distribution": ~(novelty <= 1),  # a score that is not a number is no reason to trust the image
+            "out_of_distribution": ~(novelty <= 1),  # NaN is not a reason to trust the image
             "novelty": novelty,
             "novelty_threshold": torch.ones_like(novelty),
             **scores,
         }
 
     def probe(self, size: Sequence[int]) -> Tensor:
-        """Compute the views of a fixed picture of a given size: they tell these networks from others."""
+        """Compute the views of a fixed picture of a given size: they distinguish these networks from others."""
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         picture = reduce(torch.mul, _along([torch.sin(torch.linspace(0, 9, n, device=device)) for n in size]))
         return torch.cat([vectors[0].cpu() for vectors in self.views(picture[None, None]).values()])
 
     @torch.no_grad()
     def views(self, image: Tensor) -> dict[str, Tensor]:
-        """Compute the vectors (B, .) of each view of images (B, 1, *spatial) in [-1, 1].
+        """Compute the vectors (B, .) of each view for images (B, 1, *spatial) in [-1, 1].
 
         Raises:
-            ValueError: the features are maps.
+            ValueError: if the features are maps.
         """
         features = self.features(image)
         if features.ndim != 2:
             raise ValueError(
-                f"features={tuple(features.shape)} must be (B, F): of MONAI's DenseNet, give "
+                f"features={tuple(features.shape)} must be (B, F): for MONAI's DenseNet, give "
                 "functools.partial(medcf.networks.pooled_features, classifier) as features."
             )
         found = {
-            "features": features.float().clamp_min(0).sqrt(),  # not so heavy a tail
+            "features": features.float().clamp_min(0).sqrt(),  # makes the tail less heavy
             "appearance": _appearance(image),
         }
         return found if self.segmenter is None else found | {"anatomy": _anatomy(self.segmenter(image))}
@@ -137,20 +136,20 @@ def fit_novelty(
     held_out: Iterable[Tensor],
     quantile: float = 0.995,
 ) -> dict[str, Tensor]:
-    """Learn what familiar images look like, and how far held-out ones lie from it.
+    """Learn what familiar images look like, and how far held-out images are from them.
 
     Args:
-        detector: gives the views.
-        training: batches (B, 1, *spatial) of training images, a few hundred or more in all; fewer than 20 are warned
-            of, as are fewer held-out ones.
-        held_out: batches of images that no network was trained on, for the quantiles.
-        quantile: share of the held-out images that must not be flagged.
+        detector: computes the views.
+        training: batches (B, 1, *spatial) of training images, a few hundred or more in total; fewer than 20 cause a
+            warning, as do too few held-out images.
+        held_out: batches of images on which no network was trained, for the quantiles.
+        quantile: fraction of the held-out images that must not be flagged.
 
     Returns:
         Plain tensors for the detector's ``state``: mean, whitening matrix and quantile of each view, and the threshold.
 
     Raises:
-        ValueError: too few images.
+        ValueError: if there are too few images.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -161,7 +160,7 @@ def fit_novelty(
         raise ValueError(f"{counts[0]} training and {counts[1]} held-out images are too few: use hundreds.")
     if min(counts) < 20:
         logger.warning(
-            "%d training and %d held-out images are few to know the familiar by: of new images of the same kind about "
+            "%d training and %d held-out images are few: of new images of the same kind about "
             "one in %d will be flagged. Use hundreds.",
             *counts,
             counts[1] + 1,
@@ -170,7 +169,7 @@ def fit_novelty(
     ratios = []
     for name, vectors in known.items():
         tests = unseen[name]
-        scale = vectors.std(0).clamp_min(0.01)  # an entry that never varies must not decide alone
+        scale = vectors.std(0).clamp_min(0.01)  # an entry that never varies must not dominate
         estimate = LedoitWolf().fit((vectors / scale).numpy())
         mean = torch.from_numpy(estimate.location_) * scale
         # precision = L L^T, so |(x - mean) L|^2 is the squared Mahalanobis distance
@@ -185,7 +184,7 @@ def fit_novelty(
 
 
 def _views(detector: NoveltyDetector, batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
-    """Compute the vectors of all images in float64 on the CPU, and the images' size."""
+    """Compute the vectors of all images in float64 on the CPU, and the image size."""
     parts: dict[str, list[Tensor]] = {}
     size: list[int] = []
     for batch in batches:
@@ -196,7 +195,7 @@ def _views(detector: NoveltyDetector, batches: Iterable[Tensor]) -> tuple[dict[s
 
 
 def _appearance(image: Tensor) -> Tensor:
-    """Brightness by place, its quantiles (of a volume: in the brain), and the log power spectrum in rings or shells."""
+    """Return local brightness, its quantiles (of a volume: in the brain), and the log power spectrum by radius."""
     plane = image[:, 0].float()
     axes = tuple(range(1, plane.ndim))
     blocks = Pool[Pool.ADAPTIVEAVG, len(axes)](_BLOCKS[len(axes)])(plane[:, None]).flatten(1)
@@ -216,7 +215,7 @@ def _appearance(image: Tensor) -> Tensor:
 
 
 def _anatomy(logits: Tensor) -> Tensor:
-    """Share, place and extent of each structure, and how sure the segmenter is."""
+    """Return the share, position and extent of each structure, and the segmenter's certainty."""
     probabilities = logits.float().softmax(1)
     spatial = tuple(range(2, logits.ndim))
     axes = _along([torch.linspace(-1, 1, length, device=logits.device) for length in logits.shape[2:]])

@@ -17,21 +17,21 @@ __all__ = ["PerceptualDistance"]
 
 
 class PerceptualDistance(CaseMetric):
-    """Distance between the activations of a counterfactual and of its input, layer by layer.
+    """Distance between the activations for a counterfactual and its input, layer by layer.
 
-    At each place the channel vectors of a layer are scaled to length 1; their squared difference is weighted by
-    channel, averaged over space and summed over layers: d = sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2. Zhang et al.,
-    "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018, eq. 1, with w the square of the
-    scales there, as in the authors' code. Without weights each layer gives twice one minus a cosine: 0 to 4.
-    Distances of different networks, layers or weights do not compare.
+    At each location a layer's channel vectors are scaled to length 1; their squared difference is weighted by channel,
+    averaged over space and summed over layers: d = sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2. Zhang et al., "The
+    unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018, eq. 1, where w is the square of the
+    scales there, as in the authors' code. Without weights each layer contributes twice one minus a cosine: 0 to 4.
+    Distances with different networks, layers or weights are not comparable.
 
     Args:
-        features: images to a list of activations (B, C, *spatial) or (B, F), in 2D or 3D: ``PerceptualFeatures`` of any
-            network and layers.
-        weights: one for each layer, a number or one per channel (C,), none negative; None weighs all by 1.
+        features: images to a list of activations (B, C, *spatial) or (B, F), in 2D or 3D: ``PerceptualFeatures`` for
+            any network and layers.
+        weights: one entry per layer, a number or one per channel (C,), non-negative; None gives all weight 1.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: if a weight is negative.
 
     Example:
         >>> from medcf.guidance import PerceptualFeatures
@@ -67,7 +67,7 @@ class PerceptualDistance(CaseMetric):
         with torch.no_grad():
             pairs = list(zip(self.features(y_pred), self.features(y), strict=True))
         if self.weights is not None and len(self.weights) != len(pairs):
-            raise ValueError(f"weights has {len(self.weights)} entries, the features have {len(pairs)} layers.")
+            raise ValueError(f"weights has {len(self.weights)} entries, but the features have {len(pairs)} layers.")
         total = torch.zeros(len(y), dtype=torch.float64)
         for layer, (found, own) in enumerate(pairs):
             difference = (_unit(found) - _unit(own)).square()
@@ -75,7 +75,7 @@ class PerceptualDistance(CaseMetric):
                 weight, channels = self.weights[layer], difference.shape[1]
                 if weight.ndim and len(weight) != channels:
                     raise ValueError(
-                        f"weights: entry {layer} has {len(weight)} values, the layer has {channels} channels."
+                        f"weights: entry {layer} has {len(weight)} values, but the layer has {channels} channels."
                     )
                 difference = difference * weight.reshape(1, -1, 1)
             total += difference.sum(1).mean(1)
@@ -83,7 +83,7 @@ class PerceptualDistance(CaseMetric):
 
 
 def _unit(activations: Tensor) -> Tensor:
-    """Scale the channel vector of each place to length 1: (B, C, places), float64; a zero vector stays zero."""
+    """Scale the channel vector at each location to length 1: (B, C, places), float64; a zero vector stays zero."""
     places = activations.reshape(*activations.shape[:2], -1)
     return normalize(places.detach().cpu().double(), dim=1, eps=1e-10)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an independent oracle says of the quality: overall, by structure, and against the quality of the input.
+"""Quality as judged by an independent oracle: overall, by structure, and relative to the quality of the input.
 
-A score is "higher is a better plane" throughout: in the concepts of the phantoms the posterior fossa's is its ABSENCE.
+Higher always means a better plane: in the phantoms' concepts, the posterior fossa's score is for its ABSENCE.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medcf.metrics.base import QUANTITIES
-from medcf.metrics.reasons import ReasonedMetric, Summary, summarize
+from medcf.metrics.exclusions import ExclusionMetric, Summary, summarize
 from medcf.registry import METRICS
 
 __all__ = ["MeanQualityDifference", "QualityBin", "StructureQualityDifference", "quality_by_input"]
@@ -25,11 +25,11 @@ NOT_FINITE = "a score is not finite"
 
 @dataclass(frozen=True)
 class QualityBin(Summary):
-    """The quality difference of the cases whose inputs are of similar quality.
+    """The quality difference of cases whose inputs have similar quality.
 
     Attributes:
         low: lower edge of the input's quality, included.
-        high: upper edge, excluded but for the last bin.
+        high: upper edge, excluded except for the last bin.
     """
 
     low: float
@@ -41,20 +41,20 @@ def quality_by_input(
 ) -> list[QualityBin]:
     """Average the quality difference over inputs of similar quality (Diff-ICE, Figure 4).
 
-    A score in [0, 1] can gain no more than 1 - QS, and a method that gives every input the same quality falls with
-    slope -1 here: a falling line alone shows no skill. Compare with the controls.
+    A score in [0, 1] can gain at most 1 - QS, and a method that gives every input the same quality falls here with
+    slope -1: a falling line alone does not show skill. Compare with the controls.
 
     Args:
         before: quality of the inputs in [0, 1], (N,).
-        difference: quality of the counterfactuals minus that of the inputs, (N,); NaN does not enter.
-        bins: number of bins of equal width in [0, 1], or their rising edges.
-        options: of :func:`medcf.metrics.reasons.summarize`: ``groups``, ``confidence``, ``num_resamples``, ``seed``.
+        difference: quality of the counterfactuals minus quality of the inputs, (N,); NaN does not count.
+        bins: number of bins with equal width in [0, 1], or their ascending edges.
+        options: of :func:`medcf.metrics.exclusions.summarize`: ``groups``, ``confidence``, ``num_resamples``, ``seed``.
 
     Returns:
-        One row a bin, empty bins too.
+        One row per bin, including empty bins.
 
     Raises:
-        ValueError: no bins, or edges that do not rise.
+        ValueError: if there are no bins, or edges do not ascend.
 
     Example:
         >>> rows = quality_by_input(torch.tensor([0.1, 0.2, 1.0]), torch.tensor([0.5, 0.25, 0.0]), bins=2)
@@ -63,7 +63,7 @@ def quality_by_input(
     """
     edges = torch.linspace(0, 1, bins + 1).tolist() if isinstance(bins, int) else [float(edge) for edge in bins]
     if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
-        raise ValueError(f"bins={bins} must be a positive number of bins or at least two rising edges.")
+        raise ValueError(f"bins={bins} must be a positive number of bins or at least two ascending edges.")
     rows = []
     for low, high in pairwise(edges):
         inside = (before >= low) & ((before <= high) if high == edges[-1] else (before < high))
@@ -72,12 +72,12 @@ def quality_by_input(
     return rows
 
 
-class MeanQualityDifference(ReasonedMetric):
-    """MQD: mean gain of an oracle's quality score, of the inputs whose score is below one half.
+class MeanQualityDifference(ExclusionMetric):
+    """MQD: mean gain in an oracle's quality score for inputs with a score below one half.
 
-    MQD = 1/N sum 1[QS(x) < 0.5] (QS(x_c) - QS(x)), where N counts all inputs, those above one half too: a test set with
-    more good inputs has a smaller MQD. ``mean_difference`` has no indicator.
-    Source: Pegios et al., Diff-ICE, section 4.
+    MQD = 1/N sum 1[QS(x) < 0.5] (QS(x_c) - QS(x)), where N counts all inputs, including those above one half: a test
+    set with more good inputs has a smaller MQD. ``mean_difference`` has no indicator. Source: Pegios et al., Diff-ICE,
+    section 4.
 
     Args:
         threshold: quality below which an input's gain counts.
@@ -116,17 +116,17 @@ class MeanQualityDifference(ReasonedMetric):
         return float((self._column(3) - self._column(2)).nanmean())
 
 
-class StructureQualityDifference(ReasonedMetric):
-    """QD by structure: how much an oracle's score of each structure gains from input to counterfactual.
+class StructureQualityDifference(ExclusionMetric):
+    """QD by structure: gain in an oracle's score for each structure from input to counterfactual.
 
-    QD_FP, QD_CSP and QD_TH of Diff-ICE, section 4 and Figure 4: posterior fossa (its absence), cavum septi pellucidi
-    and thalami. The aggregate is the mean over structures and cases; ``by_structure`` has them one by one.
+    QD_FP, QD_CSP and QD_TH in Diff-ICE, section 4 and Figure 4: posterior fossa (its absence), cavum septi pellucidi
+    and thalami. The aggregate is the mean over structures and cases; ``by_structure`` returns them one by one.
 
     Args:
-        names: the structures: a sequence names all K columns of the scores, a mapping the columns that count.
+        names: the structures: a sequence names all K columns of the scores, a mapping selects columns.
 
     Raises:
-        ValueError: no name.
+        ValueError: if there is no name.
 
     Example:
         >>> metric = StructureQualityDifference({"TH": 0, "FP": 2})
@@ -156,7 +156,7 @@ class StructureQualityDifference(ReasonedMetric):
         highest = max(self.names.values())
         if y_pred.ndim != 2 or y_pred.shape != y.shape or not 0 <= min(self.names.values()) <= highest < y.shape[1]:
             raise ValueError(
-                f"StructureQualityDifference of columns {self.names} needs scores (B, K) with K > {highest}, got "
+                f"StructureQualityDifference with columns {self.names} needs scores (B, K) with K > {highest}, got "
                 f"{tuple(y_pred.shape)} and {tuple(y.shape)}."
             )
         if self.sequence and y.shape[1] != len(self.names):
@@ -172,13 +172,13 @@ class StructureQualityDifference(ReasonedMetric):
         return self._column(2 + place), self._column(2 + len(self.names) + place)
 
     def by_structure(self, *, groups: Sequence[Hashable] | None = None, **options: Any) -> dict[str, Summary]:
-        """Return mean and interval of each structure; ``options`` are those of ``summarize``."""
+        """Return mean and interval for each structure; ``options`` are those of ``summarize``."""
         return {name: summarize(self._scores(name)[1], groups=groups, **options) for name in self.names}
 
     def quality_by_input(self, bins: int | Sequence[float] = 5, **options: Any) -> dict[str, list[QualityBin]]:
-        """Return each structure's difference against its score in the input, see :func:`quality_by_input`."""
+        """Return each structure's difference by its score in the input, see :func:`quality_by_input`."""
         return {name: quality_by_input(*self._scores(name), bins, **options) for name in self.names}
 
 
-METRICS.add("mean_quality_difference", "gain of an oracle's quality score", MeanQualityDifference)
-METRICS.add("structure_quality_difference", "gain of an oracle's score by structure", StructureQualityDifference)
+METRICS.add("mean_quality_difference", "gain in an oracle's quality score", MeanQualityDifference)
+METRICS.add("structure_quality_difference", "gain in an oracle's score by structure", StructureQualityDifference)

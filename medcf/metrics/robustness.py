@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a flip hold? Under harmless disturbances of the image, and with another seed of the method."""
+"""Is a flip stable? Under harmless disturbances of the image, and with another seed of the method."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from medcf.metrics.reasons import (
+from medcf.metrics.exclusions import (
     ALREADY_TARGET,
     INPUT_NOT_FINITE,
     NOT_FLIPPED,
+    ExclusionMetric,
     FlipMetric,
-    ReasonedMetric,
     Summary,
     calls_target,
     left_out_inputs,
@@ -28,12 +28,12 @@ from medcf.runtime.frozen import frozen
 
 __all__ = ["DISTURBANCES", "FlipSurvival", "SeedAgreement", "flip_survival", "perturbations"]
 
-#: Every harmless disturbance there is, by name.
+#: Names of all harmless disturbances.
 DISTURBANCES = ("blur", "noise", "shift", "jpeg")
 
 
 def _shifted(images: Tensor, pixels: int) -> dict[str, Tensor]:
-    """Move images along each spatial axis, both ways; what comes in repeats the edge."""
+    """Move images along each spatial axis, in both directions, repeating the edge."""
     axes = images.ndim - 2
     padded = pad(images, (pixels,) * (2 * axes), mode="replicate")
     moved = {}
@@ -46,11 +46,11 @@ def _shifted(images: Tensor, pixels: int) -> dict[str, Tensor]:
 
 
 def _jpeg(images: Tensor, quality: int) -> Tensor:
-    """Write each image as an 8-bit JPEG file and read it again: RGB as such, other channels one by one."""
+    """Write each image as an 8-bit JPEG file and read it back: RGB together, other channels one by one."""
     from PIL import Image
 
     if images.ndim != 4:
-        raise ValueError(f"'jpeg' is a disturbance of images (B, C, H, W), got {tuple(images.shape)}: leave it out.")
+        raise ValueError(f"'jpeg' is a disturbance for images (B, C, H, W), got {tuple(images.shape)}: leave it out.")
     stacked = images.reshape(-1, 3 if images.shape[1] == 3 else 1, *images.shape[2:])
     pixels = ((stacked.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     decoded = []
@@ -72,23 +72,23 @@ def perturbations(
     seed: int = 0,
     shared_noise: bool = False,
 ) -> dict[str, Tensor]:
-    """Disturb images as a harmless change of scanner settings, of the probe's place or of the file format would.
+    """Disturb images like a harmless change of scanner settings, probe position or file format.
 
     Args:
         images: (B, C, *spatial) in [-1, 1].
         names: which of ``DISTURBANCES``.
         blur_sigma: standard deviation of the Gaussian blur, in pixels.
         noise_std: standard deviation of the added noise, in units of the image (whose range is 2).
-        shift: pixels to move by, both ways along each axis; edges are repeated.
+        shift: number of pixels to move, in both directions along each axis; edges are repeated.
         jpeg_quality: Pillow's quality of the JPEG file, 1 to 95; images (B, C, H, W) only.
-        seed: seed of the noise.
-        shared_noise: draw one noise image for all, so that no case depends on its place in the batch.
+        seed: seed for the noise.
+        shared_noise: draw one noise image for all, so that no case depends on its position in the batch.
 
     Returns:
         The disturbed images by name; those of ``shift`` are named ``shift+1_axis0`` and so on.
 
     Raises:
-        ValueError: an unknown name, or ``jpeg`` of a volume.
+        ValueError: if a name is unknown, or ``jpeg`` is used with a volume.
     """
     from monai.networks.layers import GaussianFilter
 
@@ -120,11 +120,11 @@ def flip_survival(
         classifier: the explained classifier, images to logits (B, K).
         images: counterfactuals, (B, C, *spatial) in [-1, 1].
         target: index of the target class.
-        settings: of :func:`perturbations`; ``names=DISTURBANCES`` asks for all of them.
+        settings: options of :func:`perturbations`; ``names=DISTURBANCES`` requests all of them.
 
     Returns:
         A Boolean (B,) for each disturbance (``shift``: the class survived every direction), and ``all``: it survived
-        every one.
+        all of them.
     """
     kept: dict[str, Tensor] = {}
     with frozen(classifier):
@@ -135,18 +135,18 @@ def flip_survival(
     return {**kept, "all": torch.stack(list(kept.values())).all(0)}
 
 
-class FlipSurvival(ReasonedMetric):
-    """Share of the flips that survive every harmless disturbance.
+class FlipSurvival(ExclusionMetric):
+    """Fraction of the flips that survive every harmless disturbance.
 
-    Only flips enter: inputs of another class whose counterfactual the classifier calls the target. A gradient attack
-    flips everything and loses it here, mostly to the shifts and the blur (noise of 0.03 and JPEG at 75 spare it); a
-    change of anatomy does not depend on single pixels. Read the share beside ``counts()``: a method with one flip can
-    have 100 %. ``by_disturbance`` shows what a share is due to.
+    Only flips count: inputs of another class whose counterfactual the classifier assigns to the target. A gradient
+    attack flips everything and fails here, mostly under shifts and blur (noise of 0.03 and JPEG at 75 leave it intact);
+    a change of anatomy does not depend on single pixels. Read the fraction together with ``counts()``: a method with a
+    single flip can reach 100 %. ``by_disturbance`` shows the contribution of each disturbance.
 
     Args:
         classifier, target: see :func:`flip_survival`.
         names: which of ``DISTURBANCES``; volumes have no ``jpeg``.
-        settings: of :func:`perturbations`; the noise is one image for all cases.
+        settings: options of :func:`perturbations`; the noise is one image for all cases.
 
     Example:
         >>> def classifier(images):
@@ -191,16 +191,16 @@ class FlipSurvival(ReasonedMetric):
         return self.entry(columns, *left_out_inputs(before, self.target), ~calls_target(after, self.target))
 
     def by_disturbance(self, **options: Any) -> dict[str, Summary]:
-        """Return the share of each disturbance and of ``all``; ``options`` are those of ``summarize``."""
+        """Return the fraction for each disturbance and for ``all``; ``options`` are those of ``summarize``."""
         columns = {name: self._column(2 + place) for place, name in enumerate(self.names)} | {"all": self._column(1)}
         return {name: summarize(values, share=True, **options) for name, values in columns.items()}
 
 
 class SeedAgreement(FlipMetric):
-    """Share of the flips that flip again when the method draws other noise.
+    """Fraction of the flips that flip again when the method draws other noise.
 
-    Of the inputs whose counterfactual of the first seed is a flip: the mean share of the other seeds that flip as well.
-    An explanation that hangs on one draw is luck. A method without noise has 1 by construction.
+    For inputs whose counterfactual with the first seed is a flip: the mean fraction of the other seeds that also flip.
+    An explanation that depends on one draw is luck. A method without noise scores 1 by construction.
 
     Example:
         >>> nsp, sp = [1.0, 0.0], [0.0, 1.0]
@@ -214,7 +214,7 @@ class SeedAgreement(FlipMetric):
     reasons = (INPUT_NOT_FINITE, ALREADY_TARGET, NOT_FLIPPED)
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Compare the logits (B, S, K) of S >= 2 seeds, the reported one first, with the inputs' (B, K)."""
+        """Compare the logits (B, S, K) for S >= 2 seeds, the reported one first, with the inputs' (B, K)."""
         if y is None:
             raise ValueError("SeedAgreement needs the logits of the inputs as y.")
         if y_pred.ndim != 3 or y_pred.shape[1] < 2 or y_pred.shape[::2] != y.shape:
@@ -226,5 +226,5 @@ class SeedAgreement(FlipMetric):
         return self.entry(flips[:, 1:].float().mean(1), *left_out_inputs(y, self.target), ~flips[:, 0])
 
 
-METRICS.add("flip_survival", "share of flips that survive blur, noise, shifts and JPEG", FlipSurvival)
-METRICS.add("seed_agreement", "share of flips that flip again with another seed", SeedAgreement)
+METRICS.add("flip_survival", "fraction of flips that survive blur, noise, shifts and JPEG", FlipSurvival)
+METRICS.add("seed_agreement", "fraction of flips that flip again with another seed", SeedAgreement)

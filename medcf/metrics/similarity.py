@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity of a counterfactual to its input: SSIM, MS-SSIM, MSE and PSNR by MONAI, and the cosine of features.
+"""Similarity of a counterfactual to its input: MONAI's SSIM, MS-SSIM, MSE and PSNR, and the cosine of features.
 
-All are best for the unchanged input: they say how much a method changed, and need a validity metric beside them.
+All are best for the unchanged input: they measure how much a method changed, and need a validity metric with them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["MSE", "PSNR", "SSIM", "FeatureCosine", "MultiScaleSSIM"]
 
 #: Weights of the scales, finest first (Wang et al. 2003, section 3.2).
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-#: Side of the Gaussian window of SSIM (Wang et al. 2004), in pixels.
+#: Side of the Gaussian window for SSIM (Wang et al. 2004), in pixels.
 WINDOW = 11
 
 
 class _ImagePair(CaseMetric):
-    """A metric of two images of one size; finite pixels only.
+    """A metric of two images of the same size; finite pixels only.
 
     Args:
-        value_range: lowest and highest value an image can have.
+        value_range: lowest and highest possible values of an image.
     """
 
     higher_is_better = True
@@ -41,7 +41,7 @@ class _ImagePair(CaseMetric):
         self.lowest, highest = value_range
         self.data_range = highest - self.lowest
         if not self.data_range > 0:
-            raise ValueError(f"value_range={value_range} must be the lowest and the highest value an image can have.")
+            raise ValueError(f"value_range={value_range} must be the lowest and highest possible values of an image.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compare images (B, C, *spatial) in 2D or 3D, within ``value_range``, with their inputs ``y``: (B,)."""
@@ -81,14 +81,14 @@ class MSE(_ImagePair):
 
 
 class PSNR(_ImagePair):
-    """Peak signal-to-noise ratio in dB: 20 log10(range) - 10 log10(MSE), of each case and then averaged.
+    """Peak signal-to-noise ratio in dB: 20 log10(range) - 10 log10(MSE), per case and then averaged.
 
-    Identical images have an infinite ratio; a case enters with at most ``limit``, so that one unchanged image does not
-    make the mean infinite. Source: ``monai.metrics.PSNRMetric``.
+    Identical images have an infinite ratio; a case counts with at most ``limit``, so one unchanged image does not make
+    the mean infinite. Source: ``monai.metrics.PSNRMetric``.
 
     Args:
-        value_range: lowest and highest value an image can have.
-        limit: ratio at which a case is cut off, in dB; 100 is a root mean square error of 2e-5 on [-1, 1].
+        value_range: lowest and highest possible values of an image.
+        limit: upper limit for the ratio of a case, in dB; 100 is a root mean square error of 2e-5 on [-1, 1].
 
     Example:
         >>> metric = PSNR()
@@ -110,8 +110,8 @@ class SSIM(_ImagePair):
 
     Gaussian window of 11 pixels and standard deviation 1.5, without padding (Wang et al., "Image quality assessment:
     from error visibility to structural similarity", 2004), by ``monai.metrics.SSIMMetric``. Images are shifted so that
-    ``value_range`` starts at 0: SSIM compares means relative to 0, and on [-1, 1] two images of opposite contrast come
-    out as alike. A side below 11 pixels gets the largest odd window that fits; ``window`` says which was used.
+    ``value_range`` starts at 0, because SSIM compares means relative to 0: on [-1, 1], two images of opposite contrast
+    would count as alike. A side below 11 pixels gets the largest odd window that fits; ``window`` holds the size used.
 
     Example:
         >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -134,10 +134,10 @@ class MultiScaleSSIM(_ImagePair):
 
     Five scales as in Wang et al., "Multiscale structural similarity for image quality assessment", 2003, by
     ``monai.metrics.MultiScaleSSIMMetric``, need sides of 176 pixels. A smaller image keeps the window of 11 pixels and
-    loses the coarsest scales, with the weights of the others scaled to sum to 1: four scales from 100 pixels, three
-    from 44, two from 22, below it one, which is SSIM cut off at 0. ``scales``, ``window`` and ``name`` say what was
-    used; values of different numbers of scales do not compare, so a metric that meets both raises. Images are shifted
-    to start at 0, as for :class:`SSIM`.
+    drops the coarsest scales, and the other weights are rescaled to sum to 1: four scales from 100 pixels, three from
+    44, two from 22, below that one, which is SSIM clipped at 0. ``scales``, ``window`` and ``name`` report what was
+    used; values with different numbers of scales are not comparable, so a metric that gets both raises an error. Images
+    are shifted to start at 0, as in :class:`SSIM`.
 
     Example:
         >>> image = torch.rand(2, 1, 64, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -168,7 +168,7 @@ class MultiScaleSSIM(_ImagePair):
         if self.scales and (scales, window) != (self.scales, self.window):
             raise ValueError(
                 f"MultiScaleSSIM has seen images with {self.scales} scales; sides of {shortest} pixels allow {scales}. "
-                "Use one metric for each image size."
+                "Use one metric per image size."
             )
         self.scales, self.window = scales, window
         weights = [weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales]]
@@ -179,12 +179,12 @@ class MultiScaleSSIM(_ImagePair):
 class FeatureCosine(CaseMetric):
     """Cosine between the features of the counterfactual and of its input, in [-1, 1].
 
-    With SonoNet's features it is SonoSim of Pegios et al., Diff-ICE, section 4. It is high for any image of the same
-    kind: read it beside the cosine to the inputs of OTHER subjects, or use ``ReIdentification``.
+    With SonoNet's features it is SonoSim in Pegios et al., Diff-ICE, section 4. It is high for any image of the same
+    kind: compare it with the cosine to the inputs of OTHER subjects, or use ``ReIdentification``.
 
     Args:
-        extractor: images to features, a tensor or a list of them (``PerceptualFeatures``), averaged over space; None
-            when the metric is called with features (B, F).
+        extractor: images to features, a tensor or a list of them (``PerceptualFeatures``), averaged over space; None if
+            the metric is called with features (B, F).
 
     Example:
         >>> metric = FeatureCosine()
@@ -217,7 +217,7 @@ def _fitting_window(shortest: int) -> int:
 
 
 def _fitting_scales(shortest: int, window: int) -> int:
-    """Return how many scales the window fits, by geometry and by the stricter bound that MONAI checks."""
+    """Return how many scales the window allows, by geometry and by MONAI's stricter check."""
     for scales in range(len(SCALE_WEIGHTS), 1, -1):
         if shortest >> (scales - 1) >= window and shortest // (scales - 1) ** 2 > window - 1:
             return scales

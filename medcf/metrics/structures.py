@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground truth of structures: are they where the paired truth has them, and which were invented or lost?"""
+"""Ground truth for structures: are they where the paired truth has them, and which were invented or lost?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["StructureChanges", "StructureDice"]
 
 
 class _Structures(CumulativeIterationMetric):
-    """What both metrics share: the label maps of the counterfactuals and of the paired truth.
+    """The common part of both metrics: the label maps of the counterfactuals and of the paired truth.
 
     Args:
         structures: label of each structure, by name.
-        min_pixels: a smaller find is taken for nothing, in both.
+        min_pixels: smaller regions are ignored, in both.
     """
 
     higher_is_better = True
@@ -36,7 +36,7 @@ class _Structures(CumulativeIterationMetric):
         self.min_pixels = min_pixels
 
     def _masks(self, labels: Tensor) -> Tensor:
-        """Return one boolean channel per structure, empty where it has fewer pixels than ``min_pixels``."""
+        """Return one Boolean channel per structure, empty if it has fewer pixels than ``min_pixels``."""
         masks = torch.cat([labels == value for value in self.structures.values()], dim=1)
         large = masks.flatten(2).sum(2) >= self.min_pixels
         return masks & large[(...,) + (None,) * (masks.ndim - 2)]
@@ -45,7 +45,7 @@ class _Structures(CumulativeIterationMetric):
 class StructureDice(_Structures):
     """Dice of named structures against a paired truth.
 
-    An absent structure counts: nothing found where nothing is gives 1, anything found there gives 0 (MONAI's
+    Absent structures count: finding nothing if nothing exists scores 1, finding anything then scores 0 (MONAI's
     ``compute_dice`` with ``ignore_empty=False``).
 
     Example:
@@ -68,11 +68,12 @@ class StructureDice(_Structures):
 
 
 class StructureChanges(_Structures):
-    """Structures that a counterfactual invented or lost, against the paired truth.
+    """Structures that a counterfactual invented or lost, compared with the paired truth.
 
-    ``aggregate`` gives four rates per structure: ``invented`` of the cases whose truth lacks it, ``lost`` and ``kept``
-    of those whose truth has it, and ``right``, the share of all cases in which it is there if and only if the truth has
-    it. A rate without cases is NaN. Applied to the unchanged inputs, the same metric says what doing nothing gives.
+    ``aggregate`` gives four rates per structure: ``invented`` among the cases whose truth lacks it, ``lost`` and
+    ``kept`` among those whose truth has it, and ``right``, the fraction of all cases in which it is present if and only
+    if the truth has it. A rate without cases is NaN. Applied to the unchanged inputs, the same metric shows the result
+    of doing nothing.
 
     Example:
         >>> metric = StructureChanges({"cavum": 3}, min_pixels=1)
@@ -86,14 +87,14 @@ class StructureChanges(_Structures):
         super().__init__(structures, max(int(min_pixels), 1))
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Look for the structures in the integer labels (B, 1, *spatial) of both: (B, structures, 2)."""
+        """Find the structures in the integer labels (B, 1, *spatial) of both: (B, structures, 2)."""
         if y is None or y.shape != y_pred.shape:
             raise ValueError("StructureChanges needs the truth's labels as y, of the shape of y_pred.")
         found = [self._masks(labels).flatten(2).any(2) for labels in (y_pred, y)]
         return torch.stack(found, dim=2)
 
     def presence(self) -> Tensor:
-        """Return whether each structure is there (N, structures, 2): in the counterfactual and in the truth."""
+        """Return whether each structure is present (N, structures, 2): in the counterfactual and in the truth."""
         return collected(self).bool()
 
     def aggregate(self) -> dict[str, dict[str, float]]:
@@ -108,7 +109,7 @@ class StructureChanges(_Structures):
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return the intervals of the rates; ``groups`` names the subject of each case."""
+        """Return the intervals of the rates; ``groups`` gives the subject of each case."""
         options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
 
         def interval(cases: np.ndarray, rate: str) -> tuple[float, float]:
@@ -122,7 +123,7 @@ class StructureChanges(_Structures):
         return {name: {rate: function(column, rate) for rate in _RATES} for name, column in columns}
 
     def counts(self) -> Counts:
-        """Return how many cases entered: all of them."""
+        """Return how many cases count: all of them."""
         return Counts(len(self.presence()))
 
 
@@ -130,17 +131,17 @@ _RATES = ("invented", "lost", "kept", "right")
 
 
 def _rate(presence: np.ndarray, rate: str) -> float:
-    """One rate of ``StructureChanges`` from presence (N, 2); NaN where no case is concerned."""
+    """Compute a rate of ``StructureChanges`` from presence (N, 2); NaN if it applies to no case."""
     outcome, concerned = _outcomes(presence, rate)
     return float(outcome[concerned].mean()) if concerned.any() else float("nan")
 
 
 def _outcomes(presence: np.ndarray, rate: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tell from presence (N, 2) in which cases a rate's event happened, and which cases it concerns."""
+    """Return from presence (N, 2) in which cases a rate's event happened, and to which cases it applies."""
     found, true = presence[:, 0].astype(bool), presence[:, 1].astype(bool)
     concerned = {"invented": ~true, "right": np.ones_like(true)}.get(rate, true)
     return {"invented": found, "lost": ~found, "kept": found, "right": found == true}[rate], concerned
 
 
 METRICS.add("structure_dice", "Dice of structures against the paired truth", StructureDice)
-METRICS.add("structure_changes", "Structures invented, lost, kept and right against the truth", StructureChanges)
+METRICS.add("structure_changes", "Structures invented, lost, kept and right compared with the truth", StructureChanges)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity kept: do the subject's own parameters, recovered from the counterfactual, stay what they are?"""
+"""Identity preserved: do the subject's own parameters, recovered from the counterfactual, stay the same?"""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["SubjectParameters"]
 class SubjectParameters(CaseMetric):
     """Error of the subject parameters that a network recovers from the counterfactual.
 
-    The value of a case is the mean over the parameters of ``|recovered - true| / std``: errors in units of what sets
-    subjects apart. On its own that also holds the network's own error, so two anchors go with it: the floor, the error
-    of what the network recovers from a true image of the same subject (``reference``), and ``chance``, the error of the
-    other subjects' references. ``lost_identity`` puts the error between them: 0 is as near as can be
+    The value of a case is the mean over the parameters of ``|recovered - true| / std``: errors in units of the
+    variation between subjects. This also includes the network's own error, so there are two anchors: the floor, the
+    error of what the network recovers from a true image of the same subject (``reference``), and ``chance``, the error
+    of the other subjects' references. ``lost_identity`` locates the error between them: 0 is as close as can be
     measured, 1 is anybody else. A counterfactual that is mirrored, resized or taken from another subject fails here
-    even where it is realistic and flips the classifier.
+    even if it is realistic and flips the classifier.
 
     Args:
         names: names of the P parameters, with their units.
@@ -48,7 +48,7 @@ class SubjectParameters(CaseMetric):
         self.names = tuple(names)
         self.std = torch.as_tensor(std).double().cpu()
         if self.std.shape != (len(self.names),) or not bool((self.std > 0).all()):
-            raise ValueError(f"std must hold {len(self.names)} positive numbers, one a name.")
+            raise ValueError(f"std must hold {len(self.names)} positive numbers, one per name.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Collect recovered, true (``y``) and, optionally, ``reference`` parameters, (B, P) each in physical units."""
@@ -62,7 +62,7 @@ class SubjectParameters(CaseMetric):
         return torch.cat([values.double().cpu() for values in columns], dim=1)
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Recovered, true and reference parameters, each (N, P); rows with a value that is not finite are NaN."""
+        """Return recovered, true and reference parameters, each (N, P); rows with non-finite values are NaN."""
         found, true, reference = collected(self).chunk(3, dim=1)
         broken = ~found.isfinite().all(1, keepdim=True)
         return found.masked_fill(broken, torch.nan), true, reference
@@ -71,21 +71,21 @@ class SubjectParameters(CaseMetric):
         return ((found - true).abs() / self.std).mean(1)
 
     def per_case(self) -> Tensor:
-        """Return the normalized error of every case, (N,)."""
+        """Return the normalized error of each case, (N,)."""
         found, true, _ = self._columns()
         return self._error(found, true)
 
     def mean_absolute_error(self) -> dict[str, float]:
-        """Return the mean absolute error of every parameter, in its units."""
+        """Return the mean absolute error of each parameter, in its units."""
         found, true, _ = self._columns()
         return dict(zip(self.names, (found - true).abs().nanmean(0).tolist(), strict=True))
 
     def chance(self) -> float:
-        """Return the mean normalized error of the other subjects' references (truths without one); NaN if none."""
+        """Return the mean normalized error of other subjects' references (truths without one); NaN if none."""
         return float(self._chance_per_case().nanmean())
 
     def lost_identity(self) -> float:
-        """Return (error - floor) / (chance - floor): 0 as near as can be measured, 1 as anybody else.
+        """Return (error - floor) / (chance - floor): 0 is as close as can be measured, 1 is anybody else.
 
         Without a reference the floor is 0.
         """
@@ -94,7 +94,7 @@ class SubjectParameters(CaseMetric):
     def lost_identity_interval(
         self, *, groups: Sequence[Hashable] | None = None, **options: Any
     ) -> tuple[float, float]:
-        """Return the bootstrap interval of ``lost_identity``; ``groups`` names the subject of each case."""
+        """Return the bootstrap interval of ``lost_identity``; ``groups`` gives the subject of each case."""
         values = torch.stack([self.per_case(), self._floor_per_case(), self._chance_per_case()], dim=1)
         return interval_of_entered(
             lambda rows: float(_lost(*torch.as_tensor(rows).unbind(1))),
@@ -110,7 +110,7 @@ class SubjectParameters(CaseMetric):
         return torch.zeros_like(floor) if bool(floor.isnan().all()) else floor
 
     def _chance_per_case(self) -> Tensor:
-        """Mean error of the other subjects' reference for each case; cases with the same truth are one subject's."""
+        """Return the mean error of other subjects' references for each case; equal truths belong to one subject."""
         _, true, reference = self._columns()
         images = true if bool(reference.isnan().all()) else reference
         return torch.stack([self._error(images[(true != own).any(1)], own).nanmean() for own in true])

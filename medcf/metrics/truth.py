@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground truth of pixels: how far is a counterfactual from the same subject's true image of the target class?
+"""Ground truth for pixels: how far is a counterfactual from the same subject's true image in the target class?
 
-The truth is another rendering (or another scan), so it has other speckle: even a perfect counterfactual differs from
-it in every pixel, and a blurred one would win by having no speckle at all. ``smoothing`` blurs all images first, which
-averages speckle away and leaves anatomy. On the 64 x 80 phantoms, speckle alone makes an error of 10 % of that of doing
-nothing without smoothing, 4 % at the default of one pixel and 2 % at two.
+The truth is another rendering (or another scan), so its speckle is different: even a perfect counterfactual differs
+from it in every pixel, and a blurred one would win by having no speckle at all. ``smoothing`` first blurs all images,
+which averages speckle away and keeps anatomy. On the 64 x 80 phantoms, speckle alone causes an error of 10 % of that of
+doing nothing without smoothing, 4 % at the default of one pixel and 2 % at two.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from monai.metrics import SSIMMetric
 from monai.networks.layers import GaussianFilter
@@ -25,10 +26,10 @@ __all__ = ["RelativeTruthError", "TruthError", "TruthSimilarity", "TruthSimilari
 
 
 class _PairedTruth(CaseMetric):
-    """What the comparisons with the paired truth share.
+    """The common part of the comparisons with the paired truth.
 
     Args:
-        smoothing: standard deviation in pixels of the Gaussian that all images are blurred with; 0 for none.
+        smoothing: standard deviation in pixels of the Gaussian blur for all images; 0 for none.
     """
 
     left_out_reason = "no difference between input and truth"
@@ -41,7 +42,7 @@ class _PairedTruth(CaseMetric):
         self.smoothing = float(smoothing)
 
     def _blurred(self, y_pred: Tensor, y: Tensor | None, *, image: Any = None, **kwargs: Any) -> list[Tensor]:
-        """Check the shapes and blur: counterfactual, truth and, where the metric needs it, input."""
+        """Check the shapes and blur: counterfactual, truth and, if the metric needs it, input."""
         name = type(self).__name__
         if y is None:
             raise ValueError(f"{name} needs the paired true image as y.")
@@ -56,14 +57,14 @@ class _PairedTruth(CaseMetric):
         plain = [each.as_subclass(Tensor).float() for each in images]
         if not self.smoothing:
             return plain
-        # The filter pads with zeros; normalizing by the blurred ones keeps the borders' level.
+        # The filter pads with zeros; dividing by the blurred ones preserves the level at the borders.
         blur = GaussianFilter(y_pred.ndim - 2, self.smoothing, approx="sampled").to(y_pred.device)
         weight = blur(torch.ones_like(plain[0][:1, :1]))
         return [blur(each) / weight for each in plain]
 
 
 class TruthError(_PairedTruth):
-    """Mean squared error of each counterfactual to the paired true image, in squared image units ([-1, 1]).
+    """Mean squared error of each counterfactual relative to the paired true image, in squared image units ([-1, 1]).
 
     Example:
         >>> metric = TruthError(smoothing=0)
@@ -82,8 +83,8 @@ class TruthError(_PairedTruth):
 class RelativeTruthError(_PairedTruth):
     """Error to the paired truth over the error of doing nothing: MSE(counterfactual, truth) / MSE(input, truth).
 
-    Below 1 is nearer to the truth than the input was, 1 is what the unchanged input gets. The aggregate is the ratio of
-    the mean errors, so that an input which happens to lie next to its truth does not rule; ``per_case`` has the ratios.
+    Below 1 is closer to the truth than the input; the unchanged input scores 1. The aggregate is the ratio of the mean
+    errors, so an input that happens to be close to its truth does not dominate; ``per_case`` returns the ratios.
 
     Example:
         >>> truth, image = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
@@ -102,7 +103,7 @@ class RelativeTruthError(_PairedTruth):
         return torch.stack([_mse(pred, truth), _mse(image, truth)], dim=1)
 
     def per_case(self) -> Tensor:
-        """Return the ratio of each case (N,), NaN where the input is the truth."""
+        """Return the ratio of each case (N,); NaN if the input equals the truth."""
         errors, unchanged = collected(self).double().unbind(1)
         return torch.where(unchanged > 0, errors / unchanged, torch.nan)
 
@@ -157,14 +158,14 @@ def _mse(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
-    """SSIM per image, (B,)."""
+    """Compute SSIM per image, (B,)."""
     metric = SSIMMetric(spatial_dims=first.ndim - 2, data_range=2.0)
-    # SSIM compares means relative to 0: images in [-1, 1] are shifted to start there
+    # SSIM compares means relative to 0, so images in [-1, 1] are shifted to start there
     return metric(first + 1, second + 1).reshape(len(first), -1).mean(1)  # type: ignore[union-attr]
 
 
-def _ratio(errors: Any, unchanged: Any) -> float:
-    """Ratio of the means; NaN where nothing could be gained."""
+def _ratio(errors: Tensor | np.ndarray, unchanged: Tensor | np.ndarray) -> float:
+    """Return the ratio of the means; NaN if nothing could be gained."""
     return float(errors.mean() / unchanged.mean()) if unchanged.mean() > 0 else float("nan")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validity: is the counterfactual of the class that was asked for?"""
+"""Validity: does the counterfactual have the requested class?"""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from medcf.metrics.reasons import FlipMetric, calls_target, check_logits, left_out_inputs
+from medcf.metrics.exclusions import FlipMetric, calls_target, check_logits, left_out_inputs
 from medcf.registry import METRICS
 
 __all__ = ["FlipRatio"]
 
 
 class FlipRatio(FlipMetric):
-    """Share of the inputs of another class that their counterfactuals bring to the target class.
+    """Fraction of the inputs of another class that their counterfactuals bring to the target class.
 
-    Inputs that the classifier already gives the target class do not enter; ``left_out`` counts them. A counterfactual
-    whose logits are not finite is no flip. It is the attacked classifier that decides, so a gradient attack wins here:
-    read it beside ``FlipSurvival`` and ``OracleAgreement``.
-    Source: FR of Pegios et al., Diff-ICE, section 4.
+    Inputs already assigned to the target class do not count; ``left_out`` is their number. A counterfactual with
+    non-finite logits is not a flip. The attacked classifier itself decides, so a gradient attack wins here: read it
+    together with ``FlipSurvival`` and ``OracleAgreement``. Source: FR in Pegios et al., Diff-ICE, section 4.
 
     Example:
         >>> import torch
@@ -47,8 +46,8 @@ class FlipRatio(FlipMetric):
 
     @property
     def left_out(self) -> int:
-        """Number of inputs that did not enter."""
+        """Number of inputs that do not count."""
         return sum(self.counts().left_out.values())
 
 
-METRICS.add("flip_ratio", "share of inputs brought to the target class", FlipRatio)
+METRICS.add("flip_ratio", "fraction of inputs brought to the target class", FlipRatio)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes of structures by a segmentation network, and how well their change follows the true change.
 
-A counterfactual that flips a classifier may do so by a pattern that no anatomy shows. Where the same subject's true
-volume in the other class is known, the question has a number: how much of the true change did it make, and is it more
-where more was due?
+A counterfactual that flips a classifier may do so by a pattern that no anatomy shows. If the same subject's true volume
+in the other class is known, this can be quantified: how much of the true change did it make, and did it make more where
+more was due?
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Statistic = Literal["slope", "gain", "correlation", "bias", "error"]
 
 
 class SegmentedVolumes(nn.Module):
-    """Measure structures in images: the sum of each label's probability over the voxels, times a voxel's volume.
+    """Measure structures in images: the sum of each label's probability over the voxels, times the voxel volume.
 
-    Probabilities, not decisions: a structure of few voxels then changes in smaller steps than a voxel, and a voxel that
-    it fills by half counts by half.
+    It uses probabilities rather than decisions, so a structure of few voxels changes in steps smaller than a voxel, and
+    a half-filled voxel counts by half.
 
     Args:
-        segmenter: images (B, C, *spatial) to class scores (B, K, *spatial); it is set to evaluation mode.
+        segmenter: images (B, C, *spatial) to class scores (B, K, *spatial); it is set to eval mode.
         spacing: voxel spacing in mm, one number or one per axis.
-        labels: labels to measure, in the order of the result; names to labels are also taken. None: all but the
+        labels: labels to measure, in the order of the result, or a mapping from names to labels. None: all except
             background 0.
 
     Example:
@@ -64,7 +64,7 @@ class SegmentedVolumes(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Measure.
+        """Measure the volumes.
 
         Args:
             image: (B, C, *spatial), in the range the segmenter expects.
@@ -73,11 +73,11 @@ class SegmentedVolumes(nn.Module):
             Volumes (B, number of labels) in mm³ (mm² in 2D), float64.
 
         Raises:
-            ValueError: a label that the segmenter does not have, or a spacing that is not positive.
+            ValueError: if the segmenter lacks a label, or a spacing is not positive.
         """
         steps = [float(step) for step in ensure_tuple_rep(self.spacing, image.ndim - 2)]
         if not min(steps) > 0:
-            raise ValueError(f"spacing={self.spacing} must be positive: give the voxels' size in mm.")
+            raise ValueError(f"spacing={self.spacing} must be positive: give the voxel size in mm.")
         scores = self.segmenter(image)
         labels = range(1, scores.shape[1]) if self.labels is None else self.labels
         if not all(0 <= label < scores.shape[1] for label in labels):
@@ -88,23 +88,23 @@ class SegmentedVolumes(nn.Module):
 class VolumeChange(CaseMetric):
     """Measured change of a volume (counterfactual minus input) against the true change of the same subject.
 
-    ``aggregate`` is the mean absolute error of the change, or the statistic that was asked for:
+    ``aggregate`` is the mean absolute error of the change, or the selected statistic:
 
     - ``"slope"``: least squares of the measured on the true change, WITH intercept (``scipy.stats.linregress(true,
-      measured)``). 1: twice the true change makes twice the measured one; 0: unrelated, as for unchanged inputs. Over
-      both directions together it is mostly the difference of their means; within one direction the true changes differ
-      little, and the slope says only whether subjects get their own share.
-    - ``"gain"``: the same through the origin, sum of measured x true over sum of true²: which share of the true change
-      was made, 1 at best. The figure to read within one direction.
-    - ``"correlation"``: Pearson's r; NaN where either is constant.
+      measured)``). 1: twice the true change gives twice the measured one; 0: unrelated, as for unchanged inputs. Over
+      both directions together it mainly reflects the difference of their means; within one direction the true changes
+      vary little, and the slope only shows whether subjects get their own share.
+    - ``"gain"``: the same through the origin, sum of measured x true over sum of true²: the fraction of the true change
+      that was made, 1 at best. Use this within one direction.
+    - ``"correlation"``: Pearson's r; NaN if either is constant.
     - ``"bias"``: mean of measured minus true; ``"error"``: mean absolute difference.
 
-    Cases whose change is not finite are left out. ``target``, the class each counterfactual is to have, splits all
+    Cases with a non-finite change are left out. ``target``, the class that each counterfactual should have, splits all
     statistics by direction.
 
     Args:
-        statistic: which of them ``aggregate`` and ``interval`` give.
-        direction: of the cases with this target only; None: of all.
+        statistic: the one that ``aggregate`` and ``interval`` return.
+        direction: use only cases with this target; None uses all.
 
     Example:
         >>> metric = VolumeChange()
@@ -128,7 +128,7 @@ class VolumeChange(CaseMetric):
         self.direction = direction
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Collect the measured changes, the true ones ``y`` in the same unit, and ``target``, optional, all (B,)."""
+        """Collect the measured changes, the true ones ``y`` in the same unit, and optionally ``target``, all (B,)."""
         target = kwargs.get("target")
         if y is None or y_pred.ndim != 1 or y.shape != y_pred.shape:
             raise ValueError("VolumeChange needs the measured changes (B,), and the true ones as y, of the same shape.")
@@ -138,42 +138,42 @@ class VolumeChange(CaseMetric):
         return torch.stack([value.double().cpu() for value in (y_pred, y, target)], dim=1)
 
     def per_case(self) -> Tensor:
-        """Return the absolute error of each case's change (N,), NaN where it is left out."""
+        """Return the absolute error of each case's change (N,); NaN if it is left out."""
         found, true, _ = collected(self).unbind(1)
         error: Tensor = (found - true).abs()
         return error.masked_fill(~error.isfinite(), torch.nan)
 
     def aggregate(self) -> float:
-        """Return the statistic over the cases that entered."""
+        """Return the statistic over the cases that count."""
         return self.of(self.statistic, target=self.direction)
 
     def _interval(self, groups: Sequence[Hashable] | None, **options: Any) -> tuple[float, float]:
         return self.interval_of(self.statistic, target=self.direction, groups=groups, **options)
 
     def targets(self) -> list[int]:
-        """Return the classes that counterfactuals were to have, sorted; empty where none were given."""
+        """Return the target classes of the counterfactuals, sorted; empty if none were given."""
         column = collected(self)[:, 2]
         return sorted({int(value) for value in column[column.isfinite()]})
 
     def of(self, statistic: Statistic, *, target: int | None = None) -> float:
-        """Return a statistic of all cases, or of one direction.
+        """Return a statistic over all cases, or over one direction.
 
         Args:
             statistic: "slope", "gain", "correlation", "bias" or "error".
             target: only cases with this target.
 
         Returns:
-            Its value; NaN where it is not defined.
+            Its value; NaN if it is undefined.
 
         Raises:
-            ValueError: an unknown statistic or target.
+            ValueError: if the statistic or target is unknown.
         """
         function = _statistic(statistic)
         found, true, kept = self._kept(target)
         return function(found[kept], true[kept])
 
     def summary_in_ml(self) -> dict[str, float]:
-        """Return slope and r of both directions, the gain of each, and the mean absolute error, for changes in ml."""
+        """Return slope and r for both directions, the gain for each, and the mean absolute error, for changes in ml."""
         both = {name: self.of(name) for name in ("slope", "correlation")}
         gains = {f"gain_to_{target}": self.of("gain", target=target) for target in self.targets()}
         return {**both, **gains, "mean_absolute_error_ml": self.of("error")}
@@ -191,18 +191,18 @@ class VolumeChange(CaseMetric):
         Args:
             statistic: see `of`.
             target: only cases with this target.
-            groups: subject of each case, those left out or of another target included; whole subjects are resampled.
+            groups: subject of each case, including those left out or with another target; whole subjects are resampled.
             options: ``confidence``, ``num_resamples`` and ``seed`` of the bootstrap.
 
         Returns:
-            Lower and upper end; NaN where no resample has a value.
+            Lower and upper ends; NaN if no resample has a value.
         """
         function = _statistic(statistic)
         found, true, kept = self._kept(target)
         return interval_of_entered(function, found, true, entered=kept, groups=groups, **options)
 
     def _kept(self, target: int | None) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """Return the measured and true changes of all cases, and which of them enter."""
+        """Return the measured and true changes of all cases, and which of them count."""
         found, true, targets = collected(self).numpy().T
         kept = np.isfinite(found) & np.isfinite(true)
         if target is not None:
@@ -233,7 +233,7 @@ def _correlation(found: NDArray[np.float64], true: NDArray[np.float64]) -> float
 
 
 def _constant(values: NDArray[np.float64]) -> bool:
-    """Compare the values themselves: the rounding of their mean would leave something to divide by."""
+    """Compare the values themselves: rounding of their mean would leave a nonzero denominator."""
     return len(values) == 0 or bool((values == values[0]).all())
 
 

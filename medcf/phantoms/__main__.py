@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments without the program's name; None takes those of the process.
+        argv: arguments without the program's name; None uses those of the process.
 
     Returns:
         Exit status.
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--count must be at least 1, not {options.count}")
     if options.phantom == "brain_mri":
         if options.format not in (None, "nifti") or options.overlays or options.color:
-            parser.error("brains are written as NIfTI volumes: leave --format, --overlays and --color out")
+            parser.error("brains are written as NIfTI volumes: omit --format, --overlays and --color")
         strengths = {"bias": options.bias, "motion": options.motion, "noise": options.noise}
         write_brains(
             options.out,
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", choices=("png", "nifti", "dicom", "all"), help="default png; brains are always nifti"
     )
-    parser.add_argument("--split", choices=tuple(SPLITS), default="demo", help="whose subjects (default demo)")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="demo", help="whose subjects to use (default demo)")
     parser.add_argument(
         "--label", type=int, choices=(0, 1), help="only one class: 0 non-standard or CN, 1 standard or AD"
     )

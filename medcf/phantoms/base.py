@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every 2D phantom hands back, and what a phantom subject must offer."""
+"""The result of every 2D phantom, and the interface of a phantom subject."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["PhantomSample", "PhantomSubject"]
 
 @dataclass(frozen=True)
 class PhantomSample:
-    """One rendered image with everything that is true about it.
+    """One rendered image with its complete ground truth.
 
     Args:
-        image: (H, W) float32 in [0, 1], a multiple of 1/255.
-        segmentation: (H, W) uint8; labels are listed by the phantom.
+        image: (H, W) float32 in [0, 1], multiples of 1/255.
+        segmentation: (H, W) uint8; each phantom documents its labels.
         concepts: name of each concept to its score in [0, 1], in a fixed order.
         quality: overall quality of the plane in [0, 1].
         label: class index.
-        spacing_mm: distance of rows and of columns in mm.
+        spacing_mm: distances between rows and between columns in mm.
         hc_mm: head circumference in the plane in mm.
         bpd_mm: biparietal diameter (outer to outer) in the plane in mm.
         subject: seed of the subject.
@@ -59,5 +59,5 @@ class PhantomSubject(Protocol):
         spacing: float = 0.875,
         overlays: bool = False,
     ) -> PhantomSample:
-        """Image the subject; ``seed`` changes the speckle alone."""
+        """Image the subject; ``seed`` changes only the speckle."""
         ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays that take long to make: made once, in several processes if wanted, and kept in one file."""
+"""Arrays that are expensive to compute: computed once, optionally in several processes, and cached in one file."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Job = TypeVar("Job")
 
 
 def cached_arrays(path: str | Path | None, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """Read arrays from a file, or make them and write it.
+    """Read arrays from a file, or compute them and write it.
 
     Args:
-        path: .npz file; None keeps nothing.
-        key: tells this set from any other: its options, and the version of what makes it.
-        make: called where the file is missing, damaged or of another key, which the log says.
+        path: .npz file; None disables caching.
+        key: identifies this set: its options, and the version of the code that computes it.
+        make: called if the file is missing, damaged or has another key, which is logged.
 
     Returns:
-        The arrays by name. The file holds them and ``key``; it is the old one or the whole new one, whatever happens.
+        The arrays by name. The file holds them and ``key``; it is always either the old or the complete new one.
     """
     path = None if path is None else Path(path)
     arrays = None if path is None else _load(path, key)
@@ -54,18 +54,18 @@ def make_rows(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Arrays:
-    """Make a row for every job and stack each of their columns.
+    """Compute one row per job and stack each of their columns.
 
     Args:
-        make: gives the values of a row by name; with processes, a function of a module.
-        jobs: what it is called with.
-        title: what the progress bar says.
-        unit: what a row is called there.
-        num_workers: processes; 0 works in this one. The result does not depend on it.
-        progress: whether to show the bar.
+        make: returns a row's values by name; with processes, it must be a module-level function.
+        jobs: arguments for the calls.
+        title: text of the progress bar.
+        unit: name of a row in the progress bar.
+        num_workers: number of processes; 0 works in this one. The result does not depend on it.
+        progress: whether to show the progress bar.
 
     Returns:
-        By name, the values of all rows, in the order of the jobs.
+        The values of all rows by name, in job order.
     """
     bar: dict[str, Any] = {"total": len(jobs), "desc": title, "unit": unit, "disable": not progress}
     if num_workers > 0:
@@ -77,16 +77,16 @@ def make_rows(
 
 
 def _load(path: Path, key: str) -> Arrays | None:
-    """Arrays of a file, or None if it is missing, damaged or of another set."""
+    """Return a file's arrays, or None if it is missing, damaged or holds another set."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except Exception:  # a damaged byte may raise errors of zipfile, zlib, tokenize or numpy, which share no base
-        logger.warning("%s is damaged and is made again", path)
+    except Exception:  # damaged bytes raise unrelated errors in zipfile, zlib, tokenize or numpy
+        logger.warning("%s is damaged and will be recreated", path)
         return None
     if str(arrays.pop("key", "")) != key:
-        logger.warning("%s holds another set and is replaced", path)
+        logger.warning("%s holds another set and will be replaced", path)
         return None
     return arrays

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes phantoms by name in the formats and geometries in which scanners leave images."""
+"""Writes phantoms by name, in formats and geometries that scanners use."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def write_phantoms(
     """Write demo phantoms: subjects that no training has seen.
 
     Args:
-        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, CN and AD in turn; others are non-standard planes, as
-            PNG, NIfTI and DICOM files in turn.
-        out_dir: folder of the images.
+        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; others are non-standard planes,
+            as PNG, NIfTI and DICOM files in rotation.
+        out_dir: folder for the images.
         count: number of subjects.
         truth_dir: folder for their truth, the same subjects in the other class; None writes none.
-        options: of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`; ``overlays=True`` burns text and
-            calipers into every second plane.
+        options: options of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`; ``overlays=True`` burns
+            text and calipers into every second plane.
 
     Returns:
-        One record per case: what the truth's table holds, and ``path`` of the image.
+        One record per case: its row in the truth's table, and ``path`` of the image.
     """
     if name == "brain_mri":
         return write_brain_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)

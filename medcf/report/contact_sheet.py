@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several cases in one picture: input, counterfactual, difference and, where it is known, the truth."""
+"""Several cases in one picture: input, counterfactual, difference and, if known, the truth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from medcf.runtime.errors import UnreadableImage
 
 __all__ = ["SheetColumn", "read_run", "summary_figure"]
 
-_FIELD_MM = 200  # side of what is shown of a brain
+_FIELD_MM = 200  # side of the area shown for a brain
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class SheetColumn:
     Attributes:
         title: text above the column.
         image: the input.
-        counterfactual: what the method made of it.
+        counterfactual: the method's result.
         difference: counterfactual minus input, in fractions of the intensity range.
-        truth: the paired image of the target class, None where nobody knows it.
+        truth: the paired image of the target class; None if unknown.
         truth_name: what the truth shows.
     """
 
@@ -51,18 +51,18 @@ class SheetColumn:
 
 
 def read_run(output_dir: str | Path, cases: Sequence[str] | None = None, count: int = 6) -> list[SheetColumn]:
-    """Read cases of a finished run from its files; of a volume, the axial slice through its largest difference.
+    """Read cases of a finished run from its files; for a volume, the axial slice through its largest difference.
 
     Args:
         output_dir: folder of the run.
-        cases: ids to take, in this order; None takes ``count`` flipped ones, evenly over the run.
-        count: number of cases when none are named.
+        cases: ids to show, in this order; None selects ``count`` flipped ones, spread evenly over the run.
+        count: number of cases if none are named.
 
     Returns:
-        The columns of a contact sheet, with the truth where the run made phantoms (``demo_truth``).
+        The columns of a contact sheet, with the truth if the run wrote phantoms (``demo_truth``).
 
     Raises:
-        ValueError: the folder holds none of these cases.
+        ValueError: if the folder holds none of these cases.
     """
     folder = Path(output_dir)
     if cases is None:
@@ -77,18 +77,18 @@ def read_run(output_dir: str | Path, cases: Sequence[str] | None = None, count: 
 
 
 def summary_figure(columns: Sequence[SheetColumn], *, limit: float = 0.5, tile: int = 200) -> Canvas:
-    """Draw a contact sheet, a column a case.
+    """Draw a contact sheet with one column per case.
 
     Args:
         columns: the cases.
-        limit: difference of full color.
+        limit: difference at full color.
         tile: width of a tile in pixels.
 
     Returns:
         The sheet; ``sheet.save(path)`` writes it.
 
     Raises:
-        ValueError: there is no case.
+        ValueError: if there are no cases.
     """
     if not columns:
         raise ValueError("columns is empty: a contact sheet needs at least one case.")
@@ -146,10 +146,10 @@ def _read_result(folder: Path, row: Mapping[str, Any]) -> CaseResult:
     stored = {name: cast(nib.Nifti1Image, nib.load(path)) for name, path in paths.items() if path.is_file()}
     window = (row.get("black", 0.0), row.get("white", 1.0))
     images = {name: np.squeeze(image.get_fdata(dtype=np.float32)) for name, image in stored.items()}
-    # the input is what lies below the difference, exact but for what was cut off at black and white
+    # the input is the counterfactual minus the difference, exact except where black and white were clipped
     original = images["counterfactual"] - images["difference"] * (window[1] - window[0])
     source = _input(row, original.shape)
-    if original.ndim == 2 and "trajectory" in images:  # cleaned of what is burned into the file
+    if original.ndim == 2 and "trajectory" in images:  # cleaned of burned-in overlays
         cleaned = images["trajectory"].reshape(*original.shape, -1)[..., 0]
         source = (cleaned, stored["difference"].affine if source is None else source[1])
     return CaseResult(
@@ -167,7 +167,7 @@ def _read_result(folder: Path, row: Mapping[str, Any]) -> CaseResult:
 
 
 def _input(row: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[NDArray, NDArray] | None:
-    """Read the input of a case again, and where it lies; None if it is gone, or a series whose folder holds others."""
+    """Read a case's input again, with its geometry; None if it is gone, or a series whose folder holds others."""
     path = Path(row["file"])
     series = row["format"] == "dicom" and len(shape) == 3
     try:
@@ -179,6 +179,6 @@ def _input(row: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[NDArray, NDA
 
 
 def _field_of_view(picture: NDArray, size_mm: tuple[float, float]) -> NDArray:
-    """Put a slice into the middle of a square, at a pixel a mm."""
+    """Center a slice in a square, at one pixel per mm."""
     picture = resize(picture, tuple(max(round(mm), 1) for mm in size_mm), order=1)
     return np.asarray(ResizeWithPadOrCrop(_FIELD_MM, value=0)(torch.from_numpy(picture)[None]))[0]

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import torch
 
-from medcf.networks.denoiser import Denoiser
 from medcf.runtime.progress import Progress
 from medcf.sampling.noise import make_generators
 from medcf.schedulers import Prediction, RespacedScheduler, Step
 
-__all__ = ["Chain", "Hook", "denoise"]
+__all__ = ["Chain", "Hook", "Predict", "denoise"]
 
+#: A denoiser: noisy images (B, C, *spatial) and their timestep to what the network predicts.
+Predict = Callable[[torch.Tensor, int], Prediction]
 Loss = Callable[[torch.Tensor], Any]  # the bound loss of guidance, a higher layer
 
 
@@ -43,7 +44,7 @@ class Chain:
     ids: Sequence[Hashable]
     number: int
     timesteps: Sequence[int]
-    denoiser: Denoiser
+    denoiser: Predict
     scheduler: RespacedScheduler
     seed: int
     loss: Loss | None = None
@@ -76,7 +77,7 @@ class Hook(Protocol):
 
 
 def denoise(
-    denoiser: Callable[[torch.Tensor, int], Prediction],
+    denoiser: Predict,
     scheduler: RespacedScheduler,
     sample: torch.Tensor,
     timesteps: Sequence[int],

@@ -48,7 +48,7 @@ def budget_bytes(budget: MemoryBudget, device: torch.device) -> float | None:
     return SHARE * (free + cached)
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Run a function once and return its peak memory above what was already allocated.
 
     On a GPU this is the allocator's figure, whose peak statistics are reset. Elsewhere it is the sum of the live

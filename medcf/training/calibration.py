@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last step of a bundle's training: what is familiar to its networks."""
+"""The last step of a bundle's training: learning what is familiar to its networks."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def calibrate_novelty(
     """Fit the statistics of a novelty detector and write them, on the main process.
 
     Args:
-        detector: its networks must be the trained ones; they are put into evaluation mode.
-        training: batches with ``image`` (B, 1, *spatial) in [-1, 1], from the data that the networks were trained on.
-        held_out: batches of other subjects; taken twice.
+        detector: its networks must be the trained ones; they are set to eval mode.
+        training: batches with ``image`` (B, 1, *spatial) in [-1, 1], from the data on which the networks were trained.
+        held_out: batches of other subjects; iterated twice.
         path: file for the statistics, plain tensors.
-        device: where the networks are.
-        quantile: share of the held-out images that must not be flagged.
+        device: device of the networks.
+        quantile: fraction of the held-out images that must not be flagged.
 
     Returns:
-        Share of the held-out images that are flagged, about ``1 - quantile``; NaN on other processes.
+        Fraction of the held-out images that are flagged, about ``1 - quantile``; NaN on other processes.
     """
     if idist.get_rank() > 0:
         return float("nan")

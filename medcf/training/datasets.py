@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The datasets of the training configs: phantoms, until the user names images of their own.
+"""The datasets of the training configs: phantoms, unless the user gives their own images.
 
-The user's images are read by the same preprocessing as in inference, over MONAI's datasets, which keep what it made.
+The user's images go through the same preprocessing as in inference, in MONAI's datasets, which cache the result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["TargetsOnGridd", "choose_cases", "own_dataset", "split_of_subject", 
 
 logger = logging.getLogger(__name__)
 
-#: Where a table has no column ``split``, a subject falls into one of these by the hash of its name.
+#: If a table has no column ``split``, each subject is assigned to one of these by the hash of its name.
 SHARES = {"train": 0.6, "val": 0.2, "oracle": 0.2}
 TARGETS = ("label", "segmentation", "quality", "concepts")
 
@@ -57,37 +57,37 @@ def training_dataset(
     preprocessing: Callable[[Any], Any] | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
-    """Build the dataset of one split: phantoms, or the user's own images.
+    """Build the dataset for one split: phantoms, or the user's own images.
 
     Args:
         split: ``"train"``, ``"val"``, ``"oracle"`` or ``"test"``.
         datalist: table of the user's own images, see `own_dataset` for it and for ``targets``, ``null_label``,
             ``preprocessing`` and ``transform``.
-        dataset_dir: folder that the table's paths are relative to; without a table, one with a subfolder per class.
-            Where neither is given, phantoms are rendered, which have all targets and are on the grid already.
+        dataset_dir: folder to which the table's paths are relative; without a table, one with a subfolder per class. If
+            neither is given, phantoms are rendered, which have all targets and are already on the grid.
         phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
         spacing: spacing of the grid in mm.
         seed: seed of poses and speckle.
-        sp_fraction: share of class 1 (standard planes, AD) among the phantoms.
-        cache_dir: folder where what was made is kept; None makes it anew in every run. Under torchrun the main process
-            makes it, the others wait.
-        targets: what the training needs beside the image.
+        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms.
+        cache_dir: folder for caching the results; None recomputes them in each run. Under torchrun the main process
+            computes them while the others wait.
+        targets: what the training needs in addition to the image.
         null_label: class index of images without a label.
         preprocessing: as in inference.
         transform: applied to every sample, usually augmentation.
 
     Returns:
-        Dataset of dictionaries with ``image`` (1, *size) in [-1, 1], ``label``, ``case``, and what else the source
-        knows: ``segmentation``, ``concepts``, ``quality``.
+        Dataset of dictionaries with ``image`` (1, *size) in [-1, 1], ``label``, ``case``, and whatever else the source
+        provides: ``segmentation``, ``concepts``, ``quality``.
 
     Raises:
-        ValueError: own images without ``preprocessing``, or without labels.
+        ValueError: if own images come without ``preprocessing`` or without labels.
     """
     own = datalist is not None or dataset_dir is not None
     if own and preprocessing is None:
-        raise ValueError("preprocessing is missing: images of your own must be read and put onto the grid.")
+        raise ValueError("preprocessing is missing: your own images must be read and put onto the grid.")
     folder = None if cache_dir is None else Path(cache_dir)
     with nullcontext() if folder is None else idist.one_rank_first():
         if own:
@@ -121,42 +121,42 @@ def own_dataset(
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
 ) -> Dataset:
-    """Put the images of a table, or of a folder with a subfolder per class, onto the grid, once each.
+    """Put the images from a table, or from a folder with a subfolder per class, onto the grid, once each.
 
     The table is read by `medcf.data.find_cases`: the column ``file``, and as far as the training needs them ``label``
-    (class index or word), ``segmentation`` (image of class indices on the same pixels; of pictures also ``mask``),
-    ``quality`` (in [0, 1]) and ``concepts`` (numbers in [0, 1] with blanks between), beside ``subject`` and ``split``.
-    Where ``split`` is missing, the images are split by subject (by file where ``subject`` is missing too). For folders
-    see `medcf.training.labeled.labeled_cases`.
+    (class index or word), ``segmentation`` (image of class indices on the same pixels; for pictures also ``mask``),
+    ``quality`` (in [0, 1]) and ``concepts`` (numbers in [0, 1] separated by blanks), plus ``subject`` and ``split``.
+    Without ``split``, images are split by subject (by file if there is no ``subject`` either). For folders see
+    `medcf.training.labeled.labeled_cases`.
 
     Args:
-        datalist: CSV or JSON table; None takes the subfolders of ``dataset_dir`` for classes.
+        datalist: CSV or JSON table; None uses the subfolders of ``dataset_dir`` as classes.
         split: the split to keep.
         preprocessing: as in inference.
-        dataset_dir: folder that the table's paths are relative to, or that of the classes.
-        cache_dir: folder in which MONAI's PersistentDataset keeps the images; None keeps them in memory.
-        transform: applied to every sample whenever it is taken.
+        dataset_dir: folder to which the table's paths are relative, or the folder of the classes.
+        cache_dir: folder in which MONAI's PersistentDataset caches the images; None caches them in memory.
+        transform: applied to every sample on each access.
         spatial_dims: 2 or 3.
-        targets: what every sample carries beside ``image``, ``case`` and ``subject``.
-        null_label: label of the images without one; None leaves them out where ``label`` is a target.
+        targets: what each sample holds in addition to ``image``, ``case`` and ``subject``.
+        null_label: label for images without one; None leaves them out if ``label`` is a target.
 
     Returns:
-        The dataset; its ``class_names`` are those of `medcf.training.labeled.LabeledCases`, its ``digest`` tells these
-        images and labels from others, wherever they lie.
+        The dataset; its ``class_names`` are those of `medcf.training.labeled.LabeledCases`, its ``digest``
+        distinguishes these images and labels from others, wherever they are stored.
 
     Raises:
-        ValueError: a file cannot be read, or no image of the split has all targets.
+        ValueError: if a file cannot be read, or no image in the split has all targets.
     """
     if unknown := sorted(set(targets) - set(TARGETS)):
-        raise ValueError(f"targets: {', '.join(unknown)} is none of {', '.join(TARGETS)}.")
+        raise ValueError(f"targets: {', '.join(unknown)} is not one of {', '.join(TARGETS)}.")
     found = labeled_cases(dataset_dir, datalist, spatial_dims=spatial_dims)
     cases = choose_cases(found.cases, found.source, split, targets, null_label=null_label)
     if found.class_names is not None:
         counts = Counter(case.columns.get("label") for case in cases)
         told = (f"{index} = {name} ({counts[index]} images)" for index, name in enumerate(found.class_names))
-        logger.info("Classes of the split %r: %s", split, ", ".join(told))
+        logger.info("Classes in the split %r: %s", split, ", ".join(told))
     items = [{**case.item(), "state": _state(case)} for case in cases]
-    # flat, so that MONAI's datasets see the first random step, before which they keep what was made
+    # flat, so that MONAI's datasets recognize the first random step and cache everything before it
     steps = Compose([step for step in (preprocessing, TargetsOnGridd(targets), transform) if step]).flatten()
     dataset: Any
     if cache_dir is None:
@@ -176,17 +176,17 @@ def choose_cases(
     *,
     null_label: int | None = None,
 ) -> list[Case]:
-    """Choose the cases of a split that have all columns; how many do and do not is logged.
+    """Select the cases of a split that have all columns; the log reports how many do and do not.
 
     Args:
         cases: all cases.
-        source: the table or the folder that they are from, for messages.
-        split: the split; a case without one falls into that of its subject, see `split_of_subject`.
-        columns: what a training needs of each case.
-        null_label: ``label`` of the cases without one.
+        source: their table or folder, for messages.
+        split: the split; a case without one gets that of its subject, see `split_of_subject`.
+        columns: what a training needs for each case.
+        null_label: ``label`` for cases without one.
 
     Raises:
-        ValueError: no case is left.
+        ValueError: if no case is left.
     """
     own = {} if null_label is None else {"label": null_label}
     labeled = [Case(case.id, case.files, case.frame, case.mask, {**own, **case.columns}) for case in cases]
@@ -197,16 +197,16 @@ def choose_cases(
     ]
     if not members:
         remedy = "name them in a table with a column 'split'" if Path(source).is_dir() else "fill its column 'split'"
-        raise ValueError(f"{source} holds no image of the split {split!r}; {remedy}.")
+        raise ValueError(f"{source} has no image in the split {split!r}; {remedy}.")
     kept = [case for case in members if all(column in case.columns for column in columns)]
     if not kept:
         raise ValueError(
-            f"No image of the split {split!r} in {source} has all that this training needs; fill the columns "
+            f"No image in the split {split!r} of {source} has everything this training needs; fill the columns "
             f"{', '.join(columns)}."
         )
     if left_out := len(members) - len(kept):
         logger.warning("%d images of %s lack one of %s and are left out", left_out, source, ", ".join(columns))
-    logger.info("%d images of the split %r in %s", len(kept), split, source)
+    logger.info("%d images in the split %r of %s", len(kept), split, source)
     return kept
 
 
@@ -226,10 +226,11 @@ def split_of_subject(subject: str) -> str:
 
 
 class TargetsOnGridd(Transform):
-    """Make a training sample of a preprocessed case: plain tensors, as far as ``targets`` asks for them.
+    """Turn a preprocessed case into a training sample: plain tensors, as required by ``targets``.
 
     Args:
-        targets: of ``label`` int64, ``segmentation`` int64 (1, *grid), ``quality`` float32 and ``concepts`` float32.
+        targets: any of ``label`` int64, ``segmentation`` int64 (1, *grid), ``quality`` float32 and ``concepts``
+            float32.
     """
 
     def __init__(self, targets: Sequence[str] = ("label",)) -> None:
@@ -239,8 +240,8 @@ class TargetsOnGridd(Transform):
         """Return ``image``, ``case``, ``subject`` and the targets.
 
         Raises:
-            UnreadableImage: a segmentation that does not lie on its image.
-            ValueError: a score outside of [0, 1].
+            UnreadableImage: if a segmentation does not match its image.
+            ValueError: if a score is outside [0, 1].
         """
         sample: dict[Hashable, Any] = {
             "image": data["image"].as_subclass(torch.Tensor),
@@ -265,7 +266,7 @@ def _score(value: Any, data: Mapping[Hashable, Any]) -> float:
     except ValueError:
         number = math.nan
     if not 0.0 <= number <= 1.0:
-        raise ValueError(f"{data['case']}: {value!r} is no score; quality and concepts are numbers in [0, 1].")
+        raise ValueError(f"{data['case']}: {value!r} is not a score; quality and concepts are numbers in [0, 1].")
     return number
 
 
@@ -276,20 +277,20 @@ def _labels_on_grid(path: Path, image: torch.Tensor) -> torch.Tensor:
     if fits and stored.ndim == 4 and record.image is not None:
         fits = np.allclose(geometry(stored)[0], geometry(record.image)[0], atol=0.05)
     if not fits:
-        remedy = "Resample it onto the image, nearest neighbor."
-        raise UnreadableImage(path, "is a segmentation on other pixels than its image", remedy)
+        remedy = "Resample it onto the image with nearest-neighbor interpolation."
+        raise UnreadableImage(path, "is a segmentation whose pixels do not match its image", remedy)
     labels = stored.as_subclass(torch.Tensor)[:1]
     if stored.ndim == 3:  # gray values in [0, 1]
         low, high = (float(value) for value in stored.meta["value_range"])
         labels = labels * (high - low) + low
     labels = labels.round().long()
     if int(labels.min()) < 0 or int(labels.max()) > 255:
-        raise UnreadableImage(path, "holds labels outside of 0 to 255", "Number the classes 0, 1, 2, ...")
+        raise UnreadableImage(path, "holds labels outside 0 to 255", "Number the classes 0, 1, 2, ...")
     return shares_of_labels(labels, record.matrix, record.grid)
 
 
 def _state(case: Case) -> list[tuple[str, int, int]]:
-    """Tell a file from one that took its place: its size and time are part of the key under which it is kept."""
+    """Detect a replaced file: size and time are part of the key under which it is cached."""
     files = [*case.files, case.mask, case.columns.get("segmentation")]
     states = [(str(file), os.stat(file)) for file in files if file]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]

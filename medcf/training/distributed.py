@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training by several processes under torchrun, on GPUs or on CPUs; inference has `medcf.runtime.ranks`."""
+"""Multi-process training under torchrun, on GPUs or CPUs; for inference see `medcf.runtime.ranks`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from medcf.runtime.ranks import local_device
 
 __all__ = ["close_processes", "distribute", "join_processes", "local_device", "rank_handlers", "rank_writer"]
 
-MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler)  # ours look at the rank
+MAIN_PROCESS_ONLY = (StatsHandler, TensorBoardStatsHandler, TensorBoardImageHandler)  # ours check the rank themselves
 
 
 def join_processes() -> None:
-    """Join the processes that torchrun started, over nccl on GPUs and gloo on CPUs.
+    """Join the processes started by torchrun, over nccl on GPUs and gloo on CPUs.
 
     Raises:
-        RuntimeError: not started by torchrun, or the others do not come.
+        RuntimeError: if not started by torchrun, or the others do not join.
     """
     ranks.join_processes("nccl" if local_device().type == "cuda" else "gloo")
 
@@ -34,13 +34,13 @@ def close_processes() -> None:
 
 
 def distribute(network: nn.Module) -> nn.parallel.DistributedDataParallel:
-    """Wrap a network that already is on its device, so that gradients are averaged over the processes."""
+    """Wrap a network that is already on its device, so that gradients are averaged over the processes."""
     device = next(network.parameters()).device
     return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 def rank_handlers(handlers: Sequence[Any]) -> list[Any]:
-    """Keep all handlers on the main process, and elsewhere those that do more than report.
+    """Keep all handlers on the main process, and on others those that do more than report.
 
     Args:
         handlers: the handlers of a trainer or an evaluator.
@@ -51,10 +51,10 @@ def rank_handlers(handlers: Sequence[Any]) -> list[Any]:
 
 
 def rank_writer(log_dir: str) -> Any:
-    """Make TensorBoard's writer on the main process, and elsewhere one that writes nothing.
+    """Create TensorBoard's writer on the main process, and on others one that writes nothing.
 
     Args:
-        log_dir: folder of the event files.
+        log_dir: folder for the event files.
     """
     if idist.get_rank() > 0:
         return _SilentWriter()
@@ -64,7 +64,7 @@ def rank_writer(log_dir: str) -> Any:
 
 
 class _SilentWriter:
-    """Takes every call of a SummaryWriter; MONAI's handlers would make a real one where they get None."""
+    """Accepts every call of a SummaryWriter; given None, MONAI's handlers would create a real one."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ignite.distributed as idist
 import numpy as np
@@ -39,6 +39,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+Handler = TypeVar("Handler")
+
 
 def loss_of(output: Any) -> float:
     """Read the loss from a trainer's output, decollated or not."""
@@ -48,11 +50,11 @@ def loss_of(output: Any) -> float:
 
 @dataclass(eq=False)
 class GradientClipping:
-    """Clip the norm of the gradient between backward pass and optimizer step, and stop on one that is not finite.
+    """Clip the gradient norm between backward pass and optimizer step, and stop if it is not finite.
 
     Args:
         network: the trained network.
-        max_norm: greatest norm of all gradients together.
+        max_norm: maximum norm of all gradients together.
     """
 
     network: nn.Module
@@ -66,26 +68,26 @@ class GradientClipping:
         """Clip.
 
         Raises:
-            FloatingPointError: the gradient is not finite.
+            FloatingPointError: if the gradient is not finite.
         """
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         if not np.isfinite(float(norm)):
             raise FloatingPointError(
                 f"The gradient is not finite at iteration {engine.state.iteration}; lower the learning rate and start "
-                "the same command again: it goes on from the last checkpoint."
+                "the same command again: it resumes from the last checkpoint."
             )
 
 
-def shared_handler(handler: Any) -> Any:
-    """Return ``handler``: for one that other parts of a config refer to as well.
+def shared_handler(handler: Handler) -> Handler:
+    """Return ``handler``, for one that other parts of a config also refer to.
 
-    MONAI wants dictionaries with a ``_target_`` in a config's list of handlers, where "@id" would be text.
+    MONAI requires dictionaries with a ``_target_`` in a config's list of handlers; "@id" would be plain text there.
     """
     return handler
 
 
 class TrainingProgress(ProgressBar):
-    """Ignite's progress bar over all iterations, where its own begins anew in every epoch; a resumed run goes on.
+    """Ignite's progress bar over all iterations instead of per epoch; a resumed run continues it.
 
     Args:
         description: text before the bar.
@@ -117,10 +119,10 @@ class TrainingProgress(ProgressBar):
 
 @dataclass(eq=False)
 class LossCurve:
-    """Keep the loss of every iteration, as CSV and for the checkpoint.
+    """Record the loss of every iteration, as CSV and for the checkpoint.
 
     Args:
-        path: CSV file with columns iteration, loss, learning_rate; rewritten at the end of every epoch.
+        path: CSV file with columns iteration, loss, learning_rate; rewritten after each epoch.
         optimizer: optimizer whose first learning rate is recorded.
     """
 
@@ -150,12 +152,12 @@ class LossCurve:
         return {"rows": [list(row) for row in self.rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a curve."""
+        """Continue a curve."""
         self.rows = [list(row) for row in state["rows"]]
 
 
 class Validation(ValidationHandler):
-    """MONAI's `ValidationHandler` that validates at the end as well, however short the training is.
+    """MONAI's `ValidationHandler` that also validates at the end, however short the training is.
 
     Args:
         validator: MONAI's evaluator.
@@ -177,28 +179,28 @@ class Validation(ValidationHandler):
         self._validated = engine.state.iteration
 
     def finish(self, engine: Engine) -> None:
-        """Validate, unless the last epoch has been."""
+        """Validate, unless the last epoch was validated."""
         if self._validated != engine.state.iteration:
             self(engine)
 
 
 @dataclass(eq=False)
 class SampleGrid:
-    """Sample images from pure noise, always from the same noise, one row a class, as PNG files and to TensorBoard.
+    """Sample images from pure noise, always the same noise, one row per class, as PNG files and to TensorBoard.
 
-    A preview that fails is logged; the training goes on. To come after the checkpoint.
+    A failing preview is logged, and training continues. Place it after the checkpoint.
 
     Args:
         network: the network to sample from, usually ``ema_model`` of `EMAHandler`.
-        scheduler: a scheduler with MONAI's ``step``, for example DDIM.
-        directory: folder of the PNG files, ``samples_<iteration>.png``.
-        shape: shape (C, *spatial) of an image; of a volume (X, Y, Z) the middle axial slice is shown, front up.
-        class_labels: one row of images for each.
-        columns: images a row.
+        scheduler: a scheduler with MONAI's ``step``, such as DDIM.
+        directory: folder for the PNG files, ``samples_<iteration>.png``.
+        shape: shape (C, *spatial) of an image; for a volume (X, Y, Z) the middle axial slice is shown, anterior up.
+        class_labels: one row of images per label.
+        columns: images per row.
         num_inference_steps: steps of the sampler.
         every: epochs between two grids; the last epoch is always sampled.
         writer: TensorBoard's SummaryWriter, or None.
-        seed: seed of the noise.
+        seed: seed for the noise.
     """
 
     network: nn.Module
@@ -217,13 +219,13 @@ class SampleGrid:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Sample, on the main process, when the epoch is one of those asked for."""
+        """Sample, on the main process, if the epoch is due."""
         epoch = engine.state.epoch
         if idist.get_rank() == 0 and (epoch % self.every == 0 or epoch == engine.state.max_epochs):
             try:
                 self._draw(engine.state.iteration)
             except Exception:
-                logger.exception("No preview of iteration %d; the training goes on.", engine.state.iteration)
+                logger.exception("No preview for iteration %d; training continues.", engine.state.iteration)
 
     def _draw(self, iteration: int) -> None:
         from PIL import Image
@@ -258,10 +260,10 @@ class SampleGrid:
 
 @dataclass(eq=False)
 class MetricsFile:
-    """Write the validation metrics of a finished training to a JSON file, and to the log.
+    """Write the validation metrics of a finished training to a JSON file and to the log.
 
     Args:
-        evaluator: the evaluator that the training validates with; the metrics of its last run are written.
+        evaluator: the evaluator used for validation; the metrics of its last run are written.
         path: file to write.
     """
 
@@ -279,7 +281,7 @@ class MetricsFile:
             return
         metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
         if not metrics and Path(self.path).is_file():
-            return  # the training was complete already when it was started again
+            return  # the training was already complete when restarted
         record = {
             "iterations": engine.state.iteration,
             "seconds_of_this_session": round(time.monotonic() - self._begin, 1),

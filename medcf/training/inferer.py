@@ -18,7 +18,7 @@ __all__ = ["AutocastInferer", "DiffusionTrainingInferer"]
 
 
 class AutocastInferer(SimpleInferer):
-    """One call of the network in mixed precision, on any device (the ``amp`` of MONAI's trainer means CUDA only).
+    """One call of the network in mixed precision, on any device (``amp`` in MONAI's trainer is for CUDA only).
 
     Args:
         amp_dtype: ``"bfloat16"``, which needs no gradient scaler, or None for full precision.
@@ -58,7 +58,7 @@ class DiffusionTrainingInferer(DiffusionInferer):
         condition: torch.Tensor | None = None,
         reference: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Noise the images and let the network predict.
+        """Add noise to the images and let the network predict.
 
         Args:
             inputs: images (B, C, *spatial) in [-1, 1].
@@ -67,7 +67,7 @@ class DiffusionTrainingInferer(DiffusionInferer):
             timesteps: integers (B,).
             class_labels: integers (B,).
             condition: context for cross-attention, (B, tokens, features).
-            reference: row that each row reads by attention injection (B,), see `medcf.networks.AttentionInjection`.
+            reference: the row that each row reads by attention injection (B,), see `medcf.networks.AttentionInjection`.
 
         Returns:
             The network's output in float32.

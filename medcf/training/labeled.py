@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labeled images of the user's own: a folder with one subfolder per class, or a table whose labels may be words."""
+"""The user's own labeled images: a folder with one subfolder per class, or a table whose labels may be words."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["LabeledCases", "labeled_cases"]
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 0.2  # of the subjects of each class, where folders are the classes
-_SEED = b"medcf"  # of that split: the same for every training, so that no network is judged on what another has seen
+VALIDATION_SHARE = 0.2  # fraction of each class's subjects, if folders are the classes
+_SEED = b"medcf"  # same split for every training, so that no network is judged on data another one saw
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LabeledCases:
     """The user's own cases.
 
     Attributes:
-        cases: their column ``label`` is a class index.
-        class_names: what the classes are called, in the order of their indices; None where no case has a label.
+        cases: cases whose column ``label`` is a class index.
+        class_names: names of the classes, in the order of their indices; None if no case has a label.
         source: the folder or the table, for messages.
     """
 
@@ -42,22 +42,22 @@ def labeled_cases(
     spatial_dims: int = 2,
     num_classes: int = 2,
 ) -> LabeledCases:
-    """Find the user's cases and what their classes are called.
+    """Find the user's cases and the names of their classes.
 
-    Without a table every subfolder of ``dataset_dir`` is a class: sorted by name, the first one has the index 0. A
-    fifth of the subjects of each class, at least one, is of the split ``val``, the others are of ``train``, always the
-    same ones. The folders below a class are its subjects; where there are no two of them, every file is one.
+    Without a table, each subfolder of ``dataset_dir`` is a class: sorted by name, the first has index 0. A fifth of the
+    subjects of each class, at least one, is in the split ``val``, the others in ``train``, always the same ones. The
+    folders below a class are its subjects; if there are fewer than two, each file is a subject.
 
-    In a table `medcf.data.find_cases` understands, labels are class indices or words; words are sorted, too.
+    In a table read by `medcf.data.find_cases`, labels are class indices or words; words are also sorted.
 
     Args:
-        dataset_dir: folder of the classes, or the one that the table's paths are relative to.
+        dataset_dir: folder of the classes, or the one to which the table's paths are relative.
         datalist: CSV or JSON table.
         spatial_dims: 2 or 3.
-        num_classes: number of classes that the networks know.
+        num_classes: number of classes of the networks.
 
     Raises:
-        ValueError: there are more or fewer classes, or a file of a table cannot be used.
+        ValueError: if the number of classes differs, or a file in a table cannot be used.
     """
     if datalist is None:
         found = _cases_by_folder(Path(dataset_dir or ""), spatial_dims)
@@ -67,7 +67,7 @@ def labeled_cases(
     if names is not None and len(names) != num_classes:
         classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
         raise ValueError(
-            f"{found.source} holds {classes} ({', '.join(names)}), and the networks know {num_classes}: give images "
+            f"{found.source} holds {classes} ({', '.join(names)}), but the networks have {num_classes}: give images "
             f"of {num_classes} classes."
         )
     return found
@@ -79,15 +79,15 @@ def _cases_by_folder(root: Path, spatial_dims: int) -> LabeledCases:
         logger.warning("%s %s and is left out. %s", failure.file, failure.reason, failure.remedy)
     places = [case.path.relative_to(root).parts for case in cases]
     if loose := [case.path.name for case, place in zip(cases, places, strict=True) if len(place) == 1]:
-        problem = f"{len(loose)} files of {root} lie in no class's folder, {loose[0]} for example"
+        problem = f"{len(loose)} files in {root} are not in a class folder, for example {loose[0]}"
         if len(loose) == len(cases):
             raise ValueError(
-                f"{problem}. A training needs labels: make one folder per class inside of {root}, called after the "
-                "class, or name them in a table with the columns file and label (--datalist FILE.csv)."
+                f"{problem}. A training needs labels: create one folder per class in {root}, named after the "
+                "class, or list them in a table with the columns file and label (--datalist FILE.csv)."
             )
         logger.warning("%s; they are left out.", problem)
     names = tuple(sorted({place[0] for place in places if len(place) > 1}))
-    # DICOM series have a folder, of one file or several; a folder that holds the whole class is nobody's
+    # DICOM series have a folder, with one file or several; a folder that holds the whole class is not a subject
     below = {name: {place[1] for place in places if place[0] == name and len(place) > 2} for name in names}
     labeled: list[Case] = []
     for case, place in zip(cases, places, strict=True):
@@ -101,9 +101,9 @@ def _cases_by_folder(root: Path, spatial_dims: int) -> LabeledCases:
 
 
 def _held_out(cases: Sequence[Case]) -> set[str]:
-    """Choose the subjects of the split ``val``: of each class those whose hash is smallest.
+    """Choose the subjects for the split ``val``: those of each class with the smallest hashes.
 
-    A subject of two classes is on one side only, and an image that is added later moves hardly any other one.
+    A subject in two classes is on one side only, and adding an image later moves hardly any other one.
     """
     subjects: dict[str, int] = {}
     for case in cases:
@@ -124,7 +124,7 @@ def _cases_of_table(table: Path, dataset_dir: str | Path | None, spatial_dims: i
     cases, failures = find_cases(root, table, spatial_dims=spatial_dims)
     if failures:
         named = "; ".join(f"{failure.file} {failure.reason}" for failure in failures[:3])
-        raise ValueError(f"{len(failures)} files of {table} cannot be used: {named}. Take them out of the table.")
+        raise ValueError(f"{len(failures)} files in {table} cannot be used: {named}. Remove them from the table.")
     labels = [case.columns["label"] for case in cases if "label" in case.columns]
     if all(isinstance(label, int) for label in labels):
         return LabeledCases(cases, tuple(f"class {index}" for index in range(num_classes)) if labels else None, table)

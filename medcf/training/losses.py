@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of the oracle and of the network that recognizes subjects."""
+"""Losses for the oracle and for the network that recognizes subjects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ConceptBottleneckLoss", "IdentityLoss"]
 
 
 class ConceptBottleneckLoss(nn.Module):
-    """Dice and cross-entropy of the segmentation, plus squared errors of concepts and quality.
+    """Dice and cross-entropy for the segmentation, plus squared errors for concepts and quality.
 
     Args:
         segmentation_weight: weight of the segmentation term.
@@ -48,12 +48,12 @@ class ConceptBottleneckLoss(nn.Module):
 
 
 class IdentityLoss(nn.Module):
-    """SimCLR's contrastive loss of the embeddings (MONAI's), plus smooth L1 of the parameters in units of their spread.
+    """SimCLR's contrastive loss on the embeddings (MONAI's), plus smooth L1 on the parameters in units of their spread.
 
     Args:
-        std: (P,) standard deviation of the parameters over the population.
+        std: (P,) population standard deviation of the parameters.
         temperature: temperature of the contrastive loss.
-        parameter_weight: weight of the parameters' term.
+        parameter_weight: weight of the parameter term.
     """
 
     def __init__(self, std: Sequence[float], temperature: float = 0.1, parameter_weight: float = 5.0) -> None:
@@ -66,8 +66,8 @@ class IdentityLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            prediction: output of `medcf.networks.identity.IdentityNetwork` for 2B images, image i and i + B of one
-                subject.
+            prediction: output of `medcf.networks.identity.IdentityNetwork` for 2B images; images i and i + B show the
+                same subject.
             target: (2B, P) parameters in physical units.
 
         Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a batch of a loader to what a network and its loss take."""
+"""Turns a loader's batch into inputs for a network and its loss."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Device = str | torch.device | None
 
 
 class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
-    """Noise, time steps and class labels for the training of a denoiser.
+    """Noise, timesteps and class labels for training a denoiser.
 
-    A part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional
-    model, the other one the class-conditional model, in one network. For inferers that take ``noise``, ``timesteps``
-    and ``class_labels``, such as `medcf.training.inferer.DiffusionTrainingInferer`.
+    Part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional model,
+    the other the class-conditional model, in one network. For inferers that accept ``noise``, ``timesteps`` and
+    ``class_labels``, such as `medcf.training.inferer.DiffusionTrainingInferer`.
 
     Args:
-        num_train_timesteps: time steps T are drawn from 0 .. T - 1.
+        num_train_timesteps: timesteps are drawn from 0 .. T - 1 with this T.
         null_class: index of the null class, ``num_class_embeds - 1``.
         dropout: probability of the null class.
-        timestep_power: time steps are ``floor(T u ** power)`` for uniform u. 1 is the uniform law of the papers; above
-            1, small time steps are seen more often, those that an image noised only part of the way goes through.
+        timestep_power: timesteps are ``floor(T u ** power)`` for uniform u. 1 is the uniform distribution of the
+            papers; above 1, small timesteps occur more often, those that a partially noised image passes through.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
     ) -> None:
         super().__init__(num_train_timesteps=num_train_timesteps)
         if not 0.0 <= dropout <= 1.0:
-            raise ValueError(f"dropout is {dropout}; it is a probability.")
+            raise ValueError(f"dropout is {dropout}; it must be a probability.")
         self.null_class = null_class
         self.dropout = dropout
         self.timestep_power = timestep_power
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
-        """Draw one time step an image."""
+        """Draw one timestep per image."""
         uniform = torch.rand(images.shape[0], device=images.device, dtype=torch.float64)
         return (self.num_train_timesteps * uniform**self.timestep_power).long()
 
@@ -72,7 +72,7 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
 
 @dataclass(eq=False)
 class TargetPrepareBatch(PrepareBatch):
-    """Image and target of a supervised training, by key.
+    """Image and target for supervised training, by key.
 
     Args:
         target: key of the target; several keys give a dictionary of targets.
@@ -95,7 +95,7 @@ class TargetPrepareBatch(PrepareBatch):
 
 @dataclass(eq=False)
 class PairPrepareBatch(PrepareBatch):
-    """The two images of every pair as one batch, first all first ones, then all second ones; and their ``parameters``.
+    """The two images of every pair as one batch, all first images before all second ones, and their ``parameters``.
 
     Args:
         pair_key: key of the second image.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise with more power at low frequencies for the training of a denoiser, and the v target made with it."""
+"""Noise with more power at low frequencies for training a denoiser, and the v target made with it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from monai.networks.schedulers import Scheduler
 from torch.nn.functional import interpolate
 
 from medcf.training.prepare_batch import Batch, ClassConditionalPrepareBatch, Device
@@ -16,29 +17,29 @@ _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
-    """Pyramid noise (or white noise), time steps, class labels, and noise or velocity as the target.
+    """Pyramid noise (or white noise), timesteps, class labels, and noise or velocity as the target.
 
     ControlCG trains its 3D model with v-prediction (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x) and
-    pyramid noise; the same noise makes the noised image and the target.
+    pyramid noise; the noised image and the target use the same noise.
 
     Args:
-        scheduler: noise scheduler with MONAI's ``get_velocity``; its ``prediction_type`` says what the target is:
+        scheduler: noise scheduler with MONAI's ``get_velocity``; its ``prediction_type`` determines the target:
             "v_prediction", "epsilon" or "sample".
-        discount: weight of each coarser level of the noise relative to the one before; 0 is white noise.
-        white_fraction: share of the images that are trained with white noise, from which sampling starts.
-        reference_pairs: train attention injection, too: every image comes twice with the same time step and noise of
-            its own, the first copy reads the second by injection, the second stands alone, as the reference will. So
-            half of the batch teaches what a reference is good for, which a short training otherwise never finds out.
-            The second copy has the first one's class or, in half of the cases, none (``reference_condition``).
+        discount: weight of each coarser noise level relative to the previous one; 0 is white noise.
+        white_fraction: fraction of the images trained with white noise, from which sampling starts.
+        reference_pairs: also train attention injection: every image occurs twice with the same timestep and separate
+            noise. The first copy reads the second by injection; the second reads only itself, like the reference later.
+            So half of the batch teaches the use of a reference, which a short training would not learn otherwise. The
+            second copy has the first one's class or, in half of the cases, none (``reference_condition``).
         options: see `ClassConditionalPrepareBatch`; ``num_train_timesteps`` is the scheduler's.
 
     Raises:
-        ValueError: an option that is out of range.
+        ValueError: if an option is out of range.
     """
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: Scheduler,
         *,
         discount: float = 0.9,
         white_fraction: float = 0.0,
@@ -47,7 +48,7 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
     ) -> None:
         super().__init__(num_train_timesteps=scheduler.num_train_timesteps, **options)
         if not 0.0 <= discount <= 1.0 or not 0.0 <= white_fraction <= 1.0:
-            raise ValueError(f"discount={discount} and white_fraction={white_fraction} lie in [0, 1].")
+            raise ValueError(f"discount={discount} and white_fraction={white_fraction} must be in [0, 1].")
         self.scheduler = scheduler
         self.discount = discount
         self.white_fraction = white_fraction
@@ -60,7 +61,7 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
 
         Returns:
             Images, the target, no positional arguments, and ``noise``, ``timesteps``, ``class_labels``; with
-            ``reference_pairs`` all twice as many, and ``reference``, the row that each row reads.
+            ``reference_pairs`` all of them doubled, and ``reference``, the row that each row reads.
         """
         prepared = super().__call__(batchdata, device, non_blocking, **kwargs)
         if not self.reference_pairs:
@@ -88,7 +89,7 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
         return noise
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return what the network is to predict, made with the very noise that it sees."""
+        """Return the network's target, made with the same noise as its input."""
         kind = str(self.scheduler.prediction_type)
         if kind == "v_prediction":
             return self.scheduler.get_velocity(images, noise, timesteps)
@@ -98,15 +99,15 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
 def pyramid_noise(
     images: torch.Tensor, *, discount: float = 0.9, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Draw noise summed over resolutions, of standard deviation 1 in every sample.
+    """Draw noise summed over resolutions, with standard deviation 1 in every sample.
 
-    Level 0 is white noise at full size; level i is white noise at size / r^i with r ~ U[2, 4) drawn anew for each
-    level, brought to full size by (bi-, tri-)linear interpolation and weighted by ``discount ** i``, until a side is 1.
+    Level 0 is white noise at full size; level i is white noise at size / r^i with r ~ U[2, 4) drawn separately for each
+    level, resized to full size by (bi-, tri-)linear interpolation and weighted by ``discount ** i``, until a side is 1.
 
     Args:
-        images: (B, C, *spatial) whose shape, device and dtype the noise takes.
-        discount: weight of a level relative to the one before; 0 is white noise.
-        generator: source of the draws; None is torch's own.
+        images: (B, C, *spatial); the noise has their shape, device and dtype.
+        discount: weight of a level relative to the previous one; 0 is white noise.
+        generator: source of randomness; None uses torch's own.
 
     Returns:
         Noise (B, C, *spatial); every sample is divided by its own standard deviation.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a training sees its data, and its random numbers: both depend on the seed and the time alone."""
+"""Data order and random numbers of a training; both depend only on the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["EpochSampler", "ReproducibleRandomness"]
 
 
 class EpochSampler(DistributedSampler):
-    """Cut the endless shuffled stream of a dataset into epochs of a fixed number of batches.
+    """Cut the endless shuffled stream of a dataset into epochs with a fixed number of batches.
 
-    Epoch and dataset need not have the same length: pass n over the dataset is shuffled by (seed, n), the passes follow
-    one another, and epoch e is the e-th piece of that stream. Every sample is seen equally often, and the order depends
-    on nothing but (seed, e), so a resumed training goes on with the data it would have seen. Under torchrun the
-    processes share each batch's worth of the stream among them. MONAI's engines call ``set_epoch``.
+    Epoch and dataset need not have the same length: pass n over the dataset is shuffled by (seed, n), passes follow one
+    another, and epoch e is the e-th piece of that stream. Every sample is seen equally often, and the order depends
+    only on (seed, e), so a resumed training continues with the data it would have seen. Under torchrun the processes
+    divide each batch's worth of the stream among them. MONAI's engines call ``set_epoch``.
 
     Args:
         dataset: the dataset; only its length is used.
-        batch_size: samples in a batch of one process.
-        epoch_length: batches of an epoch.
-        seed: seed of the order.
-        num_replicas: number of processes; by default as torchrun has it.
-        rank: this process's number; by default as torchrun has it.
+        batch_size: samples per batch of one process.
+        epoch_length: batches per epoch.
+        seed: seed for the order.
+        num_replicas: number of processes; by default torchrun's.
+        rank: this process's number; by default torchrun's.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class EpochSampler(DistributedSampler):
 class ReproducibleRandomness:
     """Make every random number of a training a function of (seed, process, iteration).
 
-    PyTorch's global generators are seeded at the start of every epoch and of every iteration, and the random transforms
-    of the dataset at the start of every epoch. So no generator's state has to be in a checkpoint, and noise, time steps
-    and augmentation do not depend on whether the run was interrupted.
+    PyTorch's global generators are seeded at the start of every epoch and iteration, and the dataset's random
+    transforms at the start of every epoch. So no generator state needs to be in a checkpoint, and noise, timesteps and
+    augmentation do not depend on whether the run was interrupted.
 
     Args:
         seed: the seed.
-        dataset: dataset whose ``transform`` is random (MONAI's `Randomizable`); None when nothing there is.
+        dataset: dataset with a random ``transform`` (MONAI's `Randomizable`); None if nothing in it is random.
     """
 
     def __init__(self, seed: int = 0, dataset: Any = None) -> None:
@@ -93,12 +93,12 @@ class ReproducibleRandomness:
         return (self.seed * 1_000_003 + idist.get_rank()) * 100_000_007 + number
 
     def start_epoch(self, engine: Engine) -> None:
-        """Seed what the loader draws from."""
+        """Seed the generators used by the loader."""
         torch.manual_seed(self._mix(-engine.state.epoch))
         transform = getattr(self.dataset, "transform", None)
         if transform is not None and hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=self._mix(engine.state.epoch) % 2**32)
 
     def start_iteration(self, engine: Engine) -> None:
-        """Seed what the network and ``prepare_batch`` draw from."""
+        """Seed the generators used by the network and ``prepare_batch``."""
         torch.manual_seed(self._mix(engine.state.iteration))

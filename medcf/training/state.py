@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that can be killed at any moment: its checkpoint, its average, its weights."""
+"""A training that can be killed at any time: its checkpoint, its average, its weights."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["EMAHandler", "ExportWeights", "ResumableCheckpoint", "save_atomicall
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-#: Options, by the beginning of their id, that say where and how fast; a resumed training takes them without a word.
+#: Prefixes of option ids about location and speed; a resumed training accepts changes silently.
 _PLACES = (
     *("_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist"),
     *("output_dir", "cache_dir", "models_dir", "export_path", "device", "num_workers", "resume", "writer", "state"),
 )
-#: Options that make another model, or another task, of a training; a resumed one refuses them.
+#: Options that define another model or task; a resumed training refuses changes.
 _MODEL_AND_DATA = (
     *("images", "network_def", "predictor", "segmenter_def", "segmentation_guided", "spatial_size", "spacing"),
     *("preprocessing", "num_train", "train_split", "phantom_seed", "targets", "null_label", "train#dataset", "loss"),
@@ -43,11 +43,11 @@ _MODEL_AND_DATA = (
 
 
 def save_atomically(content: Any, path: str | Path) -> Path:
-    """``torch.save`` that leaves either the old file or the new one, never a part of one.
+    """``torch.save`` that leaves either the old file or the complete new one, never a partial one.
 
     Args:
-        content: what ``torch.save`` takes.
-        path: file to write; its folder is made where it is missing.
+        content: argument for ``torch.save``.
+        path: file to write; its folder is created if missing.
 
     Returns:
         The path.
@@ -56,23 +56,23 @@ def save_atomically(content: Any, path: str | Path) -> Path:
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Ignite's `Checkpoint` that keeps the whole state of a training in one file, and goes on from it.
+    """Ignite's `Checkpoint` that keeps the whole state of a training in one file and resumes from it.
 
-    The file ``checkpoint.pt`` is replaced atomically at the end of an epoch; when the trainer starts and the file is
-    there, everything is restored from it. Together with `medcf.training.sampler` a
-    training that was killed and started again by the same command goes through the same losses as one that was not.
-    To come after the loss curve, which is part of it, and before what may fail, such as validation and previews.
+    The file ``checkpoint.pt`` is replaced atomically at the end of an epoch; if it exists when the trainer starts,
+    everything is restored from it. Together with `medcf.training.sampler`, a training that was killed and restarted
+    with the same command has the same losses as an uninterrupted one. Place it after the loss curve, which is part of
+    it, and before anything that may fail, such as validation and previews.
 
-    A training may go on with other options: those that differ are logged, and learning rate, weight decay and the like
-    are the new ones. Options that change the model or the data are refused.
+    A training may continue with other options: differences are logged, and learning rate, weight decay and the like
+    take the new values. Options that change the model or the data are refused.
 
     Args:
         directory: folder of the checkpoint.
-        save_dict: name to object with ``state_dict`` and ``load_state_dict``; the trainer is added by itself.
+        save_dict: name to object with ``state_dict`` and ``load_state_dict``; the trainer is added automatically.
         every: epochs between two checkpoints.
-        resume: False begins anew and overwrites.
-        options: the config, to compare with that of the training that is resumed.
-        images: what tells the training's own images from others, see `medcf.training.datasets.own_dataset`.
+        resume: False starts over and overwrites.
+        options: the config, for comparison with that of the resumed training.
+        images: digest of the training's own images, see `medcf.training.datasets.own_dataset`.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class ResumableCheckpoint(Checkpoint):
         options: Mapping[str, Any] | None = None,
         images: str | None = None,
     ) -> None:
-        # not Ignite's DiskSaver: it removes the old file before it writes the new one, and a kill leaves its temporary
+        # not Ignite's DiskSaver: it removes the old file before writing the new one, and a kill leaves its temporary
+        # file
         super().__init__(dict(save_dict), self._write, filename_pattern=CHECKPOINT)
         self.path = Path(directory) / CHECKPOINT
         self.every = every
@@ -102,18 +103,18 @@ class ResumableCheckpoint(Checkpoint):
             save_atomically({**content, "options": json.dumps(self.options)}, self.path)
 
     def restore(self, engine: Engine) -> None:
-        """Load the checkpoint, where there is one.
+        """Load the checkpoint, if there is one.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of another training, or it trained for longer than is asked for
-                now.
+            ValueError: if the checkpoint is damaged, belongs to another training, or was trained for longer than now
+                requested.
         """
         if not (self.resume and self.path.is_file()):
             return
         content = self._read()
         begun_with = json.loads(content.pop("options", "{}"))
         max_epochs, epoch_length = engine.state.max_epochs or 0, engine.state.epoch_length or 0
-        remedy = "Pass --resume False to begin anew, or another --output_dir."
+        remedy = "Pass --resume False to start over, or another --output_dir."
         if begun_with:
             self._compare(begun_with, remedy)
         if content.keys() != self.to_save.keys() or content["trainer"]["epoch_length"] != epoch_length:
@@ -121,7 +122,7 @@ class ResumableCheckpoint(Checkpoint):
         trainer = content["trainer"]
         if trainer["iteration"] > max_epochs * epoch_length:
             raise ValueError(
-                f"{self.path} is of iteration {trainer['iteration']}, beyond the {max_epochs * epoch_length} asked "
+                f"{self.path} is at iteration {trainer['iteration']}, beyond the {max_epochs * epoch_length} asked "
                 f"for. {remedy}"
             )
         trainer["max_epochs"] = max_epochs
@@ -133,21 +134,21 @@ class ResumableCheckpoint(Checkpoint):
             raise ValueError(f"{self.path} is the checkpoint of another network. {remedy} ({error})") from error
         for each, settings in sorted(asked_for, key=lambda pair: isinstance(pair[0], LambdaLR)):
             _change_settings(each, settings)
-        logger.info("Going on from iteration %d of %s.", engine.state.iteration, self.path)
+        logger.info("Resuming from iteration %d of %s.", engine.state.iteration, self.path)
 
     def _read(self) -> dict[str, Any]:
         try:
             return dict(torch.load(self.path, map_location="cpu", weights_only=True))
         except OSError:
             raise
-        except Exception:  # as in medcf.runtime.weights, torch's own text stays out of sight
+        except Exception:  # torch's own text is hidden, as in medcf.runtime.weights
             raise ValueError(
                 f"{self.path} is damaged and cannot be read. Delete it and start the same command again: "
-                "the training begins anew. Weights that an earlier training exported stay as they are."
+                "the training starts over. Weights exported by an earlier training are kept."
             ) from None
 
     def _compare(self, begun_with: Mapping[str, Any], remedy: str) -> None:
-        """Say which options differ from those of the training that is resumed, and refuse some of them."""
+        """Report which options differ from those of the resumed training, and refuse some of them."""
         names = [
             name
             for name in dict.fromkeys([*begun_with, *self.options])
@@ -156,11 +157,11 @@ class ResumableCheckpoint(Checkpoint):
         told = {name: _difference(name, begun_with.get(name), self.options.get(name)) for name in names}
         if refused := [text for name, text in told.items() if _is_one_of(name, _MODEL_AND_DATA)]:
             raise ValueError(
-                f"{self.path} was begun with another model or other data, and cannot go on: {'; '.join(refused)}. "
-                f"Set them as they were. {remedy}"
+                f"{self.path} began with another model or other data, and cannot be resumed: {'; '.join(refused)}. "
+                f"Restore them. {remedy}"
             )
         if told:
-            logger.warning("Going on with other options than the training began with: %s.", "; ".join(told.values()))
+            logger.warning("Resuming with options that differ from those at the start: %s.", "; ".join(told.values()))
 
 
 def _is_one_of(name: str, ids: Sequence[str]) -> bool:
@@ -174,25 +175,25 @@ def _difference(name: str, before: Any, now: Any) -> str:
     return f"{name} was {values[0]}, is {values[1]}" if max(map(len, values)) <= 80 else name
 
 
-#: What a schedule has reached; all else in it is how it is set.
+#: A schedule's progress; everything else in it is settings.
 _REACHED = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "lr_lambdas", "_is_initial")
 
 
 def _settings(part: Optimizer | LambdaLR) -> Any:
-    """Return what a part of a training is set to, which is not what it has reached."""
+    """Return the settings of a part of a training, without its progress."""
     if isinstance(part, LambdaLR):
         return {name: value for name, value in part.state_dict().items() if name not in _REACHED}
     return [{name: value for name, value in group.items() if name != "params"} for group in part.param_groups]
 
 
 def _change_settings(part: Optimizer | LambdaLR, settings: Any) -> None:
-    """Give a restored optimizer, or after it its schedule, the settings that are asked for now."""
+    """Apply the current settings to a restored optimizer, and afterward to its schedule."""
     if isinstance(part, LambdaLR):
         groups = part.optimizer.param_groups
         part.base_lrs = [group["initial_lr"] for group in groups]
         vars(part).update(settings)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the rate of the moment is get_last_lr(): it is another one now
+            warnings.simplefilter("ignore")  # get_last_lr() is the current rate, which is about to change
             for group, rate in zip(groups, part.get_lr(), strict=True):
                 group["lr"] = rate
         return
@@ -200,20 +201,20 @@ def _change_settings(part: Optimizer | LambdaLR, settings: Any) -> None:
         place, before = group["lr"], group.get("initial_lr", group["lr"])
         group.update(asked)
         now = group.get("initial_lr", asked["lr"])
-        group["lr"] = place if now == before else place * now / before  # of schedules that go on from the last rate
+        group["lr"] = place if now == before else place * now / before  # for schedules that continue from the last rate
 
 
 class EMAHandler(IgniteEMAHandler):
-    """Ignite's EMA with a decay that depends on the iteration alone.
+    """Ignite's EMA with a decay that depends only on the iteration.
 
     ``ema = d ema + (1 - d) weights`` after every iteration i, with ``d = min(decay, (1 + i) / (warmup + i))``: the
-    first, random weights are forgotten at once. Ignite's own warm-up keeps a counter that no checkpoint holds; here
-    the average itself, ``ema_model``, is all that a checkpoint must have.
+    initial, random weights are forgotten quickly. Ignite's own warm-up keeps a counter that no checkpoint holds; here a
+    checkpoint needs only the average itself, ``ema_model``.
 
     Args:
-        network: the trained network; a `DistributedDataParallel` wrapper is taken off.
-        decay: the decay that is reached after the warm-up, below 1.
-        warmup: the greater, the sooner the old weights are forgotten at the beginning.
+        network: the trained network; a `DistributedDataParallel` wrapper is removed.
+        decay: the decay after the warm-up, below 1.
+        warmup: the larger, the sooner old weights are forgotten at the beginning.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.999, warmup: int = 10) -> None:
@@ -222,11 +223,11 @@ class EMAHandler(IgniteEMAHandler):
         self.warmup = warmup
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
-        """Attach to a trainer; the momentum of the moment is ``engine.state.ema_momentum``."""
+        """Attach to a trainer; the current momentum is ``engine.state.ema_momentum``."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
 
     def update(self, engine: Engine) -> None:
-        """Average the weights of this iteration in."""
+        """Average in the weights of this iteration."""
         iteration = engine.state.iteration
         momentum = 1.0 - min(self.decay, (1 + iteration) / (self.warmup + iteration))
         engine.state.ema_momentum = momentum  # type: ignore[attr-defined]  # where Ignite's update looks for it
@@ -237,14 +238,14 @@ class ExportWeights:
     """Write a network's weights as a plain state dict when the training is complete.
 
     Args:
-        network: the network, for example ``ema_model`` of `EMAHandler`.
+        network: the network, such as ``ema_model`` of `EMAHandler`.
         path: file to write.
-        dtype: floating type of the file, for example ``"float16"`` for half the size; None keeps the network's. It is
-            turned back wherever the weights are loaded.
-        class_names: what the classes of the user's images are called, kept beside the weights; None for phantoms.
+        dtype: floating-point type of the file, such as ``"float16"`` for half the size; None keeps the network's.
+            Loading the weights converts it back.
+        class_names: names of the user's classes, stored next to the weights; None for phantoms.
 
     Raises:
-        ValueError: weights of other classes lie there.
+        ValueError: if the folder holds weights for other classes.
     """
 
     def __init__(

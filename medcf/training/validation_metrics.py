@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the trainings' validation, for MONAI's evaluators."""
+"""Validation metrics for the trainings, for use in MONAI's evaluators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def class_decision(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Te
 
 
 def quality_decision(threshold: float = 0.5) -> Callable[[list[dict[str, Any]]], tuple[torch.Tensor, torch.Tensor]]:
-    """Make a function that reads "quality reaches the threshold" as decision and the class label as truth."""
+    """Create a function that reads "quality reaches the threshold" as decision and the class label as truth."""
 
     def read(output: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         decisions = torch.stack(
@@ -43,10 +43,10 @@ def quality_decision(threshold: float = 0.5) -> Callable[[list[dict[str, Any]]],
 
 
 class BalancedAccuracy(EpochMetric):
-    """Mean over the classes of the share that is recognized (scikit-learn's ``balanced_accuracy_score``).
+    """Mean over the classes of the fraction that is recognized (scikit-learn's ``balanced_accuracy_score``).
 
     Args:
-        output_transform: from the evaluator's output to (decisions, labels).
+        output_transform: maps the evaluator's output to (decisions, labels).
     """
 
     def __init__(self, output_transform: Callable[[Any], Any] = class_decision) -> None:
@@ -54,16 +54,16 @@ class BalancedAccuracy(EpochMetric):
 
 
 class ParameterFit(EpochMetric):
-    """Mean over the parameters of R², the share of their variance that is recovered."""
+    """Mean over the parameters of R², the fraction of their variance that is recovered."""
 
     def __init__(self) -> None:
         super().__init__(_mean_r2, output_transform=_parameters, check_compute_fn=False)
 
 
 class PairRecall(EpochMetric):
-    """Share of the images whose partner is the nearest of all images with another place in their pair.
+    """Fraction of the images whose partner is the nearest of all images at the other position in a pair.
 
-    The evaluator's batches hold first images, then second ones, as `PairPrepareBatch` makes them.
+    The evaluator's batches hold first images, then second images, as `PairPrepareBatch` arranges them.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class PairRecall(EpochMetric):
 
 
 def output_pair(key: str) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Make a function that reads one output of `medcf.networks.ConceptBottleneck` and its truth, for MONAI's metrics.
+    """Create a function that reads one output of `medcf.networks.ConceptBottleneck` and its truth, for MONAI's metrics.
 
     Args:
         key: ``"concepts"`` or ``"quality"``.
@@ -90,10 +90,10 @@ def output_pair(key: str) -> Callable[[list[dict[str, Any]]], tuple[list[torch.T
 def segmentation_pair(
     key: str | None = None,
 ) -> Callable[[list[dict[str, Any]]], tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Make a function that reads a segmentation and its truth as one-hot masks, for MONAI's metrics.
+    """Create a function that reads a segmentation and its truth as one-hot masks, for MONAI's metrics.
 
     Args:
-        key: where ``pred`` and ``label`` are dictionaries, the key of the segmentation in them.
+        key: key of the segmentation if ``pred`` and ``label`` are dictionaries.
     """
 
     def read(output: list[dict[str, Any]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

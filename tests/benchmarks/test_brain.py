@@ -125,7 +125,9 @@ def test_cases_that_differ_in_their_target_alone_are_other_cases(task: BrainTask
 
 def test_rows_differ_and_tables_and_pictures_come(task: BrainTask, tmp_path) -> None:
     rows = [*METHODS, *GUIDANCE]
-    assert len({row.name for row in rows}) == len(rows) == len({f"{row.overrides} {row.own_class}" for row in rows})
+    assert (
+        len({row.name for row in rows}) == len(rows) == len({f"{row.overrides} {row.toward_own_class}" for row in rows})
+    )
     results = [result(task.cases.image), result(task.cases.truth["image"])]
     text = markdown(["a", "b"], [measure(task, each) for each in results], MEASURES)
     assert "rAD2gCN" in text

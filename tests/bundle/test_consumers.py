@@ -64,11 +64,11 @@ def test_deploy_goes_by_the_name_and_label_by_the_class() -> None:
         (lambda config: config["preprocessing"]["transforms"].pop(0), "must begin with LoadImaged"),
         (
             lambda config: config["preprocessing"]["transforms"].__setitem__(0, transform("StudyLoader")),
-            "of the loader StudyLoader MONAI Deploy drops something else",
+            "drop different parts of the loader StudyLoader",
         ),
         (
             lambda config: config["preprocessing"]["transforms"].append(transform("LeavesAMask")),
-            "preprocessing leaves mask, which MONAI Deploy hands to the inferer",
+            "preprocessing leaves mask, which MONAI Deploy also passes to the inferer",
         ),
         (
             lambda config: config["preprocessing"]["transforms"].insert(1, transform("LeavesAMask")),

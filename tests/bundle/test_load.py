@@ -90,14 +90,14 @@ def test_what_is_no_bundle_is_named(tmp_path):
         medcf.load(tmp_path / "text.zip")
     (tmp_path / "models").mkdir()
     empty = shutil.make_archive(str(tmp_path / "empty"), "zip", tmp_path, "models")
-    with pytest.raises(ValueError, match=r"empty\.zip holds no bundle"):
+    with pytest.raises(ValueError, match=r"empty\.zip does not hold a bundle"):
         medcf.load(empty)
     with pytest.raises(FileNotFoundError, match=r"missing.* does not exist: give a bundle's folder"):
         medcf.load(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match=r"'nothing' is neither .*: controlcg, diffice"):
+    with pytest.raises(FileNotFoundError, match=r"'nothing' is not .*: controlcg, diffice"):
         medcf.load("nothing")
     (tmp_path / "configs").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no configs/inference\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no configs/inference\.json"):
         medcf.load(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_without_anything_the_error_says_how_to_name_it(bundle, place, monkeypat
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry and not (Path(entry) / "configs").is_dir()])
     monkeypatch.setenv("MEDCF_BUNDLE_ROOT", str(bundle))
     for name in ("toy", "diffice"):
-        with pytest.raises(FileNotFoundError, match=rf"bundle '{name}' lies.*bundle_root.*--bundle_root FOLDER"):
+        with pytest.raises(FileNotFoundError, match=rf"bundle '{name}' is unknown.*bundle_root.*--bundle_root FOLDER"):
             find_bundle_root(name)
 
 
@@ -74,5 +74,5 @@ def test_a_bundle_of_another_name_is_not_taken_for_it(bundle, monkeypatch):
 def test_the_package_knows_its_own_bundles_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (bundle_folder("diffice") / "configs" / "metadata.json").is_file()
-    with pytest.raises(FileNotFoundError, match=r"'nobody' is neither .*controlcg, diffice"):
+    with pytest.raises(FileNotFoundError, match=r"'nobody' is not .*controlcg, diffice"):
         bundle_folder("nobody")

@@ -75,7 +75,7 @@ def test_a_file_that_is_too_large_and_a_wrong_list_of_large_files_are_found(copy
 
 def test_python_in_a_bundle_is_found(copy: Path) -> None:
     (copy / "scripts.py").write_text("")
-    assert "no Python" in problems(copy)
+    assert "must not contain Python" in problems(copy)
 
 
 def test_weights_that_are_too_large_or_not_finite_are_found(copy: Path) -> None:

@@ -75,7 +75,7 @@ def save(dataset: Dataset, path: Path) -> Path:
 
 
 @pytest.fixture
-def grey() -> np.ndarray:
+def gray() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (24, 30), dtype=np.uint8)
 
 
@@ -103,25 +103,25 @@ def test_ybr_is_converted(tmp_path: Path, rgb: np.ndarray) -> None:
     np.testing.assert_allclose(found, rgb @ LUMA / 255, atol=2 / 255)
 
 
-def test_monochrome1_is_inverted(tmp_path: Path, grey: np.ndarray) -> None:
-    image = read(save(ultrasound(grey, "MONOCHROME1"), tmp_path / "a"))
-    np.testing.assert_allclose(image.numpy()[0].T, 1 - grey / 255, atol=1e-6)
+def test_monochrome1_is_inverted(tmp_path: Path, gray: np.ndarray) -> None:
+    image = read(save(ultrasound(gray, "MONOCHROME1"), tmp_path / "a"))
+    np.testing.assert_allclose(image.numpy()[0].T, 1 - gray / 255, atol=1e-6)
     assert tuple(image.meta["value_range"]) == (255.0, 0.0)
 
 
-def test_palette_is_looked_up(tmp_path: Path, grey: np.ndarray) -> None:
-    dataset = ultrasound(grey, "PALETTE COLOR")
+def test_palette_is_looked_up(tmp_path: Path, gray: np.ndarray) -> None:
+    dataset = ultrasound(gray, "PALETTE COLOR")
     tables = {"Red": np.arange(256)[::-1], "Green": np.arange(256), "Blue": np.full(256, 40)}
     for name, table in tables.items():
         setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
         setattr(dataset, f"{name}PaletteColorLookupTableData", (table * 257).astype("<u2").tobytes())
     image = read(save(dataset, tmp_path / "a"))
-    expected = np.stack([tables[name][grey.T] for name in tables]) / 255
+    expected = np.stack([tables[name][gray.T] for name in tables]) / 255
     np.testing.assert_allclose(image.numpy(), expected, atol=1e-4)
 
 
-def test_color_file_without_color_is_one_channel(tmp_path: Path, grey: np.ndarray) -> None:
-    path = save(ultrasound(np.stack([grey] * 3, axis=-1), "RGB"), tmp_path / "a")
+def test_color_file_without_color_is_one_channel(tmp_path: Path, gray: np.ndarray) -> None:
+    path = save(ultrasound(np.stack([gray] * 3, axis=-1), "RGB"), tmp_path / "a")
     assert read(path).shape == (1, 30, 24)
 
 
@@ -196,7 +196,7 @@ def test_jpeg_2000_and_jpeg_loops_of_ultrasound_are_decoded() -> None:
     assert not np.array_equal(loop, read(bundled("examples_ybr_color.dcm"), "first"))
 
 
-def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, grey: np.ndarray) -> None:
+def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, gray: np.ndarray) -> None:
     regions = [
         region((0, 0, 5, 5), (0.1, 0.1)),
         region((2, 3, 20, 27), (0.02, 0.03)),
@@ -204,7 +204,7 @@ def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, 
         region((0, 0, 23, 29), (0.7, 0.7), RegionSpatialFormat=2),  # M-mode
         region((0, 0, 23, 29), (0.9, 0.9), RegionDataType=2),  # color flow
     ]
-    dataset = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=regions, PixelSpacing=[9, 9])
+    dataset = ultrasound(gray, "MONOCHROME2", SequenceOfUltrasoundRegions=regions, PixelSpacing=[9, 9])
     image = read(save(dataset, tmp_path / "a"))
     assert get_spacing(image) == pytest.approx((0.3, 0.2))
     assert tuple(image.meta["region"]) == (3, 2, 28, 21)
@@ -212,26 +212,26 @@ def test_spacing_and_region_come_from_the_largest_tissue_region(tmp_path: Path, 
     np.testing.assert_allclose(image.affine.numpy(), np.diag([-0.3, -0.2, 1, 1]))
 
 
-def test_plain_spacing_and_none(tmp_path: Path, grey: np.ndarray) -> None:
-    with_spacing = ultrasound(grey, "MONOCHROME2", PixelSpacing=[0.4, 0.5])
+def test_plain_spacing_and_none(tmp_path: Path, gray: np.ndarray) -> None:
+    with_spacing = ultrasound(gray, "MONOCHROME2", PixelSpacing=[0.4, 0.5])
     assert get_spacing(read(save(with_spacing, tmp_path / "a"))) == pytest.approx((0.5, 0.4))
-    without = read(save(ultrasound(grey, "MONOCHROME2"), tmp_path / "b"))
+    without = read(save(ultrasound(gray, "MONOCHROME2"), tmp_path / "b"))
     assert get_spacing(without) is None
     np.testing.assert_array_equal(without.affine.numpy(), np.eye(4))
 
 
-def test_region_of_another_matrix_is_not_trusted(tmp_path: Path, grey: np.ndarray, caplog) -> None:
-    scaled = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 59), (0.02, 0.02))])
+def test_region_of_another_matrix_is_not_trusted(tmp_path: Path, gray: np.ndarray, caplog) -> None:
+    scaled = ultrasound(gray, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 59), (0.02, 0.02))])
     assert get_spacing(read(save(scaled, tmp_path / "scaled"))) is None
     assert "scaled: its ultrasound region is larger than the image" in caplog.text
-    cropped = ultrasound(grey, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 25), (0.02, 0.02))])
+    cropped = ultrasound(gray, "MONOCHROME2", SequenceOfUltrasoundRegions=[region((2, 3, 47, 25), (0.02, 0.02))])
     image = read(save(cropped, tmp_path / "cropped"))
     assert get_spacing(image) == pytest.approx((0.2, 0.2))
     assert tuple(image.meta["region"]) == (3, 2, 26, 24)
 
 
-def test_file_without_preamble_is_read(tmp_path: Path, grey: np.ndarray) -> None:
-    whole = save(ultrasound(grey, "MONOCHROME2"), tmp_path / "whole")
+def test_file_without_preamble_is_read(tmp_path: Path, gray: np.ndarray) -> None:
+    whole = save(ultrasound(gray, "MONOCHROME2"), tmp_path / "whole")
     dataset = pydicom.dcmread(whole)
     bare = Dataset({e.tag: e for e in dataset})
     bare.save_as(tmp_path / "bare", implicit_vr=True, little_endian=True)
@@ -279,8 +279,8 @@ def test_other_modalities_are_read_with_a_warning(caplog) -> None:
     assert "CT_small.dcm is not an ultrasound image (modality CT)" in caplog.text
 
 
-def test_messages_name_the_file_but_nothing_from_inside(tmp_path: Path, grey: np.ndarray, caplog) -> None:
-    dataset = ultrasound(grey, "MONOCHROME2")
+def test_messages_name_the_file_but_nothing_from_inside(tmp_path: Path, gray: np.ndarray, caplog) -> None:
+    dataset = ultrasound(gray, "MONOCHROME2")
     dataset.PixelData = dataset.PixelData[:100]
     folder = tmp_path / "Secret_Patient"
     folder.mkdir()
@@ -290,14 +290,14 @@ def test_messages_name_the_file_but_nothing_from_inside(tmp_path: Path, grey: np
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 131, 132, 200, 400, 700])
-def test_truncated_anywhere_is_an_unreadable_image(tmp_path: Path, grey: np.ndarray, length: int) -> None:
-    whole = save(ultrasound(grey, "MONOCHROME2"), tmp_path / "whole").read_bytes()
+def test_truncated_anywhere_is_an_unreadable_image(tmp_path: Path, gray: np.ndarray, length: int) -> None:
+    whole = save(ultrasound(gray, "MONOCHROME2"), tmp_path / "whole").read_bytes()
     (tmp_path / "part").write_bytes(whole[:length])
     with pytest.raises(UnreadableImage):
         read(tmp_path / "part")
 
 
-def test_missing_decoder_is_named(tmp_path: Path, grey: np.ndarray, monkeypatch) -> None:
+def test_missing_decoder_is_named(tmp_path: Path, gray: np.ndarray, monkeypatch) -> None:
     (tmp_path / "gdcm").mkdir()
     (tmp_path / "gdcm" / "__init__.py").write_text("raise ImportError")  # as where the plugin is not installed
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -86,3 +86,35 @@ def test_monais_bridge_agrees(image):
     np.testing.assert_allclose(list(theirs.GetOrigin()), list(ours.GetOrigin()), atol=1e-5)
     again = itk_image_to_metatensor(ours)
     np.testing.assert_allclose(again.numpy(), volume.numpy())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_compressed_metaimage_is_refused(tmp_path, image, damage):
+    """ITK reads it without an error and leaves the rest as memory was."""
+    path = tmp_path / "v.mha"
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"LOCAL") + 6
+    middle = (start + len(raw)) // 2
+    if damage == "cut":
+        del raw[middle:]
+    else:
+        raw[middle] ^= 0xFF
+    path.write_bytes(bytes(raw))
+    with pytest.raises(UnreadableImage, match=r"v\.mha"):
+        read(path)
+
+
+def test_a_metaimage_on_which_itk_never_ends_is_refused(tmp_path):
+    (tmp_path / "v.mha").write_text("ObjectType = Image\nNDims = 3\nNDims = -1\nDimSize = 9\nElementDataFile = LOCAL\n")
+    cases, (failure,) = find_cases(tmp_path, spatial_dims=3)
+    assert cases == []
+    assert failure.file.endswith("v.mha")
+
+
+@pytest.mark.parametrize(("kind", "top"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_colors_of_any_depth_are_read(tmp_path, kind, top):
+    plane = (np.random.default_rng(0).random((24, 30, 3)) * top).astype(kind)
+    plane[0, 0] = top
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(plane, isVector=True), str(tmp_path / "rgb.nrrd"))
+    np.testing.assert_allclose(read(tmp_path / "rgb.nrrd").numpy(), plane.transpose(2, 1, 0) / top, atol=1e-6)

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from medcf.data import find_cases, get_spacing, read
 from medcf.data.raster import inspect_raster
+from medcf.runtime.errors import UnreadableImage
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
 RAMP[:10] = 255 - RAMP[:10]
@@ -106,3 +107,22 @@ def test_every_kind_of_tiff_is_read(tmp_path, kind):
 def test_a_compression_that_only_pillow_reads(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.tif", compression="tiff_lzw")
     np.testing.assert_allclose(shown(tmp_path / "a.tif"), RAMP / 255, atol=1e-6)
+
+
+def test_what_neither_library_reads_rightly_is_refused(tmp_path):
+    wide = RAMP.astype(np.uint16) * 257
+    Image.fromarray(wide).save(tmp_path / "a.tif", compression="tiff_lzw")
+    np.testing.assert_allclose(shown(tmp_path / "a.tif"), RAMP / 255, atol=1e-6)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        offset = file.pages[0].tags["PhotometricInterpretation"].valueoffset
+    raw = bytearray((tmp_path / "a.tif").read_bytes())
+    raw[offset : offset + 2] = b"\0\0"  # white is zero, which Pillow forgets in 16 bits
+    (tmp_path / "a.tif").write_bytes(bytes(raw))
+    with pytest.raises(UnreadableImage, match=r"a\.tif: cannot be decoded"):
+        read(tmp_path / "a.tif")
+
+
+def test_colors_of_16_bits_in_separate_planes(tmp_path):
+    planes = np.stack([RAMP.astype(np.uint16) * 257, RAMP.astype(np.uint16), RAMP.astype(np.uint16) * 100])
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    np.testing.assert_allclose(read(tmp_path / "a.tif").numpy(), planes.swapaxes(1, 2) / 65535, atol=1e-6)

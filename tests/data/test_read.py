@@ -48,7 +48,7 @@ def test_palette_and_transparency_show_what_a_viewer_shows(tmp_path: Path, pictu
     rgba[:, :5, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "t.png")
     image = read(tmp_path / "t.png").numpy()
-    assert image.shape == (1, 17, 12)  # grey in all three channels
+    assert image.shape == (1, 17, 12)  # gray in all three channels
     np.testing.assert_allclose(image[0, 5:], picture.T[5:] / 255, atol=1e-6)
     assert image[0, :5].max() == 0
 

@@ -129,3 +129,21 @@ def test_a_section_of_a_decathlon_file_is_chosen(tmp_path):
     (tmp_path / "t.json").write_text('{"name": "x", "training": [{"image": "a.png", "label": 0}], "test": ["b.png"]}')
     (case,), _ = find_cases(datalist=tmp_path / "t.json", split="test")
     assert case.id == "b"
+
+
+def test_a_pipe_in_a_table_and_a_link_to_itself_cost_one_line(tmp_path):
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe.png")
+    cases, failures = find_cases(tmp_path / "in")
+    assert ([case.id for case in cases], [os.path.basename(each.file) for each in failures]) == (["a"], ["loop"])
+    (tmp_path / "t.csv").write_text("file,files,frame\nin/a.png,3,7\npipe.png,,\n,,\n")
+    cases, failures = find_cases(datalist=tmp_path / "t.csv")
+    assert ([case.id for case in cases], len(failures)) == (["in__a"], 1)
+    assert cases[0].columns["files"] == "3"
+
+
+def test_a_split_may_be_a_number(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("file,split\na.png,1\n")
+    assert len(find_cases(datalist=tmp_path / "t.csv", split=1)[0]) == 1

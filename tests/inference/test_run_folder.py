@@ -12,10 +12,13 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from medcf.data import Case
 from medcf.inference.case_result import MARKER
+from medcf.inference.inputs import list_cases
 from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import finish_run, summarize
 from medcf.runtime.errors import Failure
@@ -115,7 +118,7 @@ def test_a_run_grows_and_keeps_what_is_gone(tmp_path, inputs, weights, caplog):
     (tmp_path / "in" / "d.png").write_bytes(b"d")
     folder, done = start(tmp_path, [*inputs[1:], Case("d", (tmp_path / "in" / "d.png",))], weights)
     assert done == []
-    assert "1 images of this run are gone, a first; their results stay" in caplog.text
+    assert "1 images of this run no longer exist, a first; their results are kept" in caplog.text
     for case in "bcd":
         folder.complete(case, row(case))
     finish_run(folder)
@@ -137,7 +140,10 @@ def test_an_output_that_is_missing_or_damaged_is_named_and_made_again(tmp_path, 
         (tmp_path / "out" / "a" / "case.json").write_text('{"case": "a", ')
     folder, done = start(tmp_path, inputs, weights)
     assert done == ["b"]
-    assert f"{'panel.png is missing' if harm == 'missing' else 'case.json is damaged'}; the case is" in caplog.text
+    assert (
+        f"{'panel.png is missing or empty' if harm == 'missing' else 'case.json is damaged'}; the case is"
+        in caplog.text
+    )
     folder.complete("a", row("a"), lambda path: (path / "panel.png").write_bytes(b"panel"))
     assert folder.done() == ["a", "b"]
 
@@ -360,3 +366,43 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, inputs, name):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match=r"file.* cannot be written to.*--output_dir"):
         RunFolder(tmp_path / name, config=CONFIG).open(inputs)
+
+
+def test_a_new_file_of_the_same_name_leaves_the_known_case_its_id(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "in" / name)
+    options = {"spatial_dims": 2}
+    folder = RunFolder(tmp_path / "out")
+    folder.open(list_cases(tmp_path / "in", None, tmp_path / "out", options).cases)
+    folder.complete("a", row("a"))
+    stop(folder)
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "in" / "a.jpg")
+    listed = list_cases(tmp_path / "in", None, tmp_path / "out", options)
+    assert sorted(case.id for case in listed.cases) == ["a", "a_jpg", "b"]
+    folder = RunFolder(tmp_path / "out")
+    assert folder.open(listed.cases) == ["a"]
+
+
+def test_overwrite_keeps_what_somebody_put_into_the_folder_of_a_case(tmp_path, inputs, weights):
+    folder, _ = start(tmp_path, inputs, weights)
+    folder.complete("a", row("a"), lambda path: (path / "panel.png").write_bytes(b"panel"))
+    stop(folder)
+    (tmp_path / "out" / "a" / "notes.txt").write_text("mine")
+    folder, done = start(tmp_path, inputs, weights, overwrite=True)
+    assert done == []
+    assert sorted(path.name for path in (tmp_path / "out" / "a").iterdir()) == ["notes.txt"]
+    folder.complete("a", row("a"), lambda path: (path / "panel.png").write_bytes(b"new"))
+    assert folder.done() == ["a"]
+    assert (tmp_path / "out" / "a" / "notes.txt").read_text() == "mine"
+
+
+def test_the_pixels_beside_a_header_and_the_spacing_of_a_table_are_inputs(tmp_path):
+    (tmp_path / "v.mhd").write_text("ObjectType = Image\n")
+    (tmp_path / "v.raw").write_bytes(b"1")
+    case = Case("v", (tmp_path / "v.mhd",))
+    before = hash_inputs([case])
+    (tmp_path / "v.raw").write_bytes(b"2")
+    assert hash_inputs([case]) != before
+    spaced = [replace(case, columns={"spacing_mm": (mm, mm)}) for mm in (0.2, 0.5)]
+    assert hash_inputs(spaced[:1]) != hash_inputs(spaced[1:])

@@ -124,5 +124,5 @@ def test_writers_are_made_by_name_and_mistakes_are_named():
     assert len(create_writers(nifti={}, panel=None)) == 1
     with pytest.raises(ValueError, match="nifti"):
         create_writers(nifty={})
-    with pytest.raises(ValueError, match=r"'panel', of the registered writers, does not fit its arguments.*names"):
+    with pytest.raises(ValueError, match=r"'panel', one of the registered writers, rejects its arguments.*names"):
         create_writers(panel={"names": []})

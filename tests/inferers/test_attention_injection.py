@@ -219,7 +219,7 @@ def test_several_targets_leave_out_the_one_that_the_input_has(network, volumes):
     for targets, scales in (([], None), ([0, 0], None), ([0], [1.0, 1.0]), ([0], [0.5])):
         with pytest.raises(ValueError, match="guidance_scales"):
             make().explain_targets(volumes, network, targets, scales)
-    with pytest.raises(ValueError, match="knows classes 0 to 1"):
+    with pytest.raises(ValueError, match="has classes 0 to 1"):
         make().explain_targets(volumes, network, [5])
 
 
@@ -314,7 +314,7 @@ def test_network_is_left_as_it_was_after_an_error(network, volumes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance_scale": 0}, "use 1 for no guidance"),
+        ({"guidance_scale": 0}, r"use 1 \(no guidance\)"),
         ({"null_class_labels": None}, "null_class_labels"),
         ({"null_class_labels": None, "guidance_scale": 1, "reference_condition": "null"}, "null_class_labels"),
         ({"injection_scale": -0.5}, "is a weight"),

@@ -98,7 +98,7 @@ def test_options_are_the_methods_own_and_seeds_and_floors_work(images, network):
 
 @pytest.mark.parametrize("wrong", [lambda inputs, network: None, lambda inputs, network: inputs[:1, :, :4]])
 def test_what_is_no_counterfactual_is_refused(images, network, wrong):
-    with pytest.raises(ValueError, match="returns one tensor"):
+    with pytest.raises(ValueError, match="return one tensor"):
         DerivedMethod(wrong, judge, 1).explain(images, network)
-    with pytest.raises(TargetError, match="names no target"):
+    with pytest.raises(TargetError, match="has no target"):
         DerivedMethod(wrong, judge).explain(images, network)

@@ -197,7 +197,7 @@ def test_wrong_images_are_refused_with_a_remedy(make, tiny_unet, inputs, message
 
 
 def test_wrong_targets_ids_and_classifiers_are_refused(make, brightness, network, images):
-    with pytest.raises(ValueError, match="target=2 but the classifier knows classes 0 to 1"):
+    with pytest.raises(ValueError, match="target=2 but the classifier has classes 0 to 1"):
         make(target=2)(images, network)
     with pytest.raises(ValueError, match="negative"):
         make(target=-1)(images, network)

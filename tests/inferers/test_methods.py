@@ -58,7 +58,7 @@ def test_all_baselines_and_controls_are_registered_with_a_page_each():
 @pytest.mark.parametrize("option", NUMBERS)
 def test_text_in_place_of_a_number_is_refused_by_the_options_name(make_method, name, option):
     if option in method_arguments(METHODS[name])[0]:
-        with pytest.raises(ValueError, match=f"^{option}='big' is no .*number"):
+        with pytest.raises(ValueError, match=f"^{option}='big' is not a .*number"):
             make_method(name, **{option: "big"})
 
 

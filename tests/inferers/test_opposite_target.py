@@ -26,9 +26,9 @@ def test_an_index_for_one_call_goes_before_it(make_method, images):
 
 
 def test_other_words_and_other_numbers_of_classes_are_refused(make_method, images):
-    with pytest.raises(ValueError, match="'contrary' is no class"):
+    with pytest.raises(ValueError, match="'contrary' is not a class"):
         make_method("unchanged", target="contrary")
-    with pytest.raises(ValueError, match="'contrary' is no class"):
+    with pytest.raises(ValueError, match="'contrary' is not a class"):
         make_method("unchanged").explain(images, None, IDS, target="contrary")
     three = make_method("unchanged", target="opposite", classifier=lambda image: torch.zeros(len(image), 3))
     with pytest.raises(ValueError, match="two classes"):

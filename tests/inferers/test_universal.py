@@ -119,7 +119,7 @@ def test_the_published_code_has_its_own_loss_distance_and_start(make_method):
         ({"variant": "code"}, "'published_code'"),
         ({"variant": "gmd"}, "'paper', 'published_code'"),
         ({"dilation": 4}, "odd width"),
-        ({"mask_start": 1.5}, "mask_start=1.5 is a share"),
+        ({"mask_start": 1.5}, "mask_start=1.5 is a fraction"),
         ({"l1_scale": "much"}, "l1_scale"),
     ],
 )

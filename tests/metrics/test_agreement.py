@@ -64,8 +64,13 @@ def test_a_quality_that_reaches_the_threshold_is_a_yes(shape: tuple[int, ...]) -
     [
         ({}, decide(SP), {}, "needs logits and input_logits"),
         ({}, torch.rand(1), {"logits": decide(SP), "input_logits": decide(NSP)}, "needs a threshold"),
-        ({"threshold": 0.5}, decide(SP), {"logits": decide(SP), "input_logits": decide(NSP)}, "of a quality"),
-        ({}, decide(SP, SP), {"logits": decide(SP), "input_logits": decide(NSP)}, "on 2 cases, the classifier on 1"),
+        ({"threshold": 0.5}, decide(SP), {"logits": decide(SP), "input_logits": decide(NSP)}, "for a quality"),
+        (
+            {},
+            decide(SP, SP),
+            {"logits": decide(SP), "input_logits": decide(NSP)},
+            "on 2 cases, but the classifier on 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -60,5 +60,5 @@ def test_reset_forgets_and_an_unused_metric_says_so(metric: Given) -> None:
 
 
 def test_groups_of_another_length_are_refused(metric: Given) -> None:
-    with pytest.raises(ValueError, match="groups names 2 cases, the metric has 5"):
+    with pytest.raises(ValueError, match="groups has 2 cases, but the metric has 5"):
         metric.interval(groups=[1, 2])

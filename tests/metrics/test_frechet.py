@@ -234,7 +234,7 @@ def test_mistakes_are_named() -> None:
         FrechetDistance()(torch.zeros(3, 2), torch.zeros(4, 2))
     metric = FrechetDistance()
     metric(torch.zeros(3, 2), torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="groups names 2 cases, the metric has 3"):
+    with pytest.raises(ValueError, match="groups has 2 cases, but the metric has 3"):
         metric.interval(groups=[1, 2])
     assert np.isnan(metric.interval()).all()
     with pytest.raises(ValueError, match="saw a case"):

@@ -60,7 +60,7 @@ def test_brightness_does_not_matter_and_images_in_2d_do():
 
 
 def test_misuse_is_explained():
-    with pytest.raises(ValueError, match="2 axes, radius has 3"):
+    with pytest.raises(ValueError, match="2 axes, but radius has 3"):
         InnerVoxels()(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="holds no block"):
         InnerVoxels((0.1, 0.1, 0.1), block=4)(torch.zeros(1, 1, 8, 8, 8))

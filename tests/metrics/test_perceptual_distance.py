@@ -98,7 +98,7 @@ def test_broken_images_are_left_out_and_mistakes_named() -> None:
     metric(broken, images)
     assert metric.counts().left_out == {"activations are not finite": 1}
     assert metric.aggregate() == 0
-    with pytest.raises(ValueError, match="1 entries, the features have 2 layers"):
+    with pytest.raises(ValueError, match="1 entries, but the features have 2 layers"):
         PerceptualDistance(extractor, [1.0])(images, images)
     with pytest.raises(ValueError, match="3 values, the layer has 6 channels"):
         PerceptualDistance(extractor, [[1.0, 1.0, 1.0], 1.0])(images, images)

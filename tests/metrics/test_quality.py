@@ -70,7 +70,7 @@ def test_the_same_quality_for_everybody_falls_with_slope_minus_one() -> None:
 
 @pytest.mark.parametrize("bins", [0, [0.5], [0.0, 0.5, 0.5]])
 def test_edges_that_do_not_rise_are_refused(bins: int | list[float]) -> None:
-    with pytest.raises(ValueError, match="rising edges"):
+    with pytest.raises(ValueError, match="ascending edges"):
         quality_by_input(torch.rand(3), torch.rand(3), bins)
 
 

@@ -117,7 +117,7 @@ def test_subjects_are_resampled_as_a_whole(changes):
         np.subtract(*whole), rel=0.2
     )
     assert np.subtract(*twice.interval_of("gain", target=1)) > 0.75 * np.subtract(*whole)  # narrower: both negative
-    with pytest.raises(ValueError, match="groups names 3"):
+    with pytest.raises(ValueError, match="groups has 3"):
         twice.interval_of("gain", groups=[1, 2, 3])
 
 

@@ -111,11 +111,11 @@ def test_each_batch_belongs_to_one_process_and_stays_whole(tmp_path, monkeypatch
     folder = RunFolder(tmp_path / "out")
     folder.open(cases)
     for case in ("0", "1", "2"):
-        folder.complete(case, {})
+        folder.complete(case, {"case": case})
     folder._lock.close()
     folder = RunFolder(tmp_path / "out")
     folder.open(cases)
-    folder.complete("10", {})  # by another process, meanwhile: must not change who takes what
+    folder.complete("10", {"case": "10"})  # by another process, meanwhile: must not change who takes what
     shards = []
     for rank in range(count):
         monkeypatch.setenv("RANK", str(rank))

@@ -82,7 +82,7 @@ def test_a_table_replaces_the_phantoms(tmp_path):
 
 def test_a_folder_without_labels_is_refused(tmp_path):
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"one folder per class inside.*--datalist"):
+    with pytest.raises(ValueError, match=r"one folder per class in .*--datalist"):
         training_dataset(dataset_dir=tmp_path, preprocessing=PLANE)
 
 
@@ -154,11 +154,11 @@ def test_masks_lie_on_the_images(table):
 
 
 def test_a_split_without_usable_images_is_an_error_that_names_the_columns(table):
-    with pytest.raises(ValueError, match="holds no image of the split 'oracle'"):
+    with pytest.raises(ValueError, match="has no image in the split 'oracle'"):
         own(table, "oracle")
     with pytest.raises(ValueError, match="fill the columns segmentation"):
         own(table, "val", targets=["segmentation"])
-    with pytest.raises(ValueError, match="pose is none of"):
+    with pytest.raises(ValueError, match="pose is not one of"):
         own(table, targets=["pose"])
 
 
@@ -166,7 +166,7 @@ def test_a_score_outside_of_its_range_names_the_case(tmp_path, table):
     bad = write(tmp_path / "bad.csv", [{"file": "image0.png", "quality": "7", "split": "train"}])
     with pytest.raises(RuntimeError) as caught:
         own(bad, targets=["quality"])[0]
-    assert "image0: '7' is no score" in str(cause_of(caught.value))
+    assert "image0: '7' is not a score" in str(cause_of(caught.value))
 
 
 def test_overlays_are_removed_before_the_grid(tmp_path):
@@ -319,9 +319,9 @@ def test_a_transform_never_touches_what_is_kept(volumes, tmp_path, kept):
 
 
 def test_mistakes_in_the_table_are_named(volumes, tmp_path):
-    with pytest.raises(ValueError, match="pose is none of label, segmentation"):
+    with pytest.raises(ValueError, match="pose is not one of label, segmentation"):
         own_volumes(volumes, "train", targets=("pose",))
-    with pytest.raises(ValueError, match="no image of the split 'test'"):
+    with pytest.raises(ValueError, match="no image in the split 'test'"):
         own_volumes(volumes, "test")
     other = tmp_path / "other.csv"
     other.write_text("file,label,split\nlist.csv,0,train\n")
@@ -336,7 +336,7 @@ def test_a_segmentation_on_other_voxels_is_refused(volumes, heads):
     with pytest.raises(RuntimeError) as caught:
         own_volumes(volumes, targets=("segmentation",))[0]
     assert isinstance(cause_of(caught.value), UnreadableImage)
-    assert "s0.nii.gz: is a segmentation on other pixels" in str(cause_of(caught.value))
+    assert "s0.nii.gz: is a segmentation whose pixels do not match" in str(cause_of(caught.value))
 
 
 def test_training_configs_get_volumes_where_the_grid_has_three_sizes(volumes, tmp_path):

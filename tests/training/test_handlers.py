@@ -103,7 +103,7 @@ def test_a_preview_that_fails_is_logged_and_the_training_goes_on(tmp_path, caplo
     grid.attach(engine)
     engine.run([0], max_epochs=2)
     assert engine.state.epoch == 2
-    assert "No preview of iteration 1; the training goes on." in caplog.text
+    assert "No preview for iteration 1; training continues." in caplog.text
 
 
 class Validator(Evaluator):

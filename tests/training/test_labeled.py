@@ -102,7 +102,7 @@ def test_what_cannot_be_used_in_a_folder_is_left_out_and_named(folders, caplog):
 
 def test_more_or_fewer_classes_than_the_networks_know_are_named(folders):
     picture(folders / "covid" / "0.png")
-    with pytest.raises(ValueError, match=r"holds 3 classes \(covid, normal, pneumonia\), and the networks know 2"):
+    with pytest.raises(ValueError, match=r"holds 3 classes \(covid, normal, pneumonia\), but the networks have 2"):
         labeled_cases(folders, None)
     picture(folders / "one" / "images" / "0.png")
     with pytest.raises(ValueError, match=r"holds 1 class \(images\)"):
@@ -143,5 +143,5 @@ def test_class_indices_of_a_table_stay_what_they_are(folders):
 def test_a_table_that_names_what_is_not_there_is_named_itself(folders):
     table = folders / "table.csv"
     table.write_text("file,label\nnormal/0.png,good\nnormal/77.png,bad\n")
-    with pytest.raises(ValueError, match=r"1 files of .*table\.csv cannot be used: .*77\.png does not exist"):
+    with pytest.raises(ValueError, match=r"1 files in .*table\.csv cannot be used: .*77\.png does not exist"):
         labeled_cases(None, table)

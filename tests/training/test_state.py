@@ -166,7 +166,7 @@ def test_options_that_make_another_model_are_refused_by_name(tmp_path, now, name
 def test_other_images_are_refused(tmp_path):
     options = {"options": {"learning_rate": 1}}
     training(tmp_path, nn.Linear(1, 1), images="one", **options)[0].run([0] * 3, max_epochs=1)
-    with pytest.raises(ValueError, match="other data, and cannot go on: the images or their labels"):
+    with pytest.raises(ValueError, match="other data, and cannot be resumed: the images or their labels"):
         training(tmp_path, nn.Linear(1, 1), images="two", **options)[0].run([0] * 3, max_epochs=2)
 
 

@@ -21,14 +21,14 @@ COUNT = 12
 
 @cache
 def phantoms() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Clean image (H, W), and the same with grey and with colored overlays, (1, H, W) and (3, H, W), in [0, 1]."""
+    """Clean image (H, W), and the same with gray and with colored overlays, (1, H, W) and (3, H, W), in [0, 1]."""
     found = []
     for seed in range(COUNT):
         head = FetalHead(3_500_000 + seed)
         sample = head.render(head.sample_pose(np.random.default_rng(seed), seed % 2), seed=seed)
-        grey = burn_in(sample)[None].astype(np.float32) / 255
+        gray = burn_in(sample)[None].astype(np.float32) / 255
         color = np.moveaxis(burn_in(sample, color=True), -1, 0).astype(np.float32) / 255
-        found.append((sample.image, grey, color))
+        found.append((sample.image, gray, color))
     return found
 
 
@@ -69,7 +69,7 @@ def mask_of(image: MetaTensor) -> np.ndarray:
     return rows_first(image.meta["overlay_mask"])
 
 
-@pytest.mark.parametrize("kind", [1, 2], ids=["grey", "colored"])
+@pytest.mark.parametrize("kind", [1, 2], ids=["gray", "colored"])
 def test_overlays_are_found_and_the_clean_image_comes_back(kind: int) -> None:
     remove = RemoveOverlays()
     true_positives = false_positives = false_negatives = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shapes of a parametric brain: signed distances in mm of lobes, sulci, ventricles, hippocampi and nuclei.
 
-Points are RAS+ mm (x right, y anterior, z superior) about the middle of the brain. Sizes follow adult anatomy: about
-1.3 l of brain, a cortex of 3 mm, 15 to 60 ml of ventricles and 3 ml a hippocampus.
+Points are RAS+ mm (x right, y anterior, z superior) relative to the center of the brain. Sizes follow adult anatomy:
+about 1.3 l of brain, a cortex of 3 mm, 15 to 60 ml of ventricles and 3 ml per hippocampus.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["Array", "Brain", "BrainShape", "coverage"]
 
 Array = NDArray[np.float32]
 
-_SULCI = 30  # plane waves of the folding pattern
-_FOLD = 27.0  # mm, their wavelength: sulci come twice as often
-_SHELL = 66.0  # mm, radius at which the folding pattern is taken
+_SULCI = 30  # plane waves in the folding pattern
+_FOLD = 27.0  # mm, their wavelength: there are two sulci per wavelength
+_SHELL = 66.0  # mm, radius at which the folding pattern is evaluated
 
 # Center lines of one side's lateral ventricle (x outward) and the radii along them, in mm at a growth of 1.
 _FRONTAL = ((4.5, 30, 10), (5.5, 18, 17), (6.5, 2, 22), (9.0, -16, 23), (16, -30, 17), (22, -38, 8))
@@ -33,19 +33,19 @@ _HIPPOCAMPUS_RADII = (5.2, 5.4, 4.4, 2.8)
 
 
 def coverage(distance: Array, width: float) -> Array:
-    """Share of a voxel of the given width in mm that lies inside a surface: 1 well inside, 0 well outside."""
+    """Return the fraction of a voxel (its width is in mm) inside a surface: 1 well inside, 0 well outside."""
     return np.clip(0.5 - distance / width, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class BrainShape:
-    """What one subject's anatomy is made of; lengths in mm, angles in radians.
+    """The parameters of one subject's anatomy; lengths in mm, angles in radians.
 
     Attributes:
         scale: size along x, y and z relative to the mean brain.
         waves, phases: folding pattern, (N, 3) per mm and (N,).
         bend, bend_phases, bend_amplitudes: a smooth deformation of space, waves as above.
-        sulcus_depth: how deep the sulci reach.
+        sulcus_depth: depth of the sulci.
         cortex: thickness of the cortex.
         ventricle: radius of the ventricles relative to the mean, left and right.
         hippocampus: radius of the hippocampi relative to the mean, left and right.
@@ -86,10 +86,10 @@ class BrainShape:
 
 @dataclass(frozen=True)
 class Brain:
-    """Signed distances (N,) in mm at some points, negative inside.
+    """Signed distances (N,) in mm at given points, negative inside.
 
     Attributes:
-        envelope: the whole brain with the fluid in its sulci.
+        envelope: the whole brain including the fluid in its sulci.
         pial: depth below the pial surface of cerebrum, cerebellum and stem, POSITIVE inside the tissue.
         ventricles: lateral, third and fourth ventricles.
         hippocampi: both hippocampi.
@@ -104,13 +104,13 @@ class Brain:
 
     @classmethod
     def at(cls, points: Array, shape: BrainShape, *, severity: float) -> Brain:
-        """Measure a subject of a disease's severity in [0, 1].
+        """Measure a subject at a disease severity in [0, 1].
 
         Args:
             points: (3, N) RAS+ mm.
             shape: the subject.
-            severity: 0 healthy: at 1 the ventricles' radii have grown by 45 %, the hippocampi lost 19 % of theirs, and
-                the sulci are 0.7 mm wider on each side.
+            severity: 0 is healthy; at 1 the ventricles' radii have grown by 45 %, the hippocampi's have shrunk by 19 %,
+                and the sulci are 0.7 mm wider on each side.
 
         Returns:
             The distances.
@@ -150,7 +150,7 @@ class Brain:
 
 
 def _waves(rng: np.random.Generator, count: int, length: float) -> Array:
-    """Random wave vectors (count, 3) of wavelengths about ``length`` mm."""
+    """Return random wave vectors (count, 3) with wavelengths of about ``length`` mm."""
     direction = rng.standard_normal((count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     return (direction * (2 * np.pi / length * rng.uniform(0.8, 1.25, (count, 1)))).astype(np.float32)
@@ -162,7 +162,7 @@ def _bend(points: Array, shape: BrainShape) -> Array:
 
 
 def _ellipsoid(x: Array, y: Array, z: Array, center: tuple[float, ...], axes: tuple[float, ...]) -> Array:
-    """Distance to an ellipsoid, exact on its surface and good near it."""
+    """Return the distance to an ellipsoid, exact on its surface and accurate near it."""
     parts = [(v - np.float32(c), np.float32(a)) for v, c, a in zip((x, y, z), center, axes, strict=True)]
     level = np.sqrt(sum((v / a) ** 2 for v, a in parts)) + np.float32(1e-6)
     slope = np.sqrt(sum((v / (a * a)) ** 2 for v, a in parts)) + np.float32(1e-6)
@@ -172,7 +172,7 @@ def _ellipsoid(x: Array, y: Array, z: Array, center: tuple[float, ...], axes: tu
 def _tube(
     x: Array, y: Array, z: Array, line: tuple[tuple[float, ...], ...], radii: tuple[float, ...], size: Array
 ) -> Array:
-    """Distance to a tube along a polyline whose radius, times ``size``, changes along it."""
+    """Return the distance to a tube along a polyline whose radius, times ``size``, varies along it."""
     nearest = np.full(x.shape, np.inf, np.float32)
     point = np.stack([x, y, z])
     for (start, end), (first, last) in zip(pairwise(line), pairwise(radii), strict=True):
@@ -190,7 +190,7 @@ def _smooth_min(first: Array, second: Array, width: float) -> Array:
 
 
 def _cerebrum(side: Array, y: Array, z: Array) -> Array:
-    """Distance to the two hemispheres; ``side`` is the distance from the midline."""
+    """Return the distance to the two hemispheres; ``side`` is the distance from the midline."""
     main = _ellipsoid(side, y, z, (3, -2, 16), (64, 86, 52))
     main = _smooth_min(main, _ellipsoid(side, y, z, (26, 34, 8), (34, 44, 34)), 8.0)
     main = np.maximum(main, -(z + 21 + 0.12 * (y - 10)))  # the flat base of the frontal and parietal lobes
@@ -200,7 +200,7 @@ def _cerebrum(side: Array, y: Array, z: Array) -> Array:
 
 
 def _folds(points: Array, depth: Array, shape: BrainShape, gap: float) -> Array:
-    """Distance to the banks of the sulci: radial sheets where the folding pattern is zero."""
+    """Return the distance to the banks of the sulci: radial sheets where the folding pattern is zero."""
     x, y, z = points
     base = np.stack([x, y * 0.8, (z - 12.0) * 1.1])
     radius = np.linalg.norm(base, axis=0) + np.float32(1e-3)
@@ -208,19 +208,19 @@ def _folds(points: Array, depth: Array, shape: BrainShape, gap: float) -> Array:
     pattern = np.sin(shape.waves @ (base * (_SHELL / radius) + swirl) + shape.phases[:, None]).sum(0)
     steepness = np.float32(np.sqrt(_SULCI / 2) * 2 * np.pi / _FOLD * 0.8)
     sheet = np.abs(pattern) / steepness * np.clip(radius / _SHELL, 0.5, 1.2)
-    # The sheets end at the sulcus's depth, and before they would meet at the middle of the brain.
+    # The sheets end at the sulcal depth, and before they would meet at the center of the brain.
     below = np.maximum(np.maximum(depth - shape.sulcus_depth, 42.0 - radius), 0.0)
     return np.asarray(np.hypot(sheet, below) - gap, np.float32)
 
 
 def _fissure(side: Array, y: Array, z: Array) -> Array:
-    """Distance to the fissure between the hemispheres, which ends above and around the corpus callosum."""
+    """Return the distance to the interhemispheric fissure, which ends above and around the corpus callosum."""
     ring = np.sqrt(((y + 4) / 46) ** 2 + ((z - 4) / 29) ** 2)
     return np.hypot(side, np.maximum(1.0 - ring, 0.0) * 29.0)
 
 
 def _cerebellum(side: Array, y: Array, z: Array) -> tuple[Array, Array]:
-    """Distance to the cerebellum, and the depth below its foliated surface (positive inside)."""
+    """Return the distance to the cerebellum, and the depth below its foliated surface (positive inside)."""
     surface = _ellipsoid(side, y, z, (20, -52, -36), (32, 29, 21))
     surface = _smooth_min(surface, _ellipsoid(side, y, z, (0, -48, -32), (14, 26, 22)), 6.0)
     folia = np.abs(np.sin((z + 0.4 * (y + 52)) * np.float32(2 * np.pi / 15.0))) * 3.0

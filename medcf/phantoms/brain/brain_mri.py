@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A seeded T1-weighted brain, skull-stripped, whose disease grows continuously in the same subject."""
+"""A seeded, skull-stripped T1-weighted brain whose disease grows continuously in the same subject."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from medcf.registry import PHANTOMS
 
 __all__ = ["TISSUES", "BrainMRI", "BrainSample", "BrainState"]
 
-#: Names of the labels of a segmentation, from 1.
+#: Names of the segmentation labels, starting from 1.
 TISSUES = ("csf", "gm", "wm", "ventricles", "hippocampi")
 
-_SEVERITIES = ((0.0, 0.3), (0.6, 1.0))  # of class 0 (CN) and class 1 (AD)
+_SEVERITIES = ((0.0, 0.3), (0.6, 1.0))  # for class 0 (CN) and class 1 (AD)
 
 
 @dataclass(frozen=True)
 class BrainState:
-    """What changes in a subject with the disease.
+    """What the disease changes in a subject.
 
     Attributes:
-        severity: 0 healthy to 1; below 0.45 the class is CN (0), above it AD (1).
+        severity: from 0 (healthy) to 1; below 0.45 the class is CN (0), otherwise AD (1).
     """
 
     severity: float = 0.1
 
     @classmethod
     def typical(cls, label: int) -> BrainState:
-        """The middle of a class: severity 0.15 for CN (0), 0.8 for AD (1)."""
+        """The center of a class: severity 0.15 for CN (0), 0.8 for AD (1)."""
         low, high = _SEVERITIES[_checked(label)]
         return cls((low + high) / 2)
 
@@ -44,20 +44,20 @@ class BrainState:
 
 @dataclass(frozen=True)
 class BrainSample:
-    """One rendered volume with everything that is true about it; axes are RAS.
+    """One rendered volume with its complete ground truth; axes are RAS.
 
     Attributes:
-        image: (X, Y, Z) float32 in [0, 1], a multiple of 1/255; 0 outside of the mask.
+        image: (X, Y, Z) float32 in [0, 1], multiples of 1/255; 0 outside the mask.
         segmentation: (X, Y, Z) uint8: 0 background, 1 sulcal CSF, 2 gray matter, 3 white matter, 4 ventricles,
             5 hippocampi.
-        mask: (X, Y, Z) bool, the brain with the fluid in its sulci.
+        mask: (X, Y, Z) bool, the brain including the fluid in its sulci.
         label: 0 CN, 1 AD.
-        severity: of the disease, in [0, 1].
+        severity: severity of the disease, in [0, 1].
         age: years.
         sex: "F" or "M".
-        spacing_mm: distance of voxels in mm.
+        spacing_mm: voxel spacing in mm.
         affine: (4, 4) voxel indices to RAS+ mm.
-        volumes_mm3: true volume of each of ``TISSUES``, with partial voxels.
+        volumes_mm3: true volume of each of ``TISSUES``, including partial voxels.
         subject: seed of the subject.
     """
 
@@ -77,9 +77,9 @@ class BrainSample:
 class BrainMRI:
     """A brain with its scanner: one subject.
 
-    Class labels: 0 cognitively normal (CN), 1 Alzheimer's disease (AD). With severity the ventricles grow, hippocampi
-    and cortex shrink, sulci widen and the contrast of gray and white matter falls. Age (which widens the ventricles,
-    too) and sex (size) are nuisances that both classes share.
+    Class labels: 0 cognitively normal (CN), 1 Alzheimer's disease (AD). With increasing severity ventricles grow,
+    hippocampi and cortex shrink, sulci widen, and the contrast between gray and white matter falls. Age (which also
+    widens the ventricles) and sex (size) are nuisance factors shared by both classes.
 
     Args:
         seed: the subject.
@@ -99,7 +99,7 @@ class BrainMRI:
         self._noise = float(rng.uniform(0.012, 0.028))
 
     def sample_state(self, rng: np.random.Generator, label: int) -> BrainState:
-        """Draw a severity of a class: 0 to 0.3 for CN (0), 0.6 to 1 for AD (1)."""
+        """Draw a severity for a class: 0 to 0.3 for CN (0), 0.6 to 1 for AD (1)."""
         return BrainState(float(rng.uniform(*_SEVERITIES[_checked(label)])))
 
     def render(
@@ -114,8 +114,8 @@ class BrainMRI:
 
         Args:
             state: the disease; None for a typical CN.
-            seed: seed of the noise alone.
-            size: voxels along x (to the right), y (to the front) and z (upward).
+            seed: seed for the noise only.
+            size: voxels along x (right), y (anterior) and z (superior).
             spacing: voxel spacing in mm.
 
         Returns:
@@ -123,7 +123,7 @@ class BrainMRI:
         """
         state = BrainState.typical(0) if state is None else state
         if not 0 <= state.severity <= 1:
-            raise ValueError(f"severity={state.severity}: it must lie in [0, 1].")
+            raise ValueError(f"severity={state.severity}: it must be in [0, 1].")
         points, near = _points(tuple(size), float(spacing))
         brain = Brain.at(points, self.shape, severity=state.severity)
         shares = _tissue_shares(brain, self._cortex(state), spacing)
@@ -178,7 +178,7 @@ def _checked(label: int) -> int:
 
 @lru_cache(maxsize=4)
 def _points(size: tuple[int, ...], spacing: float) -> tuple[Array, NDArray[np.bool_]]:
-    """Voxel centers in mm that may lie in a brain, (3, N), and where they are in the volume."""
+    """Return voxel centers in mm that may be inside a brain, (3, N), and their positions in the volume."""
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(spacing) for n in size]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     near = (x / 84.0) ** 2 + (y / 102.0) ** 2 + (z / 84.0) ** 2 < 1.0
@@ -188,7 +188,7 @@ def _points(size: tuple[int, ...], spacing: float) -> tuple[Array, NDArray[np.bo
 
 
 def _tissue_shares(brain: Brain, cortex: float, spacing: float) -> Array:
-    """Share of every voxel (6, N) in the brain, and in each of ``TISSUES``, which add up to the first."""
+    """Return the fraction of every voxel (6, N) in the brain, and in each of ``TISSUES``, which add up to the first."""
     whole = coverage(brain.envelope, spacing)
     ventricles = coverage(brain.ventricles, spacing) * whole
     hippocampi = np.minimum(coverage(brain.hippocampi, spacing), whole - ventricles)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain phantoms as torch data sets: single subjects, and subjects in both states of the disease."""
+"""Brain phantoms as torch datasets: single subjects, and subjects in both disease states."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from medcf.phantoms.head.datasets import subject_seed
 
 __all__ = ["BrainDataset", "PairedBrainDataset", "brain_on_grid", "draw_brain"]
 
-_VERSION = 1  # of the renderer; a cache of another version is not used
-_RENDERED = 2.0  # mm, the coarsest spacing at which a brain is rendered
+_VERSION = 1  # of the renderer; caches from other versions are not used
+_RENDERED = 2.0  # mm, the coarsest spacing for rendering a brain
 _LABELS = len(TISSUES) + 1
 
 
 def draw_brain(
     split: str, index: int, *, seed: int = 0, ad_fraction: float = 0.5
 ) -> tuple[BrainMRI, BrainState, np.random.Generator]:
-    """Draw the subject and the state of a case; depends on its arguments alone.
+    """Draw the subject and the state of a case; the result depends only on the arguments.
 
     Args:
         split: a key of ``SPLITS``.
@@ -35,7 +35,7 @@ def draw_brain(
         ad_fraction: probability of class AD.
 
     Returns:
-        The subject, its state, and the generator from which the case's further numbers are drawn.
+        The subject, its state, and the generator for the case's further random numbers.
     """
     subject = BrainMRI(subject_seed(split, index, seed))
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xB4A2, subject.seed, seed])))
@@ -46,9 +46,9 @@ def draw_brain(
 class BrainDataset(Dataset[dict[str, Any]]):
     """Brains on the network's grid, one subject per case.
 
-    Volumes are rendered at 2 mm or finer and averaged over blocks. An item holds ``image`` float32 (1, X, Y, Z) in
-    [-1, 1] (-1 outside of the brain), ``segmentation`` int64 (1, X, Y, Z), ``label`` (0 CN, 1 AD), ``severity``,
-    ``age`` in years, ``sex`` (0 F, 1 M), ``volumes`` float32 (5,) of ``TISSUES`` in mm³, ``subject`` and ``case``.
+    Volumes are rendered at 2 mm or finer and averaged over blocks. An item holds ``image`` float32 (1, X, Y, Z) in [-1,
+    1] (-1 outside the brain), ``segmentation`` int64 (1, X, Y, Z), ``label`` (0 CN, 1 AD), ``severity``, ``age`` in
+    years, ``sex`` (0 F, 1 M), ``volumes`` float32 (5,) for ``TISSUES`` in mm³, ``subject`` and ``case``.
 
     Args:
         split: "train", "val", "oracle", "test" or "demo"; their subjects are disjoint.
@@ -56,17 +56,17 @@ class BrainDataset(Dataset[dict[str, Any]]):
         seed: seed of the set.
         size: voxels along x, y and z.
         spacing: voxel spacing in mm; 2 or less, or a multiple of 2.
-        ad_fraction: share of class AD.
-        cache_file: .npz file that is read if it holds this very set and written otherwise; None keeps it in memory.
+        ad_fraction: fraction of class AD.
+        cache_file: .npz file, read if it holds exactly this set and written otherwise; None keeps the set in memory.
         transform: applied to every item.
-        num_workers: processes that render; 0 renders in this one. The result does not depend on it.
+        num_workers: number of rendering processes; 0 renders in this one. The result does not depend on it.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an unknown split, or a spacing that blocks of 2 mm do not make up.
+        ValueError: if the split is unknown, or the spacing is not a multiple of 2 mm above 2 mm.
     """
 
-    #: Versions of each case that are rendered: the drawn state, and in a paired set the other class's typical one.
+    #: Rendered versions of each case: the drawn state, and in a paired set the other class's typical one.
     states: tuple[str, ...] = ("",)
 
     def __init__(
@@ -83,7 +83,7 @@ class BrainDataset(Dataset[dict[str, Any]]):
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
-        subject_seed(split, 0)  # an unknown split fails before anything is rendered
+        subject_seed(split, 0)  # fail for an unknown split before rendering
         _block(spacing)
         if len(size) != 3:
             raise ValueError(f"size={tuple(size)}: a brain's grid has three sizes.")
@@ -103,14 +103,14 @@ class BrainDataset(Dataset[dict[str, Any]]):
         return len(self._arrays["label"])
 
     def __getitem__(self, index: int) -> Any:
-        """One case, after the transform if there is one."""
+        """Return one case, after the transform if there is one."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"case {index} is outside a set of {len(self)}")
         item = self._item(index)
         return item if self.transform is None else self.transform(item)
 
     def _item(self, index: int) -> dict[str, Any]:
-        """One case before the transform."""
+        """Return one case before the transform."""
         row = {name: values[index] for name, values in self._arrays.items()}
         item: dict[str, Any] = {
             "label": torch.tensor(int(row["label"])),
@@ -128,16 +128,17 @@ class BrainDataset(Dataset[dict[str, Any]]):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels of all cases."""
+        """The labels of all cases."""
         return self._arrays["label"].astype(np.int64)
 
 
 class PairedBrainDataset(BrainDataset):
     """Brains in two states: as in ``BrainDataset``, and at the typical severity of the other class.
 
-    An item holds what ``BrainDataset`` gives, ``target`` (the other class), and ``image_true``, ``segmentation_true``,
-    ``severity_true`` and ``volumes_true`` of the same subject on the same scanner in the other class, with other noise:
-    what a perfect counterfactual of a typical case of that class looks like. Takes the same arguments.
+    An item holds the entries of ``BrainDataset``, ``target`` (the other class), and ``image_true``,
+    ``segmentation_true``, ``severity_true`` and ``volumes_true`` for the same subject on the same scanner in the other
+    class, with different noise: what a perfect counterfactual for a typical case of that class looks like. Takes the
+    same arguments.
     """
 
     states = ("", "_true")
@@ -148,15 +149,15 @@ class PairedBrainDataset(BrainDataset):
 
 
 def brain_on_grid(sample: BrainSample, factor: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Average a rendered brain over blocks of ``factor`` voxels a side.
+    """Average a rendered brain over blocks of ``factor`` voxels per side.
 
     Args:
         sample: the brain.
-        factor: voxels a side.
+        factor: voxels per side.
 
     Returns:
-        Gray values, 0 where less than half of a block lies in the brain, and the most frequent label of each block of
-        those within the brain; the later label wins a tie.
+        Gray values, 0 if less than half of a block is inside the brain, and the most frequent label in each block
+        within the brain; ties go to the later label.
     """
     inside = _blocks(sample.mask, factor)
     image = _blocks(sample.image, factor) / np.maximum(inside, 1e-3)
@@ -167,7 +168,7 @@ def brain_on_grid(sample: BrainSample, factor: int) -> tuple[NDArray[np.uint8], 
 
 
 def _render_row(job: tuple[Any, ...]) -> dict[str, Any]:
-    """One case on the network's grid (a function of the module, so that processes can call it)."""
+    """Render one case on the network's grid (a module-level function, so that processes can call it)."""
     states, split, seed, size, spacing, ad_fraction, index = job
     subject, state, rng = draw_brain(split, index, seed=seed, ad_fraction=ad_fraction)
     row: dict[str, Any] = {
@@ -189,7 +190,7 @@ def _render_row(job: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _block(spacing: float) -> int:
-    """How many rendered voxels make up one voxel of the grid."""
+    """Return the number of rendered voxels per voxel of the grid."""
     factor = max(round(spacing / _RENDERED), 1)
     if spacing > _RENDERED and abs(factor * _RENDERED - spacing) > 1e-6:
         raise ValueError(f"spacing={spacing:g}: use 2 mm or less, or a multiple of 2 mm.")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a poor scan does to a brain phantom: a bias field, motion and noise, simulated by torchio."""
+"""Effects of a poor scan on a brain phantom: bias field, motion and noise, simulated by torchio."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,30 +16,32 @@ from medcf.phantoms.brain.brain_mri import BrainSample
 
 __all__ = ["DegradeBrain"]
 
-_ORDER = 3  # of the bias field's polynomial
+_ORDER = 3  # order of the bias field's polynomial
 _COEFFICIENTS = (_ORDER + 1) * (_ORDER + 2) * (_ORDER + 3) // 6  # monomials up to that order in three variables
+
+Degradable = TypeVar("Degradable", BrainSample, dict[str, Any])
 
 
 class DegradeBrain:
-    """Degrades a `BrainSample` or an item of `BrainDataset`; tissues, labels and volumes stay what they are.
+    """Degrades a `BrainSample` or an item of `BrainDataset`; tissues, labels and volumes are unchanged.
 
-    Every subject has its own bias field, movements and noise, which depend on ``seed`` and on the subject alone: the
-    same call gives the same voxels, whatever the worker or the order. The images of a pair get the same field and
-    the same movements, as on one scanner, and other noise. The subject lies still while the center of k-space is
-    measured, so that the brain stays where its segmentation is. Outside of the brain the image stays black.
+    Every subject has its own bias field, movements and noise, which depend only on ``seed`` and the subject: the same
+    call gives the same voxels, whatever the worker or order. The images of a pair get the same field and movements, as
+    on one scanner, but different noise. The subject lies still while the center of k-space is measured, so the brain
+    stays aligned with its segmentation. The image stays black outside the brain.
 
     Args:
-        bias: largest coefficient of the field exp(polynomial of order 3) in coordinates from -1 to 1; 0 for none,
-            0.3 is plainly visible.
+        bias: largest coefficient of the field exp(polynomial of order 3) in coordinates from -1 to 1; 0 for none, 0.3
+            is clearly visible.
         motion: largest rotation in degrees and translation in mm of each movement; 0 for none.
-        noise: standard deviation as a share of the full scale, added before the magnitude is taken; 0 for none.
-        movements: how often the subject moves.
-        keys: images of an item, each beside its segmentation (``image_true``, ``segmentation_true``).
-        spacing: voxel spacing of an item in mm; a `BrainSample` knows its own.
+        noise: standard deviation as a fraction of full scale, added before taking the magnitude; 0 for none.
+        movements: number of movements.
+        keys: images in an item, each with a matching segmentation (``image_true``, ``segmentation_true``).
+        spacing: voxel spacing of an item in mm; a `BrainSample` has its own.
         seed: seed of the whole set.
 
     Raises:
-        ValueError: a negative strength, or no movement.
+        ValueError: if a strength is negative, or there is no movement.
     """
 
     def __init__(
@@ -55,13 +57,13 @@ class DegradeBrain:
     ) -> None:
         for name, value in {"bias": bias, "motion": motion, "noise": noise}.items():
             if value < 0:
-                raise ValueError(f"{name}={value}: a strength is 0 or more.")
+                raise ValueError(f"{name}={value}: a strength must be 0 or more.")
         if movements < 1:
-            raise ValueError(f"movements={movements}: at least one; motion=0 leaves motion out.")
+            raise ValueError(f"movements={movements}: use at least one; motion=0 disables motion.")
         self.bias, self.motion, self.noise = float(bias), float(motion), float(noise)
         self.movements, self.keys, self.spacing, self.seed = int(movements), tuple(keys), float(spacing), int(seed)
 
-    def __call__(self, data: Any) -> Any:
+    def __call__(self, data: Degradable) -> Degradable:
         """Degrade a sample or an item.
 
         Args:
@@ -86,15 +88,15 @@ class DegradeBrain:
         return item
 
     def _degrade(self, image: Tensor, mask: Tensor, affine: NDArray[np.float64], subject: int, number: int) -> Tensor:
-        """Degrade gray values (1, X, Y, Z) in [0, 1] of a brain."""
+        """Degrade the gray values (1, X, Y, Z) in [0, 1] of a brain."""
         try:
             import torchio as tio
         except ImportError as error:
             raise ImportError("DegradeBrain needs torchio. Run: python -m pip install 'medcf[degradation]'") from error
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xDE64, self.seed, subject])))
-        # everything is drawn whatever is used, so that one strength does not change what another one draws
+        # draw everything even if unused, so that one strength does not change the draws for another
         coefficients = rng.uniform(-1, 1, _COEFFICIENTS) * self.bias
-        coefficients[0] = 0.0  # a factor for the whole volume is no bias field
+        coefficients[0] = 0.0  # a constant factor is not a bias field
         degrees, translation = rng.uniform(-1, 1, (2, self.movements, 3)) * self.motion
         times = np.sort(rng.uniform(0.1, 0.9, self.movements))
         noise_seed = int(rng.integers(2**31)) + number
@@ -106,7 +108,7 @@ class DegradeBrain:
         if self.noise:
             steps.append(tio.Noise(0.0, self.noise, noise_seed))
         scan = tio.ScalarImage(tensor=image.float(), affine=affine)
-        with torch.random.fork_rng(devices=[]):  # torchio seeds the generator of the whole process
+        with torch.random.fork_rng(devices=[]):  # torchio seeds the process's global generator
             for step in steps:
                 scan = step(scan)
         return torch.where(mask, scan.data.abs().clamp(max=1.0), torch.zeros(()))

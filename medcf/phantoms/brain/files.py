@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain phantoms as NIfTI files in the geometries that scanners make, with their truth beside them."""
+"""Brain phantoms as NIfTI files with the geometries of real scanners, and their truth."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _SCALE = 1000  # stored value of white
 
 @dataclass(frozen=True)
 class VolumeGeometry:
-    """How a scanner lays voxels through a head.
+    """How a scanner places voxels in a head.
 
     Attributes:
-        orientation: directions of the three voxel axes, for example ``"LPS"``.
-        voxel: voxel sizes along right, front and up, in units of the rendered spacing.
-        angles: degrees by which the slices are tilted about the same axes.
-        offset: mm from the origin of the scanner to the middle of the head.
+        orientation: directions of the three voxel axes, such as ``"LPS"``.
+        voxel: voxel sizes along right, anterior and superior, in units of the rendered spacing.
+        angles: tilt of the slices about the same axes, in degrees.
+        offset: mm from the scanner's origin to the center of the head.
     """
 
     orientation: str = "RAS"
@@ -53,7 +53,7 @@ class VolumeGeometry:
         return tuple(int(n) for n in shape[order]), affine @ inv_ornt_aff(turn, tuple(shape))
 
 
-#: Isotropic; thick oblique axial slices that are flipped; sagittal slices; tilted coronal slices.
+#: Isotropic; thick, flipped, oblique axial slices; sagittal slices; tilted coronal slices.
 GEOMETRIES = (
     VolumeGeometry(),
     VolumeGeometry("LPS", (0.75, 0.75, 1.75), (14.0, 0.0, 8.0), (4.0, -18.0, 25.0)),
@@ -72,21 +72,21 @@ def write_brain_demo(
     geometries: tuple[VolumeGeometry, ...] = GEOMETRIES,
     truth_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Write subjects, CN and AD in turn, as int16 ``.nii.gz``; case i gets geometry i modulo their number.
+    """Write subjects, alternating CN and AD, as int16 ``.nii.gz``; case i uses geometry i modulo their number.
 
     Args:
-        out_dir: folder of the volumes; made if it is missing. Nothing else is written there.
+        out_dir: folder for the volumes; created if missing. Nothing else is written there.
         split: a key of ``SPLITS``.
         count: number of subjects.
         seed: seed of the set.
-        spacing: voxel spacing in mm at which they are rendered.
-        geometries: how the voxels lie.
+        spacing: voxel spacing in mm for rendering.
+        geometries: voxel geometries.
         truth_dir: folder for ``truth.csv``, the same subjects in the typical state of the other class
             (``<case>_other.nii.gz``) and the tissues of both (``<case>_segmentation.nii.gz``,
             ``<case>_other_segmentation.nii.gz``), on the same voxels; None writes no truth.
 
     Returns:
-        One record per case: what ``truth.csv`` holds, and ``path`` of the volume.
+        One record per case: its row of ``truth.csv``, and ``path`` of the volume.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -127,21 +127,21 @@ def write_brains(
     truth: bool = False,
     transform: Callable[[BrainSample], BrainSample] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write a labeled set: ``images``, ``segmentations`` and a ``labels.csv`` that the trainings read as a datalist.
+    """Write a labeled set: ``images``, ``segmentations`` and a ``labels.csv`` that trainings read as a datalist.
 
-    The subjects and states are those of `BrainDataset` with the same split and seed.
+    Subjects and states are those of `BrainDataset` with the same split and seed.
 
     Args:
-        out_dir: folder; made if it is missing.
+        out_dir: folder; created if missing.
         split: a key of ``SPLITS``; also written into the table.
         count: number of subjects.
-        label: class of all cases; None mixes them.
+        label: class of all cases; None mixes both.
         seed: seed of the set.
         size: voxels along x, y and z.
         spacing: voxel spacing in mm.
         truth: also write ``other`` and ``other_segmentations``: the same subjects in the typical state of the other
             class, with their volumes in the columns ``other_...``.
-        transform: applied to every image that is written, for example a `DegradeBrain`.
+        transform: applied to every image before writing, such as a `DegradeBrain`.
 
     Returns:
         One record per case: the row of ``labels.csv``. Paths are relative to ``out_dir``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both states of every subject, and the numbers about it that the disease leaves alone."""
+"""Both states of every subject, and the parameters that the disease does not change."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from medcf.phantoms.head.identities import ParameterSet
 
 __all__ = ["BRAIN_PARAMETERS", "BrainIdentityDataset", "brain_parameters"]
 
-#: What identifies a brain whatever its disease: the inner skull's width, length and height relative to the mean
-#: brain, the depth of its sulci, and the size of its deep nuclei.
+#: Parameters that identify a brain independently of its disease: the inner skull's width, length and height relative to
+#: the mean brain, the depth of its sulci, and the size of its deep nuclei.
 BRAIN_PARAMETERS: dict[str, Callable[[BrainMRI], float]] = {
     "width": lambda brain: brain.shape.scale[0],
     "length": lambda brain: brain.shape.scale[1],
@@ -36,10 +36,10 @@ def brain_parameters(subject: BrainMRI, names: Sequence[str] = tuple(BRAIN_PARAM
         names: keys of `BRAIN_PARAMETERS`.
 
     Returns:
-        Their values, (P,) float32: mm where the name says so, otherwise relative to the mean brain.
+        Their values, (P,) float32: in mm if the name says so, otherwise relative to the mean brain.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: if a name is unknown.
     """
     unknown = sorted(set(names) - set(BRAIN_PARAMETERS))
     if unknown:
@@ -48,9 +48,9 @@ def brain_parameters(subject: BrainMRI, names: Sequence[str] = tuple(BRAIN_PARAM
 
 
 class BrainIdentityDataset(ParameterSet, PairedBrainDataset):
-    """The items of `PairedBrainDataset` with ``parameters`` (P,), to train and validate a network that knows subjects.
+    """The items of `PairedBrainDataset` with ``parameters`` (P,), for training a network that recognizes subjects.
 
-    ``image`` and ``image_true`` are one subject in the two classes, as a counterfactual is to be of its input.
+    ``image`` and ``image_true`` show one subject in both classes, like a counterfactual and its input.
 
     Args:
         split: "train", "val", "oracle", "test" or "demo"; their subjects are disjoint.
@@ -59,7 +59,7 @@ class BrainIdentityDataset(ParameterSet, PairedBrainDataset):
         seed: seed of the set.
         size: voxels along x, y and z.
         spacing: voxel spacing in mm.
-        cache_dir: folder where the rendered pairs are kept; None renders them anew.
+        cache_dir: folder for caching the rendered pairs; None renders them each time.
         transform: applied to every item.
         progress: whether to show a progress bar.
     """

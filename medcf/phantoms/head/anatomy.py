@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fetal head as analytic functions of position: outline, brain structures and their echoes.
 
-Head coordinates are millimetres from the middle of the head: ``x`` to the side, ``y`` forward, ``z`` towards the
-vertex. The plane ``z = 0`` is the transthalamic plane, where the head circumference is measured (ISUOG practice
-guidelines, 2022).
+Head coordinates are millimeters from the center of the head: ``x`` lateral, ``y`` anterior, ``z`` toward the vertex.
+The plane ``z = 0`` is the transthalamic plane, where the head circumference is measured (ISUOG practice guidelines,
+2022).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["Array", "HeadAnatomy", "Structures", "coverage"]
 
 Array = NDArray[np.float64]
 
-_REFERENCE_BPD = 90.0  # mm; the sizes of the brain structures below are those of a head of this width
+_REFERENCE_BPD = 90.0  # mm; the brain structures below are sized for a head of this width
 _LATTICE = 24  # nodes of the periodic texture volume along each axis
 _LATTICE_SPACING = 3.2  # mm between nodes
 
 
 def coverage(distance: Array, width: float) -> Array:
-    """Share of a sample that lies inside a surface.
+    """Return the fraction of a sample that is inside a surface.
 
     Args:
         distance: signed distance in mm, negative inside.
-        width: mm over which the share falls from 1 to 0.
+        width: mm over which the fraction falls from 1 to 0.
 
     Returns:
         Values in [0, 1], 0.5 on the surface.
@@ -38,7 +38,7 @@ def coverage(distance: Array, width: float) -> Array:
 
 @dataclass(frozen=True)
 class Structures:
-    """Signed distances in mm (negative inside) of one set of points to the structures of the head.
+    """Signed distances in mm (negative inside) from a set of points to the structures of the head.
 
     All fields have the shape of the points. ``head`` is the outer surface of the skull, ``brain`` its inner surface.
     """
@@ -58,7 +58,7 @@ class Structures:
 
 @dataclass(frozen=True)
 class HeadAnatomy:
-    """Size, shape and texture of one head; everything that follows the subject through all planes.
+    """Size, shape and texture of one head: everything that stays the same in all planes.
 
     Args:
         bpd: outer biparietal diameter in mm before the shape is perturbed.
@@ -98,11 +98,11 @@ class HeadAnatomy:
 
     @property
     def scale(self) -> float:
-        """Size of this head relative to one with a BPD of 90 mm."""
+        """The size of this head relative to one with a BPD of 90 mm."""
         return self.bpd / _REFERENCE_BPD
 
     def outline(self, x: Array, y: Array, z: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-        """Distance to the skull's outer surface, to first order, and the surface's normal.
+        """Return the distance to the skull's outer surface, to first order, and the surface's normal.
 
         Args:
             x: lateral position in mm.
@@ -125,13 +125,13 @@ class HeadAnatomy:
         return (r - 1 - bump) * r / slope, (gx / slope, gy / slope, gz / slope)
 
     def structures(self, x: Array, y: Array, z: Array, head: Array | None = None) -> Structures:
-        """Signed distances of points to every labelled structure.
+        """Return the signed distances of points to every labeled structure.
 
         Args:
             x: lateral position in mm.
             y: anterior position in mm.
             z: cranial position in mm.
-            head: distance to the outer surface, where it is known already.
+            head: distance to the outer surface, if already known.
 
         Returns:
             The distances in mm.
@@ -143,7 +143,7 @@ class HeadAnatomy:
         a = self.ofd / 2
         side = np.abs(x)
         forward = y + 0.06 * a
-        # The thalami converge towards the front, so the pair reads as a diamond.
+        # The thalami converge toward the front, so the pair looks like a diamond.
         tx, ty = side - 10.0 * k * q[0] + 0.28 * forward, forward
         thalami = _ellipsoid(tx, ty, z + 1.0 * k, 8.8 * k * q[0], 12.5 * k * q[1], 9.0 * k)
         cx, cy, cz = side - 3.6 * k * q[2], np.abs(y - 0.47 * a) - 8.0 * k * q[3], np.abs(z - 1.5 * k) - 5.5 * k
@@ -157,13 +157,13 @@ class HeadAnatomy:
         return Structures(head, brain, np.maximum(thalami, brain), cavum, np.maximum(cerebellum, brain), cisterna)
 
     def noise(self, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-        """Fine and coarse texture at points; fixed to the head, standard deviation about 1."""
+        """Return fine and coarse texture at points; fixed to the head, standard deviation about 1."""
         nodes = np.stack([x, y, z]) / _LATTICE_SPACING
         fine, coarse = (ndimage.map_coordinates(field, nodes, order=1, mode="grid-wrap") for field in self.texture)
         return fine, coarse
 
     def warp(self, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
-        """Positions bent smoothly by up to about 3 mm, so that no structure of the brain is a perfect ellipsoid.
+        """Bend positions smoothly by up to about 3 mm, so that no brain structure is a perfect ellipsoid.
 
         Args:
             x: lateral position in mm.
@@ -180,7 +180,7 @@ class HeadAnatomy:
         return bent_x, bent_y, z
 
     def echoes(self, x: Array, y: Array, z: Array, parts: Structures) -> tuple[Array, Array]:
-        """Backscatter and specular amplitude of the brain (the skull and everything outside it are not included).
+        """Return backscatter and specular amplitude of the brain (excluding the skull and everything outside it).
 
         Args:
             x: lateral position in mm.
@@ -189,7 +189,7 @@ class HeadAnatomy:
             parts: the distances of the same points.
 
         Returns:
-            Amplitude of diffuse scatter and of bright interfaces, both relative to a skull hit head-on (1).
+            Amplitudes of diffuse scatter and of bright interfaces, both relative to a skull at normal incidence (1).
         """
         k, q = self.scale, self.variation
         a, b = self.ofd / 2, self.bpd / 2
@@ -197,9 +197,9 @@ class HeadAnatomy:
         _, ridge = self.noise(1.25 * x + 31.0, 0.62 * y, 1.1 * z)
         x, y, z = self.warp(x, y, z)
         side = np.abs(x)
-        patch = np.clip(0.75 + 0.55 * fine + 0.25 * coarse, 0.08, 1.8)  # interfaces are seen in pieces
+        patch = np.clip(0.75 + 0.55 * fine + 0.25 * coarse, 0.08, 1.8)  # interfaces are visible in pieces
         scatter = 0.0085 * np.exp(0.45 * fine + 0.45 * coarse)
-        # Sulci and pia: level lines of the coarse field, mostly near the surface of the brain.
+        # Sulci and pia: level sets of the coarse field, mostly near the surface of the brain.
         rim = np.clip(1.0 + parts.brain / (26.0 * k), 0.0, 1.0)
         scatter += 0.075 * (0.25 + rim) * np.exp(-((ridge / 0.14) ** 2)) * np.clip(0.35 + 0.8 * fine, 0.0, 2.0)
         lines = np.zeros_like(x)
@@ -237,7 +237,8 @@ class HeadAnatomy:
         ends = coverage(np.abs(y - 0.47 * a) - 8.5 * k * q[3], 2.0) * coverage(np.abs(z - 1.5 * k) - 6.0 * k, 2.0)
         lines += 0.42 * ends * np.clip(patch, 0.5, 1.2) * np.exp(-((wall / 0.8) ** 2))
 
-        # Falx: interrupted by cavum and thalami in the standard plane, whole above them, absent in the posterior fossa.
+        # Falx: interrupted by cavum and thalami in the standard plane, complete above them, absent in the posterior
+        # fossa.
         gap = coverage(np.abs(y - 0.17 * a) - 0.47 * a, 0.08 * a) * coverage(z - 8.0 * k, 6.0 * k)
         below = coverage(z + 14.0 * k, 8.0 * k) * coverage(y + 0.25 * a, 0.1 * a)
         base = coverage(z + 26.0 * k, 8.0 * k)
@@ -253,7 +254,7 @@ class HeadAnatomy:
         scatter = _mix(scatter, 0.0008, coverage(parts.cisterna, 1.2))
         lines += 0.10 * np.clip(patch, 0.2, 1.4) * np.exp(-((parts.cerebellum / 0.9) ** 2))
 
-        # Skull base: orbits in front, petrous ridges to the sides, only in planes that are much too low.
+        # Skull base: orbits in front, petrous ridges at the sides, only in planes that are much too low.
         orbit = _ellipsoid(side - 0.40 * b, y - 0.60 * a, z + 31.0 * k, 10.0 * k, 10.0 * k, 9.0 * k)
         scatter = _mix(scatter, 0.0012, coverage(orbit, 1.2))
         lines += 0.20 * patch * np.exp(-((orbit / 1.1) ** 2))
@@ -266,10 +267,10 @@ class HeadAnatomy:
 
 
 def _ellipsoid(x: Array, y: Array, z: Array, rx: float, ry: float, rz: float) -> Array:
-    """Signed distance to an ellipsoid about the origin, exact near its shortest axis and to first order elsewhere."""
+    """Return the signed distance to an ellipsoid at the origin, exact near its shortest axis, else to first order."""
     return (np.sqrt((x / rx) ** 2 + (y / ry) ** 2 + (z / rz) ** 2) - 1.0) * min(rx, ry, rz)
 
 
 def _mix(below: Array, above: Array | float, share: Array) -> Array:
-    """``above`` painted over ``below`` with opacity ``share``."""
+    """Paint ``above`` over ``below`` with opacity ``share``."""
     return below + (above - below) * share

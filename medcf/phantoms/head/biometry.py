@@ -11,7 +11,7 @@ __all__ = ["biometry"]
 
 
 def biometry(contour: tuple[Array, Array]) -> tuple[float, float]:
-    """Head circumference and BPD in mm from the ellipse with the outline's second moments.
+    """Return head circumference and BPD in mm from the ellipse with the outline's second moments.
 
     The circumference is Ramanujan's first approximation (1914) of the ellipse's perimeter; BPD is its minor axis,
     outer to outer.

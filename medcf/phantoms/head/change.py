@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a phantom and the same subject's standard plane truly differ: what a counterfactual's map should find.
 
-Two renderings of one plane differ in every pixel, because speckle is random. The true change is therefore taken from
-EXPECTED images, the mean over all speckle: "appearance" is where they differ by more than a share of the dynamic range,
-"structure" is where the labels of brain structures differ.
+Two renderings of one plane differ in every pixel, because speckle is random. The true change is therefore computed from
+EXPECTED images, the mean over all speckle: "appearance" is where they differ by more than a fraction of the dynamic
+range, "structure" is where the labels of brain structures differ.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from medcf.phantoms.head.ultrasound import BeamGrid
 
 __all__ = ["STRUCTURES", "TrueChange", "TrueChangeDataset", "expected_image", "true_change"]
 
-#: Labels whose change is the "structure" kind: thalami, cavum and posterior fossa.
+#: Labels whose changes count as "structure": thalami, cavum and posterior fossa.
 STRUCTURES = (2, 3, 4)
 
-_VERSION = 1  # of the definition of the change; a cache of another version is not used
-# The speckle's power over its mean has a gamma distribution of shape 2 (two looks of two quadratures). These values and
-# weights integrate over it; twice as many change no gray value by more than 0.3 of 255.
+_VERSION = 1  # of the definition of the change; caches from other versions are not used
+# The speckle's power over its mean has a gamma distribution with shape 2 (two looks of two quadratures). These nodes
+# and weights integrate over it; twice as many change no gray value by more than 0.3 of 255.
 _NODES, _WEIGHTS = roots_genlaguerre(8, 1.0)
 _POWERS = _NODES / 2.0
 _RANGE = 2.0  # of the network's images, [-1, 1]; gray values here are in [0, 1]
@@ -43,16 +43,16 @@ _FIELDS = ("difference", "appearance", "structure", "organ")
 
 
 class _ExpectedGrid(BeamGrid):
-    """Beams whose gray values are means over all speckle instead of one draw of it.
+    """Beams whose gray values are means over all speckle instead of a single draw.
 
-    The power of the speckle at a sample is its mean times a chi-squared variable over its degrees of freedom, and the
-    gray value is a function of that power, so its mean is a one-dimensional integral: Gauss-Laguerre quadrature.
+    The speckle power at a sample is its mean times a chi-squared variable over its degrees of freedom, and the gray
+    value is a function of that power. So its mean is a one-dimensional integral, computed by Gauss-Laguerre quadrature.
     """
 
     def envelope(self, scatter: Array, specular: Array, rng: np.random.Generator) -> Array:
         """Return the envelope at each node of the quadrature, (nodes, samples, lines); ``rng`` is not used."""
         axial, lateral = self.scanner.axial * self.shape[0] / self.scanner.depth, self.scanner.lateral
-        # Variances of independent scatterers add: the renderer's filters as matrices, squared.
+        # Variances of independent scatterers add: these are the renderer's filters as matrices, squared.
         along, across = (
             ndimage.gaussian_filter1d(np.eye(count), width, axis=0, mode="nearest", truncate=3.0) ** 2
             for count, width in zip(self.shape, (axial, lateral), strict=True)
@@ -77,17 +77,17 @@ def expected_image(
     spacing: float = 0.875,
     num_seeds: int = 16,
 ) -> Array:
-    """Image a phantom with the speckle averaged away.
+    """Image a phantom with the speckle averaged out.
 
-    A ``FetalHead`` is integrated exactly; any other phantom is rendered ``num_seeds`` times and averaged, which leaves
-    its speckle's standard deviation divided by the root of that number.
+    For a ``FetalHead`` the integral is exact; any other phantom is rendered ``num_seeds`` times and averaged, which
+    divides the speckle's standard deviation by the square root of that number.
 
     Args:
         subject: the phantom.
-        pose: what is imaged; None for the standard pose.
+        pose: the pose to image; None for the standard pose.
         size: rows and columns of the image.
         spacing: pixel spacing in mm.
-        num_seeds: renderings to average where no closed form exists.
+        num_seeds: number of renderings to average without a closed form.
 
     Returns:
         Gray values (H, W) in [0, 1].
@@ -109,8 +109,8 @@ class TrueChange:
     Attributes:
         difference: expected image of the standard plane minus that of the input, in units of images in [-1, 1].
         appearance: where the difference exceeds the threshold.
-        structure: where a label of ``STRUCTURES`` is in one of the two and not in the other.
-        organ: the head, filled, in either of the two.
+        structure: where a label in ``STRUCTURES`` is present in only one of the two.
+        organ: the filled head, in either of the two.
     """
 
     difference: NDArray[np.float32]
@@ -130,7 +130,7 @@ def true_change(
     spacing: float = 1.75,
     threshold: float = 0.1,
 ) -> TrueChange:
-    """Compute the true change of one case of ``PairedPhantomDataset``; depends on the arguments alone.
+    """Compute the true change for one case of ``PairedPhantomDataset``; depends only on the arguments.
 
     Args:
         name: phantom in ``PHANTOMS``.
@@ -140,16 +140,16 @@ def true_change(
         label: class of the input.
         size: rows and columns of the grid.
         spacing: pixel spacing in mm.
-        threshold: share of the dynamic range that expected gray values must differ by.
+        threshold: fraction of the dynamic range by which expected gray values must differ.
 
     Returns:
         The change.
 
     Raises:
-        ValueError: a threshold that is no share.
+        ValueError: if the threshold is not a fraction.
     """
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold={threshold} is a share of the dynamic range: use a value between 0 and 1.")
+        raise ValueError(f"threshold={threshold} is a fraction of the dynamic range: use a value between 0 and 1.")
     grid = (int(size[0]), int(size[1]))
     native, native_spacing = native_size(grid, spacing)
     render: dict[str, Any] = {"size": native, "spacing": native_spacing}
@@ -169,7 +169,7 @@ def true_change(
 
 
 class TrueChangeDataset(Dataset[dict[str, Any]]):
-    """The true change of every case of the ``PairedPhantomDataset`` with the same arguments, in the same order.
+    """The true change for every case of the ``PairedPhantomDataset`` with the same arguments, in the same order.
 
     An item holds ``difference`` float32, ``appearance``, ``structure`` and ``organ`` bool, all (1, H, W) as in
     ``TrueChange``, and ``case`` (string).
@@ -182,8 +182,8 @@ class TrueChangeDataset(Dataset[dict[str, Any]]):
         seed: seed of the set.
         size: rows and columns of the grid.
         spacing: pixel spacing in mm.
-        threshold: share of the dynamic range that makes an appearance.
-        cache_file: .npz file that is read if it holds this very set and written otherwise; None keeps it in memory.
+        threshold: fraction of the dynamic range that counts as a change in appearance.
+        cache_file: .npz file, read if it holds exactly this set and written otherwise; None keeps the set in memory.
         progress: whether to show a progress bar.
 
     Example:
@@ -222,6 +222,6 @@ class TrueChangeDataset(Dataset[dict[str, Any]]):
         return len(self._arrays["case"])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The true change of one case."""
+        """Return the true change for one case."""
         item: dict[str, Any] = {field: torch.from_numpy(self._arrays[field][index])[None] for field in _FIELDS}
         return {**item, "case": str(self._arrays["case"][index])}

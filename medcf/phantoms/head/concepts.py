@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality criteria of the transthalamic plane as smooth scores, after the ISUOG and Salomon (2006) check lists.
+"""Quality criteria for the transthalamic plane as smooth scores, based on the ISUOG and Salomon (2006) checklists.
 
-Areas are compared with those in the subject's own standard plane, so a small head is not a poor plane.
+Areas are compared with those in the subject's own standard plane, so a small head does not count as a poor plane.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from medcf.phantoms.head.anatomy import Array
 
 __all__ = ["CONCEPTS", "QUALITY_THRESHOLD", "fossa_absence", "plane_quality", "ramp", "symmetry"]
 
-#: Concepts in the order of the tensor, with their weights in the quality.
+#: Concepts in tensor order, with their weights in the quality.
 CONCEPTS: dict[str, float] = {
     "thalami": 1.0,
     "cavum": 1.0,
@@ -25,10 +25,10 @@ CONCEPTS: dict[str, float] = {
     "window": 0.5,
 }
 
-#: A plane is a standard plane (label 1) if its quality is at least this.
+#: A plane with at least this quality is a standard plane (label 1).
 QUALITY_THRESHOLD = 0.75
 
-_FLOOR = 0.05  # a missing concept lowers the quality strongly, but not to zero
+_FLOOR = 0.05  # a missing concept reduces the quality strongly, but not to zero
 
 
 def ramp(value: float, low: float, high: float) -> float:
@@ -38,22 +38,22 @@ def ramp(value: float, low: float, high: float) -> float:
 
 
 def symmetry(roll: float, offset: float) -> float:
-    """Score of a central, symmetric midline: falls with the roll in degrees and, slowly, with the offset in mm."""
+    """Score a central, symmetric midline: falls with the roll in degrees and, slowly, with the offset in mm."""
     return float(np.exp(-0.5 * (roll / 9.0) ** 2 - 0.5 * (offset / 25.0) ** 2))
 
 
 def fossa_absence(area: float, head_area: float) -> float:
-    """1 without posterior fossa, 0 where it fills 9 % of the head or more."""
+    """Return 1 without posterior fossa, 0 if it fills 9 % of the head or more."""
     return 1.0 - ramp(area / head_area, 0.0, 0.09)
 
 
 def plane_quality(concepts: Mapping[str, float]) -> float:
-    """Overall quality: the mean of the weighted arithmetic and the weighted geometric mean of the concepts.
+    """Return the overall quality: the average of the concepts' weighted arithmetic and weighted geometric means.
 
-    The geometric part makes one missing structure matter; the arithmetic part keeps far-off planes apart.
+    The geometric part makes a single missing structure matter; the arithmetic part distinguishes far-off planes.
 
     Args:
-        concepts: score of every concept in ``CONCEPTS``.
+        concepts: score of each concept in ``CONCEPTS``.
 
     Returns:
         A value in [0, 1].

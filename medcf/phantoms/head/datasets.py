@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phantoms as a torch data set, rendered once and kept in one file."""
+"""Phantoms as a torch dataset, rendered once and cached in one file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "on_grid", "s
 
 _SUBJECTS = 1_000_000
 
-#: First subject of each split; the ranges of a million subjects do not overlap.
+#: First subject of each split; the ranges of one million subjects do not overlap.
 SPLITS: dict[str, int] = {
     name: index * _SUBJECTS for index, name in enumerate(("train", "val", "oracle", "test", "demo"))
 }
@@ -32,12 +32,12 @@ _LABELS = 5
 
 
 def subject_seed(split: str, index: int, seed: int = 0) -> int:
-    """Seed of the subject of a case.
+    """Return the seed of a case's subject.
 
     Args:
         split: a key of ``SPLITS``.
         index: number of the case, at least 0.
-        seed: shifts to other subjects of the same split.
+        seed: selects other subjects within the same split.
 
     Returns:
         A seed within the split's million.
@@ -57,7 +57,7 @@ def draw_case(
     sp_fraction: float = 0.45,
     **render: Any,
 ) -> tuple[Any, PhantomSample]:
-    """Draw and render one case; depends on its arguments alone.
+    """Draw and render one case; depends only on its arguments.
 
     Args:
         name: phantom in ``PHANTOMS``.
@@ -66,7 +66,7 @@ def draw_case(
         seed: seed of the whole set.
         label: class of the pose; None draws it.
         sp_fraction: probability of label 1 when it is drawn.
-        render: options of the subject's ``render``.
+        render: options for the subject's ``render``.
 
     Returns:
         The subject and the rendered sample.
@@ -82,8 +82,8 @@ def draw_case(
 class PhantomDataset(Dataset[dict[str, Any]]):
     """Rendered phantoms on the network's grid, one subject per case.
 
-    Images are rendered at 128 x 160 pixels of 0.875 mm and averaged over areas; labels are the most frequent in each
-    area. An item holds ``image`` float32 (1, H, W) in [-1, 1], ``segmentation`` int64 (1, H, W), ``label`` int64,
+    Images are rendered at 128 x 160 pixels of 0.875 mm and averaged over areas; labels are the most frequent ones in
+    each area. An item holds ``image`` float32 (1, H, W) in [-1, 1], ``segmentation`` int64 (1, H, W), ``label`` int64,
     ``concepts`` float32 (K,), ``quality`` float32, ``subject`` int64 and ``case`` (string).
 
     Args:
@@ -93,10 +93,10 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         seed: seed of the set.
         size: rows and columns of the images.
         spacing: pixel spacing in mm.
-        sp_fraction: share of standard planes (label 1).
-        cache_file: .npz file that is read if it holds this very set and written otherwise; None keeps it in memory.
+        sp_fraction: fraction of standard planes (label 1).
+        cache_file: .npz file, read if it holds exactly this set and written otherwise; None keeps the set in memory.
         transform: applied to every item.
-        num_workers: processes that render; 0 renders in this one. The result does not depend on it.
+        num_workers: number of rendering processes; 0 renders in this one. The result does not depend on it.
         progress: whether to show a progress bar.
     """
 
@@ -116,8 +116,8 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         progress: bool = True,
     ) -> None:
         if not 1 <= count <= _SUBJECTS:
-            raise ValueError(f"count must lie in 1..{_SUBJECTS}, not {count}")
-        subject_seed(split, 0)  # an unknown split fails before anything is rendered
+            raise ValueError(f"count must be in 1..{_SUBJECTS}, not {count}")
+        subject_seed(split, 0)  # fail for an unknown split before rendering
         self.transform = transform
         self.split = split
         options = (name, split, seed, (int(size[0]), int(size[1])), float(spacing), float(sp_fraction))
@@ -134,7 +134,7 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         return len(self._arrays["label"])
 
     def __getitem__(self, index: int) -> Any:
-        """One case, after the transform if there is one."""
+        """Return one case, after the transform if there is one."""
         arrays = self._arrays
         if not -len(self) <= index < len(self):
             raise IndexError(f"case {index} is outside a set of {len(self)}")
@@ -152,11 +152,11 @@ class PhantomDataset(Dataset[dict[str, Any]]):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels of all cases, for weighted sampling."""
+        """The labels of all cases, for weighted sampling."""
         return self._arrays["label"].astype(np.int64)
 
 
-_VERSION = 1  # of the renderer; a cache of another version is not used
+_VERSION = 1  # of the renderer; caches from other versions are not used
 
 
 def _render(jobs: Sequence[Any], **options: Any) -> Arrays:
@@ -165,7 +165,7 @@ def _render(jobs: Sequence[Any], **options: Any) -> Arrays:
 
 
 def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -> dict[str, Any]:
-    """One case on the network's grid (a function of the module, so that processes can call it)."""
+    """Render one case on the network's grid (a module-level function, so that processes can call it)."""
     name, split, seed, size, spacing, sp_fraction, index = job
     native, native_spacing = native_size(size, spacing)
     _, sample = draw_case(name, split, index, seed=seed, sp_fraction=sp_fraction, size=native, spacing=native_spacing)
@@ -182,20 +182,20 @@ def _render_row(job: tuple[str, str, int, tuple[int, int], float, float, int]) -
 
 
 def native_size(size: tuple[int, int], spacing: float) -> tuple[tuple[int, int], float]:
-    """Give the size and the spacing at which an image is rendered before it is averaged to ``size`` and ``spacing``."""
+    """Return the size and spacing at which an image is rendered before averaging to ``size`` and ``spacing``."""
     factor = spacing / _NATIVE_SPACING
     native = (round(size[0] * factor), round(size[1] * factor))
     return native, spacing * size[0] / native[0]
 
 
 def on_grid(sample: PhantomSample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Give image (gray values) and labels of a rendered sample on the network's grid, both of shape ``size``."""
+    """Return image (gray values) and labels of a rendered sample on the network's grid, both with shape ``size``."""
     pixels = np.rint(shrink(sample.image, size) * 255.0).astype(np.uint8)
     return pixels, shrink_labels(sample.segmentation, size)
 
 
 def to_tensors(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn them into an image in [-1, 1], float32, and labels, int64, both (1, H, W)."""
+    """Convert them to an image in [-1, 1], float32, and labels, int64, both (1, H, W)."""
     image = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1.0
     return image[None], torch.from_numpy(labels.astype(np.int64))[None]
 
@@ -210,7 +210,7 @@ def shrink(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def shrink_labels(segmentation: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Most frequent label of each area; the rarer structures (larger labels) win a tie."""
+    """Return the most frequent label in each area; ties go to the rarer structures (larger labels)."""
     count = max(_LABELS, int(segmentation.max()) + 1)
     shares = [shrink(segmentation == label, size) for label in range(count)]
     return (count - 1 - np.argmax(np.stack(shares[::-1]), axis=0)).astype(np.uint8)

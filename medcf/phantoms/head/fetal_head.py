@@ -21,7 +21,7 @@ from medcf.registry import PHANTOMS
 
 __all__ = ["FetalHead"]
 
-_ANGLES = 128  # rays that find the outline of a cut
+_ANGLES = 128  # number of rays for finding the outline of a cut
 
 
 class FetalHead:
@@ -42,10 +42,10 @@ class FetalHead:
         self.facing = 1.0 if rng.random() < 0.5 else -1.0
         angle = np.deg2rad(self.rotation)
         half = float(np.hypot(self.anatomy.bpd / 2 * np.cos(angle), self.anatomy.ofd / 2 * np.sin(angle)))
-        self.centre = (FIELD[0] / 2 + rng.uniform(-3.0, 5.0), FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
+        self.center = (FIELD[0] / 2 + rng.uniform(-3.0, 5.0), FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
         cover = rng.uniform(9.0, 21.0)
         self.scanner = Scanner.draw(rng, depth=cover + 2 * half + rng.uniform(14.0, 40.0))
-        self.apex = (self.centre[0] - half - cover, FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
+        self.apex = (self.center[0] - half - cover, FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
         self._layers = ndimage.gaussian_filter(rng.standard_normal((64, 14)), (0.6, 1.0))
         self._layers /= self._layers.std()
         self._slope = rng.uniform(-12.0, 12.0)
@@ -60,14 +60,14 @@ class FetalHead:
         return HeadPose()
 
     def sample_pose(self, rng: np.random.Generator, label: int) -> HeadPose:
-        """Draw a pose whose image has the wanted class.
+        """Draw a pose whose image has the given class.
 
         Args:
-            rng: source of the draw.
-            label: 1 for the standard plane with small jitter, 0 for the whole range of other planes.
+            rng: source of randomness.
+            label: 1 for the standard plane with slight jitter, 0 for the whole range of other planes.
 
         Returns:
-            A pose whose quality lies on the class's side of ``QUALITY_THRESHOLD``.
+            A pose whose quality is on the class's side of ``QUALITY_THRESHOLD``.
         """
         if label not in (0, 1):
             raise ValueError(f"label must be 0 (non-standard plane) or 1 (standard plane), not {label!r}")
@@ -77,7 +77,7 @@ class FetalHead:
                 return pose
 
     def assess(self, pose: HeadPose) -> tuple[dict[str, float], float]:
-        """Concept scores and quality of a pose, without rendering it.
+        """Return concept scores and quality of a pose, without rendering it.
 
         Args:
             pose: the plane and its acoustic window.
@@ -111,10 +111,10 @@ class FetalHead:
 
         Args:
             pose: the plane; None for the standard plane.
-            seed: seed of the speckle; segmentation and scores do not depend on it.
+            seed: seed for the speckle; segmentation and scores do not depend on it.
             size: rows and columns of the image.
             spacing: pixel spacing in mm.
-            overlays: whether text and calipers are burned into the image.
+            overlays: whether to burn text and calipers into the image.
 
         Returns:
             The image and its ground truth.
@@ -124,8 +124,8 @@ class FetalHead:
         grid = BeamGrid(self.scanner, self.apex)
         row, col = pixel_grid(size, spacing)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x5EC7, self.seed, int(seed)])))
-        grey = self._beams(grid, plane, pose, rng)
-        image = np.rint(grid.scan_convert(grey, row, col) * 255.0).astype(np.uint8)
+        gray = self._beams(grid, plane, pose, rng)
+        image = np.rint(grid.scan_convert(gray, row, col) * 255.0).astype(np.uint8)
         segmentation = self._labels(plane, row, col)
         segmentation[~grid.inside(row, col)] = 0
         contour = self._contour(plane)
@@ -158,15 +158,15 @@ class FetalHead:
         turn = np.deg2rad(self.rotation + pose.rotation)
         forward = (0.0, float(np.cos(tilt)), float(np.sin(tilt)))
         lateral = (float(np.cos(roll)), float(-np.sin(tilt) * np.sin(roll)), float(np.cos(tilt) * np.sin(roll)))
-        centre = (self.centre[0] + pose.shift[0], self.centre[1] + pose.shift[1])
-        return Plane(forward, lateral, pose.offset, centre, float(np.cos(turn)), float(np.sin(turn)), self.facing)
+        center = (self.center[0] + pose.shift[0], self.center[1] + pose.shift[1])
+        return Plane(forward, lateral, pose.offset, center, float(np.cos(turn)), float(np.sin(turn)), self.facing)
 
     def _shade(self, angle: Array, pose: HeadPose) -> Array:
-        """Share of the sound that a pose's shadow leaves on beams at the given angles."""
+        """Return the fraction of the sound that a pose's shadow leaves on beams at the given angles."""
         return 1.0 - pose.shadow * np.exp(-(((angle - self._shadow_angle) / self._shadow_width) ** 2))
 
     def _areas(self, pose: HeadPose) -> tuple[float, float, float, float]:
-        """Areas in mm² of head, and as far as not in shadow, thalami, cavum and posterior fossa."""
+        """Return the areas in mm² of the head and, outside the shadow, of thalami, cavum and posterior fossa."""
         step = 1.75
         row, col = pixel_grid((64, 80), step)
         plane = self._plane(pose)
@@ -182,7 +182,7 @@ class FetalHead:
         )
 
     def _completeness(self, pose: HeadPose) -> tuple[float, float]:
-        """Share of the outline that is visible, and the cut's length relative to the field's width."""
+        """Return the fraction of the outline that is visible, and the cut's length relative to the field's width."""
         contour = self._contour(self._plane(pose))
         row, col = contour
         grid = BeamGrid(self.scanner, self.apex)
@@ -194,17 +194,17 @@ class FetalHead:
         return float(seen.mean()), float(np.ptp(col)) / FIELD[1]
 
     def _contour(self, plane: Plane) -> tuple[Array, Array]:
-        """Rows and columns in mm of the outer outline of the cut, by bisection along rays."""
+        """Return rows and columns in mm of the outer outline of the cut, by bisection along rays."""
         angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
         dv, du = np.sin(angle), np.cos(angle)
         low, high = np.zeros(_ANGLES), np.full(_ANGLES, 90.0)
         for _ in range(18):
             middle = 0.5 * (low + high)
-            inside = self.anatomy.outline(*plane.points(plane.centre[0] + middle * dv, plane.centre[1] + middle * du))[
+            inside = self.anatomy.outline(*plane.points(plane.center[0] + middle * dv, plane.center[1] + middle * du))[
                 0
             ]
             low, high = np.where(inside < 0, middle, low), np.where(inside < 0, high, middle)
-        return plane.centre[0] + low * dv, plane.centre[1] + low * du
+        return plane.center[0] + low * dv, plane.center[1] + low * du
 
     def _labels(self, plane: Plane, row: Array, col: Array) -> NDArray[np.uint8]:
         parts = self.anatomy.structures(*plane.points(row, col))
@@ -217,7 +217,7 @@ class FetalHead:
         return labels
 
     def _beams(self, grid: BeamGrid, plane: Plane, pose: HeadPose, rng: np.random.Generator) -> Array:
-        """Grey values on the beams."""
+        """Return the gray values on the beams."""
         scanner, anatomy = self.scanner, self.anatomy
         x, y, z = plane.points(grid.row, grid.col)
         head, normal = anatomy.outline(x, y, z)
@@ -236,28 +236,28 @@ class FetalHead:
         scatter = scatter + (0.012 - scatter) * bone
 
         step = scanner.depth / grid.shape[0]
-        entered = np.cumsum(head < 0, axis=0) * step  # mm travelled inside the head
+        entered = np.cumsum(head < 0, axis=0) * step  # mm traveled inside the head
         loss = grid.accumulate(scanner.bone * bone)
         loss = loss + grid.depth[:, None] * scanner.tgc
         loss = loss + (1.0 - pose.penetration) * (4.0 + 0.16 * grid.depth[:, None])
         loss = loss - 26.0 * np.log10(np.maximum(self._shade(grid.angle, pose), 0.03))[None, :]
         loss = loss + 5.0 * (np.abs(grid.angle) / scanner.half_angle)[None, :] ** 6
         fade = 10.0 ** (-loss / 20.0)
-        # Reverberation under the near skull hides the upper hemisphere; it is worse through a poor window.
+        # Reverberation below the near skull hides the upper hemisphere; a poor window makes it worse.
         haze = scanner.haze * (1.0 + 1.5 * (1.0 - pose.penetration)) * np.exp(-entered / 11.0) * (head < 0)
         haze = haze * np.exp(0.35 * layers) + 0.0009
         envelope = grid.envelope(np.sqrt((scatter * fade) ** 2 + haze**2), specular * fade, rng)
         return grid.compress(envelope)
 
     def _maternal(self, grid: BeamGrid) -> Array:
-        """Layered texture of the maternal tissue on the beams, standard deviation about 1."""
+        """Return the layered texture of maternal tissue on the beams, with a standard deviation of about 1."""
         depth = grid.depth[:, None] + self._slope * grid.angle[None, :] ** 2 * 6.0
         nodes = np.stack([depth / 2.4, np.broadcast_to(grid.angle[None, :] * 9.0 + 7.0, depth.shape)])
         return ndimage.map_coordinates(self._layers, nodes, order=1, mode="grid-wrap")
 
     def _surroundings(self, grid: BeamGrid, head: Array, layers: Array, plane: Plane) -> tuple[Array, Array]:
-        """Scatter and interfaces outside the head: skin, amniotic fluid, uterine wall and maternal layers."""
-        around = np.arctan2(grid.row - plane.centre[0], grid.col - plane.centre[1])
+        """Return scatter and interfaces outside the head: skin, amniotic fluid, uterine wall and maternal layers."""
+        around = np.arctan2(grid.row - plane.center[0], grid.col - plane.center[1])
         base, swing, phase = self._fluid
         fluid = (
             base

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phantoms as files: PNG, NIfTI and DICOM, with their truth beside them."""
+"""Phantoms as files: PNG, NIfTI and DICOM, with their truth."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def write_demo(
     spacing: float = 0.875,
     truth_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Write cases to read back; case i gets format i modulo the number of formats.
+    """Write readable cases; case i gets format i modulo the number of formats.
 
     Args:
-        out_dir: folder of the images; made if it is missing. Nothing else is written there.
+        out_dir: folder for the images; created if missing. Nothing else is written there.
         split: a key of ``SPLITS``.
         count: number of cases.
-        label: class of all cases; None mixes them.
+        label: class of all cases; None mixes both.
         formats: any of "png", "nifti" and "dicom".
-        overlays: whether text and calipers are burned in, for all cases or one after the other in turn.
-        color: whether overlays are yellow; such PNG and DICOM files are RGB. NIfTI stays grey.
+        overlays: whether to burn in text and calipers, for all cases or as a sequence that is cycled.
+        color: whether overlays are yellow; such PNG and DICOM files are RGB. NIfTI stays gray.
         name: phantom in ``PHANTOMS``.
         seed: seed of the set.
         size: rows and columns.
@@ -59,7 +59,7 @@ def write_demo(
             of both planes (``<case>_segmentation.png``, ``<case>_standard_segmentation.png``); None writes no truth.
 
     Returns:
-        One record per case: what ``truth.csv`` holds, and ``path`` of the image.
+        One record per case: its row of ``truth.csv``, and ``path`` of the image.
     """
     unknown = sorted(set(formats) - set(_SUFFIXES))
     if unknown or not formats:
@@ -94,7 +94,7 @@ def write_png(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> N
 
 
 def write_nifti(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
-    """Write a NIfTI of shape (W, H, 1): first axis across, second axis down the image, affine in mm (RAS+)."""
+    """Write a NIfTI with shape (W, H, 1): first axis across, second axis down the image, affine in mm (RAS+)."""
     row, col = sample.spacing_mm
     image = nib.Nifti1Image(np.ascontiguousarray(pixels.T[..., None]), np.diag([-col, -row, 1.0, 1.0]))
     image.header.set_xyzt_units("mm")
@@ -102,7 +102,7 @@ def write_nifti(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) ->
 
 
 def write_dicom(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
-    """Write an Ultrasound Image Storage instance whose UIDs depend on the phantom alone.
+    """Write an Ultrasound Image Storage instance whose UIDs depend only on the phantom.
 
     Args:
         path: file to write.
@@ -153,7 +153,7 @@ def _set_pixels(ds: Dataset, pixels: NDArray[np.uint8]) -> None:
 
 
 def _region(shape: tuple[int, ...], spacing: tuple[float, float]) -> Dataset:
-    """The one calibrated region: all of the image, in centimetres (PS3.3 C.8.5.5)."""
+    """Return the one calibrated region: the whole image, in centimeters (PS3.3 C.8.5.5)."""
     region = Dataset()
     region.RegionSpatialFormat = 1  # 2D
     region.RegionDataType = 1  # tissue
@@ -196,7 +196,7 @@ def _write_truth(folder: Path, case: str, sample: PhantomSample, paired: Phantom
 
 
 def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records as CSV, but for where their files lie (``path``)."""
+    """Write records as CSV, except the location of their files (``path``)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several images of every subject, and the numbers about it that any of them shows."""
+"""Several images of each subject, and the subject's parameters visible in all of them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from medcf.registry import PHANTOMS, load_plugins, lookup
 
 __all__ = ["CANDIDATES", "HEAD", "RECOVERABLE", "SCANNER", "IdentityDataset", "ParameterSet", "subject_parameters"]
 
-_VERSION = 1  # of the draw of the views; a cache of another version is not used
+_VERSION = 1  # of the drawing of views; caches from other versions are not used
 
 
 def _element(field: str, index: int, head: FetalHead) -> float:
-    """One element of an array of the anatomy."""
+    """Return one element of an array of the anatomy."""
     return float(getattr(head.anatomy, field)[index])
 
 
-#: Everything about a `FetalHead` that might be seen in more than one plane, with how it is read.
+#: All parameters of a `FetalHead` that might be visible in more than one plane, with functions to read them.
 CANDIDATES: dict[str, Callable[[FetalHead], float]] = {
     "bpd_mm": lambda head: head.anatomy.bpd,
     "ofd_mm": lambda head: head.anatomy.ofd,
@@ -38,8 +38,8 @@ CANDIDATES: dict[str, Callable[[FetalHead], float]] = {
     "skull_mm": lambda head: head.anatomy.skull,
     "facing": lambda head: head.facing,
     "rotation_deg": lambda head: head.rotation,
-    "center_row_mm": lambda head: head.centre[0],
-    "center_col_mm": lambda head: head.centre[1],
+    "center_row_mm": lambda head: head.center[0],
+    "center_col_mm": lambda head: head.center[1],
     "apex_row_mm": lambda head: head.apex[0],
     "apex_col_mm": lambda head: head.apex[1],
     "probe_radius_mm": lambda head: head.scanner.radius,
@@ -55,15 +55,15 @@ CANDIDATES: dict[str, Callable[[FetalHead], float]] = {
     **{f"variation_{k}": partial(_element, "variation", k) for k in range(10)},
 }
 
-#: What a small network can tell from any plane (R² of at least 0.5 on heads it has not seen): the head itself and its
-#: place in the image. A second network for the other candidates got R² of 0.8 for the height, which follows from the
-#: BPD, and at most 0.1 for skull, outline and the brain's parts.
+# : Parameters that a small network can recover from any plane (R² of at least 0.5 on unseen heads): the head itself and
+# : its position in the image. A second network for the other candidates reached an R² of 0.8 for the height, which
+# follows : from the BPD, and at most 0.1 for skull, outline and brain structures.
 HEAD = ("bpd_mm", "ofd_mm", "cephalic_index", "facing", "rotation_deg", "center_row_mm", "center_col_mm")
 
-#: The same of the machine: where the probe is and how wide its sector; at most 0.4 for the rest.
+#: The same for the scanner: probe position and sector width; at most 0.4 for the rest.
 SCANNER = ("apex_row_mm", "apex_col_mm", "half_angle_deg")
 
-#: What the bundle's identity network recovers, in the order of its output.
+#: What the bundle's identity network recovers, in output order.
 RECOVERABLE = HEAD + SCANNER
 
 
@@ -78,7 +78,7 @@ def subject_parameters(subject: FetalHead, names: Sequence[str] = RECOVERABLE) -
         Their values, (P,) float32.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: if a name is unknown.
     """
     unknown = sorted(set(names) - set(CANDIDATES))
     if unknown:
@@ -87,39 +87,38 @@ def subject_parameters(subject: FetalHead, names: Sequence[str] = RECOVERABLE) -
 
 
 class ParameterSet:
-    """A set whose subjects have ``parameters`` (subjects, P), for the scale of a network that recovers them."""
+    """A set whose subjects have ``parameters`` (subjects, P), which give the scale for a network that recovers them."""
 
     parameters: NDArray[np.float32]
 
     @property
     def mean(self) -> list[float]:
-        """Mean of every parameter over the subjects."""
+        """The mean of each parameter over the subjects."""
         return [float(value) for value in self.parameters.mean(0)]
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of every parameter over the subjects."""
+        """The standard deviation of each parameter over the subjects."""
         return [float(value) for value in self.parameters.std(0)]
 
 
 class IdentityDataset(ParameterSet, Dataset[dict[str, Any]]):
-    """Pairs of images of one subject in different poses, with other speckle.
+    """Pairs of images of one subject in different poses, with different speckle.
 
-    Every subject is imaged ``views`` times; the views are non-standard and standard planes in turn, so every second
-    pair is what a counterfactual is compared with. Every two views of a subject are one item: ``image`` and
-    ``image_pair`` float32 (1, H, W) in [-1, 1], ``parameters`` float32 (P,), ``label`` and ``label_pair`` int64 and
-    ``subject`` int64.
+    Each subject is imaged ``views`` times, alternating non-standard and standard planes, so every second pair resembles
+    an input and its counterfactual. Any two views of a subject are one item: ``image`` and ``image_pair`` float32 (1,
+    H, W) in [-1, 1], ``parameters`` float32 (P,), ``label`` and ``label_pair`` int64 and ``subject`` int64.
 
     Args:
         split: "train", "val", "oracle", "test" or "demo"; their subjects are disjoint.
         count: number of subjects.
         parameters: names of the parameters, see `CANDIDATES`.
-        views: images of a subject, at least 2.
+        views: images per subject, at least 2.
         name: phantom in ``PHANTOMS``; its subjects need the attributes of `FetalHead`.
         seed: seed of the set.
         size: rows and columns of the images.
         spacing: pixel spacing in mm.
-        cache_dir: folder where the rendered images are kept; None renders them anew.
+        cache_dir: folder for caching the rendered images; None renders them each time.
         transform: applied to every item.
         progress: whether to show a progress bar.
     """
@@ -158,7 +157,7 @@ class IdentityDataset(ParameterSet, Dataset[dict[str, Any]]):
         self.parameters = np.stack([subject_parameters(self.factory(value), self.names) for value in self.subjects])
 
     def _render(self, index: int) -> dict[str, NDArray[np.uint8]]:
-        """All views of one subject: ``images`` (views, H, W), gray values."""
+        """Return all views of one subject: ``images`` (views, H, W), gray values."""
         subject = self.factory(subject_seed(self.split, index, self.seed))
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x1DE7, subject.seed, self.seed])))
         native, spacing = native_size(self.size, self.spacing)
@@ -174,7 +173,7 @@ class IdentityDataset(ParameterSet, Dataset[dict[str, Any]]):
         return len(self.subjects) * len(self._pairs)
 
     def __getitem__(self, index: int) -> Any:
-        """One pair, after the transform if there is one."""
+        """Return one pair, after the transform if there is one."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} is outside a set of {len(self)}")
         case, pair = divmod(index, len(self._pairs))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Burned-in text and calipers, as scanners draw them over the image."""
+"""Burned-in text and calipers, as drawn by scanners over the image."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def burn_in(sample: PhantomSample, color: bool = False) -> NDArray[np.uint8]:
 
     Args:
         sample: the image and its truth; calipers are placed at the ends of the head's axes in the segmentation.
-        color: whether to return RGB with yellow calipers and text instead of grey.
+        color: whether to return RGB with yellow calipers and text instead of gray.
 
     Returns:
         (H, W) or, in color, (H, W, 3) uint8 image.
     """
-    grey = np.rint(sample.image * 255.0).astype(np.uint8)
-    canvas = Image.fromarray(grey).convert("RGB")
+    gray = np.rint(sample.image * 255.0).astype(np.uint8)
+    canvas = Image.fromarray(gray).convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    draw.fontmode = "1"  # no anti-aliasing: the same pixels with every build of FreeType
+    draw.fontmode = "1"  # no antialiasing: identical pixels with every build of FreeType
     font = ImageFont.load_default_imagefont()
     mark = _YELLOW if color else _WHITE
-    height, width = grey.shape
+    height, width = gray.shape
     draw.text((2, 1), f"HC {sample.hc_mm / 10:.1f}cm", fill=mark, font=font)
     draw.text((width - 38, 1), f"{sample.subject % 997:03d}/26", fill=_WHITE, font=font)
     draw.text((2, height - 12), "Zoom 1", fill=_WHITE, font=font)
@@ -44,7 +44,7 @@ def burn_in(sample: PhantomSample, color: bool = False) -> NDArray[np.uint8]:
 
 
 def _ends(segmentation: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """The four ends (row, column) of the axes of the labelled head, empty if there is none."""
+    """Return the four ends (row, column) of the axes of the labeled head, empty if there is none."""
     rows, cols = np.nonzero(segmentation)
     if len(rows) < 20:
         return []

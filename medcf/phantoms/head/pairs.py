@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs that no scanner gives: a non-standard plane and the standard plane of the same head."""
+"""Pairs that no scanner provides: a non-standard plane and the standard plane of the same head."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["PairedPhantomDataset"]
 class PairedPhantomDataset(Dataset[dict[str, Any]]):
     """Phantoms with their paired truth, on the network's grid, one subject per case.
 
-    The inputs are the same subjects and poses as ``write_demo`` writes for the same split, label and seed. Truth is the
-    same subject's standard rendering with other speckle. An item holds ``image`` and ``image_true`` float32 (1, H, W)
-    in [-1, 1], ``segmentation`` and ``segmentation_true`` int64 (1, H, W), ``label`` int64, ``quality`` float32,
+    The inputs are the subjects and poses that ``write_demo`` writes for the same split, label and seed. The truth is
+    the same subject's standard rendering with different speckle. An item holds ``image`` and ``image_true`` float32 (1,
+    H, W) in [-1, 1], ``segmentation`` and ``segmentation_true`` int64 (1, H, W), ``label`` int64, ``quality`` float32,
     ``subject`` int64 and ``case`` (string).
 
     Args:
@@ -71,5 +71,5 @@ class PairedPhantomDataset(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One case with its truth."""
+        """Return one case with its truth."""
         return self.items[index]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses of the plane that cuts a head, how they are drawn, and the geometry of the cut."""
+"""Poses of the plane that cuts a head, how to draw them, and the geometry of the cut."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FIELD = (112.0, 140.0)
 
 @dataclass(frozen=True)
 class HeadPose:
-    """Where the plane cuts the head, and how good the acoustic window is.
+    """The plane's position in the head, and the quality of the acoustic window.
 
     Args:
         tilt: degrees about the left-right axis; positive values bring the posterior fossa in.
         roll: degrees about the front-back axis.
         rotation: degrees in the plane, relative to the subject's own position.
-        offset: mm along the head's axis, towards the vertex.
+        offset: mm along the head's axis, toward the vertex.
         shift: in-plane shift (rows, columns) of the image in mm.
         penetration: 1 for a good acoustic window, 0 for a very poor one.
         shadow: depth in [0, 1] of a shadow cast by something in front of the head.
@@ -40,13 +40,13 @@ class HeadPose:
 
 @dataclass(frozen=True)
 class Plane:
-    """A cut through the head and its place in the image.
+    """A cut through the head and its position in the image.
 
     Args:
         forward: unit vector of the plane's front-back axis in head coordinates.
         lateral: unit vector of its left-right axis.
         offset: mm along the head's axis.
-        centre: row and column in mm where the head's axis meets the image.
+        center: row and column in mm where the head's axis meets the image.
         cos: cosine of the rotation in the plane.
         sin: sine of that rotation.
         facing: 1 if the forehead is to the right, -1 if to the left.
@@ -55,21 +55,21 @@ class Plane:
     forward: tuple[float, float, float]
     lateral: tuple[float, float, float]
     offset: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
     cos: float
     sin: float
     facing: float
 
     def points(self, row: Array, col: Array) -> tuple[Array, Array, Array]:
-        """Head coordinates of image positions in mm."""
-        dv, du = row - self.centre[0], col - self.centre[1]
+        """Return the head coordinates of image positions in mm."""
+        dv, du = row - self.center[0], col - self.center[1]
         u = self.facing * (self.cos * du + self.sin * dv)
         v = self.cos * dv - self.sin * du
         (fx, fy, fz), (lx, ly, lz) = self.forward, self.lateral
         return u * fx + v * lx, u * fy + v * ly, u * fz + v * lz + self.offset
 
     def incidence(self, normal: tuple[Array, Array, Array], row: Array, col: Array) -> Array:
-        """Cosine (absolute) between a surface normal in head coordinates and a direction in the image."""
+        """Return the absolute cosine between a surface normal in head coordinates and a direction in the image."""
         nx, ny, nz = normal
         (fx, fy, fz), (lx, ly, lz) = self.forward, self.lateral
         n_u, n_v = nx * fx + ny * fy + nz * fz, nx * lx + ny * ly + nz * lz
@@ -79,7 +79,7 @@ class Plane:
 
 
 def pixel_grid(size: tuple[int, int], spacing: float) -> tuple[Array, Array]:
-    """Rows and columns in mm of the pixel centres of an image about the middle of the field."""
+    """Return rows and columns in mm of an image's pixel centers, relative to the center of the field."""
     row = (np.arange(size[0]) + 0.5 - size[0] / 2) * spacing + FIELD[0] / 2
     col = (np.arange(size[1]) + 0.5 - size[1] / 2) * spacing + FIELD[1] / 2
     grid_row, grid_col = np.meshgrid(row, col, indexing="ij")
@@ -87,7 +87,7 @@ def pixel_grid(size: tuple[int, int], spacing: float) -> tuple[Array, Array]:
 
 
 def _jitter(rng: np.random.Generator) -> dict[str, float | tuple[float, float]]:
-    """Differences that any two images of one head have."""
+    """Draw the variations between any two images of one head."""
     shift = (float(rng.normal(0.0, 0.8)), float(rng.normal(0.0, 0.8)))
     return {"rotation": float(rng.normal(0.0, 1.2)), "shift": shift}
 
@@ -105,14 +105,14 @@ def near_pose(rng: np.random.Generator) -> HeadPose:
 
 
 def far_pose(rng: np.random.Generator) -> HeadPose:
-    """Draw a pose from nearly standard to far off; most are moderate."""
+    """Draw a pose anywhere from nearly standard to far off; most are moderate."""
     kind = rng.random()
     tilt, offset = float(rng.normal(0.0, 3.0)), float(rng.normal(0.0, 1.5))
-    if kind < 0.55:  # towards the transcerebellar plane, the commonest error
+    if kind < 0.55:  # toward the transcerebellar plane, the most common error
         tilt = float(rng.uniform(6.0, 32.0))
-    elif kind < 0.75:  # too high: towards the transventricular plane
+    elif kind < 0.75:  # too high: toward the transventricular plane
         offset = float(rng.uniform(6.0, 22.0))
-    elif kind < 0.85:  # too low: towards the skull base
+    elif kind < 0.85:  # too low: toward the skull base
         offset = float(rng.uniform(-22.0, -6.0))
     else:  # tilted the other way
         tilt = float(rng.uniform(-24.0, -7.0))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """B-mode imaging of an analytic scene by a curved array: sector geometry, attenuation, speckle, log compression.
 
-Everything happens on beams (depth by line), where shadows are sums along a column and the point spread function is
-the same everywhere; the last step converts the beams to pixels. Speckle is the envelope of complex Gaussian scatterers
-under a Gaussian pulse (Goodman 1975; Wagner et al. 1983), averaged over two looks as compounding scanners do.
+Everything is computed on beams (depth by line), where shadows are sums along a column and the point spread function is
+the same everywhere; the last step converts beams to pixels. Speckle is the envelope of complex Gaussian scatterers
+under a Gaussian pulse (Goodman 1975; Wagner et al. 1983), averaged over two looks as in compounding scanners.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Scanner:
         depth: imaged depth in mm.
         gain: overall gain in dB.
         dynamic_range: displayed range in dB.
-        gamma: exponent of the grey map.
+        gamma: exponent of the gray map.
         tgc: residual slope of the time-gain compensation in dB per mm.
         axial: standard deviation of the pulse along the beam in mm.
         lateral: standard deviation of the beam's width in lines.
         bone: attenuation of bone in dB per mm (both ways).
-        haze: level of near-field reverberation, relative to a skull hit head-on.
+        haze: level of near-field reverberation, relative to a skull at normal incidence.
     """
 
     radius: float
@@ -55,7 +55,7 @@ class Scanner:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, depth: float) -> Scanner:
-        """Draw the settings of a machine that images to the given depth in mm."""
+        """Draw the settings of a machine with the given imaging depth in mm."""
         return cls(
             radius=rng.uniform(42.0, 62.0),
             half_angle=np.deg2rad(rng.uniform(31.0, 40.0)),
@@ -76,7 +76,7 @@ class BeamGrid:
 
     Args:
         scanner: the settings.
-        apex: image position (row, column) in mm of the middle of the probe's face.
+        apex: image position (row, column) in mm of the center of the probe's face.
     """
 
     def __init__(self, scanner: Scanner, apex: tuple[float, float]) -> None:
@@ -92,27 +92,27 @@ class BeamGrid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Samples along a beam, number of beams."""
+        """Number of samples along a beam, and number of beams."""
         return _SAMPLES, _LINES
 
     def locate(self, row: Array, col: Array) -> tuple[Array, Array]:
-        """Depth in mm and angle in radians of image positions in mm."""
+        """Return depth in mm and angle in radians for image positions in mm."""
         y = row - (self.apex[0] - self.scanner.radius)
         x = col - self.apex[1]
         return np.sqrt(x * x + y * y) - self.scanner.radius, np.arctan2(x, y)
 
     def inside(self, row: Array, col: Array) -> NDArray[np.bool_]:
-        """Whether image positions in mm lie within the sector (boolean)."""
+        """Return whether image positions in mm are within the sector (Boolean)."""
         depth, angle = self.locate(row, col)
         return (depth >= 0) & (depth <= self.scanner.depth) & (np.abs(angle) <= self.scanner.half_angle)
 
     def accumulate(self, loss: Array) -> Array:
-        """Loss in dB gathered on the way to each sample, for a loss in dB per mm at each sample."""
+        """Return the loss in dB accumulated up to each sample, given a loss in dB per mm at each sample."""
         step = self.scanner.depth / _SAMPLES
         return np.cumsum(loss, axis=0) * step - 0.5 * loss * step
 
     def envelope(self, scatter: Array, specular: Array, rng: np.random.Generator) -> Array:
-        """Envelope of the received echoes.
+        """Return the envelope of the received echoes.
 
         Args:
             scatter: amplitude of diffuse backscatter at each sample.
@@ -127,25 +127,25 @@ class BeamGrid:
         field = scatter * rng.standard_normal((2 * _LOOKS, *self.shape))
         field = ndimage.gaussian_filter1d(field, axial, axis=1, mode="nearest", truncate=3.0)
         field = ndimage.gaussian_filter1d(field, lateral, axis=2, mode="nearest", truncate=3.0)
-        # Energy that the pulse keeps of white noise: 1 / (4 pi s_axial s_lateral).
+        # Fraction of white noise energy kept by the pulse: 1 / (4 pi s_axial s_lateral).
         power = (field * field).sum(axis=0) * (4 * np.pi * axial * lateral) / (2 * _LOOKS)
         smooth = ndimage.gaussian_filter1d(specular, 0.8, axis=1, mode="nearest")
-        # Interfaces are rough at the scale of the wavelength, so they carry speckle of their own.
+        # Interfaces are rough at the scale of the wavelength, so they carry their own speckle.
         grain = np.sqrt(power) / (scatter + 1e-6)
         smooth = smooth * (0.65 + 0.35 * np.clip(grain, 0.0, 2.0))
         return np.sqrt(power + smooth * smooth)
 
     def compress(self, envelope: Array) -> Array:
-        """Logarithmic compression to grey values in [0, 1]."""
+        """Compress logarithmically to gray values in [0, 1]."""
         scanner = self.scanner
         level = 20.0 * np.log10(envelope + 1e-7) + scanner.gain
         return np.clip(1.0 + level / scanner.dynamic_range, 0.0, 1.0) ** scanner.gamma
 
-    def scan_convert(self, grey: Array, row: Array, col: Array) -> Array:
-        """Grey values of pixels.
+    def scan_convert(self, gray: Array, row: Array, col: Array) -> Array:
+        """Return the gray values of pixels.
 
         Args:
-            grey: values on the beams.
+            gray: values on the beams.
             row: vertical pixel positions in mm.
             col: horizontal pixel positions in mm.
 
@@ -157,7 +157,7 @@ class BeamGrid:
         nodes = np.stack(
             [depth * (_SAMPLES / scanner.depth) - 0.5, (angle / scanner.half_angle + 1.0) * ((_LINES - 1) / 2)]
         )
-        pixels = ndimage.map_coordinates(grey, nodes, order=1, mode="nearest")
+        pixels = ndimage.map_coordinates(gray, nodes, order=1, mode="nearest")
         edge = np.clip((scanner.half_angle - np.abs(angle)) * (scanner.radius + depth) / 0.9 + 0.5, 0.0, 1.0)
         near = np.clip(depth / 0.9 + 0.5, 0.0, 1.0) * np.clip((scanner.depth - depth) / 0.9 + 0.5, 0.0, 1.0)
         return pixels * edge * near

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 from torch.utils.data import DataLoader
 
-from medcf.data import read
+from medcf.data import get_spacing, read
 from medcf.data.dicom import decoder
 from medcf.data.dicom.decoder import decode_frame
 from medcf.data.dicom.header import open_dicom
@@ -114,3 +115,33 @@ def test_an_attribute_that_could_be_anything_is_named(tmp_path, keyword):
     whole.save_as(tmp_path / "a.dcm")
     with pytest.raises(UnreadableImage, match=rf"a\.dcm: .*{keyword} missing"):
         read(tmp_path / "a.dcm")
+
+
+def test_a_relative_path_is_read_wherever_the_process_was_started(tmp_path, monkeypatch):
+    expected = read(bundled("SC_rgb_rle.dcm"))
+    (tmp_path / "a.dcm").write_bytes(bundled("SC_rgb_rle.dcm").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(read("a.dcm"), expected)
+
+
+def test_an_enhanced_frame_is_shown_by_its_functional_groups(tmp_path):
+    plain = pydicom.dcmread(bundled("CT_small.dcm"))
+    for name in ("RescaleSlope", "RescaleIntercept", "PixelSpacing", "PixelPaddingValue"):
+        plain.pop(name, None)
+    plain.Modality = "US"
+    rescaled, window, measures, groups = (pydicom.Dataset() for _ in range(4))
+    rescaled.RescaleSlope, rescaled.RescaleIntercept = -1, 4095
+    window.WindowCenter, window.WindowWidth = 3000, 2000
+    measures.PixelSpacing = [0.5, 0.7]
+    groups.PixelValueTransformationSequence = [rescaled]
+    groups.FrameVOILUTSequence = [window]
+    groups.PixelMeasuresSequence = [measures]
+    enhanced, usual = copy.deepcopy(plain), plain
+    enhanced.SharedFunctionalGroupsSequence = [groups]
+    for dataset, path in ((enhanced, tmp_path / "e.dcm"), (usual, tmp_path / "u.dcm")):
+        if dataset is usual:
+            for item in (rescaled, window, measures):
+                dataset.update(item)
+        dataset.save_as(path)
+    np.testing.assert_array_equal(read(tmp_path / "e.dcm"), read(tmp_path / "u.dcm"))
+    assert get_spacing(read(tmp_path / "e.dcm")) == (0.7, 0.5)

@@ -60,7 +60,7 @@ def test_a_higher_threshold_leaves_less_and_must_be_a_share() -> None:
     assert (narrow.appearance <= wide.appearance).all()
     assert narrow.appearance.sum() < wide.appearance.sum()
     assert np.array_equal(narrow.structure, wide.structure)
-    with pytest.raises(ValueError, match="share of the dynamic range"):
+    with pytest.raises(ValueError, match="fraction of the dynamic range"):
         true_change("fetal_head", "demo", 3, threshold=25)
 
 

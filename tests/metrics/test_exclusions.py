@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from medcf.metrics.reasons import ReasonedMetric, calls_target, check_logits, summarize
+from medcf.metrics.exclusions import ExclusionMetric, calls_target, check_logits, summarize
 
 
-class Halves(ReasonedMetric):
+class Halves(ExclusionMetric):
     """Half of a number; negative numbers and those above ten do not enter."""
 
     higher_is_better = True
@@ -54,7 +54,7 @@ def test_the_interval_resamples_subjects_and_forgets_those_left_out() -> None:
     assert metric.interval(groups=subjects) == (1.0, 2.0)  # two subjects: a draw may hold one of them alone
     low, high = metric.interval()
     assert 1.0 < low < 1.5 < high < 2.0 or (low, high) == (1.0, 2.0)
-    with pytest.raises(ValueError, match="names 2 cases"):
+    with pytest.raises(ValueError, match="has 2 cases"):
         metric.interval(groups=["a", "b"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases a figure is about: metrics that say for every case they leave out why, and means with intervals."""
+"""Exclusions: metrics that record why each excluded case does not count, and means with intervals over the others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from medcf.metrics.base import QUANTITIES, CaseMetric, Counts
 from medcf.metrics.bootstrap import bootstrap_interval, groups_of_entered
 
-__all__ = ["FlipMetric", "ReasonedMetric", "Summary", "calls_target", "check_logits", "summarize"]
+__all__ = ["ExclusionMetric", "FlipMetric", "Summary", "calls_target", "check_logits", "summarize"]
 
-#: Reasons that several metrics share.
+#: Reasons shared by several metrics.
 ALREADY_TARGET = "the input is already of the target class"
 NOT_FLIPPED = "the counterfactual did not reach the target class"
 INPUT_NOT_FINITE = "the input's prediction is not finite"
@@ -27,9 +27,9 @@ class Summary:
     """A mean over cases.
 
     Attributes:
-        count: cases with a value.
-        mean: their mean; NaN without any.
-        interval: lower and upper end of its confidence interval; NaN without any case.
+        count: number of cases with a value.
+        mean: their mean; NaN if there are none.
+        interval: lower and upper ends of its confidence interval; NaN if there are no cases.
     """
 
     count: int
@@ -48,8 +48,8 @@ def summarize(
     """Average the values of cases, with an interval.
 
     Args:
-        values: one per case (N,), NaN where the case does not enter.
-        groups: whose case it is, one entry per case; whole subjects are resampled then.
+        values: one per case (N,); NaN if the case does not count.
+        groups: subject of each case, one entry per case; whole subjects are then resampled.
         confidence: coverage of the interval.
         share: the values are 0 or 1, see `medcf.metrics.bootstrap_interval`: 32 hits of 32 give [0.89, 1].
         options: ``num_resamples`` and ``seed`` of the bootstrap.
@@ -58,7 +58,7 @@ def summarize(
         The summary.
 
     Raises:
-        ValueError: ``groups`` does not name every case.
+        ValueError: if ``groups`` does not cover every case.
 
     Example:
         >>> summarize(torch.tensor([1.0, 1.0, float("nan")]), share=True, confidence=0.5)
@@ -89,34 +89,34 @@ def check_logits(name: str, target: int, y_pred: Tensor, y: Tensor | None) -> Te
 
 
 def calls_target(logits: Tensor, target: int) -> Tensor:
-    """Tell which cases (B,) the logits (B, K) decide for the target class; never one whose logits are not finite."""
+    """Return the cases (B,) that the logits (B, K) assign to the target class; never cases with non-finite logits."""
     return (logits.argmax(1) == target) & logits.isfinite().all(1)
 
 
 def left_out_inputs(logits: Tensor, target: int) -> tuple[Tensor, Tensor]:
-    """Tell which inputs do not enter (B,), by their logits: INPUT_NOT_FINITE, and ALREADY_TARGET."""
+    """Return the inputs that do not count (B,), by their logits: INPUT_NOT_FINITE, and ALREADY_TARGET."""
     return ~logits.isfinite().all(1), calls_target(logits, target)
 
 
-class ReasonedMetric(CaseMetric):
-    """A metric with one value per case that knows why a case has none.
+class ExclusionMetric(CaseMetric):
+    """A metric with one value per case that records why a case has none.
 
-    Subclasses name their ``reasons`` and return :meth:`entry` from ``_compute_tensor``.
+    Subclasses list their ``reasons`` and return :meth:`entry` from ``_compute_tensor``.
     """
 
-    #: Why a case may be left out, in the order in which the reasons are looked at.
+    #: Reasons for leaving a case out, in the order in which they are checked.
     reasons: tuple[str, ...] = ()
-    #: Whether the values are 0 or 1; the interval then stays honest where all cases agree.
+    #: Whether the values are 0 or 1; the interval then stays honest if all cases agree.
 
     def entry(self, values: Tensor, *left_out: Tensor) -> Tensor:
         """Join the values of a batch with the reasons for leaving cases out.
 
         Args:
-            values: (B,) or (B, columns); the first column is the value, the others go with it.
+            values: (B,) or (B, columns); the first column is the value, the others accompany it.
             left_out: for each of ``reasons`` a Boolean (B,); the first that holds counts.
 
         Returns:
-            (B, 1 + columns), the number of the reason (0: entered) and the columns, NaN where the case is left out.
+            (B, 1 + columns): the index of the reason (0: not left out), then the columns, NaN if the case is left out.
         """
         code = torch.zeros(len(values), device=values.device, dtype=torch.long)
         for number, mask in reversed(list(enumerate(left_out, start=1))):
@@ -125,23 +125,23 @@ class ReasonedMetric(CaseMetric):
         return torch.cat([code[:, None].float(), columns], dim=1).as_subclass(Tensor)
 
     def per_case(self) -> Tensor:
-        """Return one value per case (N,), NaN where the case does not enter."""
+        """Return one value per case (N,); NaN if the case does not count."""
         return self._column(1)
 
     def left_out_cases(self) -> dict[str, list[int]]:
-        """Return the places of the cases that did not enter, by reason, in the order in which they were seen."""
+        """Return the positions of the cases left out, by reason, in the order in which they were seen."""
         code = self._column(0).long()
         found = {reason: torch.nonzero(code == i)[:, 0].tolist() for i, reason in enumerate(self.reasons, start=1)}
         return {reason: cases for reason, cases in found.items() if cases}
 
     def counts(self) -> Counts:
-        """Return how many cases entered, and how many did not and why."""
+        """Return how many cases count, and how many do not and why."""
         left_out = {reason: len(cases) for reason, cases in self.left_out_cases().items()}
         return Counts(len(self.per_case()) - sum(left_out.values()), left_out)
 
 
-class FlipMetric(ReasonedMetric):
-    """A metric by the logits of a classifier, about inputs of another class than the target.
+class FlipMetric(ExclusionMetric):
+    """A metric on a classifier's logits, over inputs of a class other than the target.
 
     Args:
         target: index of the target class.
