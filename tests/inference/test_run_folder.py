@@ -300,11 +300,12 @@ def test_flip_rate_says_who_entered():
         row("flip"),
         row("stay", flipped=False),
         row("liver", out_of_distribution=True, flipped=False),
-        row("already", unchanged=True, flipped=False),
+        row("already", unchanged=True, flipped=False, confidence_before=0.9, confidence_after=0.9),
     ]
     summary = summarize(rows, [Failure("x.png", "read", "is damaged", "Export it again.")])
     assert summary["flip_rate"] == pytest.approx(1 / 3)
     assert summary["flip_rate_in_distribution"] == 0.5
+    assert (summary["mean_confidence_before"], summary["mean_confidence_after"]) == (0.2, 0.8)
     assert summary["entered"] == ["flip", "stay", "liver"]
     assert summary["left_out"] == {"already of the target class": ["already"], "failed": ["x.png"]}
     assert summary["out_of_distribution"] == ["liver"]

@@ -140,6 +140,17 @@ def test_pixels_outside_the_region_stay_bit_equal(known_noise, as_function):
         make(region=torch.ones(3, 1, 8, 8)).explain(image, Mixture())
 
 
+def test_every_image_has_a_region_of_its_own_also_when_others_do_not_run():
+    image = torch.full((3, 1, 8, 8), -0.6)
+    image[0] = 0.9  # of the target class already
+    region = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    region[0, ..., :2], region[1, ..., 2:5], region[2, ..., 5:] = True, True, True
+    result = make(region=region).explain(image, Mixture())
+    assert result.unchanged.tolist() == [True, False, False]
+    assert not (result.image != image)[0].any()
+    assert torch.equal((result.image != image)[1:], region[1:])
+
+
 def test_networks_and_options_without_classes_are_refused(tiny_unet):
     image = torch.full((1, 1, 8, 8), -0.5)
     with pytest.raises(ValueError, match="class-conditional"):

@@ -55,6 +55,23 @@ def test_n4_takes_a_bias_field_out(brain):
     assert corrected[inside].mean() == pytest.approx((flat * field)[inside].mean(), rel=1e-3)
 
 
+def test_the_bias_field_is_fitted_at_four_millimeters_along_every_axis(monkeypatch):
+    import SimpleITK
+
+    shrink, seen = SimpleITK.Shrink, []
+
+    def noted(image, factors):
+        seen.append((image.GetSize(), image.GetSpacing(), tuple(factors)))
+        return shrink(image, factors)
+
+    monkeypatch.setattr(SimpleITK, "Shrink", noted)
+    values = np.full((24, 36, 12), 100.0)
+    inside = np.zeros(values.shape, dtype=bool)
+    inside[4:20, 6:30, 2:10] = True
+    CorrectBias()(volume(values, np.diag([2.0, 1.0, 4.0, 1.0]), inside))
+    assert seen == [((12, 36, 24), (4.0, 1.0, 2.0), (1, 4, 2))] * 2  # the array's last axis is ITK's first
+
+
 def test_registration_finds_a_known_motion(brain):
     values, inside, affine = brain
     template = volume(values, affine)
