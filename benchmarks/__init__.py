@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fast, against what, measured as ratios in one run."""
+"""Speed and quality comparisons, measured as ratios within one run."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command lines of the benchmarks share."""
+"""Common options of the benchmarks' command lines."""
 
 from __future__ import annotations
 

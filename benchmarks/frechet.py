@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fréchet distance with fewer images than features: the Gram / SVD form against the textbook formula, in one run.
+"""Fréchet distance with fewer images than features: the Gram / SVD form compared with the textbook formula, in one run.
 
 ``python -m benchmarks.frechet`` prints a Markdown table. The textbook decomposes the D x D product of the covariances
-(``scipy.linalg.sqrtm``); ``medcf.metrics.frechet`` the N x M scalar products of the features. Features are drawn, of
+(``scipy.linalg.sqrtm``); ``medcf.metrics.frechet`` the N x M scalar products of the features. Features are random, with
 a falling spectrum; time does not depend on their values.
 """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every method makes of the demo cases, kept so that a refactoring can show that results do not move.
+"""Results of every method on the demo cases, stored so that a refactoring can show that they do not change.
 
 ``python -m benchmarks.golden tests/golden/results.npz`` writes, for four demo cases of each bundle, the tensors on the
-network's grid and what every method makes of these STORED tensors: explicit ids, one pass, one scale, no confidence
-threshold, float32, one thread, batch 1. Of each result a fixed sample of pixels is kept, and its confidences.
-``--compare`` does the same again and prints the largest differences.
+network's grid and every method's results on these STORED tensors: explicit ids, one pass, one scale, no confidence
+threshold, float32, one thread, batch 1. For each result it stores a fixed sample of pixels and the confidences.
+``--compare`` repeats this and prints the largest differences.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost of one Diff-ICE pass with each gradient estimator: same networks, same images, same machine, one run.
 
-``python -m benchmarks.gradients`` prints a Markdown table: seconds and their ratio to ``x0``, forwards of the denoiser
-per image, and the peak memory of the pass above what the process held before it. Each estimator runs in a process of
-its own. Weights are random: time and memory do not depend on their values.
+``python -m benchmarks.gradients`` prints a Markdown table: seconds and their ratio to ``x0``, denoiser evaluations
+per image, and the peak memory of the pass above that of the process before it. Each estimator runs in a separate
+process. Weights are random: time and memory do not depend on their values.
 
-``--paper-size`` takes the networks of ``paper.json`` on images of 224 x 288, 120 of 400 steps and a batch of 10; where
+``--paper-size`` uses the networks of ``paper.json`` on images of 224 x 288, 120 of 400 steps and a batch of 10; if
 that takes too long, ``--images`` and ``--steps-timed`` measure a part of it, from which the time of all steps is
-extrapolated: the denoiser's forwards and the rest of a step are timed apart, and DiME's forwards are counted.
+extrapolated: the denoiser and the rest of a step are timed separately, and DiME's network calls are counted.
 """
 
 from __future__ import annotations

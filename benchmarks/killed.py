@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A default job that is killed at random moments ends as one that never was: ``python -m benchmarks.killed``.
+"""A default job killed at random moments equals an uninterrupted one: ``python -m benchmarks.killed``.
 
 Runs ``inference.json`` of a bundle on its demo twice, once in one go and once killed (SIGKILL) again and again, each
 time somewhere between its start and a fifth of its work, and compares every file of the two folders: images by their
-values, pictures and tables by their bytes, but for times and paths.
+values, pictures and tables by their bytes, except times and paths.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``labels.csv`` of a folder of real images, and its subjects dealt into folds."""
+"""``labels.csv`` of a folder of real images, and its subjects assigned to folds."""
 
 from __future__ import annotations
 

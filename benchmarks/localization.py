@@ -3,7 +3,7 @@
 
 ``python -m benchmarks.localization --count 32`` explains paired phantoms of the demo bundle that its classifier calls
 non-standard, and compares difference maps with GradCAM, occlusion sensitivity and SmoothGrad (MONAI's) on the two kinds
-of true change. Writes a CSV and a Markdown table with bootstrap intervals and the level of chance.
+of true change. Writes a CSV and a Markdown table with bootstrap intervals and the chance level.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The maps that ``benchmarks.localization`` compares: counterfactual differences, saliency, and what knows nothing."""
+"""The maps that ``benchmarks.localization`` compares: counterfactual differences, saliency, and uninformative maps."""
 
 from __future__ import annotations
 

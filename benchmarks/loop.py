@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop of Diff-ICE costs beside its networks.
+"""The cost of Diff-ICE's loop on top of its networks.
 
 ``python -m benchmarks.loop`` times one pass of the demo bundle against the same calls of the denoiser, of the
 classifier with its perceptual layer (forward and backward) and of the classifier alone (forward), on the same inputs,

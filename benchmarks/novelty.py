@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often a demo bundle flags an input as out of distribution, by kind of input.
 
-``python -m benchmarks.novelty`` prints a Markdown table for phantoms that no training has seen and for images that are
-no heads; ``--bundle controlcg`` does so for volumes. ``--folder NAME=DIR`` (repeatable) adds a folder of images or
+``python -m benchmarks.novelty`` prints a Markdown table for phantoms unseen in training and for images that are
+not heads; ``--bundle controlcg`` does so for volumes. ``--folder NAME=DIR`` (repeatable) adds a folder of images or
 volumes, read and preprocessed as inference does.
 """
 

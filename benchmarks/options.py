@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``amp``, ``channels_last`` and ``compile`` do to the time of the demo's denoiser.
+"""Effect of ``amp``, ``channels_last`` and ``compile`` on the time of the demo's denoiser.
 
-``python -m benchmarks.options`` prints a Markdown table: milliseconds of one forward of a batch, how many times as fast
-as without options, and how far its prediction moves. ``--compile`` adds the compiled rows, which take minutes to make.
+``python -m benchmarks.options`` prints a Markdown table: milliseconds per network call for a batch, the speedup over
+no options, and the change of the prediction. ``--compile`` adds the compiled rows, which take minutes to prepare.
 """
 
 from __future__ import annotations

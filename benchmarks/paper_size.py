@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diff-ICE at the paper's size: time, memory, and how much of the card's arithmetic it uses.
+"""Diff-ICE at the paper's size: time, memory, and the fraction of the GPU's peak that it uses.
 
 ``python -m benchmarks.paper_size`` runs a batch of 10 images of 224 x 288 through 5 passes of 120 steps (of 400) with
 the networks of ``paper.json`` and random weights, at one classifier scale. It counts the floating-point operations of
 the networks' calls, measures the device's rate of large 16-bit matrix products, and prints the share of that rate.
 
-``--small`` runs the same program with tiny networks on tiny images, to see that it works; its figures mean nothing.
+``--small`` runs the same program with tiny networks on tiny images, as a check; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def matrix_rate(device: torch.device, size: int, repeats: int = 20) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the method and put its time beside its operations.
+    """Run the method and relate its time to its operations.
 
     Args:
         options: device, batch, steps, iterations and the options of speed.
@@ -124,7 +124,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if number >= options.warm_up:
             seconds.append(time.perf_counter() - start)
     if result.total_function_evaluations != steps * options.batch:
-        raise RuntimeError(f"{result.total_function_evaluations} forwards ran instead of {steps * options.batch}.")
+        raise RuntimeError(
+            f"{result.total_function_evaluations} network evaluations ran instead of {steps * options.batch}."
+        )
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     best = matrix_rate(device, 512 if options.small else 8192 if device.type == "cuda" else 2048)
     rate = sum(operations.values()) / statistics.median(seconds)

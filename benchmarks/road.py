@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of one image through a bundle's job: which modules it enters, and how deep the loop lies.
+"""The path of one image through a bundle's job: the modules it enters, and the depth of the loop.
 
 ``python -m benchmarks.road --bundle diffice --dataset_dir FOLDER`` runs ``inference.json`` on a folder under Python's
 profiler and prints the modules of medcf in which a function ran, in the order in which they were first entered, and the

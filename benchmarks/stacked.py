@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ControlCG's stacked forward against separate forwards, and K targets in one call against K runs.
+"""ControlCG's stacked network call compared with separate calls, and K targets in one call with K runs.
 
 ``python -m benchmarks.stacked`` runs everything in one process, in turn, with random weights: time does not depend on
-what a network has learned. On a CPU it takes the demo's network and volume, and one step a run; on a GPU the
-paper's network at 80 x 96 x 80 with 50 steps in 16 bits, and the seconds per volume with the share of the card's peak.
+what a network has learned. On a CPU it uses the demo's network and volume, and one step per run; on a GPU the
+paper's network at 80 x 96 x 80 with 50 steps in 16 bits, and the seconds per volume with the share of the GPU's peak.
 
-``--small`` runs the same program with a tiny network, to see that it works; its figures mean nothing.
+``--small`` runs the same program with a tiny network, to check that it works; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def forward(
 
 
 def compare_forwards(network: ClassTokenUNet, image: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """Time one stacked forward of a step against the smallest forwards that give the same."""
+    """Time one stacked network call of a step against the smallest calls with the same result."""
     results = []
     for name, reference in (("classifier-free guidance", None), ("with injection", "same")):
         options: dict[str, Any] = {"null_class_labels": NULL, "reference": reference}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clocks for ratios: everything that is compared runs in one process, in turn."""
+"""Clocks for ratios: everything compared runs alternately in one process."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 """ControlCG at the paper's size: memory, time and operations of one volume of 80 x 96 x 80 and one target.
 
 ``python -m benchmarks.volume_size`` runs the first steps of the method with the network of ``paper.json`` and random
-weights: guided and injected, that is four rows in one forward. A process of its own measures: on a CPU the growth of
+weights: guided and injected, that is four rows in one network call. A separate process measures: on a CPU the growth of
 its resident memory (``ru_maxrss``), which includes the workspaces of kernels, and the tensors alive at once; on a GPU
 the allocator's peak. Operations are counted on meta tensors, which computes nothing. The last line is JSON.
 
-``--rows-at-once 1`` runs the blocks without attention on one row at a time. ``--targets 2 --memory-budget 4`` asks for
-two classes within 4 GB, and the method splits its rows into forwards that fit. On a GPU all 50 steps run, and
-``--peak-tflops`` gives the share of the card's peak. ``--small`` takes a tiny network and volume, to see that it works;
+``--rows-at-once 1`` runs the blocks without attention on one row at a time. ``--targets 2 --memory-budget 4`` requests
+two classes within 4 GB, and the method splits its rows into calls that fit. On a GPU all 50 steps run, and
+``--peak-tflops`` gives the share of the GPU's peak. ``--small`` uses a tiny network and volume, to see that it works;
 its figures mean nothing.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What self-attention and injection are worth to a trained network: its loss with, without, and with a stranger."""
+"""The value of self-attention and injection for a trained network: its loss with, without, and with another subject."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a classifier of few subjects gain from their counterfactuals? Arms, training, and what is compared.
+"""Does a classifier trained on few subjects gain from their counterfactuals? Arms, training and comparisons.
 
-The bundle's classifier is trained anew on few subjects that no network of the bundle has seen, alone and with what each
-arm adds, and tested on other subjects. Arms that add something train for twice as many updates, so the arm
-``duplicates`` is what they are held against.
+The bundle's classifier is trained from scratch on few subjects unseen by the bundle's networks, alone and with each
+arm's additions, and tested on other subjects. Arms with additions train for twice as many updates, so they are
+compared with the arm ``duplicates``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of the benchmark on brain phantoms: counterfactuals side by side, and what guidance does."""
+"""Pictures of the benchmark on brain phantoms: counterfactuals side by side, and the effect of guidance."""
 
 from __future__ import annotations
 

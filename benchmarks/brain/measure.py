@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is measured of counterfactual brains, each figure with its interval over subjects."""
+"""All measurements on counterfactual brains, each with its interval over subjects."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counterfactuals of real brains both ways: nobody knows the truth, so classifiers and measured sizes speak."""
+"""Counterfactuals of real brains in both directions: the truth is unknown, so classifiers and measured sizes judge."""
 
 from __future__ import annotations
 

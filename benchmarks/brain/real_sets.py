@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real brain volumes: which sets there are, how they are split by subject, and the trainings of the bundle on them."""
+"""Real brain volumes: the data sets, their split by subject, and the bundle's trainings on them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which methods and settings are compared on brains."""
+"""Methods and settings compared on brains."""
 
 from __future__ import annotations
 

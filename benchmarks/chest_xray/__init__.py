@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counterfactuals of real chest radiographs (normal, pneumonia): the tables the bundle's trainings read."""
+"""Counterfactuals of real chest radiographs (normal, pneumonia): tables for the bundle's trainings."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: write the tables that the training configs and the benchmark read."""
+"""Command line: write the tables for the training configs and the benchmark."""
 
 from __future__ import annotations
 

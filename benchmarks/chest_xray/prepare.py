@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables that the bundle's training configs read, from a folder of chest radiographs with a ``labels.csv``.
+"""Tables for the bundle's training configs, from a folder of chest radiographs with a ``labels.csv``.
 
-Normal is label 0, pneumonia label 1. Nobody occurs in two splits.
+Normal is label 0, pneumonia label 1. No subject occurs in two splits.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a figure's command and machine were, without naming the machine."""
+"""The command and kind of machine behind a figure, without naming the machine."""
 
 from __future__ import annotations
 

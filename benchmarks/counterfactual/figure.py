@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a benchmark on phantoms: counterfactuals side by side, what each method trades, quality gained."""
+"""Pictures of a benchmark on phantoms: counterfactuals side by side, each method's trade-offs, quality gained."""
 
 from __future__ import annotations
 

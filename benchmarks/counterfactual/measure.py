@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is measured of a method's counterfactuals, each figure with its interval over subjects."""
+"""All measurements on a method's counterfactuals, each with its interval over subjects."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def measure(task: Task, result: Result, again: Result | None = None) -> dict[str
 
 
 def costs(result: Result) -> dict[str, Figure]:
-    """Return time and forwards a case, and memory."""
+    """Return time and network evaluations per case, and memory."""
     count = len(result.image)
     return {
         "seconds": Figure(result.seconds / count, count=count),

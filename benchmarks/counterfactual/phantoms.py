@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark on phantoms: inputs whose true image of the target class is known, and judges trained apart."""
+"""The benchmark on phantoms: inputs whose true image of the target class is known, and independently trained judges."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which methods and settings are compared: the rows of the tables."""
+"""Methods and settings to compare: the rows of the tables."""
 
 from __future__ import annotations
 

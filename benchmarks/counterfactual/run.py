@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One method over all cases, in a process of its own, so that its time and its memory are its own."""
+"""One method over all cases in a separate process, so that time and memory are measured separately."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Result:
         confidences: f's probability of the target at each iterate (N, L + 1).
         flipped: (N,).
         unchanged: inputs that f already gives the target class (N,).
-        evaluations: forwards of the denoiser a case (N,).
+        evaluations: evaluations of the denoiser per case (N,).
         seconds: of all cases together.
         peak_mib: memory above that of the process with its networks, in MiB.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The studies: methods against each other, options of speed, noise level against guidance, pass after pass."""
+"""The studies: methods compared, speed options, noise level versus guidance, pass by pass."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def uncomputed(cases: Cases, images: Tensor) -> Result:
 
 
 def without_cost(figures: dict[str, Figure]) -> dict[str, Figure]:
-    """Leave out time, forwards and memory, where a row is not about them."""
+    """Leave out time, network evaluations and memory for rows that are not about them."""
     return {key: value for key, value in figures.items() if key not in ("seconds", "evaluations", "peak_mib")}
 
 

@@ -172,7 +172,7 @@ def insert(page: Path, mark: str, text: str) -> None:
 
 
 def insert_or_write(page: Path, mark: str, text: str, stem: str, title: str) -> None:
-    """Put a text into a page that has the marks, see `insert`, or else with a title into ``<stem>.md`` beside it."""
+    """Put a text into a page with markers, see `insert`, or with a title into ``<stem>.md`` next to it."""
     if page.is_file() and f"<!-- {mark}: begin -->" in page.read_text(encoding="utf-8"):
         insert(page, mark, text)
     else:

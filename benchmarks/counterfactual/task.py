@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is explained, and who judges it: cases, networks, held-out images of the target class."""
+"""Images to explain and their judges: cases, networks, held-out images of the target class."""
 
 from __future__ import annotations
 

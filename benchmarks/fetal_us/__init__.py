@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diff-ICE on real fetal ultrasound: the tables of the training configs, and what the counterfactuals are worth."""
+"""Diff-ICE on real fetal ultrasound: tables for the training configs, and an evaluation of the counterfactuals."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counterfactuals of the validation subjects and their worth: no truth exists, so several weak judges speak."""
+"""Evaluation of counterfactuals of the validation subjects: there is no ground truth, only several weak judges."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def measure(
 
 
 def _identity(network: nn.Module, images: Images, pred: Tensor) -> dict[str, float]:
-    """Rank-3 re-identification and cosine by the features of ``network``, beside what chance and strangers give."""
+    """Rank-3 re-identification and cosine by the features of ``network``, with chance and stranger levels."""
     subjects = sorted(set(images.subject))
     index = torch.tensor([subjects.index(name) for name in images.subject])
     metric = ReIdentification(RANK)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables that the bundle's training configs read, from a folder of real planes with a ``labels.csv``.
+"""Tables for the bundle's training configs, from a folder of real planes with a ``labels.csv``.
 
 The trans-thalamic plane, on which the head circumference is measured, stands in for the standard plane (label 1), the
-trans-ventricular and the trans-cerebellum plane for the non-standard one (label 0). Nobody occurs in two splits.
+trans-ventricular and the trans-cerebellum plane for the non-standard one (label 0). No subject occurs in two splits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Row = dict[str, str]
 COLUMNS = ("file", "mask", "mask_kind", "subject", "label_brain", "label_hc_plane")
 FOLDS = 5
 VALIDATION_FOLD = 0
-#: The explained classifier and its judge leave out different subjects, beside those of the validation.
+#: The explained classifier and its judge leave out different subjects, in addition to those of the validation.
 SPLITS = {"planes": {0: "val", 4: "test"}, "judge": {0: "val", 1: "test"}}
 TABLES = {
     "planes": ("file", "case", "label", "subject", "split"),

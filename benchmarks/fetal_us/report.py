@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of an evaluation as a Markdown table, put into a page between two marks."""
+"""The figures of an evaluation as a Markdown table, inserted into a page between two markers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Lay the figures of ``evaluate`` out: guided counterfactuals beside the same passes without the class gradient."""
+    """Format the figures of ``evaluate``: guided counterfactuals next to the same passes without the class gradient."""
     guided, control = figures["counterfactuals"], figures["without_guidance_by_the_class"]
     lines = [
         "| classifiers, on the validation subjects | explained classifier f | judge |",

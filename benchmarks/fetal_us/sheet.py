@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture to judge the counterfactuals by eye: one row a case, for whoever has the images."""
+"""A picture to judge the counterfactuals by eye: one row per case, for users who have the images."""
 
 from __future__ import annotations
 

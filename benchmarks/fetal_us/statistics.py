@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of few subjects: intervals by bootstrap over subjects, and what chance would give."""
+"""Figures for few subjects: intervals by bootstrap over subjects, and chance levels."""
 
 from __future__ import annotations
 
