@@ -120,7 +120,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("groups-as-trials", "metrics/bootstrap.py",
      "if proportion and (len(members) == len(cases) or (cases == cases[0]).all()):", "if proportion:"),
     ("mean-of-ratios", "metrics/truth.py", "errors.mean() / unchanged.mean())", "(errors / unchanged).mean())"),
-    ("infinite-logits-flip", "metrics/reasons.py", "(logits.argmax(1) == target) & logits.isfinite().all(1)",
+    ("infinite-logits-flip", "metrics/exclusions.py", "(logits.argmax(1) == target) & logits.isfinite().all(1)",
      "logits.argmax(1) == target"),
 
     ("foreign-folder-emptied", "runtime/owned.py", "if (leftover / RECORD).is_file():", "if leftover.is_dir():"),
