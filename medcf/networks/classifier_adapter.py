@@ -101,7 +101,7 @@ class ClassifierAdapter(nn.Module):
             image = _resized(image, size)
         if self.channels is not None and image.shape[1] != self.channels:
             if image.shape[1] != 1:
-                raise ValueError(f"channels={self.channels}: only one channel can be repeated, not {image.shape[1]}.")
+                raise ValueError(f"channels={self.channels}: {image.shape[1]} channels cannot be repeated, only one.")
             image = image.expand(-1, self.channels, *image.shape[2:])
         black, white = (end.reshape(1, -1, *[1] * axes).to(image) for end in (self.black, self.white))
         return black + (image + 1) / 2 * (white - black)

@@ -147,14 +147,14 @@ def test_a_table_with_words_for_labels_trains_the_same_classifier(tmp_path):
     fewer = (tmp_path / "table.csv").read_text().replace("striped/9.png,striped", "striped/9.png,round")
     (tmp_path / "table.csv").write_text(fewer)
     printed = run("diffice", tmp_path, ("train", "train_classifier"), **options, **table, fails=True)
-    assert "cannot go on: the images or their labels" in printed
+    assert "cannot be resumed: the images or their labels" in printed
 
 
 @pytest.mark.slow
 def test_the_demos_weights_are_never_replaced_by_own_ones(tmp_path):
     data = folders_of(tmp_path / "data", 2)
     printed = run("diffice", tmp_path, ("train",), dataset_dir=data, **SHORT, fails=True)
-    assert "name a folder for them by --models_dir DIR" in printed.splitlines()[-1]
+    assert "name a folder for them with --models_dir DIR" in printed.splitlines()[-1]
 
 
 def test_only_own_images_are_kept_out_of_a_bundles_models(tmp_path):
