@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 
 import pytest
 import torch
@@ -36,10 +35,9 @@ def test_perceptual_term_keeps_the_image_near_the_original(make, network, images
     assert (distance[1] < distance[0]).all()
 
 
-def test_input_of_the_target_class_comes_back_unchanged_and_marked(make, network, images, caplog):
+def test_input_of_the_target_class_comes_back_unchanged_and_marked(make, network, images):
     images[2] += 0.9
-    with caplog.at_level(logging.INFO, logger="medcf.inferers.diffice"):
-        result = make().explain(images, network, IDS)
+    result = make().explain(images, network, IDS)
     assert result.unchanged.tolist() == [False, False, True, False]
     assert not result.flipped[2]
     assert torch.equal(result.image[2], images[2])
@@ -47,7 +45,6 @@ def test_input_of_the_target_class_comes_back_unchanged_and_marked(make, network
     assert result.num_function_evaluations.tolist() == [10, 10, 0, 10]
     assert result.iterations.tolist() == [2, 2, 0, 2]
     assert result.scale[2].isnan()
-    assert "unchanged: c" in caplog.text
 
 
 def test_all_inputs_of_the_target_class_cost_nothing(make, network, images):

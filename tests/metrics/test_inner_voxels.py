@@ -62,7 +62,7 @@ def test_brightness_does_not_matter_and_images_in_2d_do():
 def test_misuse_is_explained():
     with pytest.raises(ValueError, match="2 axes, but radius has 3"):
         InnerVoxels()(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="holds no block"):
+    with pytest.raises(ValueError, match="is too small for a block"):
         InnerVoxels((0.1, 0.1, 0.1), block=4)(torch.zeros(1, 1, 8, 8, 8))
     with pytest.raises(ValueError, match="must be positive"):
         InnerVoxels(block=0)

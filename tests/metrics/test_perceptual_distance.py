@@ -100,7 +100,7 @@ def test_broken_images_are_left_out_and_mistakes_named() -> None:
     assert metric.aggregate() == 0
     with pytest.raises(ValueError, match="1 entries, but the features have 2 layers"):
         PerceptualDistance(extractor, [1.0])(images, images)
-    with pytest.raises(ValueError, match="3 values, the layer has 6 channels"):
+    with pytest.raises(ValueError, match="3 values, but the layer has 6 channels"):
         PerceptualDistance(extractor, [[1.0, 1.0, 1.0], 1.0])(images, images)
     with pytest.raises(ValueError, match="none negative"):
         PerceptualDistance(extractor, [1.0, -1.0])
