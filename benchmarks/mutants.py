@@ -127,7 +127,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("record-forgets-old-files", "runtime/owned.py", "sorted(before.union(made, more))", "sorted({*made, *more})"),
     ("merge-forgets-finished", "inference/run_folder.py",
      "len(self.finished_before) + self.completed", "self.completed"),
-    ("changed-frame-accepted", "inference/run_folder.py", ' and not self._is_done(case, previous["run"])', ""),
+    ("changed-frame-accepted", "runtime/manifest.py", " and case not in finished", ""),
     ("result-of-other-run", "inference/run_folder.py", "(folder / MARKER).is_file() or run_of(folder) != run:",
      "(folder / MARKER).is_file():"),
     ("foreign-manifest-replaced", "inference/run_folder.py",

@@ -13,9 +13,9 @@ from typing import Any
 
 from medcf.data import Case, find_cases
 from medcf.data.case import file_name
-from medcf.inference.run_folder import MANIFEST
 from medcf.phantoms import write_phantoms
 from medcf.runtime.errors import Failure
+from medcf.runtime.manifest import MANIFEST
 from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, is_ours, remove_files, written_files
 from medcf.runtime.ranks import run_on_main
 

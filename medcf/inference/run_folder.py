@@ -14,23 +14,20 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from medcf import __version__
 from medcf.data import Case
 from medcf.inference.case_result import MARKER, CaseResult
 from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
-from medcf.runtime.fingerprint import config_fingerprint, describe_changes, hash_inputs, sha256
+from medcf.runtime.fingerprint import hash_inputs
+from medcf.runtime.manifest import MANIFEST, continue_manifest, describe_session, new_manifest, now, read_manifest
 from medcf.runtime.owned import (
-    NOTICE,
     check_output_dir,
     fill_folder,
-    is_ours,
     lock_folder,
     may_fill,
     remove_files,
@@ -38,13 +35,11 @@ from medcf.runtime.owned import (
     written_files,
 )
 from medcf.runtime.ranks import rank, run_on_main
-from medcf.runtime.session import describe_session, now
 
 __all__ = ["RunFolder"]
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 TABLES = ("scores.csv", "failures.csv", "summary.json")
 
 
@@ -131,14 +126,15 @@ class RunFolder:
         except OSError as error:
             reason = f"cannot be written to ({error.strerror or type(error).__name__})"
             raise OSError(f"{self.path} {reason}; choose another folder with --output_dir.") from error
-        new = self._new_manifest(hash_inputs(cases))
-        previous = self._read_manifest()
+        new = new_manifest(self.config, self.weights, self.seed, self.inputs, hash_inputs(cases))
+        previous = read_manifest(self.path)
         self._expect_free(previous)  # before anything is removed
         if previous is not None and (self.overwrite or not self._has_results(previous)):
             self._remove(previous)  # without results, such as after an invalid option, another run may start
             previous = None
         if previous is not None:
-            self._continue(previous, new)
+            finished = [case for case in self.inputs if self._is_done(case, previous["run"])]
+            continue_manifest(self.path, previous, new, finished)
         self.manifest = previous or new
         self.run = self.manifest["run"]
         self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
@@ -147,25 +143,6 @@ class RunFolder:
         if done:
             logger.info("%d of %d cases in %s are already done and are kept.", len(done), len(self.inputs), self.path)
         return self.run, self.inputs, done
-
-    def _new_manifest(self, hashes: Mapping[str, str]) -> dict[str, Any]:
-        weights = {name: {"path": str(path), "sha256": sha256(path)} for name, path in self.weights.items()}
-        return {
-            "notice": NOTICE,
-            "created": now(),
-            "seed": self.seed,
-            "config": self.config,
-            "weights": weights,
-            "inputs": {case: {"path": path, "sha256": hashes[case]} for case, path in self.inputs.items()},
-            "fingerprint": {
-                "config": config_fingerprint(self.config) | {"medcf version": __version__},
-                "weights": {f"{name} ({path.name})": weights[name]["sha256"] for name, path in self.weights.items()},
-                "inputs": dict(hashes),
-            },
-            "run": uuid.uuid4().hex,
-            "tables": [],
-            "sessions": [],
-        }
 
     def case_dir(self, case: str) -> Path:
         """Return the folder of a case."""
@@ -285,42 +262,6 @@ class RunFolder:
     def seconds(self) -> float:
         """Return the seconds since this object was created."""
         return time.perf_counter() - self._started
-
-    def _continue(self, previous: dict[str, Any], new: Mapping[str, Any]) -> None:
-        """Resume an earlier run: images may be added or gone, but nothing else that affects results may differ.
-
-        Raises:
-            ValueError: names the changes. A file that failed may have changed, because no result depends on it.
-        """
-        failed, known = set(previous.get("failed", ())), previous["fingerprint"]["inputs"]
-        for case, entry in new["inputs"].items():
-            if case not in known or (entry["path"] in failed and not self._is_done(case, previous["run"])):
-                known[case] = entry["sha256"]
-                previous["inputs"][case] = entry
-        gone = [case for case in known if case not in new["inputs"]]
-        if gone:
-            logger.warning(
-                "%d images of this run no longer exist, %s first; their results are kept.", len(gone), gone[0]
-            )
-        now = {**new["fingerprint"], "inputs": {**known, **new["fingerprint"]["inputs"]}}
-        if changes := describe_changes(previous["fingerprint"], now):
-            raise ValueError(
-                f"{self.path} holds the results of another run. Since then:\n  "
-                + "\n  ".join(changes)
-                + "\nChoose another folder with --output_dir, or replace those results with --overwrite true."
-            )
-
-    def _read_manifest(self) -> dict[str, Any] | None:
-        path = self.path / MANIFEST
-        if not is_ours(path):
-            return None
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if missing := {"run", "tables", "inputs", "fingerprint", "sessions"}.difference(manifest):
-                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); choose another --output_dir.") from error
-        return manifest
 
     def _is_done(self, case: str, run: str) -> bool:
         """Tell whether a case was finished by a run, and all its files still exist."""
