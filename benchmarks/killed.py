@@ -72,7 +72,7 @@ def main() -> int:
     options = parser.parse_args()
     moment = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        whole = Path(folder) / "whole"
         began = time.monotonic()
         job = start(options.bundle, whole)
         while job.poll() is None and not list(whole.glob("*/case.json")):
@@ -80,22 +80,25 @@ def main() -> int:
         first = time.monotonic() - began
         status = job.wait()
         seconds = time.monotonic() - began
-        kills = 0
-        while kills < options.kills:
-            job = start(options.bundle, killed)
-            try:
-                job.wait(moment.uniform(0.5 * first, first + (seconds - first) / 5))
-                break
-            except subprocess.TimeoutExpired:
-                job.send_signal(signal.SIGKILL)
-                job.wait()
-                kills += 1
-        last = start(options.bundle, killed).wait()
-        found = differences(whole, killed)
-        done = len(list(killed.glob("*/case.json")))
+        kills = jobs = done = 0
+        found: list[str] = []
+        while kills < options.kills:  # a job that ends too early is followed by another one
+            killed, jobs, ended = Path(folder) / f"killed{jobs}", jobs + 1, False
+            while kills < options.kills and not ended:
+                job = start(options.bundle, killed)
+                try:
+                    job.wait(moment.uniform(0.5 * first, first + (seconds - first) / 5))
+                    ended = True
+                except subprocess.TimeoutExpired:
+                    job.send_signal(signal.SIGKILL)
+                    job.wait()
+                    kills += 1
+            last = start(options.bundle, killed).wait()
+            found += differences(whole, killed)
+            done += len(list(killed.glob("*/case.json")))
     sys.stdout.write(
-        f"{options.bundle}: {seconds:.0f} s in one go (status {status}); killed {kills} times, then status {last}; "
-        f"{done} cases, {len(found)} files differ{': ' if found else ''}{', '.join(found)}\n"
+        f"{options.bundle}: {seconds:.0f} s in one go (status {status}); killed {kills} times in {jobs} jobs, "
+        f"then status {last}; {done} cases, {len(found)} files differ{': ' if found else ''}{', '.join(found)}\n"
     )
     return len(found)
 
