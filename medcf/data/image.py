@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "display_range",
     "geometry",
     "get_spacing",
+    "inflated_size",
     "meta_of",
     "picture_affine",
     "to_luminance",
@@ -244,6 +246,26 @@ class Limits:
             claim = " x ".join(map(str, size))
             reason = f"claims {claim} {kind}, which exceeds the limit of {limit:.0f}"
             raise UnreadableImage(path, reason, f"If that is correct, raise the limit: --max_{kind} {math.prod(size)}")
+
+
+def inflated_size(stream: IO[bytes], most: int, wbits: int = zlib.MAX_WBITS) -> tuple[int, bool]:
+    """Measure zlib data without holding what they inflate to.
+
+    Args:
+        stream: at the start of the data.
+        most: number of bytes beyond which measuring stops.
+        wbits: as for `zlib.decompressobj`; negative for data without a header.
+
+    Returns:
+        The size in bytes, more than ``most`` if measuring stopped; whether the data are complete.
+
+    Raises:
+        zlib.error: if they are damaged.
+    """
+    inflate, length = zlib.decompressobj(wbits), 0
+    while length <= most and (packed := inflate.unconsumed_tail or stream.read(2**16)):
+        length += len(inflate.decompress(packed, 2**20))
+    return length, inflate.eof
 
 
 def check_extent(path: str | PathLike[str], affine: NDArray[np.floating], size: Sequence[int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from medcf.data.image import Pixels, geometry, to_unit_range
+from medcf.data.image import Pixels, geometry, inflated_size, to_unit_range
 from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -38,8 +37,11 @@ def inspect_itk(path: Path) -> tuple[int, ...]:
     Raises:
         UnreadableImage: if the header is damaged, or the file holds neither.
     """
+    return _size(path, _header(path))
+
+
+def _size(path: Path, header: Any) -> tuple[int, ...]:
     try:
-        header = _header(path)
         size = tuple(int(header.GetDimensions(axis)) for axis in range(header.GetNumberOfDimensions()))
         components = int(header.GetNumberOfComponents())
     except Exception as error:
@@ -62,10 +64,11 @@ def read_itk(path: Path) -> Pixels:
     Raises:
         UnreadableImage: like `inspect_itk`, or if the pixels are damaged.
     """
-    size = inspect_itk(path)
+    header = _header(path)
+    size = _size(path, header)
     try:
-        _check_compressed(path, _header(path))
-        image, array = _imread(path, len(size) == 2)
+        _check_compressed(path, header)
+        image, array = _imread(path, header, len(size) == 2)
         values = _columns_first(array, image.GetNumberOfComponentsPerPixel() > 1)
         affine = _affine(np.asarray(image.GetDirection()), list(image.GetSpacing()), list(image.GetOrigin()))
     except Exception as error:
@@ -80,11 +83,10 @@ def read_itk(path: Path) -> Pixels:
     return Pixels(values, affine, "itk", (float(values.min()), float(values.max())))
 
 
-def _imread(path: Path, as_stored: bool) -> tuple[Any, NDArray[Any]]:
+def _imread(path: Path, header: Any, as_stored: bool) -> tuple[Any, NDArray[Any]]:
     """Read a file as 32-bit numbers; a picture in the type it is stored in, whose range tells what is white."""
     import itk
 
-    header = _header(path)
     components = int(header.GetNumberOfComponents())
     pixel = itk.F if components == 1 else itk.Vector[itk.F, components]
     image = itk.imread(str(path), pixel)
@@ -99,17 +101,21 @@ def _header(path: Path) -> Any:
     """Read the header.
 
     Raises:
-        ValueError: it is a MetaImage with an impossible number of dimensions, on which ITK never ends.
+        UnreadableImage: it is damaged; so is a MetaImage with an impossible number of dimensions, on which ITK never
+            ends.
     """
     import itk
 
-    with path.open("rb") as stream:
-        stated = re.findall(rb"^\s*NDims\s*=\s*(\S+)", stream.read(4096), flags=re.MULTILINE)
-    if stated and (len(stated) > 1 or stated[0] not in (b"2", b"3", b"4")):
-        raise ValueError("NDims")
-    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-    header.SetFileName(str(path))
-    header.ReadImageInformation()
+    try:
+        with path.open("rb") as stream:
+            stated = re.findall(rb"^\s*NDims\s*=\s*(\S+)", stream.read(4096), flags=re.MULTILINE)
+        if stated and (len(stated) > 1 or stated[0] not in (b"2", b"3", b"4")):
+            raise ValueError("NDims")
+        header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+    except Exception as error:
+        raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
     return header
 
 
@@ -129,10 +135,9 @@ def _check_compressed(path: Path, header: Any) -> None:
         local = source.group(1).strip() == b"LOCAL"
         stream.seek(source.end())
         with stream if local else (path.parent / os.fsdecode(source.group(1).strip())).open("rb") as pixels:
-            inflate, length = zlib.decompressobj(), 0
-            while packed := inflate.unconsumed_tail or pixels.read(2**16):
-                length += len(inflate.decompress(packed, 2**20))
-    if not inflate.eof or length != int(header.GetImageSizeInBytes()):
+            expected = int(header.GetImageSizeInBytes())
+            measured = inflated_size(pixels, expected)
+    if measured != (expected, True):
         raise ValueError("damaged pixels")
 
 

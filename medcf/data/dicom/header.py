@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medcf.data.image import inflated_size
 from medcf.runtime.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -138,23 +139,18 @@ def _check_inflated(path: Path) -> None:
     Raises:
         UnreadableImage: if it is too large.
     """
-    from pydicom.filereader import read_file_meta_info, read_preamble
+    from pydicom.filereader import read_file_meta_info
 
     with path.open("rb") as stream:
         if stream.read(132)[128:] != b"DICM":
             return
-        stream.seek(0)
         meta = read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") != _DEFLATED:
             return
-        read_preamble(stream, force=False)
         stream.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
-        inflate, length = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while packed := inflate.unconsumed_tail or stream.read(2**16):
-            length += len(inflate.decompress(packed, 2**20))
-            if length > _LONGEST_INFLATED:
-                reason = f"is deflated and exceeds {_LONGEST_INFLATED >> 20} MiB once inflated"
-                raise UnreadableImage(path, reason, "Export it uncompressed.")
+        if inflated_size(stream, _LONGEST_INFLATED, -zlib.MAX_WBITS)[0] > _LONGEST_INFLATED:
+            reason = f"is deflated and exceeds {_LONGEST_INFLATED >> 20} MiB once inflated"
+            raise UnreadableImage(path, reason, "Export it uncompressed.")
 
 
 def _check(path: Path, dataset: Dataset) -> None:
