@@ -11,6 +11,8 @@ import torch
 from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.utils import CommonKeys
 
+from medcf.schedulers import RespacedScheduler, kept_timesteps
+
 __all__ = ["ClassConditionalPrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
 
 Batch = dict[str, torch.Tensor]
@@ -18,38 +20,58 @@ Device = str | torch.device | None
 
 
 class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
-    """Noise, timesteps and class labels for training a denoiser.
+    """Noise, timesteps, class labels and the target that the scheduler's ``prediction_type`` asks for.
 
     Part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional model,
     the other the class-conditional model, in one network. For inferers that accept ``noise``, ``timesteps`` and
     ``class_labels``, such as `medcf.training.inferer.DiffusionTrainingInferer`.
 
     Args:
-        num_train_timesteps: timesteps are drawn from 0 .. T - 1 with this T.
+        scheduler: noise scheduler with MONAI's ``get_velocity``; timesteps are drawn from its ``num_train_timesteps``.
+            Its ``prediction_type`` determines the target: the noise ("epsilon"), the image ("sample"), or
+            "v_prediction" (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x).
         null_class: index of the null class, ``num_class_embeds - 1``.
         dropout: probability of the null class.
         timestep_power: timesteps are ``floor(T u ** power)`` for uniform u. 1 is the uniform distribution of the
             papers; above 1, small timesteps occur more often, those that a partially noised image passes through.
+        matched_steps: train only on the timesteps that a chain with this number of steps visits, and sample with that
+            number (Fast-DDPM, Jiang et al. 2024, arXiv 2405.14802); None trains on all of them.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
+        scheduler: RespacedScheduler,
         null_class: int = 2,
         dropout: float = 0.5,
         timestep_power: float = 1.0,
+        matched_steps: int | None = None,
     ) -> None:
-        super().__init__(num_train_timesteps=num_train_timesteps)
+        super().__init__(num_train_timesteps=scheduler.num_train_timesteps)
         if not 0.0 <= dropout <= 1.0:
             raise ValueError(f"dropout is {dropout}; it must be a probability.")
+        self.scheduler = scheduler
         self.null_class = null_class
         self.dropout = dropout
         self.timestep_power = timestep_power
+        total = scheduler.num_train_timesteps
+        self.trained_steps = torch.tensor(kept_timesteps(total, matched_steps or total, scheduler.spacing))
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
-        """Draw one timestep per image."""
-        uniform = torch.rand(images.shape[0], device=images.device, dtype=torch.float64)
-        return (self.num_train_timesteps * uniform**self.timestep_power).long()
+        """Draw one timestep per image, stratified: one from each of B equal parts of the range."""
+        count = images.shape[0]
+        uniform = (torch.rand(count, dtype=torch.float64) + torch.randperm(count)) / count
+        index = (len(self.trained_steps) * uniform**self.timestep_power).long()
+        return self.trained_steps[index].to(images.device)
+
+    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the network's target, made with the same noise as its input."""
+        kind = str(self.scheduler.prediction_type)
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(images, noise, timesteps)
+        return images if kind == "sample" else noise
 
     def get_class_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Replace a random part of ``labels`` (B,) by the null class."""
@@ -62,8 +84,8 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         """Prepare a batch.
 
         Returns:
-            Images, the target (the noise), no positional arguments, and ``noise``, ``timesteps``, and ``class_labels``
-            (B,), integers.
+            Images, the target, no positional arguments, and ``noise``, ``timesteps``, and ``class_labels`` (B,),
+            integers.
         """
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
         labels = batchdata[CommonKeys.LABEL].to(device=images.device, non_blocking=non_blocking).long()

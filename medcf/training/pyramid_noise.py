@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise with more power at low frequencies for training a denoiser, and the v target made with it."""
+"""Noise with more power at low frequencies for training a denoiser."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from monai.networks.schedulers import Scheduler
 from torch.nn.functional import interpolate
 
+from medcf.schedulers import RespacedScheduler
 from medcf.training.prepare_batch import Batch, ClassConditionalPrepareBatch, Device
 
 __all__ = ["PyramidNoisePrepareBatch", "pyramid_noise"]
@@ -17,21 +17,19 @@ _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
-    """Pyramid noise (or white noise), timesteps, class labels, and noise or velocity as the target.
+    """`ClassConditionalPrepareBatch` with pyramid noise (ControlCG) and, on request, pairs of views.
 
-    ControlCG trains its 3D model with v-prediction (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x) and
-    pyramid noise; the noised image and the target use the same noise.
+    The noised image and the target use the same noise.
 
     Args:
-        scheduler: noise scheduler with MONAI's ``get_velocity``; its ``prediction_type`` determines the target:
-            "v_prediction", "epsilon" or "sample".
+        scheduler: see `ClassConditionalPrepareBatch`.
         discount: weight of each coarser noise level relative to the previous one; 0 is white noise.
         white_fraction: fraction of the images trained with white noise, from which sampling starts.
         reference_pairs: also train attention injection: every image occurs twice with the same timestep and separate
             noise. The first copy reads the second by injection; the second reads only itself, like the reference later.
             So half of the batch teaches the use of a reference, which a short training would not learn otherwise. The
             second copy has the first one's class or, in half of the cases, none (``reference_condition``).
-        options: see `ClassConditionalPrepareBatch`; ``num_train_timesteps`` is the scheduler's.
+        options: see `ClassConditionalPrepareBatch`.
 
     Raises:
         ValueError: if an option is out of range.
@@ -39,17 +37,16 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: RespacedScheduler,
         *,
         discount: float = 0.9,
         white_fraction: float = 0.0,
         reference_pairs: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(num_train_timesteps=scheduler.num_train_timesteps, **options)
+        super().__init__(scheduler, **options)
         if not 0.0 <= discount <= 1.0 or not 0.0 <= white_fraction <= 1.0:
             raise ValueError(f"discount={discount} and white_fraction={white_fraction} must be in [0, 1].")
-        self.scheduler = scheduler
         self.discount = discount
         self.white_fraction = white_fraction
         self.reference_pairs = reference_pairs
@@ -87,13 +84,6 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
             white = torch.rand(len(images), device=images.device) < self.white_fraction
             noise = torch.where(white.view(-1, *(1,) * (images.ndim - 1)), torch.randn_like(images), noise)
         return noise
-
-    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the network's target, made with the same noise as its input."""
-        kind = str(self.scheduler.prediction_type)
-        if kind == "v_prediction":
-            return self.scheduler.get_velocity(images, noise, timesteps)
-        return images if kind == "sample" else noise
 
 
 def pyramid_noise(
