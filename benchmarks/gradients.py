@@ -50,8 +50,9 @@ class FirstSteps(DiffICEInferer):
 
     limit: int | None = None
 
-    def _schedule(self, number: int) -> tuple[list[int], int]:
-        timesteps, start = super()._schedule(number)
+    def schedule(self, number: int) -> tuple[list[int], int | None]:
+        """Return the first steps of a pass."""
+        timesteps, start = super().schedule(number)
         return timesteps[: self.limit], start
 
 

@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import interleaved, median_ratio
 from medcf.inferers import AttentionInjectionInferer
-from medcf.networks import ClassTokenUNet
+from medcf.networks import ClassTokenUNet, Condition
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.networks.stack import Stack, plan_stack
 from medcf.runtime.performance import accelerate, autocast
 from medcf.sampling.memory import peak_bytes
-from medcf.sampling.rows import Rows, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler
 
 CLASSES = 4
@@ -68,8 +68,13 @@ def build(setting: dict[str, Any], device: torch.device) -> ClassTokenUNet:
     return accelerate(network.eval().to(device), channels_last=True)
 
 
+def plan(label: int, scale: float, reference: Any) -> Stack:
+    """Return the rows of one sample that may read its input."""
+    return plan_stack([Condition(label, null=Condition(NULL), scale=scale)], 1, sources=[0], reference=reference)
+
+
 def forward(
-    network: ClassTokenUNet, image: Tensor, rows: Rows, injection: AttentionInjection | None
+    network: ClassTokenUNet, image: Tensor, rows: Stack, injection: AttentionInjection | None
 ) -> Callable[[], Any]:
     """Return a call of the network with some rows; the image stands for both x and y."""
     stack = image.expand(len(rows), *image.shape[1:]).contiguous()
@@ -88,9 +93,8 @@ def compare_forwards(network: ClassTokenUNet, image: Tensor, repeats: int) -> li
     """Time one stacked network call of a step against the smallest calls with the same result."""
     results = []
     for name, reference in (("classifier-free guidance", None), ("with injection", "same")):
-        options: dict[str, Any] = {"null_class_labels": NULL, "reference": reference}
-        together = plan_rows([0], [0], [True], **options)
-        alone = [plan_rows([0], [label], [False], **options) for label in (0, NULL)]
+        together = plan(0, 3.0, reference)
+        alone = [plan(label, 1.0, reference) for label in (0, NULL)]
         with AttentionInjection(network) as entered:
             injection = entered if reference else None
             stacked = forward(network, image, together, injection)
@@ -163,7 +167,7 @@ def count_operations(network: ClassTokenUNet, image: Tensor) -> int:
 
     Counted on meta tensors, which computes nothing: PyTorch counts no attention that runs on a CPU.
     """
-    rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
+    rows = plan(0, 3.0, "same")
     network = copy.deepcopy(network).to("meta")
     with AttentionInjection(network) as injection, FlopCounterMode(display=False) as counter:
         forward(network, image.to("meta"), rows, injection)()
@@ -172,7 +176,7 @@ def count_operations(network: ClassTokenUNet, image: Tensor) -> int:
 
 def activation_bytes(network: ClassTokenUNet, image: Tensor) -> int:
     """Return the peak of memory of a stacked forward."""
-    rows = plan_rows([0], [0], [True], null_class_labels=NULL, reference="same")
+    rows = plan(0, 3.0, "same")
     with AttentionInjection(network) as injection:
         return peak_bytes(forward(network, image, rows, injection), image.device)
 

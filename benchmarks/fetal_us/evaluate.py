@@ -234,7 +234,7 @@ def evaluate(
     results = explain(inferer, network, inputs)
     figures["seconds_per_input"] = (time.perf_counter() - start) / len(inputs.case)
     figures["counterfactuals"] = measure(inputs, results, classifier, judge, segmenter)
-    inferer.classifier_scales = (0.0,)
+    inferer = inferer.with_options(classifier_scales=(0.0,))
     figures["without_guidance_by_the_class"] = measure(
         inputs, explain(inferer, network, inputs), classifier, judge, segmenter
     )

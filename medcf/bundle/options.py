@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.utils import ensure_tuple
 
 from medcf.bundle.command_line import arguments, config_files
-from medcf.inferers import CounterfactualInferer
+from medcf.inferers import Method
 from medcf.inferers.selection import check_method_options, method_arguments
 from medcf.runtime.fingerprint import find_caller
 
@@ -146,7 +146,7 @@ def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[
     if not isinstance(name, str) or name.startswith(("$", "@", "%")):
         return []
     shared = config.get("shared_options", {})
-    common = method_arguments(CounterfactualInferer)[0]
+    common = method_arguments(Method)[0]
     problems = []
     for option in options:
         root, *rest = _parts(option)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medcf.evaluation.evidence import Evidence, at_hand
 from medcf.evaluation.measurement import Measurement
-from medcf.inferers import CounterfactualInferer
+from medcf.inferers import Method
 from medcf.runtime.atomic import write_json
 from medcf.runtime.performance import autocast
 
@@ -47,7 +47,7 @@ class Evaluation:
     metrics: Mapping[str, str | Mapping[str, Any]]
     networks: Mapping[str, Callable[[Tensor], Any]]
     rows: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
-    inferer: CounterfactualInferer | None = None
+    inferer: Method | None = None
     network: nn.Module | None = None
     structures: Mapping[str, int] = field(default_factory=dict)
     target_names: Sequence[str] = ()
@@ -96,7 +96,7 @@ class Evaluation:
         }
         if self.inferer is not None:
             with autocast(device, enabled=self.amp):
-                result = self.inferer.explain(columns["image"], self.network, sample_ids=list(batch["case"]))  # type: ignore[arg-type]
+                result = self.inferer.explain(columns["image"], self.network, sample_ids=list(batch["case"]))
             columns = {**vars(result), **columns, "pred": result.image.as_subclass(Tensor).float()}
         columns = {name: at_hand(values) for name, values in columns.items()}
         return Evidence(columns, self.networks, structures=self.structures)

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from scipy import ndimage
+from skimage.morphology import convex_hull_image
 
 from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
 from medcf.schedulers import Step
 
-__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "check_mask"]
+__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "background", "check_mask", "subject_mask"]
 
 KnownNoise = Literal["fresh", "shared"]
 Level = Literal["exact", "published_code"]
@@ -26,7 +30,7 @@ class KnownRegion(Hook):
 
     Args:
         chain: the pass.
-        mask: where the image may change (N, 1, *spatial), bool; None allows changes everywhere.
+        mask: where the image may change (N, 1, *spatial), bool or in [0, 1]; None allows changes everywhere.
         noise: "fresh" draws new noise for the known part at each step, "shared" one map for the whole chain.
         level: noise level of the known part after a step from t: that of the step's result ("exact"), or t although the
             sample has moved on ("published_code", as in both of FastDiME's code bases).
@@ -57,7 +61,10 @@ class KnownRegion(Hook):
         if step.timestep == self.chain.timesteps[-1] and self.final_composite:
             t = -1  # the input itself, because the chain ends at the clean image
         generators = self._generators or self.chain.generators("known")  # shared: the same draws at each step
-        return torch.where(self.mask, sample, noised(scheduler, original, t, generators))
+        known = noised(scheduler, original, t, generators)
+        if self.mask.dtype == torch.bool:
+            return torch.where(self.mask, sample, known)
+        return known + self.mask.to(sample.dtype) * (sample - known)
 
 
 class SelfMask(KnownRegion):
@@ -121,3 +128,54 @@ def changed_region(image: torch.Tensor, original: torch.Tensor, threshold: float
     largest = difference.flatten(1).amax(dim=1).reshape(-1, *[1] * (image.ndim - 1))
     spread = pool(difference, dilation, stride=1, padding=dilation // 2)
     return (spread >= threshold * largest) & (largest > 0)
+
+
+def background(image: torch.Tensor) -> torch.Tensor:
+    """Return the area outside the subject (B, 1, *spatial), bool: pixels of exactly -1 connected to the border.
+
+    Black pixels inside, such as fluid, are not background.
+
+    Args:
+        image: (B, C, *spatial) in [-1, 1].
+    """
+    black = (image == -1).all(dim=1).cpu().numpy()
+    outside = np.stack([one & ~ndimage.binary_fill_holes(~one) for one in black])
+    return torch.from_numpy(outside)[:, None].to(image.device)
+
+
+def subject_mask(
+    image: torch.Tensor,
+    segmenter: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    *,
+    margin: int = 1,
+    softness: float = 1.0,
+) -> torch.Tensor:
+    """Return where the subject is (B, 1, *spatial): 1 inside, falling smoothly to 0 outside.
+
+    Args:
+        image: (B, C, *spatial) in [-1, 1].
+        segmenter: images to logits (B, K, *spatial) of structures, the first of them the background; the subject is
+            what their outline encloses. None, or an image without any structure, takes all that is not background.
+        margin: pixels by which the area is dilated.
+        softness: standard deviation of the transition in pixels; 0 has a sharp border.
+    """
+    inside = ~background(image)[:, 0].cpu().numpy()
+    if segmenter is not None:
+        labels = (segmenter(image).argmax(1) > 0).cpu().numpy()
+        for number, structures in enumerate(labels):
+            outline = _hull(structures)
+            if outline.any():
+                inside[number] = outline
+    grown = [ndimage.binary_dilation(one, iterations=margin) if margin else one for one in inside]
+    soft = [ndimage.gaussian_filter(one.astype(np.float32), softness) if softness else one for one in grown]
+    mask = np.stack([np.where(value < 1e-3, 0, value) for value in soft]).astype(np.float32)
+    return torch.from_numpy(mask)[:, None].to(image.device)
+
+
+def _hull(mask: Any) -> Any:
+    """Return the filled convex hull of the largest connected part of a mask."""
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    return convex_hull_image(largest) if mask.ndim == 2 else ndimage.binary_fill_holes(largest)

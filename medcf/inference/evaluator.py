@@ -18,6 +18,7 @@ from medcf.inference.case_result import CaseResult
 from medcf.inference.cases import case_bar, split_batch
 from medcf.inference.explainer import Explainer
 from medcf.inference.run_folder import RunFolder
+from medcf.inferers.options import option_of, with_options
 from medcf.runtime.errors import Failure
 from medcf.runtime.ranks import rank
 
@@ -53,8 +54,8 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         metric_cmp_fn: Callable[[Any, Any], bool] | None = None,
     ) -> None:
         self.explainer = explainer
-        if rank() > 0 and hasattr(explainer.inferer, "progress"):
-            explainer.inferer.progress = False  # the main process shows the only bar
+        if rank() > 0 and option_of(explainer.inferer, "progress"):
+            explainer.inferer = with_options(explainer.inferer, progress=False)  # the main process shows the only bar
         options: dict[str, Any] = {} if metric_cmp_fn is None else {"metric_cmp_fn": metric_cmp_fn}
         super().__init__(
             device=torch.device(explainer.device),
@@ -74,7 +75,7 @@ class CounterfactualEvaluator(SupervisedEvaluator):
         self.state.failures = []
         if not len(self.data_loader):  # type: ignore[arg-type]
             return
-        with case_bar(self.data_loader, show=getattr(self.explainer.inferer, "progress", True)) as bar:  # type: ignore[arg-type]
+        with case_bar(self.data_loader, show=option_of(self.explainer.inferer, "progress", True)) as bar:  # type: ignore[arg-type]
 
             def count(engine: Any) -> None:
                 bar.update(len(engine.state.output) + len(engine.state.failures))

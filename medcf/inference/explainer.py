@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +26,9 @@ from medcf.inference.inputs import list_cases
 from medcf.inference.results import case_result
 from medcf.inference.run_folder import RunFolder
 from medcf.inference.summary import end_run
-from medcf.inferers import with_explain
+from medcf.inferers import explain_seeds, with_explain
 from medcf.inferers.checks import TargetError, class_index
+from medcf.inferers.options import option_of
 from medcf.runtime.errors import Failure, UnreadableImage
 from medcf.runtime.frozen import frozen
 from medcf.runtime.performance import autocast
@@ -101,7 +101,7 @@ class Explainer:
         self.writers = writers
         self.listing = dict(listing or {})
         self.class_names = tuple(class_names)
-        if seeds < 1 or (seeds > 1 and not hasattr(inferer, "seed")):
+        if seeds < 1 or (seeds > 1 and option_of(inferer, "seed") is None):
             raise ValueError(f"seeds={seeds}: use 1, or more with a method that has a seed.")
         self.seeds = seeds
         self.trajectory = trajectory
@@ -201,7 +201,7 @@ class Explainer:
         loader = case_loader(listed.cases, self.preprocessing, run_folder, self.batch_size, self.num_workers)
         yield from listed.failures
         try:
-            with case_bar(loader, show=getattr(self.inferer, "progress", True)) as bar:
+            with case_bar(loader, show=option_of(self.inferer, "progress", True)) as bar:
                 for batch in loader:
                     for result in self.batch([*batch["items"], *batch["failures"]]):
                         bar.update()
@@ -231,15 +231,19 @@ class Explainer:
         names = [item["image"].meta.get("sha256") or digest(item["image"].numpy()) for item in items]
         with frozen(self.network, self.classifier, self.segmenter):
             with autocast(device, enabled=self.amp):
-                found = self.inferer.explain(image, self.network, names, target)
-                runs = [found, *(each.explain(image, self.network, names, target) for each in self._further_seeds())]
+                first = option_of(self.inferer, "seed", 0)
+                seeded = explain_seeds(
+                    self.inferer, image, self.network, names, target, seeds=range(first, first + self.seeds)
+                )
+            found, expected = seeded.counterfactual, seeded.expected
             pred = found.image.as_subclass(Tensor).float()
             columns = self._columns(image, pred, found)
-        if len(runs) > 1:
-            columns["spread"] = torch.stack([run.image.as_subclass(Tensor).float() for run in runs]).std(0)
-            shares = torch.stack([run.flipped.float() for run in runs]).mean(0).tolist()
-            for extras, share in zip(columns["extras"], shares, strict=True):
-                extras["seeds_flipped"] = share
+            if self.seeds > 1:
+                columns |= {"expected": expected, "spread": seeded.spread}
+                confidence = self.classifier(expected).softmax(1)[range(len(image)), found.target].tolist()
+                shares = seeded.flip_share.tolist()
+                for extras, share, value in zip(columns["extras"], shares, confidence, strict=True):
+                    extras |= {"seeds_flipped": share, "confidence_expected": value}
         seconds = (time.perf_counter() - started) / len(items)
         results: list[CaseResult | Failure] = []
         for index, item in enumerate(items):
@@ -255,13 +259,6 @@ class Explainer:
             result.row["seconds"] = round(seconds + time.perf_counter() - begun, 3)
             results.append(result)
         return results
-
-    def _further_seeds(self) -> Iterator[Any]:
-        """Yield the method with each further seed."""
-        for step in range(1, self.seeds):
-            method = copy.copy(self.inferer)
-            method.seed = self.inferer.seed + step
-            yield method
 
     def _columns(self, image: Tensor, pred: Tensor, found: Any) -> dict[str, Any]:
         """Collect all results for a batch, each entry indexed by case."""

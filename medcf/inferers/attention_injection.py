@@ -4,72 +4,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from monai.utils import convert_to_dst_type
+from torch import Tensor
 
-from medcf.inferers.checks import check_choice, check_numbers
-from medcf.inferers.conditional import ConditionalInferer
+from medcf.inferers.conditional import edit
 from medcf.inferers.counterfactual import BatchState, Counterfactual
+from medcf.inferers.method import Method, Pass
+from medcf.inferers.options import EditOptions, StrengthOptions
 from medcf.networks.attention_injection import AttentionInjection
-from medcf.networks.denoiser import Network
+from medcf.networks.denoiser import Network, References
+from medcf.networks.stack import ReferenceCondition
 from medcf.registry import METHODS
-from medcf.runtime.progress import Progress
-from medcf.sampling import make_generators, standard_noise
-from medcf.sampling.rows import InjectedDenoiser, ReferenceCondition, ReferenceNoise, Rows, plan_rows
+from medcf.sampling import Chain, noised, standard_noise
+from medcf.schedulers import RespacedScheduler
 
-__all__ = ["AttentionInjectionInferer"]
+__all__ = ["AttentionInjectionInferer", "ControlCGOptions"]
 
 
-class AttentionInjectionInferer(ConditionalInferer):
-    """Generate the target class with classifier-free guidance while self-attention also sees the noised input.
+@dataclass(frozen=True, kw_only=True)
+class ControlCGOptions(EditOptions, StrengthOptions):
+    """Options of ControlCG.
 
-    At each step y_t = sqrt(A) y_0 + sqrt(1 - A) noise is stacked with x_t, and in each self-attention block the queries
-    of x see the tokens of [x, y] (ControlCG, eq. 8; the concatenation is of tokens). All rows run in one network call,
-    for one image [x|c, x|null, y|c, y|null] (eqs 5 and 9), or [x|c, x|null, y|null].
-
-    Args:
-        args: scheduler, classifier and target, see ``ConditionalInferer``.
+    Attributes:
+        strength: fraction of the kept steps to noise and denoise, or one per pass; 1 starts from pure noise instead of
+            the noised image (paper).
         injection_scale: weight of the reference's tokens inside the softmax; the paper uses 1; 0 is classifier-free
             guidance only, at no cost for the reference.
         reference_noise: noise of y: "fresh" at each step; "shared", one map for all steps; "start", the map from which
             x started, so that below strength 1 both are equal at the first step.
         reference_condition: class of the reference: the "same" as that of the row that reads it (paper), or "null",
             which all targets and scales of an input share.
-        options: see ``ConditionalInferer``, also for errors.
+    """
+
+    strength: float | Sequence[float] = 1.0
+    injection_scale: float = 1.0
+    reference_noise: Literal["fresh", "shared", "start"] = "fresh"
+    reference_condition: ReferenceCondition = "same"
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are none."""
+        super().__post_init__()
+        if not 0 <= self.injection_scale < math.inf:
+            raise ValueError(f"injection_scale={self.injection_scale:g} is a weight: use 0 (no injection) or more.")
+
+
+class AttentionInjectionInferer(Method):
+    """Generate the target class with classifier-free guidance while self-attention also sees the noised input.
+
+    At each step y_t = sqrt(A) y_0 + sqrt(1 - A) noise is stacked with x_t, and in each self-attention block the queries
+    of x see the tokens of [x, y] (ControlCG, eq. 8; the concatenation is of tokens). All rows run in one network call,
+    for one image [x|c, x|null, y|c, y|null] (eqs 5 and 9), or [x|c, x|null, y|null].
     """
 
     title = "ControlCG"
+    Options = ControlCGOptions
+    needs_gradients = False
+    run_pass = edit
+    _entered: AttentionInjection | None = None
 
-    def __init__(
-        self,
-        *args: Any,
-        injection_scale: float = 1.0,
-        reference_noise: ReferenceNoise = "fresh",
-        reference_condition: ReferenceCondition = "same",
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
-        check_choice("reference_noise", reference_noise, ReferenceNoise)
-        check_choice("reference_condition", reference_condition, ReferenceCondition)
-        check_numbers(injection_scale=injection_scale)
-        if not 0 <= injection_scale < math.inf:
-            raise ValueError(f"injection_scale={injection_scale:g} is a weight: use 0 (no injection) or more.")
-        if injection_scale > 0 and reference_condition == "null" and self.null_class_labels is None:
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return the scheduler with the method's steps; refuse a null reference where there is no null."""
+        options = self.options
+        if options.injection_scale and options.reference_condition == "null" and self.conditioner.null() is None:
             raise ValueError("reference_condition='null' needs null_class_labels, the index of the null class.")
-        self.injection_scale = float(injection_scale)
-        self.reference_noise: ReferenceNoise = reference_noise
-        self.reference_condition: ReferenceCondition = reference_condition
-        self._entered: AttentionInjection | None = None
+        return super().prepared(scheduler)
+
+    def references(self, run: Pass, index: Tensor, chain: Chain) -> References | None:
+        """Return the inputs, noised to each step by their own noise."""
+        options = self.options
+        if options.injection_scale == 0:
+            return None
+        source, first = self._sources(run.state, index)
+        inputs = replace(
+            chain,
+            start=chain.original[first],
+            ids=[chain.ids[i] for i in first],
+            seeds=[chain.seeds[i] for i in first],
+        )
+        generators = inputs.generators("pass" if options.reference_noise == "start" else "reference")
+        if options.reference_noise == "fresh":
+            at = partial(noised, self.scheduler, inputs.start, generators=generators)
+        else:
+            at = partial(self._with_noise, inputs.start, standard_noise(inputs.start, generators))
+        return References(at, source, self._injection(run.network), options.reference_condition)
+
+    def reading(self, state: BatchState, index: Tensor) -> dict[str, Any]:
+        """Return which input each image reads."""
+        if self.options.injection_scale == 0:
+            return {}
+        return {"sources": self._sources(state, index)[0], "reference": self.options.reference_condition}
 
     def explain_targets(
         self,
-        inputs: torch.Tensor,
-        network: Callable[..., torch.Tensor],
+        inputs: Tensor,
+        network: Network,
         targets: Sequence[int],
         guidance_scales: Sequence[float] | None = None,
         sample_ids: Sequence[Hashable] | None = None,
@@ -96,93 +130,48 @@ class AttentionInjectionInferer(ConditionalInferer):
         Raises:
             ValueError: if there is no target, a target is repeated, or the inputs do not match.
         """
-        scales = [self.guidance_scale] if guidance_scales is None else [float(s) for s in guidance_scales]
+        scales = [self.options.scale] if guidance_scales is None else [float(s) for s in guidance_scales]
         pairs = [(int(target), scale) for target in targets for scale in scales]
         if not pairs or len(set(pairs)) != len(pairs):
             raise ValueError(
                 f"targets={list(targets)} and guidance_scales={scales}: give at least one, without repetitions."
             )
-        if not all(1 <= scale < math.inf for scale in scales) or (max(scales) > 1 and self.null_class_labels is None):
-            raise ValueError(
-                f"guidance_scales={scales}: use 1 (no guidance) or more; values above 1 need null_class_labels."
-            )
-        image, ids = self._check_inputs(inputs, network, sample_ids)
+        if not all(1 <= scale < math.inf for scale in scales):
+            raise ValueError(f"guidance_scales={scales}: use 1 (no guidance) or more.")
+        image, ids = self.check(inputs, network, sample_ids)
         count, batch, device = len(pairs), len(image), image.device
-        extras = {
-            "guidance_scale": torch.tensor([scale for _, scale in pairs], device=device).repeat(batch),
-            "source": torch.arange(batch, device=device).repeat_interleave(count),
-        }
-        result = self._explain(
+        result = self.advance(
             image.repeat_interleave(count, 0),
             [one for one in ids for _ in pairs],
             torch.tensor([target for target, _ in pairs], device=device).repeat(batch),
             network,
             run_unchanged,
-            extras,
+            extras={
+                "guidance_scale": torch.tensor([scale for _, scale in pairs], device=device).repeat(batch),
+                "source": torch.arange(batch, device=device).repeat_interleave(count),
+            },
         )
         return {pair: _every(result, number, count, inputs) for number, pair in enumerate(pairs)}
 
-    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
-        index = torch.tensor(chosen, device=state.current.device)
-        with self._injection(network) as injection:
-            denoiser = self._injected(state, chosen, number, network, injection)
-            image = self._denoised(self._chain(state, index, number, denoiser), (), bar)
-        state.evaluations[index] += denoiser.num_function_evaluations.to(image.device)
-        return image
+    def _sources(self, state: BatchState, index: Tensor) -> tuple[list[int], list[int]]:
+        """Return, for each image, its place among the different inputs, and the first image of each of these."""
+        inputs = (state.extras["source"][index] if "source" in state.extras else index).tolist()
+        places = {source: place for place, source in enumerate(dict.fromkeys(inputs))}
+        return [places[source] for source in inputs], [inputs.index(source) for source in places]
 
-    def _num_rows(self, state: BatchState, chosen: Sequence[int]) -> int:
-        return len(self._rows(state, chosen)[0])
+    def _injection(self, network: Network) -> AttentionInjection:
+        """Return the injection into the network, the same one each time, so that compiled code is reused."""
+        known, scale = self._entered, self.options.injection_scale
+        if known is None or known.scale != scale or not known.covers(network):
+            self._entered = known = AttentionInjection(network, scale=scale)
+        return known
 
-    def _probe(self, state: BatchState, chosen: list[int], network: Network) -> Callable[[], object]:
-        def forward() -> None:
-            with self._injection(network) as injection:
-                denoiser = self._injected(state, chosen, 0, network, injection)
-                denoiser(state.current[chosen], self._schedule(0)[0][0])
-
-        return forward
-
-    @contextmanager
-    def _injection(self, network: Network) -> Iterator[AttentionInjection | None]:
-        """Activate the injection into the network, reusing the same one each time; None without an injection."""
-        if self.injection_scale == 0:
-            yield None
-            return
-        known = self._entered
-        if known is None or known.scale != self.injection_scale or not known.covers(network):
-            self._entered = known = AttentionInjection(network, scale=self.injection_scale)
-        with known as injection:
-            yield injection
-
-    def _rows(self, state: BatchState, chosen: Sequence[int]) -> tuple[Rows, list[int], list[float]]:
-        """Return the layout of a stack, the inputs of its edits, and their guidance scales."""
-        sources, scales = list(chosen), [self.guidance_scale] * len(chosen)
-        if "source" in state.extras:
-            sources = state.extras["source"][list(chosen)].tolist()
-            scales = state.extras["guidance_scale"][list(chosen)].tolist()
-        rows = plan_rows(
-            sources,
-            state.target[list(chosen)].tolist(),
-            [scale != 1 for scale in scales],
-            null_class_labels=self.null_class_labels,
-            reference=self.reference_condition if self.injection_scale else None,
-        )
-        return rows, sources, scales
-
-    def _injected(
-        self, state: BatchState, chosen: list[int], number: int, network: Network, injection: AttentionInjection | None
-    ) -> InjectedDenoiser:
-        rows, sources, scales = self._rows(state, chosen)
-        first = [chosen[sources.index(source)] for source in dict.fromkeys(sources)]
-        references = state.original[first]
-        ids = [state.ids[i] for i in first]
-        stream = "pass" if self.reference_noise == "start" else "reference"
-        generators = make_generators(self.seed, ids, references.device, (stream, number))
-        noise = None if self.reference_noise == "fresh" else standard_noise(references, generators)
-        options: dict[str, Any] = {"generators": generators, "noise": noise, "injection": injection}
-        return InjectedDenoiser(network, self.scheduler, rows, scales, references, **options)
+    def _with_noise(self, image: Tensor, noise: Tensor, t: int) -> Tensor:
+        alpha_bar = self.scheduler.alpha_bar(t)
+        return alpha_bar**0.5 * image + (1 - alpha_bar) ** 0.5 * noise
 
 
-def _every(result: Counterfactual, number: int, count: int, inputs: torch.Tensor) -> Counterfactual:
+def _every(result: Counterfactual, number: int, count: int, inputs: Tensor) -> Counterfactual:
     """Return every ``count``-th entry of a result, starting with ``number``; its image has the type of the inputs."""
     parts = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "extras"}
     extras = {name: value[number::count] for name, value in result.extras.items()}
@@ -190,4 +179,4 @@ def _every(result: Counterfactual, number: int, count: int, inputs: torch.Tensor
     return replace(part, image=convert_to_dst_type(part.image, inputs, dtype=torch.float32)[0])
 
 
-METHODS.add("controlcg", "Classifier-free guidance with attention injection (ControlCG)", AttentionInjectionInferer)
+METHODS.add("controlcg", "Class-conditional generation with attention injection (ControlCG)", AttentionInjectionInferer)

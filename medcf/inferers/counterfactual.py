@@ -71,6 +71,10 @@ class BatchState:
     unchanged: torch.Tensor
     #: phi of the originals, a list of (B, ...), for methods that compute it once for all passes.
     features: list[torch.Tensor] | None = field(default=None, init=False)
+    #: Where the images may change (B, 1, *spatial); None means everywhere.
+    region: torch.Tensor | None = field(default=None, init=False)
+    #: One seed per image.
+    seeds: Sequence[int] = field(default=(), init=False)
     #: Further values of a method, (B,) each, by name; users find them in ``Counterfactual.extras``.
     extras: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
 
@@ -82,6 +86,11 @@ class BatchState:
         self.flipped = torch.zeros_like(self.unchanged)
         self.scale = torch.full_like(self.confidence, float("nan"))
         self.evaluations, self._iterations = torch.zeros_like(self.target), torch.zeros_like(self.target)
+
+    def count(self, index: torch.Tensor, evaluations: torch.Tensor) -> None:
+        """Add the network evaluations of the images ``index`` (N,), one number each or one for all."""
+        added = evaluations.to(index.device).expand(len(index)).contiguous()
+        self.evaluations.index_add_(0, index, added)
 
     def record(self, active: torch.Tensor) -> None:
         """Record the iterates after a pass over the images ``active`` (B,)."""

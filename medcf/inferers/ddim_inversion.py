@@ -5,139 +5,152 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from medcf.inferers.checks import check_choice, check_numbers, check_scheduler
-from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import BatchState
-from medcf.networks.denoiser import Denoiser, Network
+from medcf.inferers.conditional import condition_of, edit, finished
+from medcf.inferers.method import Method, Pass
+from medcf.inferers.options import EditOptions
+from medcf.networks.condition import Condition
+from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.runtime.progress import Progress
-from medcf.sampling import denoise
+from medcf.sampling import Chain, denoise
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler
 
-__all__ = ["DDIMInversionInferer", "SourceCondition"]
+__all__ = ["DDIMInversionInferer", "DDIMInversionOptions", "SourceCondition", "check_source", "source_condition"]
 
 SourceCondition = Literal["predicted", "null"]
 
 logger = logging.getLogger(__name__)
 
 
-class DDIMInversionInferer(ConditionalInferer):
-    """Walk the deterministic chain up under the source class, then down under the target class with guidance.
+@dataclass(frozen=True, kw_only=True)
+class DDIMInversionOptions(EditOptions):
+    """Options of DDIM inversion.
 
-    A baseline in ControlCG (DDIM_250 and DDIM_500). No noise is drawn: the result depends only on the input. The
-    inversion's own contribution to the difference is measured before the edit: the same noise is decoded under the
-    source class without guidance, which would return the input if the inversion were exact. This error is logged per
-    image and kept in ``Counterfactual.extras["round_trip_error"]``; NaN if none ran.
-
-    Args:
-        scheduler: only its noise schedule is used: both directions are DDIM without noise.
-        args: classifier, which also determines the source class, and target, see ``ConditionalInferer``.
+    Attributes:
         depth: fraction of the chain to invert; 1 goes up to pure noise.
         num_inversion_steps: kept steps of the full chain on the way up; None uses ``num_inference_steps``.
         inversion_iterations: evaluations per step on the way up. 1 is the usual explicit step, with an error of
             O(1 / steps); more solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
         source_condition: class on the way up: the one "predicted" by the classifier, or the "null" class.
         measure_round_trip: measure the error of the inversion, at the cost of another way down.
-        options: see ``ConditionalInferer``, also for errors.
+    """
+
+    depth: float = 1.0
+    num_inversion_steps: int | None = None
+    inversion_iterations: int = 1
+    source_condition: SourceCondition = "predicted"
+    measure_round_trip: bool = True
+    clip_denoised: bool = field(default=False, init=False)
+    subtract_reconstruction: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a depth that is no fraction."""
+        super().__post_init__()
+        if not 0 < self.depth <= 1:
+            raise ValueError(f"depth={self.depth} is a fraction of the chain: use a value in (0, 1].")
+        if self.inversion_iterations < 1:
+            raise ValueError(
+                f"inversion_iterations={self.inversion_iterations}: each step needs at least one evaluation."
+            )
+
+
+class DDIMInversionInferer(Method):
+    """Walk the deterministic chain up under the source class, then down under the target class with guidance.
+
+    A baseline in ControlCG (DDIM_250 and DDIM_500). No noise is drawn: the result depends only on the input, and of the
+    scheduler only its noise schedule is used. The inversion's own contribution to the difference is measured before the
+    edit: the same noise is decoded under the source class without guidance, which would return the input if the
+    inversion were exact. This error is logged per image and kept in ``Counterfactual.extras["round_trip_error"]``; NaN
+    if none ran.
     """
 
     title = "DDIM inversion"
-    fixed_options: ClassVar[frozenset[str]] = frozenset(
-        {"strength", "start_variant", "clip_denoised", "subtract_reconstruction"}
-    )
+    Options = DDIMInversionOptions
+    needs_gradients = False
+    run_pass = edit
 
-    def __init__(
-        self,
-        scheduler: RespacedScheduler,
-        *args: Any,
-        depth: float = 1.0,
-        num_inversion_steps: int | None = None,
-        inversion_iterations: int = 1,
-        source_condition: SourceCondition = "predicted",
-        measure_round_trip: bool = True,
-        **options: Any,
-    ) -> None:
-        check_choice("source_condition", source_condition, SourceCondition)
-        check_numbers(depth=depth)
-        check_numbers(num_inversion_steps=num_inversion_steps, inversion_iterations=inversion_iterations, whole=True)
-        if not 0 < depth <= 1:
-            raise ValueError(f"depth={depth} is a fraction of the chain: use a value in (0, 1].")
-        if inversion_iterations < 1:
-            raise ValueError(f"inversion_iterations={inversion_iterations}: each step needs at least one evaluation.")
-        check_scheduler(scheduler)
-        solver = RespacedDDIMScheduler().copy_schedule(scheduler)
-        fixed: dict[str, Any] = {"clip_denoised": False, "subtract_reconstruction": False}
-        super().__init__(solver, *args, strength=depth, **fixed, **options)
-        if source_condition == "null" and self.null_class_labels is None:
-            raise ValueError("source_condition='null' needs null_class_labels, the index of the null class.")
-        self.inversion_iterations = inversion_iterations
-        self.source_condition: SourceCondition = source_condition
-        self.measure_round_trip = measure_round_trip
-        self.inverse = DDIMInverseScheduler().copy_schedule(self.scheduler)
-        self.inverse.set_timesteps(num_inversion_steps or len(self.scheduler.kept))
-        top = self.timesteps[0]  # both directions meet here, whatever their numbers of steps
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return DDIM with the scheduler's noise schedule; both directions meet at its depth."""
+        check_source(self)
+        solver = super().prepared(RespacedDDIMScheduler().copy_schedule(scheduler))
+        self.inverse = DDIMInverseScheduler().copy_schedule(solver)
+        self.inverse.set_timesteps(self.options.num_inversion_steps or len(solver.kept))
+        top = solver.timesteps_from(self.options.depth)[0]  # whatever the numbers of steps of the two directions
         self.inverse.keep([*(t for t in self.inverse.kept if t < top), top])
+        return solver
 
-    def _num_steps(self) -> int:
-        decoded = len(self.timesteps) * (2 if self.measure_round_trip else 1)
-        return self.num_iterations * (len(self.inverse.kept) * self.inversion_iterations + decoded)
+    def schedule(self, number: int) -> tuple[list[int], int | None]:
+        """Return the steps down from the depth."""
+        return self.scheduler.timesteps_from(self.options.depth), None
 
-    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
-        if self.measure_round_trip:
-            state.extras["round_trip_error"] = torch.full_like(state.confidence, float("nan"))
-        super()._iterate(state, network, bar)
+    def num_steps(self) -> int:
+        """Return the number of steps up and down."""
+        options = self.options
+        decoded = len(self.schedule(0)[0]) * (2 if options.measure_round_trip else 1)
+        return int(options.num_iterations * (len(self.inverse.kept) * options.inversion_iterations + decoded))
 
-    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
-        index = torch.tensor(chosen, device=state.current.device)
-        start = state.current[index]
-        source = self._denoiser(network, self._source(start), guidance_scale=1.0)
-        noise = self._invert(source, start, bar)
+    def sample(self, run: Pass, index: Tensor) -> Tensor:
+        """Return the decoded images of the way up and down."""
+        state, options = run.state, self.options
+        chain = self.chain(run, index, condition_of(self, state, index))
+        source = Denoiser(run.network, self.scheduler, source_condition(self, state, index))
+        noise = self._invert(source, chain.start, run.bar)
         errors = None
-        if self.measure_round_trip:
-            back = denoise(source, self.scheduler, noise, self.timesteps, progress=bar)
-            errors = self._differences(back, start, state.original[index])
+        if options.measure_round_trip:
+            if "round_trip_error" not in state.extras:
+                state.extras["round_trip_error"] = torch.full_like(state.confidence, float("nan"))
+            back = denoise(source, self.scheduler, noise, chain.timesteps, progress=run.bar)
+            errors = self._differences(back, run, index)
             state.extras["round_trip_error"][index] = errors
-            logger.info("Round-trip error before the edit: %s", _figures([state.ids[i] for i in chosen], errors))
-        denoiser = self._denoiser(network, state.target[index])
-        image = denoise(denoiser, self.scheduler, noise, self.timesteps, progress=bar)
-        state.evaluations[index] += source.num_function_evaluations + denoiser.num_function_evaluations
-        if errors is not None:
-            edits = self._differences(image, start, state.original[index])
-            large = (errors > edits).nonzero()[:, 0].tolist()
-            if large:
-                logger.warning(
-                    "The round-trip error exceeds the edit, so the difference says little: %s. Use more steps, more "
-                    "inversion_iterations, or less depth.",
-                    _figures([state.ids[chosen[i]] for i in large], errors[large]),
-                )
-        return image
+            logger.info("Round-trip error before the edit: %s", _figures(chain, errors))
+        image = chain.run(self.kept(chain), sample=noise)
+        state.count(index, source.num_function_evaluations)
+        state.count(index, chain.denoiser.num_function_evaluations)
+        if errors is not None and bool((large := errors > self._differences(image, run, index)).any()):
+            logger.warning(
+                "The round-trip error exceeds the edit, so the difference says little: %s. Use more steps, more "
+                "inversion_iterations, or less depth.",
+                _figures(chain, torch.where(large, errors, float("nan"))),
+            )
+        return self.space.decode(image)
 
-    def _source(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the class (N,) under which images are inverted."""
-        if self.source_condition == "predicted":
-            return self._logits(image).argmax(1)
-        return torch.full((len(image),), int(self.null_class_labels or 0), device=image.device)
-
-    def _invert(self, denoiser: Denoiser, sample: torch.Tensor, bar: Progress) -> torch.Tensor:
+    def _invert(self, denoiser: Denoiser, sample: Tensor, bar: Progress) -> Tensor:
         for t in self.inverse.kept:
             candidate = sample
-            for _ in range(self.inversion_iterations):
+            for _ in range(self.options.inversion_iterations):
                 candidate = self.inverse.posterior(denoiser(candidate, t), t, sample).mean
                 bar.update(1)
             sample = candidate
         return sample
 
-    def _differences(self, image: torch.Tensor, start: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    def _differences(self, sample: Tensor, run: Pass, index: Tensor) -> Tensor:
         """Return the mean absolute difference (N,) from the start, as the user will see it."""
-        return (self._finish(image, original) - start).abs().flatten(1).mean(1)
+        image = finished(self, self.space.decode(sample), run.state, index)
+        return (image - run.state.current[index]).abs().flatten(1).mean(1)
 
 
-def _figures(ids: Sequence[Any], errors: torch.Tensor) -> str:
-    return ", ".join(f"{str(one)[:16]} {error:.4f}" for one, error in zip(ids, errors.tolist(), strict=True))
+def check_source(method: Method) -> None:
+    """Refuse the null class as the source where there is none."""
+    if method.options.source_condition == "null" and method.conditioner.null() is None:
+        raise ValueError("source_condition='null' needs null_class_labels, the index of the null class.")
+
+
+def source_condition(method: Method, state: Any, index: Tensor, scale: float = 1.0) -> list[Condition]:
+    """Return the condition under which the images ``index`` are inverted."""
+    if method.options.source_condition == "null":
+        return method.conditioner.unconditional()
+    return method.conditioner(method.logits(state.current[index]).argmax(1), scale)
+
+
+def _figures(chain: Chain, errors: Tensor) -> str:
+    pairs: Sequence[tuple[Any, float]] = list(zip(chain.ids, errors.tolist(), strict=True))
+    return ", ".join(f"{str(one)[:16]} {error:.4f}" for one, error in pairs if error == error)
 
 
 METHODS.add("ddim_inversion", "DDIM inversion and guided decoding (Song et al. 2021)", DDIMInversionInferer)

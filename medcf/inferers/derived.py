@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medcf.inferers.checks import Target, TargetError, check_image, check_logits, resolve_target
 from medcf.inferers.counterfactual import Counterfactual
+from medcf.inferers.options import with_options
 from medcf.networks.denoiser import Network
 from medcf.runtime.frozen import frozen
 
@@ -57,8 +58,9 @@ class DerivedMethod(Inferer):
         """Set an option on the wrapped method."""
         setattr(self.method, name, value)
 
-    def __copy__(self) -> DerivedMethod:
-        return DerivedMethod(copy.copy(self.method), self.classifier, self.wanted)
+    def with_options(self, **changes: Any) -> DerivedMethod:
+        """Return the method with other options."""
+        return DerivedMethod(with_options(self.method, **changes), self.classifier, self.wanted)
 
     def __call__(
         self,

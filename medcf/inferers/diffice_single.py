@@ -3,29 +3,30 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
 
-from medcf.inferers.diffice import DiffICEInferer
+from medcf.inferers.diffice import DiffICEInferer, DiffICEOptions
+from medcf.inferers.method import Method
+from medcf.inferers.scales import search_scales
 from medcf.registry import METHODS
 
 __all__ = ["DiffICESingleInferer"]
 
 
-class DiffICESingleInferer(DiffICEInferer):
-    """``DiffICEInferer`` with L = 1 (Diff-ICE, section 3.2, before the iterations are introduced).
+@dataclass(frozen=True, kw_only=True)
+class DiffICESingleOptions(DiffICEOptions):
+    """Options of Diff-ICE without ``num_iterations``, which is 1."""
 
-    Its result is bit-identical to the first iterate of ``DiffICEInferer``.
+    num_iterations: int = field(default=1, init=False)
 
-    Args:
-        args: see ``DiffICEInferer``.
-        options: see ``DiffICEInferer``, also for errors; without ``num_iterations``.
-    """
+
+class DiffICESingleInferer(Method):
+    """Diff-ICE with L = 1 (section 3.2): bit-identical to the first iterate of ``DiffICEInferer``."""
 
     title = "Diff-ICE, one pass"
-    fixed_options: ClassVar[frozenset[str]] = frozenset({"num_iterations"})
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, num_iterations=1, **options)
+    Options = DiffICESingleOptions
+    run_pass = search_scales
+    hooks = DiffICEInferer.hooks
 
 
 METHODS.add("diffice_single", "Diff-ICE with a single pass", DiffICESingleInferer)

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 from medcf.guidance import DiMEGradient, NoisyL1
-from medcf.inferers.checks import check_choice
-from medcf.inferers.guided import GuidedInferer, Variant
+from medcf.inferers.method import Method
+from medcf.inferers.options import ClassLoss, GuidanceOptions
+from medcf.inferers.scales import search_scales
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, denoise
 from medcf.schedulers import Step
+from medcf.schedulers.base import StartVariant
 
-__all__ = ["DiMEInferer", "nested_gradient"]
+__all__ = ["DiMEInferer", "DiMEOptions", "nested_gradient"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"start_variant": "exact", "class_loss": "cross_entropy"},
@@ -23,38 +26,46 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class DiMEInferer(GuidedInferer):
+@dataclass(frozen=True, kw_only=True)
+class DiMEOptions(GuidanceOptions):
+    """Options of DiME; explicit ones take precedence over the variant.
+
+    Attributes:
+        variant: "paper", or "published_code": noises one kept step further than it denoises, takes the first gradient
+            at the clean input instead of the end of an inner chain, and uses minus the target's logit as class loss.
+        start_variant: see `StrengthOptions`; None uses the variant's.
+        class_loss: see `GuidanceOptions`; None uses the variant's.
+        l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A). The
+            published code uses 0.05; 0 gives every baseline the same loss.
+    """
+
+    variant: Literal["paper", "published_code"] = "paper"
+    start_variant: StartVariant | None = None  # type: ignore[assignment]
+    class_loss: ClassLoss | None = None  # type: ignore[assignment]
+    l1_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Fill in the variant."""
+        super().__post_init__()
+        self.set_defaults(VARIANTS[self.variant])
+
+
+class DiMEInferer(Method):
     """Diffusion models for counterfactual explanations (DiME, algorithm 1 and eq. 7).
 
     At each of N steps an unguided chain runs from the noisy image to a clean one. The gradient of the loss there,
     divided by sqrt(A), guides the step. This costs N (N + 1) / 2 network calls per pass and scale.
-
-    Args:
-        args: scheduler, classifier, target and perceptual, see ``GuidedInferer``.
-        variant: "paper", or "published_code": noises one kept step further than it denoises, takes the first gradient
-            at the clean input instead of the end of an inner chain, and uses minus the target's logit as class loss.
-        l1_scale: weight of the L1 distance between noisy image and input, whose gradient is not divided by sqrt(A). The
-            published code uses 0.05; 0 gives every baseline the same loss.
-        options: see ``GuidedInferer``, also for errors; explicit options take precedence over the variant.
     """
 
     title = "DiME"
+    Options = DiMEOptions
+    run_pass = search_scales
 
-    def __init__(
-        self,
-        *args: Any,
-        variant: Variant = "paper",
-        l1_scale: float = 0.0,
-        **options: Any,
-    ) -> None:
-        check_choice("variant", variant, Variant)
-        super().__init__(*args, **{**VARIANTS[variant], **options})
-        self.variant = variant
-        self.l1_scale = l1_scale
-
-    def _make_hooks(self, chain: Chain) -> Sequence[Hook]:
-        nested = nested_gradient(chain, self.guide_every, from_start=self.variant == "published_code")
-        return [nested, NoisyL1(chain.original, self.l1_scale)] if self.l1_scale else [nested]
+    def hooks(self, chain: Chain) -> Sequence[Hook]:
+        """Return the estimator, and the pull toward the input."""
+        options = self.options
+        nested = nested_gradient(chain, options.guide_every, from_start=options.variant == "published_code")
+        return [nested, NoisyL1(chain.original, options.l1_scale)] if options.l1_scale else [nested]
 
 
 def nested_gradient(chain: Chain, every: int = 1, *, from_start: bool = False) -> DiMEGradient:

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from medcf.guidance import NoisyL1, X0Gradient
 from medcf.guidance.regions import KnownNoise, KnownRegion, Level, SelfMask, check_mask
-from medcf.inferers.checks import check_choice
-from medcf.inferers.guided import GuidedInferer
+from medcf.inferers.method import Method
+from medcf.inferers.options import ClassLoss, GuidanceOptions
+from medcf.inferers.scales import search_scales
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
 from medcf.schedulers import Step
+from medcf.schedulers.base import StartVariant
 
-__all__ = ["FastDiMEInferer"]
+__all__ = ["FastDiMEInferer", "FastDiMEOptions"]
 
-Variant = Literal["paper", "celeba", "med"]
 PAPER: dict[str, Any] = {
     "gradient_step": "current",
     "gradient_at": "masked",
@@ -52,11 +54,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class FastDiMEInferer(GuidedInferer):
-    """DiME at the cost of a single chain, with changes only where the image needs them (FastDiME, eq. 4 to 8).
+@dataclass(frozen=True, kw_only=True)
+class FastDiMEOptions(GuidanceOptions):
+    """Options of FastDiME; those that are None are the variant's.
 
-    Args:
-        args: scheduler, classifier, target and perceptual, see ``GuidedInferer``.
+    Attributes:
         variant: default options, as in the paper or one of the two code bases: "paper", "celeba", "med".
         mask: use the self-optimized mask; False is the method without it.
         mask_start: fraction of the chain that runs before masking starts.
@@ -70,80 +72,69 @@ class FastDiMEInferer(GuidedInferer):
         end: "sample" runs the whole chain; "prediction" omits the last step and returns the last, masked, predicted
             clean image.
         l1_scale: weight of the L1 distance between noisy image and input; the code of "celeba" uses 0.05.
-        options: see ``GuidedInferer``, also for errors.
+        start_variant: see `StrengthOptions`.
+        class_loss: see `GuidanceOptions`.
+        clip_denoised: see `ChainOptions`.
     """
 
+    variant: Literal["paper", "celeba", "med"] = "paper"
+    mask: bool = True
+    mask_start: float | None = None
+    mask_threshold: float | None = None
+    dilation: int | None = None
+    known_noise: KnownNoise | None = None
+    level: Level | None = None
+    gradient_step: Literal["current", "previous"] | None = None
+    gradient_at: Literal["masked", "prediction"] | None = None
+    final_composite: bool = True
+    end: Literal["sample", "prediction"] | None = None
+    l1_scale: float = 0.0
+    start_variant: StartVariant | None = None  # type: ignore[assignment]
+    class_loss: ClassLoss | None = None  # type: ignore[assignment]
+    clip_denoised: bool | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill in the variant, and refuse a mask that is out of range."""
+        super().__post_init__()
+        self.set_defaults(VARIANTS[self.variant])
+        mask: dict[str, Any] = {name: getattr(self, name) for name in ("mask_start", "mask_threshold", "dilation")}
+        check_mask(**mask)
+
+
+class FastDiMEInferer(Method):
+    """DiME at the cost of a single chain, with changes only where the image needs them (FastDiME, eq. 4 to 8)."""
+
     title = "FastDiME"
+    Options = FastDiMEOptions
+    run_pass = search_scales
 
-    def __init__(
-        self,
-        *args: Any,
-        variant: Variant = "paper",
-        mask: bool = True,
-        mask_start: float | None = None,
-        mask_threshold: float | None = None,
-        dilation: int | None = None,
-        known_noise: KnownNoise | None = None,
-        level: Level | None = None,
-        gradient_step: Literal["current", "previous"] | None = None,
-        gradient_at: Literal["masked", "prediction"] | None = None,
-        final_composite: bool = True,
-        end: Literal["sample", "prediction"] | None = None,
-        l1_scale: float = 0.0,
-        **options: Any,
-    ) -> None:
-        check_choice("variant", variant, Variant)
-        given = {
-            "mask_start": mask_start,
-            "mask_threshold": mask_threshold,
-            "dilation": dilation,
-            "known_noise": known_noise,
-            "level": level,
-            "gradient_step": gradient_step,
-            "gradient_at": gradient_at,
-            "end": end,
-        }
-        chosen = VARIANTS[variant] | {name: value for name, value in given.items() if value is not None}
-        own = {name: chosen.pop(name) for name in given}
-        super().__init__(*args, **{**chosen, **options})
-        _check(own)
-        self.variant = variant
-        self.mask = mask
-        self.mask_start: float = own["mask_start"]
-        self.mask_threshold: float = own["mask_threshold"]
-        self.dilation: int = own["dilation"]
-        self.known_noise: KnownNoise = own["known_noise"]
-        self.level: Level = own["level"]
-        self.gradient_step: Literal["current", "previous"] = own["gradient_step"]
-        self.gradient_at: Literal["masked", "prediction"] = own["gradient_at"]
-        self.end: Literal["sample", "prediction"] = own["end"]
-        self.final_composite = final_composite
-        self.l1_scale = l1_scale
+    def schedule(self, number: int) -> tuple[list[int], int | None]:
+        """Return the steps of a pass, without the last one if the result is a prediction."""
+        timesteps, start = super().schedule(number)
+        return (timesteps[:-1] if self.options.end == "prediction" and len(timesteps) > 1 else timesteps), start
 
-    def _schedule(self, number: int) -> tuple[list[int], int]:
-        timesteps, start = super()._schedule(number)
-        return (timesteps[:-1] if self.end == "prediction" and len(timesteps) > 1 else timesteps), start
-
-    def _make_hooks(self, chain: Chain) -> Sequence[Hook]:
+    def hooks(self, chain: Chain) -> Sequence[Hook]:
+        """Return estimator and mask, in the order of the variant, the pull toward the input, and the end."""
+        options = self.options
         estimator = X0Gradient(
-            chain.guidance(), gradient_step=self.gradient_step, start=chain.start, every=self.guide_every
+            chain.guidance(), gradient_step=options.gradient_step, start=chain.start, every=options.guide_every
         )
         hooks: list[Hook] = [estimator]
-        if self.mask:
+        if options.mask:
             region: KnownRegion = SelfMask(
                 chain,
-                start=round(self.mask_start * len(chain.timesteps)),
-                threshold=self.mask_threshold,
-                dilation=self.dilation,
-                noise=self.known_noise,
-                level=self.level,
-                final_composite=self.final_composite,
+                start=round(options.mask_start * len(chain.timesteps)),
+                threshold=options.mask_threshold,
+                dilation=options.dilation,
+                noise=options.known_noise,
+                level=options.level,
+                final_composite=options.final_composite,
             )
             # a mask placed first passes the estimator the prediction with the input put back
-            hooks = [region, estimator] if self.gradient_at == "masked" else [estimator, region]
-        if self.l1_scale:
-            hooks.append(NoisyL1(chain.original, self.l1_scale))
-        if self.end == "prediction":
+            hooks = [region, estimator] if options.gradient_at == "masked" else [estimator, region]
+        if options.l1_scale:
+            hooks.append(NoisyL1(chain.original, options.l1_scale))
+        if options.end == "prediction":
             hooks.append(_ReturnPrediction(chain.timesteps[-1]))
         return hooks
 
@@ -156,15 +147,6 @@ class _ReturnPrediction(Hook):
 
     def after_step(self, sample: torch.Tensor, step: Step) -> torch.Tensor:
         return step.pred_original.to(sample.dtype) if step.timestep == self.last else sample
-
-
-def _check(options: dict[str, Any]) -> None:
-    check_choice("known_noise", options["known_noise"], KnownNoise)
-    check_choice("level", options["level"], Level)
-    check_choice("gradient_step", options["gradient_step"], Literal["current", "previous"])
-    check_choice("gradient_at", options["gradient_at"], Literal["masked", "prediction"])
-    check_choice("end", options["end"], Literal["sample", "prediction"])
-    check_mask(**{name: options[name] for name in ("mask_start", "mask_threshold", "dilation")})
 
 
 METHODS.add("fastdime", "Gradient at the predicted clean image with a self-optimized mask (FastDiME)", FastDiMEInferer)

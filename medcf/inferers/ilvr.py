@@ -4,34 +4,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from medcf.guidance.regions import KnownNoise, Level
-from medcf.inferers.checks import check_choice, check_numbers
-from medcf.inferers.conditional import ConditionalInferer
-from medcf.inferers.counterfactual import BatchState
-from medcf.networks.denoiser import Network
+from medcf.inferers.conditional import edit
+from medcf.inferers.method import Method
+from medcf.inferers.options import EditOptions
 from medcf.registry import METHODS
-from medcf.runtime.progress import Progress
 from medcf.sampling import Chain, Hook, noised
-from medcf.schedulers import Step
+from medcf.schedulers import RespacedScheduler, Step
 
-__all__ = ["ILVRInferer", "LowPass", "LowPassKind"]
+__all__ = ["ILVRInferer", "ILVROptions", "LowPass", "LowPassKind"]
 
 LowPassKind = Literal["projection", "interpolation"]
 
 
-class ILVRInferer(ConditionalInferer):
-    """Generate from pure noise; while t >= T, x <- x - phi_n(x) + phi_n(y_t) after each step.
+@dataclass(frozen=True, kw_only=True)
+class ILVROptions(EditOptions):
+    """Options of ILVR.
 
-    A baseline in ControlCG, with (n, T) = (2, 250), (2, 500) and (4, 250) of 1000 steps. The low frequencies of the
-    result are the input's, except for what the steps below T change: large structures cannot move.
-
-    Args:
-        args: scheduler, classifier and target, see ``ConditionalInferer``.
+    Attributes:
         downsample_factor: n, the factor by which the low-pass filter coarsens each axis.
         stop_timestep: T, in training steps: steps from lower timesteps run freely. 0 replaces at every step.
         lowpass: phi_n averages blocks of n and interpolates linearly: "interpolation" does only that; "projection"
@@ -39,56 +35,54 @@ class ILVRInferer(ConditionalInferer):
         reference_noise: noise of y_t, "fresh" at each step or one map "shared" by all.
         level: noise level of y after a step from t: that of the step's result ("exact"), or t although the sample has
             moved on ("published_code").
-        options: see ``ConditionalInferer``, also for errors.
+    """
+
+    downsample_factor: int = 2
+    stop_timestep: int = 250
+    lowpass: LowPassKind = "projection"
+    reference_noise: KnownNoise = "fresh"
+    level: Level = "exact"
+
+    def __post_init__(self) -> None:
+        """Refuse a filter that filters nothing."""
+        super().__post_init__()
+        if self.downsample_factor < 2:
+            raise ValueError(f"downsample_factor={self.downsample_factor}: a low-pass filter needs 2 or more.")
+
+
+class ILVRInferer(Method):
+    """Generate from pure noise; while t >= T, x <- x - phi_n(x) + phi_n(y_t) after each step.
+
+    A baseline in ControlCG, with (n, T) = (2, 250), (2, 500) and (4, 250) of 1000 steps. The low frequencies of the
+    result are the input's, except for what the steps below T change: large structures cannot move.
     """
 
     title = "ILVR"
-    fixed_options: ClassVar[frozenset[str]] = frozenset({"strength", "start_variant"})
+    Options = ILVROptions
+    needs_gradients = False
+    run_pass = edit
 
-    def __init__(
-        self,
-        *args: Any,
-        downsample_factor: int = 2,
-        stop_timestep: int = 250,
-        lowpass: LowPassKind = "projection",
-        reference_noise: KnownNoise = "fresh",
-        level: Level = "exact",
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, strength=1.0, **options)
-        check_choice("lowpass", lowpass, LowPassKind)
-        check_choice("reference_noise", reference_noise, KnownNoise)
-        check_choice("level", level, Level)
-        check_numbers(downsample_factor=downsample_factor, stop_timestep=stop_timestep, whole=True)
-        if downsample_factor < 2:
-            raise ValueError(f"downsample_factor={downsample_factor}: a low-pass filter needs 2 or more.")
-        if not 0 <= stop_timestep <= self.scheduler.num_train_timesteps:
-            last = self.scheduler.num_train_timesteps
-            raise ValueError(f"stop_timestep={stop_timestep} is outside [0, {last}], the training steps.")
-        self.downsample_factor = downsample_factor
-        self.stop_timestep = stop_timestep
-        self.lowpass: LowPassKind = lowpass
-        self.reference_noise: KnownNoise = reference_noise
-        self.level: Level = level
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return the scheduler, and refuse a T that is not one of its steps."""
+        last, stop = scheduler.num_train_timesteps, self.options.stop_timestep
+        if not 0 <= stop <= last:
+            raise ValueError(f"stop_timestep={stop} is outside [0, {last}], the training steps.")
+        return super().prepared(scheduler)
 
-    def _edit(self, state: BatchState, chosen: list[int], number: int, network: Network, bar: Progress) -> torch.Tensor:
-        index = torch.tensor(chosen, device=state.current.device)
-        denoiser = self._denoiser(network, state.target[index])
-        chain = self._chain(state, index, number, denoiser)
-        image = self._denoised(chain, [_Replace(chain, self)], bar)
-        state.evaluations[index] += denoiser.num_function_evaluations
-        return image
+    def hooks(self, chain: Chain) -> Sequence[Hook]:
+        """Return the replacement of the low frequencies."""
+        return [_Replace(chain, self.options)]
 
 
 class _Replace(Hook):
     """Replace the sample's low frequencies by those of the noised input."""
 
-    def __init__(self, chain: Chain, inferer: ILVRInferer) -> None:
+    def __init__(self, chain: Chain, options: ILVROptions) -> None:
         self.chain = chain
-        self.options = inferer
+        self.options = options
         size = chain.original.shape[2:]
-        self.lowpass = LowPass(size, inferer.downsample_factor, inferer.lowpass, chain.original.device)
-        self._generators = None if inferer.reference_noise == "shared" else chain.generators("reference")
+        self.lowpass = LowPass(size, options.downsample_factor, options.lowpass, chain.original.device)
+        self._generators = None if options.reference_noise == "shared" else chain.generators("reference")
 
     def after_step(self, sample: torch.Tensor, step: Step) -> torch.Tensor:
         """Return the drawn images with the low frequencies of y."""

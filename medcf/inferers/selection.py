@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from medcf.inferers.derived import with_explain
+from medcf.inferers.method import Method
+from medcf.inferers.options import option_names, unknown_option
 from medcf.registry import METHODS, create, lookup
 
 __all__ = ["check_method_options", "create_method", "method_arguments", "select_method"]
+
+_SCALES = {"guidance_scale", "guidance_w"}
 
 
 def create_method(name: str, **kwargs: Any) -> Any:
@@ -58,18 +61,16 @@ def select_method(
             by any method (``shared``); the message names the closest match and lists the valid ones.
 
     Example:
-        >>> shared = {"classifier": None, "target": 1, "strength": 0.3}
-        >>> select_method("unchanged", shared=shared, options={"unchanged": {"seed": 1}}, seed=2).seed
+        >>> shared = {"classifier": len, "target": 1, "strength": 0.3}
+        >>> select_method("unchanged", shared=shared, options={"unchanged": {"seed": 1}}, seed=2).options.seed
         2
     """
     check_method_options(name, options, shared, given)
-    method = lookup(METHODS, name)
-    known, takes_any = method_arguments(method)
+    known, takes_any = method_arguments(lookup(METHODS, name))
     every: dict[str, Any] = {}
     for layer in (shared or {}, (options or {}).get(name) or {}, given):
-        for pair in getattr(method, "aliases", ()):
-            if set(pair) & set(layer):  # an option replaces another with the same meaning
-                every = {key: value for key, value in every.items() if key not in pair}
+        if _SCALES & set(layer):  # one replaces the other, with the same meaning
+            every = {key: value for key, value in every.items() if key not in _SCALES}
         every.update(layer)
     made = create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
     return with_explain(made, every.get("classifier"), every.get("target"))
@@ -89,15 +90,15 @@ def check_method_options(
         return
     for argument in (*((options or {}).get(name) or {}), *given):
         if argument not in known:
-            raise ValueError(_unknown(argument, known, f"The method {name!r} does not take the option"))
+            raise ValueError(unknown_option(argument, known, f"The method {name!r} does not take the option"))
     everywhere = set(known).union(*(method_arguments(lookup(METHODS, other))[0] for other in METHODS.names))
     for argument in shared or ():
         if argument not in everywhere:
-            raise ValueError(_unknown(argument, everywhere, "No registered method takes the argument"))
+            raise ValueError(unknown_option(argument, everywhere, "No registered method takes the argument"))
 
 
 def method_arguments(method: Callable[..., object]) -> tuple[set[str], bool]:
-    """List the argument names of a method's constructor, including those passed on to its parents.
+    """List what can be given to a method: the parts and options of a `Method`, otherwise its own arguments.
 
     Args:
         method: a class or a function.
@@ -105,6 +106,16 @@ def method_arguments(method: Callable[..., object]) -> tuple[set[str], bool]:
     Returns:
         The names, and whether it accepts further arguments with unknown names.
     """
+    names, takes_any = _named(method)
+    if inspect.isclass(method) and issubclass(method, Method):
+        return names - ({"scheduler", "conditioner"} if not method.needs_network else set()) | option_names(
+            method.Options
+        ), False
+    return names, takes_any
+
+
+def _named(method: Callable[..., object]) -> tuple[set[str], bool]:
+    """List the argument names of a constructor, including those passed on to parents."""
     makers = [method]
     if inspect.isclass(method):
         makers = [vars(parent)["__init__"] for parent in method.__mro__ if "__init__" in vars(parent)]
@@ -116,10 +127,4 @@ def method_arguments(method: Callable[..., object]) -> tuple[set[str], bool]:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not takes_any:
             break
-    return names - {"self"} - set(getattr(method, "fixed_options", ())), takes_any
-
-
-def _unknown(argument: str, known: set[str], what: str) -> str:
-    near = get_close_matches(argument, sorted(known), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{what} {argument!r}.{hint} There are: {', '.join(sorted(known))}."
+    return names - {"self"}, takes_any

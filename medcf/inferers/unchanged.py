@@ -3,31 +3,31 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, field
 
-from medcf.inferers.base import CounterfactualInferer
-from medcf.inferers.counterfactual import BatchState
-from medcf.networks.denoiser import Network
+from medcf.inferers.method import Method, Pass
+from medcf.inferers.options import Options
 from medcf.registry import METHODS
-from medcf.runtime.progress import Progress
 
 __all__ = ["UnchangedInferer"]
 
 
-class UnchangedInferer(CounterfactualInferer):
-    """Return the input as the counterfactual: no flip, no cost, perfect similarity.
+@dataclass(frozen=True, kw_only=True)
+class UnchangedOptions(Options):
+    """Options of the control: one pass, of nothing."""
 
-    Accepts classifier and target like every method, and the options of ``CounterfactualInferer``.
-    """
+    num_iterations: int = field(default=1, init=False)
+
+
+class UnchangedInferer(Method):
+    """Return the input as the counterfactual: no flip, no cost, perfect similarity."""
 
     title = "unchanged"
+    Options = UnchangedOptions
     needs_gradients = False
     needs_network = False
 
-    def _iterate(self, state: BatchState, network: Network, bar: Progress) -> None:
-        state.record(torch.zeros_like(state.unchanged))  # no pass has run
-
-    def _run_pass(self, state: BatchState, indices: torch.Tensor, number: int, network: Network, bar: Progress) -> None:
+    def run_pass(self, run: Pass) -> None:
         """Leave everything unchanged."""
 
 

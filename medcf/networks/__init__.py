@@ -7,7 +7,8 @@ from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.classifier_adapter import ClassifierAdapter
 from medcf.networks.concept_bottleneck import ConceptBottleneck
-from medcf.networks.denoiser import Denoiser
+from medcf.networks.condition import Condition, Conditioner
+from medcf.networks.denoiser import Denoiser, References
 from medcf.networks.dtunet import DTUNet
 from medcf.networks.pooled_features import pooled_features
 from medcf.networks.resized_densenet import ResizedDenseNet
@@ -21,8 +22,11 @@ __all__ = [
     "ClassTokenUNet",
     "ClassifierAdapter",
     "ConceptBottleneck",
+    "Condition",
+    "Conditioner",
     "DTUNet",
     "Denoiser",
+    "References",
     "ResizedDenseNet",
     "SegmentationGuidedClassifier",
     "SonoNet",

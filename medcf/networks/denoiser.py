@@ -1,124 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
 """A common interface to denoising networks: noise, clean image and velocity from whatever the network predicts.
 
-Condition, null condition and classifier-free guidance are resolved here, so methods need not know how a network was
-parameterized or conditioned.
+Conditions, their nulls, classifier-free guidance and attention injection are resolved here, in one stacked network
+call, so methods need not know how a network was parameterized or conditioned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
+from medcf.networks.attention_injection import AttentionInjection
+from medcf.networks.class_token import memory_layout
+from medcf.networks.condition import Condition, Conditions
+from medcf.networks.stack import ReferenceCondition, Stack, plan_stack
 
 if TYPE_CHECKING:
     from medcf.schedulers import Prediction, RespacedScheduler
 
-__all__ = ["Denoiser", "Network", "away_from_null", "unwrap"]
+__all__ = ["Denoiser", "Network", "References", "unwrap"]
 
 #: A denoising network, called with the sample and, by keyword, timesteps and conditions.
-Network = Callable[..., torch.Tensor]
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Images whose tokens the samples read by attention injection.
+
+    Attributes:
+        noised: timestep to the M references noised to it (M, C, *spatial).
+        source: for each sample, the index of the reference it reads.
+        injection: injection into the network.
+        condition: condition of a reference: that of the row that reads it ("same"), or "null".
+    """
+
+    noised: Callable[[int], Tensor]
+    source: Sequence[int]
+    injection: AttentionInjection
+    condition: ReferenceCondition = "same"
 
 
 class Denoiser:
     """A network, its scheduler and its condition, called as ``denoiser(sample, t)``.
 
-    The network is called as ``network(sample, timesteps=..., context=..., class_labels=...)``; omitted condition
-    arguments are not passed, so unconditional networks without them work as well. Classifier-free guidance (Ho and
-    Salimans 2022) combines ``null + guidance_scale * (conditional - null)``, with the scale of MONAI and diffusers (1 +
-    w in the paper), from ONE stacked network call; learned variance channels are those of the conditional half. The
-    combination is the same for noise, clean image and velocity and precedes any clipping.
+    The network is called as ``network(sample, timesteps=..., context=..., class_labels=...)``; condition arguments that
+    no factor has are not passed, so unconditional networks without them work as well. All rows, with condition, null
+    and references, run in ONE call; see `medcf.networks.stack.plan_stack` for how guidance combines several factors.
+    Learned variance channels are those of the fully conditional row. The combination is the same for noise, clean image
+    and velocity and precedes any clipping. After the first call nothing waits for the device.
 
     Args:
         network: denoising network; its output has the channels of the sample, or twice as many with a learned variance.
         scheduler: provides ``convert(model_output, t, sample)``, which interprets the network's raw output at t.
-        class_labels: class index for the whole batch, or one per sample (B,).
-        context: cross-attention context (B, tokens, dim), or (1, tokens, dim) for the whole batch.
-        null_class_labels: class index trained as "no class".
-        null_context: context trained as "no context", shaped like ``context``.
-        guidance_scale: 1 runs only the conditional branch and needs no null condition.
+        condition: what the samples are denoised toward: one factor, several, or none.
+        references: images that the samples read by attention injection.
 
     Raises:
-        ValueError: if a class index is outside the network's embedding, a class-conditional network gets no class, or
-            the guidance scale is not 1 and the condition or its null is missing.
+        ValueError: if a class index is outside the network's embedding, or a class-conditional network gets no class.
     """
 
     def __init__(
         self,
-        network: Callable[..., torch.Tensor],
+        network: Callable[..., Tensor],
         scheduler: RespacedScheduler,
-        *,
-        class_labels: int | torch.Tensor | None = None,
-        context: torch.Tensor | None = None,
-        null_class_labels: int | torch.Tensor | None = None,
-        null_context: torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
+        condition: Conditions = (),
+        references: References | None = None,
     ) -> None:
         self.network = network
         self.scheduler = scheduler
-        self.guidance_scale = float(guidance_scale)
-        num_classes = getattr(unwrap(network), "num_class_embeds", None)
-        self.class_labels = _check_labels("class_labels", class_labels, num_classes)
-        self.null_class_labels = _check_labels("null_class_labels", null_class_labels, num_classes)
-        self.context = context
-        self.null_context = null_context
-        if num_classes is not None and class_labels is None:
-            raise ValueError(
-                f"The network has num_class_embeds={num_classes} and needs class_labels; to run it as an unconditional "
-                "model, give the index trained as its null class."
-            )
-        if self.guided:
-            self._check_null()
-        #: U-Net evaluations per sample so far; a stacked call with condition and null counts as two.
-        self.num_function_evaluations = 0
+        self.factors = (condition,) if isinstance(condition, Condition) else tuple(condition)
+        self.references = references
+        _check_classes(self.factors, getattr(unwrap(network), "num_class_embeds", None))
+        self._plan: _Plan | None = None
+        self._calls = 0
 
     @property
-    def guided(self) -> bool:
-        """Whether classifier-free guidance is active."""
-        return self.guidance_scale != 1.0
+    def num_function_evaluations(self) -> Tensor:
+        """Network evaluations so far, for each sample (B,); a row shared by several samples counts for the first."""
+        return torch.zeros(1, dtype=torch.long) if self._plan is None else self._calls * self._plan.cost
 
-    def __call__(self, sample: torch.Tensor, t: int) -> Prediction:
+    def __call__(self, sample: Tensor, t: int) -> Prediction:
         """Predict noise, clean image and velocity of a noisy batch.
 
         Args:
-            sample: noisy images (B, C, *spatial) at step ``t``.
+            sample: noisy images (B, C, *spatial) at step ``t``; of the same number at every call.
             t: timestep of the training schedule, a Python integer.
 
         Returns:
             The scheduler's ``Prediction``, in float32 even under autocast.
         """
-        names = ("", "null_") if self.guided else ("",)
-        stack = torch.cat([sample] * len(names)) if self.guided else sample
-        given: dict[str, torch.Tensor] = {}
-        for condition in ("context", "class_labels"):
-            parts = [_expand(f"{prefix}{condition}", getattr(self, f"{prefix}{condition}"), sample) for prefix in names]
-            known = [part for part in parts if part is not None]
-            if len(known) == len(names):
-                given[condition] = torch.cat(known) if self.guided else known[0]
+        if self._plan is None:
+            self._plan = _Plan(self.stack(len(sample)), sample)
+        plan, references = self._plan, self.references
+        self._calls += 1
+        stack = sample
+        if plan.origin is not None:
+            pool = sample if references is None else torch.cat([sample, references.noised(t).to(sample.dtype)])
+            stack = pool[plan.origin].contiguous(memory_format=memory_layout(sample))
         timesteps = torch.full((len(stack),), t, device=sample.device, dtype=torch.long)
-        self.num_function_evaluations += len(names)
-        output = self.network(stack, timesteps=timesteps, **given)
-        if self.guided:
-            conditional, null = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
-            output = away_from_null(conditional, null, self.guidance_scale, sample.shape[1])
-        return self.scheduler.convert(output, t, sample)
+        injected: AbstractContextManager[Any] = nullcontext()
+        if references is not None:
+            injected = references.injection
+            references.injection.reference = plan.reference
+        with injected:
+            output = self.network(stack, timesteps=timesteps, **plan.given)
+        return self.scheduler.convert(plan.combined(output, sample.shape[1]), t, sample)
 
-    def _check_null(self) -> None:
-        if self.class_labels is None and self.context is None:
-            raise ValueError(
-                f"guidance_scale={self.guidance_scale:g} needs a condition to guide toward: give class_labels or "
-                "context, or leave guidance_scale at 1."
-            )
-        for name, value, null in (
-            ("class_labels", self.class_labels, self.null_class_labels),
-            ("context", self.context, self.null_context),
-        ):
-            if value is not None and null is None:
-                raise ValueError(
-                    f"guidance_scale={self.guidance_scale:g} compares {name} with the null: give null_{name}, "
-                    "or leave guidance_scale at 1."
-                )
+    def stack(self, batch: int) -> Stack:
+        """Return the rows of a call for some number of samples."""
+        references = self.references
+        if references is None:
+            return plan_stack(self.factors, batch)
+        return plan_stack(self.factors, batch, sources=references.source, reference=references.condition)
+
+
+class _Plan:
+    """A stack's indices and conditions on the device of the samples."""
+
+    def __init__(self, stack: Stack, sample: Tensor) -> None:
+        device, batch = sample.device, len(sample)
+        self.cost = torch.tensor(stack.cost)
+        self.reference = stack.reference
+        self.origin = None if stack.origin == list(range(batch)) else torch.tensor(stack.origin, device=device)
+        self.given: dict[str, Tensor] = {}
+        if stack.contexts is not None:
+            context = torch.stack([one.to(device) for one in stack.contexts])
+            self.given["context"] = context.to(sample.dtype) if context.is_floating_point() else context
+        if stack.labels is not None:
+            self.given["class_labels"] = torch.tensor(stack.labels, device=device)
+        self.first, *self.rest = (torch.tensor(level, device=device) for level in stack.levels)
+        self.batch = batch
+        self.guided = any(level != stack.levels[-1] for level in stack.levels)
+        options: Any = {"dtype": torch.promote_types(sample.dtype, torch.float32), "device": device}
+        shape = (-1, *[1] * (sample.ndim - 1))
+        self.scales = [torch.tensor(each, **options).reshape(shape) for each in stack.scales]
+
+    def combined(self, output: Tensor, channels: int) -> Tensor:
+        """Return the guided output of the samples; a learned variance, beyond ``channels``, is the condition's."""
+        if not self.guided:
+            return output[: self.batch] if self.origin is not None else output
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        below = output[self.first]
+        mixed = below[:, :channels]
+        for scale, level in zip(self.scales, self.rest, strict=True):
+            above = output[level]
+            mixed = mixed + scale * (above - below)[:, :channels]
+            below = above
+        return torch.cat([mixed, below[:, channels:]], dim=1)
 
 
 def unwrap(network: Any) -> Any:
@@ -128,40 +162,22 @@ def unwrap(network: Any) -> Any:
     return network
 
 
-def _check_labels(name: str, labels: int | torch.Tensor | None, num_classes: int | None) -> int | torch.Tensor | None:
-    """Return the labels as an integer or a long tensor (B,), checked against the network's embedding."""
-    if labels is None:
-        return None
-    tensor = torch.as_tensor(labels)
-    if tensor.is_floating_point() or tensor.ndim > 1:
-        raise ValueError(f"{name} must be a class index or a tensor (B,) of them, got {labels!r}.")
-    if num_classes is not None and (int(tensor.min()) < 0 or int(tensor.max()) >= num_classes):
+def _check_classes(factors: Sequence[Condition], num_classes: int | None) -> None:
+    """Compare the classes of the condition with the network's embedding."""
+    if num_classes is None:
+        return
+    for factor in factors:
+        for name, condition in (("labels", factor), ("null.labels", factor.null)):
+            if condition is None or condition.labels is None:
+                continue
+            labels = torch.as_tensor(condition.labels)
+            if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+                raise ValueError(
+                    f"{name}={condition.labels!r} is outside the network's {num_classes} classes (num_class_embeds): "
+                    f"use 0 to {num_classes - 1}."
+                )
+    if all(factor.labels is None and factor.context is None for factor in factors):
         raise ValueError(
-            f"{name}={labels!r} is outside the network's {num_classes} classes (num_class_embeds): "
-            f"use 0 to {num_classes - 1}."
+            f"The network is class-conditional (num_class_embeds={num_classes}) and has no class here: give labels, "
+            "its null class for an unconditional model."
         )
-    return int(tensor) if tensor.ndim == 0 else tensor.long()
-
-
-def away_from_null(
-    conditional: torch.Tensor, null: torch.Tensor, scale: float | torch.Tensor, channels: int
-) -> torch.Tensor:
-    """Return null + scale * (conditional - null); learned variance, beyond ``channels``, is the conditional's."""
-    mixed = null[:, :channels] + scale * (conditional - null)[:, :channels]
-    return torch.cat([mixed, conditional[:, channels:]], dim=1)
-
-
-def _expand(name: str, condition: int | torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | None:
-    """Return a condition for each image of the batch, on its device: class indices (B,), or a context in its dtype."""
-    batch = sample.shape[0]
-    if condition is None:
-        return None
-    if isinstance(condition, int):
-        return torch.full((batch,), condition, device=sample.device, dtype=torch.long)
-    if condition.shape[0] not in ((batch,) if condition.ndim == 1 else (1, batch)):
-        raise ValueError(
-            f"{name} holds {condition.shape[0]} indices for a batch of {batch} images: give one per image, or one "
-            "context for all."
-        )
-    dtype = sample.dtype if condition.is_floating_point() else condition.dtype
-    return condition.to(sample.device, dtype, non_blocking=True).expand(batch, *condition.shape[1:])

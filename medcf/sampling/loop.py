@@ -6,58 +6,18 @@ The loop never waits for the device: timesteps are Python integers, coefficients
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
 from medcf.runtime.progress import Progress
-from medcf.sampling.noise import make_generators
 from medcf.schedulers import Prediction, RespacedScheduler, Step
 
-__all__ = ["Chain", "Hook", "Predict", "denoise"]
+__all__ = ["Hook", "Predict", "denoise"]
 
 #: A denoiser: noisy images (B, C, *spatial) and their timestep to what the network predicts.
 Predict = Callable[[torch.Tensor, int], Prediction]
-Loss = Callable[[torch.Tensor], Any]  # the bound loss of guidance, a higher layer
-
-
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """One pass over a stack of N images; the basis for a method's hooks.
-
-    Attributes:
-        start: clean images (N, C, *spatial) to be noised: the output of the previous pass.
-        original: the inputs (N, C, *spatial) to be explained.
-        ids: one identity per image.
-        number: number of the pass, from 0.
-        timesteps: kept steps to run, noisiest first.
-        denoiser: the network with its condition.
-        scheduler: the inferer's scheduler.
-        seed: seed of the run.
-        loss: counterfactual loss for guided methods, bound to the originals; None without guidance.
-    """
-
-    start: torch.Tensor
-    original: torch.Tensor
-    ids: Sequence[Hashable]
-    number: int
-    timesteps: Sequence[int]
-    denoiser: Predict
-    scheduler: RespacedScheduler
-    seed: int
-    loss: Loss | None = None
-
-    def generators(self, stream: str) -> list[torch.Generator]:
-        """Create one generator per image for an independent noise stream of this pass."""
-        return make_generators(self.seed, self.ids, self.start.device, (stream, self.number))
-
-    def guidance(self) -> Loss:
-        """Return the loss of a guided chain."""
-        if self.loss is None:
-            raise ValueError("This chain is not guided: it has no loss.")
-        return self.loss
 
 
 class Hook(Protocol):
@@ -100,6 +60,7 @@ def denoise(
     Returns:
         Images (B, C, *spatial) after the last step, without a graph.
     """
+    scheduler = scheduler.for_chain(timesteps)
     for t in timesteps:
         for hook in hooks:
             sample = hook.before_model(sample, t)

@@ -14,21 +14,25 @@ __all__ = ["make_generators", "noised", "standard_noise"]
 
 
 def make_generators(
-    seed: int, sample_ids: Sequence[Hashable], device: torch.device | str = "cpu", stream: Sequence[Hashable] = ()
+    seed: int | Sequence[int],
+    sample_ids: Sequence[Hashable],
+    device: torch.device | str = "cpu",
+    stream: Sequence[Hashable] = (),
 ) -> list[torch.Generator]:
     """Create one generator per sample from (seed, sample id, stream).
 
     The same three values give the same noise on the same kind of device, whatever the batch, its order or the process.
 
     Args:
-        seed: seed of the run.
+        seed: seed of the run, or one per sample.
         sample_ids: one identity per sample: a case name, or a hash of its pixels.
         device: device on which the noise is drawn, that of the images.
         stream: name of an independent stream for the same sample, such as the number of a pass.
     """
     generators = []
-    for sample_id in sample_ids:
-        digest = hashlib.sha256(repr((int(seed), str(sample_id), *stream)).encode()).digest()
+    seeds = [seed] * len(sample_ids) if isinstance(seed, int) else seed
+    for own, sample_id in zip(seeds, sample_ids, strict=True):
+        digest = hashlib.sha256(repr((int(own), str(sample_id), *stream)).encode()).digest()
         generators.append(torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1))
     return generators
 

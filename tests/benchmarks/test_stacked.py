@@ -42,9 +42,8 @@ def test_a_whole_job_runs_small_and_says_so(capsys, monkeypatch):
 def test_forwards_apart_compute_what_the_stack_computes():
     network = stacked.build(stacked.SETTINGS["small"], torch.device("cpu"))
     image = torch.rand(1, 1, 8, 8, 8)
-    options = {"null_class_labels": stacked.NULL, "reference": "same"}
-    together = stacked.plan_rows([0], [0], [True], **options)
-    alone = [stacked.plan_rows([0], [label], [False], **options) for label in (0, stacked.NULL)]
+    together = stacked.plan(0, 3.0, "same")
+    alone = [stacked.plan(label, 1.0, "same") for label in (0, stacked.NULL)]
     with torch.no_grad(), AttentionInjection(network) as injection:
         stack = stacked.forward(network, image, together, injection)()
         parts = [stacked.forward(network, image, rows, injection)() for rows in alone]
@@ -56,10 +55,8 @@ def test_operations_include_attention_on_a_cpu_too(monkeypatch):
     network = stacked.build(stacked.SETTINGS["small"], torch.device("cpu"))
     image = torch.zeros(1, 1, 8, 8, 8)
     total = stacked.count_operations(network, image)
-    planned = stacked.plan_rows
-    monkeypatch.setattr(
-        stacked, "plan_rows", lambda *args, **options: replace(planned(*args, **options), reference=[0, 1, 2, 3])
-    )
+    planned = stacked.plan
+    monkeypatch.setattr(stacked, "plan", lambda *args: replace(planned(*args), reference=[0, 1, 2, 3]))
     blocks = sum(isinstance(module, SABlock) for module in network.modules())
     tokens, channels = 4**3, 8
     extra = total - stacked.count_operations(network, image)

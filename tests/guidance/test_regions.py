@@ -21,7 +21,7 @@ def chain():
     scheduler.set_timesteps(10)
     original = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5
     timesteps = scheduler.timesteps_from(0.4)
-    return Chain(original, original, IDS, 0, timesteps, None, scheduler, seed=0)
+    return Chain(original, original, IDS, [0, 0], 0, timesteps, None, None, scheduler)
 
 
 def make_step(image, t):

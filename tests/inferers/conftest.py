@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from medcf.inferers import DiffICEInferer, base, create_method
+from medcf.inferers import DiffICEInferer, create_method, method
 from medcf.inferers.selection import method_arguments
-from medcf.networks import ClassTokenUNet
+from medcf.networks import ClassTokenUNet, Condition, Denoiser, References
 from medcf.registry import METHODS
+from medcf.sampling import noised
 from medcf.schedulers import RespacedDDPMScheduler
 
 
@@ -59,7 +60,7 @@ class Bar:
 def bars(monkeypatch):
     """The bars that methods make from now on."""
     made = []
-    monkeypatch.setattr(base, "progress_bar", lambda *args, **options: made.append(Bar(*args, **options)) or made[-1])
+    monkeypatch.setattr(method, "progress_bar", lambda *args, **options: made.append(Bar(*args, **options)) or made[-1])
     return made
 
 
@@ -96,6 +97,25 @@ class GaussianClasses(nn.Module):
 def gaussian_classes(gaussian_network):
     """The denoiser of two classes and the null class: ``gaussian_classes(means, std)``."""
     return lambda means, std: GaussianClasses(gaussian_network(mean, std) for mean in means)
+
+
+@pytest.fixture
+def injected():
+    """A denoiser of ControlCG put together by hand; ``injection`` may stand for one."""
+
+    def build(network, scheduler, labels, scales, references, *, condition="same", generators=(), noise=None, **given):
+        def at(t):
+            if noise is None:
+                return noised(scheduler, references, t, generators)
+            a = scheduler.alpha_bar(t)
+            return a**0.5 * references + (1 - a) ** 0.5 * noise
+
+        factor = Condition(torch.tensor(labels), null=Condition(2), scale=scales)
+        source = list(range(len(references))) * (len(labels) // len(references))
+        reads = References(at, source, given["injection"], condition) if given.get("injection") else None
+        return Denoiser(network, scheduler, factor, reads)
+
+    return build
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medcf.guidance.regions import background
 from medcf.inferers import AttentionInjectionInferer, create_method
-from medcf.inferers.conditional import background
-from medcf.networks import Denoiser
+from medcf.networks import Condition, Denoiser
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.sampling import denoise, make_generators, standard_noise
-from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 MEANS, STD = (-0.4, 0.1, 0.0), 0.2  # of two classes and the null class
@@ -96,7 +95,7 @@ def test_without_injection_it_is_classifier_free_guidance_bit_for_bit(network, v
     method = make(guidance_scale=3.5, injection_scale=0.0)
     result = method.explain(volumes, network, list("abc")).image
     scheduler = method.scheduler
-    denoiser = Denoiser(network, scheduler, class_labels=0, null_class_labels=2, guidance_scale=3.5)
+    denoiser = Denoiser(network, scheduler, Condition(0, null=Condition(2), scale=3.5))
     start = standard_noise(volumes, make_generators(0, list("abc"), "cpu", ("pass", 0)))
     with torch.no_grad():
         wanted = denoise(denoiser, scheduler, start, scheduler.timesteps.tolist())
@@ -142,16 +141,28 @@ def test_reference_with_the_start_noise_equals_the_sample_at_the_first_step(netw
     assert (shared.explain(volumes, network, list("abc")).image - off).abs().max() > 1e-4
 
 
+class Beside:
+    """Stands for an injection that has no effect."""
+
+    reference = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
 @pytest.mark.parametrize("noise", ["fresh", "shared", "start"])
-def test_reference_is_the_input_noised_to_the_step(gaussian_classes, volumes, noise):
+def test_reference_is_the_input_noised_to_the_step(injected, gaussian_classes, volumes, noise):
     scheduler = RespacedDDIMScheduler(1000)
     scheduler.set_timesteps(6)
-    net, rows = gaussian_classes(MEANS, STD), plan_rows([0], [1], [False], reference="same")
+    net = gaussian_classes(MEANS, STD)
     ids, stream = ["a"], ("pass" if noise == "start" else "reference", 0)
     generators = make_generators(0, ids, "cpu", stream)
     fixed = None if noise == "fresh" else standard_noise(volumes[:1], generators)
-    options = {"generators": generators, "noise": fixed, "injection": type("", (), {"reference": None})()}
-    denoiser = InjectedDenoiser(net, scheduler, rows, [0.0], volumes[:1], **options)
+    options = {"generators": generators, "noise": fixed, "injection": Beside()}
+    denoiser = injected(net, scheduler, [1], 1.0, volumes[:1], **options)
     start = standard_noise(volumes[:1], make_generators(0, ids, "cpu", ("pass", 0)))
     denoise(denoiser, scheduler, start, scheduler.timesteps.tolist())
     drawn = []
@@ -227,7 +238,7 @@ def test_memory_budget_splits_the_batch_says_so_and_changes_nothing(network, vol
     together = make(strength=0.75).explain(volumes, network, list("abc")).image
     method = make(strength=0.75, memory_budget=100)
     assert recorded(network, lambda: method.explain(volumes, network, list("abc"))) == [4] + [12] * 3
-    image = 4 * method._measured[1]
+    image = 4 * next(iter(method.measured.values()))
     method = make(strength=0.75, memory_budget=2.5 * image / 1e9)
     with caplog.at_level(logging.INFO, logger="medcf.inferers.conditional"):
         sizes = recorded(network, lambda: method.explain(volumes, network, list("abc")))
@@ -263,15 +274,15 @@ class NoReadBack(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("noise", ["fresh", "shared"])
-def test_the_stacked_forward_never_reads_a_tensor_back(network, volumes, noise):
+def test_the_stacked_forward_never_reads_a_tensor_back(injected, network, volumes, noise):
     scheduler = RespacedDDIMScheduler(1000, prediction_type="v_prediction")
     scheduler.set_timesteps(4)
-    rows = plan_rows([0, 1, 2], [0, 1, 0], [True] * 3, null_class_labels=2, reference="same")
     generators = make_generators(0, list("abc"))
-    with torch.no_grad(), AttentionInjection(network) as injection:
+    injection = AttentionInjection(network)
+    with torch.no_grad():
         fixed = None if noise == "fresh" else torch.randn(volumes.shape)
         options = {"generators": generators, "noise": fixed, "injection": injection}
-        denoiser = InjectedDenoiser(network, scheduler, rows, [1.0] * 3, volumes, **options)
+        denoiser = injected(network, scheduler, [0, 1, 0], 2.0, volumes, **options)
         with NoReadBack():
             denoise(denoiser, scheduler, volumes, scheduler.timesteps.tolist(), generators=generators)
     with pytest.raises(AssertionError, match="waited"), NoReadBack():
@@ -279,16 +290,16 @@ def test_the_stacked_forward_never_reads_a_tensor_back(network, volumes, noise):
 
 
 @pytest.mark.gpu
-def test_the_stacked_forward_never_synchronizes_a_gpu(network, volumes):
+def test_the_stacked_forward_never_synchronizes_a_gpu(injected, network, volumes):
     scheduler, device = RespacedDDIMScheduler(1000, prediction_type="v_prediction"), torch.device("cuda")
     scheduler.set_timesteps(4)
     network, volumes = network.to(device), volumes.to(device)
-    rows = plan_rows([0, 1, 2], [0, 1, 0], [True] * 3, null_class_labels=2, reference="same")
     generators, steps = make_generators(0, list("abc"), device), scheduler.timesteps.tolist()
     try:
-        with torch.no_grad(), AttentionInjection(network) as injection:
+        with torch.no_grad():
+            injection = AttentionInjection(network)
             options = {"generators": generators, "injection": injection}
-            denoiser = InjectedDenoiser(network, scheduler, rows, [1.0] * 3, volumes, **options)
+            denoiser = injected(network, scheduler, [0, 1, 0], 2.0, volumes, **options)
             denoise(denoiser, scheduler, volumes, steps, generators=generators)
             torch.cuda.set_sync_debug_mode("error")
             denoise(denoiser, scheduler, volumes, steps, generators=generators)

@@ -11,11 +11,10 @@ import torch
 from scipy import ndimage
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from medcf.guidance.regions import background
 from medcf.inferers import conditional, create_method
-from medcf.inferers.conditional import background
 from medcf.networks import AttentionInjection
 from medcf.sampling import denoise, make_generators, noised, standard_noise
-from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler
 
 IDS = ["a", "b"]
@@ -42,33 +41,34 @@ def make(name="controlcg", **options):
     return create_method(name, scheduler=scheduler, classifier=judge, target=0, **(defaults | options))
 
 
-def one_pass(method, network, start, references, number, strength, label=0):
+def one_pass(injected, method, network, start, references, number, strength, label=0):
     """A pass of ControlCG put together by hand."""
     scheduler = method.scheduler
-    rows = plan_rows([0, 1], [label] * 2, [True] * 2, null_class_labels=2, reference="same")
     own, other = (make_generators(0, IDS, "cpu", (stream, number)) for stream in ("pass", "reference"))
     steps = scheduler.timesteps_from(strength)
     sample = standard_noise(start, own) if strength == 1 else noised(scheduler, start, steps[0], own)
-    with torch.no_grad(), AttentionInjection(network) as injection:
-        options = {"generators": other, "injection": injection}
-        denoiser = InjectedDenoiser(network, scheduler, rows, [3.0] * 2, references, **options)
+    with torch.no_grad():
+        options = {"generators": other, "injection": AttentionInjection(network)}
+        denoiser = injected(network, scheduler, [label] * 2, 3.0, references, **options)
         return denoise(denoiser, scheduler, sample, steps, generators=own)
 
 
 @pytest.mark.parametrize("strengths", [(0.5, 0.75), (1.0, 0.5), (0.5, 1.0)])
-def test_a_pass_starts_from_the_one_before_and_reads_the_input_under_noise_of_its_own(network, volumes, strengths):
+def test_a_pass_starts_from_the_one_before_and_reads_the_input_under_noise_of_its_own(
+    injected, network, volumes, strengths
+):
     method = make(strength=strengths, num_iterations=2)
     result = method.explain(volumes, network, IDS)
-    first = one_pass(method, network, volumes, volumes, 0, strengths[0]).clamp(-1, 1)
-    second = one_pass(method, network, first, volumes, 1, strengths[1]).clamp(-1, 1)
+    first = one_pass(injected, method, network, volumes, volumes, 0, strengths[0]).clamp(-1, 1)
+    second = one_pass(injected, method, network, first, volumes, 1, strengths[1]).clamp(-1, 1)
     torch.testing.assert_close(result.trajectory[:, 1], first, rtol=0, atol=1e-4)
     torch.testing.assert_close(result.trajectory[:, 2], second, rtol=0, atol=1e-4)
     for references, number in ((first, 1), (volumes, 0)):
-        other = one_pass(method, network, first, references, number, strengths[1])
+        other = one_pass(injected, method, network, first, references, number, strengths[1])
         assert (other - second).abs().max() > 1e-2  # neither the first output as reference nor the first noise
 
 
-def test_a_second_difference_of_the_same_classes_is_added_to_the_first_result(network, volumes):
+def test_a_second_difference_of_the_same_classes_is_added_to_the_first_result(injected, network, volumes):
     method = make(strength=0.5, num_iterations=2, subtract_reconstruction=True)
 
     def classify(image):  # the inputs are of class 1, and of class 0 once anything has changed
@@ -79,7 +79,7 @@ def test_a_second_difference_of_the_same_classes_is_added_to_the_first_result(ne
     result = method.explain(volumes, network, IDS)
     image = volumes
     for number in (0, 1):
-        wanted, source = (one_pass(method, network, image, volumes, number, 0.5, label) for label in (0, 1))
+        wanted, source = (one_pass(injected, method, network, image, volumes, number, 0.5, label) for label in (0, 1))
         assert (wanted - source).abs().max() > 1e-2
         image = (image + wanted - source).clamp(-1, 1)
         torch.testing.assert_close(result.trajectory[:, number + 1], image, rtol=0, atol=1e-4)
@@ -165,7 +165,7 @@ def test_another_network_gets_an_injection_of_its_own(network, volumes):
     expected = [make(strength=0.5).explain(volumes, one, IDS).image for one in (network, twin)]
     for one, wanted in ((network, expected[0]), (twin, expected[1]), (network, expected[0])):
         assert torch.equal(method.explain(volumes, one, IDS).image, wanted)
-    method.injection_scale = 0.3
+    method = method.with_options(injection_scale=0.3)
     wanted = make(strength=0.5, injection_scale=0.3).explain(volumes, network, IDS).image
     assert torch.equal(method.explain(volumes, network, IDS).image, wanted)
 
@@ -181,8 +181,8 @@ def test_guidance_that_is_no_scale_is_refused(name, w):
 
 def test_the_papers_w_is_one_less_than_the_scale_that_all_methods_have():
     assert (
-        make("ilvr", guidance_scale=None, guidance_w=2.5).guidance_scale
-        == make("ilvr", guidance_scale=3.5).guidance_scale
+        make("ilvr", guidance_scale=None, guidance_w=2.5).options.scale
+        == make("ilvr", guidance_scale=3.5).options.scale
         == 3.5
     )
     with pytest.raises(ValueError, match="give one"):

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -88,8 +86,7 @@ def test_evaluations_that_nobody_can_count_are_unknown(images):
 
 def test_options_are_the_methods_own_and_seeds_and_floors_work(images, network):
     wrapped = DerivedMethod(Shift(), judge)
-    other = copy.copy(wrapped)
-    other.size = 0.1
+    other = wrapped.with_options(size=0.1)
     assert (wrapped.size, wrapped.method.size, other.method.size) == (0.8, 0.8, 0.1)
     found = explain_with_floor(wrapped, images.as_tensor(), network, source=0, seeds=(0, 1))
     assert (found.pred[:, 0] > images.as_tensor()[0]).all()

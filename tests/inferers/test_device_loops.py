@@ -18,9 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from medcf.inferers import create_method
 from medcf.inferers.ilvr import _Replace
-from medcf.networks import AttentionInjection, ClassTokenUNet, Denoiser
+from medcf.networks import AttentionInjection, ClassTokenUNet, Condition, Denoiser
 from medcf.sampling import Chain, Hook, denoise, make_generators, standard_noise
-from medcf.sampling.rows import InjectedDenoiser, plan_rows
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 DEVICE = torch.device("meta")
@@ -93,22 +92,24 @@ def make(name, solver=RespacedDDIMScheduler, **options):
 
 
 def chain_of(method, network, volumes):
-    denoiser = Denoiser(network, method.scheduler, class_labels=0, null_class_labels=2, guidance_scale=3.0)
+    denoiser = Denoiser(network, method.scheduler, Condition(0, null=Condition(2), scale=3.0))
+    denoiser(volumes, 0)  # makes its plan, once
     options = {"number": 0, "timesteps": method.timesteps, "denoiser": denoiser, "scheduler": method.scheduler}
-    return Chain(start=volumes, original=volumes, ids=IDS, seed=0, **options)
+    return Chain(start=volumes, original=volumes, ids=IDS, seeds=[0] * 3, level=None, **options)
 
 
 @pytest.mark.parametrize("solver", [RespacedDDIMScheduler, RespacedDDPMScheduler])
 @pytest.mark.parametrize("noise", ["fresh", "shared"])
 @pytest.mark.parametrize(("condition", "scale"), [("same", 1.0), ("null", 0.5)])
-def test_controlcg_stays_on_its_device(device, network, volumes, solver, noise, condition, scale):
+def test_controlcg_stays_on_its_device(injected, device, network, volumes, solver, noise, condition, scale):
     method = make("controlcg", solver)
-    rows = plan_rows([0, 1, 2], [0, 1, 0], [True, False, True], null_class_labels=2, reference=condition)
     generators = make_generators(0, IDS, DEVICE)
-    with torch.no_grad(), AttentionInjection(network, scale) as injection:
+    with torch.no_grad():
         fixed = None if noise == "fresh" else standard_noise(volumes, generators)
-        options = {"generators": generators, "noise": fixed, "injection": injection}
-        denoiser = InjectedDenoiser(network, method.scheduler, rows, [3.0, 1.0, 2.0], volumes, **options)
+        options = {"generators": generators, "noise": fixed, "injection": AttentionInjection(network, scale)}
+        scales = [3.0, 1.0, 2.0]
+        denoiser = injected(network, method.scheduler, [0, 1, 0], scales, volumes, condition=condition, **options)
+        denoiser(volumes, 0)  # makes its plan, once
         with device():
             result = denoise(denoiser, method.scheduler, volumes, method.timesteps, generators=generators)
     assert result.device == DEVICE
@@ -120,9 +121,9 @@ def test_controlcg_stays_on_its_device(device, network, volumes, solver, noise, 
 def test_ilvr_stays_on_its_device(device, network, volumes, options):
     method = make("ilvr", **options)
     chain = chain_of(method, network, volumes)
-    hook = _Replace(chain, method)
+    hook = _Replace(chain, method.options)
     with torch.no_grad(), device():
-        result = method._run_chain(chain, [hook], BAR)
+        result = chain.run([hook])
     assert result.device == DEVICE
 
 
@@ -157,4 +158,4 @@ def test_a_loop_that_would_wait_is_noticed(device, network, volumes, hook, messa
     method = make("ilvr")
     chain = chain_of(method, network, volumes)
     with torch.no_grad(), device(), pytest.raises((AssertionError, RuntimeError), match=message):
-        method._run_chain(chain, [hook()], BAR)
+        chain.run([hook()])

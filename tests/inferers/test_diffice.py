@@ -89,9 +89,9 @@ def test_starts_of_the_paper_and_of_the_code_differ_by_one_kept_step(make, netwo
     paper, code = make(), make(start_variant="published_code")
     kept = [round(i * 999 / 19) for i in range(20)]
     assert paper.timesteps == code.timesteps == kept[4::-1]
-    assert (paper.start_timestep, code.start_timestep) == (kept[4], kept[5])
+    assert (paper.schedule(0)[1], code.schedule(0)[1]) == (kept[4], kept[5])
     scheduler = RespacedDDPMScheduler(1000)
-    assert make(scheduler=scheduler, num_inference_steps=400, strength=0.3).start_timestep == 298
+    assert make(scheduler=scheduler, num_inference_steps=400, strength=0.3).schedule(0)[1] == 298
     assert len(make(scheduler=scheduler, num_inference_steps=400, strength=0.3).timesteps) == 120
 
 

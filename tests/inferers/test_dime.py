@@ -89,14 +89,16 @@ def test_variant_of_the_code_starts_at_the_input_and_one_step_further(make_metho
     assert (points["paper"][0] - images).abs().max() > 0.05
     kept = RespacedDDPMScheduler(1000)
     kept.set_timesteps(20)
-    assert make_method("dime").start_timestep == kept.kept[4]
-    assert make_method("dime", variant="published_code").start_timestep == kept.kept[5]
+    assert make_method("dime").schedule(0)[1] == kept.kept[4]
+    assert make_method("dime", variant="published_code").schedule(0)[1] == kept.kept[5]
 
 
 def test_variant_chooses_the_class_loss_unless_it_is_given(make_method):
-    assert make_method("dime").loss.class_loss == "cross_entropy"
-    assert make_method("dime", variant="published_code").loss.class_loss == "logit"
-    assert make_method("dime", variant="published_code", class_loss="cross_entropy").loss.class_loss == "cross_entropy"
+    assert make_method("dime").options.class_loss == "cross_entropy"
+    assert make_method("dime", variant="published_code").options.class_loss == "logit"
+    assert (
+        make_method("dime", variant="published_code", class_loss="cross_entropy").options.class_loss == "cross_entropy"
+    )
     with pytest.raises(ValueError, match=r"variant='code' was renamed: use 'published_code'"):
         make_method("dime", variant="code")
     with pytest.raises(ValueError, match="'paper', 'published_code'"):

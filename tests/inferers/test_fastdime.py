@@ -161,9 +161,9 @@ def test_mask_that_starts_at_the_end_changes_nothing_but_an_earlier_one_does(mak
 
 def test_options_go_before_the_variant(make_method):
     method = make_method("fastdime", variant="celeba", level="exact", class_loss="cross_entropy", dilation=3)
-    assert (method.level, method.loss.class_loss, method.dilation) == ("exact", "cross_entropy", 3)
-    assert (method.gradient_step, method.start_variant) == ("previous", "published_code")
-    assert make_method("fastdime", variant="med").clip_denoised is False
+    assert (method.options.level, method.options.class_loss, method.options.dilation) == ("exact", "cross_entropy", 3)
+    assert (method.options.gradient_step, method.options.start_variant) == ("previous", "published_code")
+    assert make_method("fastdime", variant="med").options.clip_denoised is False
 
 
 def test_l1_term_pulls_the_noisy_image_towards_the_input(make_method, network, images):
@@ -192,7 +192,7 @@ def make_chain(original):
     scheduler.set_timesteps(STEPS)
     return Chain(
         start=original, original=original, ids=IDS, number=0, timesteps=scheduler.timesteps_from(0.4),
-        denoiser=None, scheduler=scheduler, seed=0,
+        level=None, denoiser=None, scheduler=scheduler, seeds=[0] * 4,
     )  # fmt: skip
 
 

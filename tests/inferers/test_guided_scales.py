@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -49,11 +51,19 @@ def test_most_confident_result_stays_when_no_scale_flips(make, brightness, netwo
     assert (result.confidences[:, 2] > result.confidences[:, 0]).all()
 
 
-class Steps(DiffICEInferer):
-    """Returns images of a tenth of the scale, without a chain."""
+class Told(DiffICEInferer):
+    """Its chains return images of a tenth of their scale."""
 
-    def _guided_chain(self, state, start, indices, number, scales, denoiser, bar):
-        return torch.cat([torch.full_like(start, scale / 10) for scale in scales])
+    def chain(self, run, index, condition, start, loss):
+        scale = loss(run.state.original[index]).classifier_scale
+        image = torch.zeros_like(start) + torch.as_tensor(scale).reshape(-1, 1, 1, 1) / 10
+        evaluations = torch.zeros(1, dtype=torch.long)
+        return SimpleNamespace(
+            mask=None, run=lambda _hooks: image, denoiser=SimpleNamespace(num_function_evaluations=evaluations)
+        )
+
+    def hooks(self, chain):
+        return []
 
 
 def three_classes(image):
@@ -65,7 +75,7 @@ def three_classes(image):
 @pytest.mark.parametrize("batched", [False, True])
 def test_the_smallest_scale_that_flips_is_kept_though_one_that_does_not_was_surer(network, batched):
     options = {"classifier_scales": (1, 2, 3), "batched_scales": batched, "num_inference_steps": 20}
-    method = Steps(RespacedDDPMScheduler(1000), three_classes, 1, num_iterations=1, progress=False, **options)
+    method = Told(RespacedDDPMScheduler(1000), three_classes, 1, num_iterations=1, progress=False, **options)
     result = method.explain(torch.zeros(2, 1, 4, 4), network)
     assert result.scale.tolist() == [2, 2]
     assert result.flipped.all()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from monai.bundle import ConfigParser
 
-from medcf.inferers import DiffICEInferer, GuidedInferer, SDEditInferer, create_method, select_method
+from medcf.inferers import DiffICEInferer, GuidanceOptions, SDEditInferer, create_method, select_method
 from medcf.inferers.selection import method_arguments
 from medcf.registry import METHODS
 from medcf.schedulers import RespacedDDPMScheduler
@@ -26,8 +26,8 @@ def test_method_is_made_by_name_and_strictly(brightness):
     needed = {"scheduler": RespacedDDPMScheduler(1000), "classifier": brightness(), "target": 1}
     inferer = create_method("diffice", **needed, seed=3)
     assert isinstance(inferer, DiffICEInferer)
-    assert inferer.seed == 3
-    with pytest.raises(ValueError, match="attack, controlcg, ddim_inversion, diffice, diffice_single, dime"):
+    assert inferer.options.seed == 3
+    with pytest.raises(ValueError, match="attack, controlcg, ddim_inversion, ddpm_inversion, diffice, diffice_single"):
         create_method("diffrice")
     with pytest.raises(ValueError, match="typo"):
         create_method("diffice", **needed, typo=3)
@@ -38,30 +38,30 @@ def test_method_is_made_by_name_and_strictly(brightness):
 @pytest.mark.parametrize("name", sorted(METHODS.names))
 def test_shared_arguments_serve_every_method(shared, name):
     method = select_method(name, shared=shared)
-    assert method.seed == 3
+    assert method.options.seed == 3
     assert method.classifier is shared["classifier"]
-    if isinstance(method, GuidedInferer):
-        assert method.classifier_scales == (30, 60)
-        assert method.conditioning["null_class_labels"] == 2
-    assert method.num_iterations == (1 if name == "diffice_single" else 3)
+    if isinstance(method.options, GuidanceOptions):
+        assert method.options.scales == (30, 60)
+        assert method.conditioner.null_class_labels == 2
+    assert method.options.num_iterations == (1 if name in ("diffice_single", "unchanged") else 3)
 
 
 def test_what_is_given_goes_before_own_options_and_these_before_shared_ones(shared):
     options = {"sdedit": {"strength": 0.7, "guidance_scale": 5}, "dime": {"variant": "published_code"}}
     method = select_method("sdedit", options=options, shared=shared)
     assert isinstance(method, SDEditInferer)
-    assert (method.strengths, method.guidance_scale) == ((0.7,), 5)
+    assert (method.options.strengths, method.options.scale) == ((0.7,), 5)
     method = select_method("sdedit", options=options, shared=shared, strength=0.9)
-    assert (method.strengths, method.guidance_scale) == ((0.9,), 5)
-    assert select_method("diffice", options=options, shared=shared).strengths == (0.3,)
-    assert select_method("dime", options=options, shared=shared).variant == "published_code"
+    assert (method.options.strengths, method.options.scale) == ((0.9,), 5)
+    assert select_method("diffice", options=options, shared=shared).options.strengths == (0.3,)
+    assert select_method("dime", options=options, shared=shared).options.variant == "published_code"
 
 
 @pytest.mark.parametrize(("given", "scale"), [({"guidance_w": 4}, 5.0), ({"guidance_scale": 4}, 4.0), ({}, 2.5)])
 def test_the_papers_w_takes_the_place_of_a_scale_of_the_config_and_the_reverse(shared, given, scale):
     options = {"controlcg": {"guidance_w": 1.5}}
     method = select_method("controlcg", options=options, shared=shared | {"guidance_scale": 9}, **given)
-    assert method.guidance_scale == scale
+    assert method.options.scale == scale
 
 
 def test_arguments_that_no_method_knows_are_refused_with_the_nearest(shared):
@@ -69,7 +69,7 @@ def test_arguments_that_no_method_knows_are_refused_with_the_nearest(shared):
         select_method("diffice", shared=shared, sterngth=0.2)
     with pytest.raises(ValueError, match=r"'sterngth'\. Did you mean 'strength'"):
         select_method("diffice", shared=shared | {"sterngth": 0.2})
-    assert select_method("unchanged", shared=shared | {"epsilon": 0.2}).seed == 3  # the attack knows it
+    assert select_method("unchanged", shared=shared | {"epsilon": 0.2}).options.seed == 3  # the attack knows it
     with pytest.raises(ValueError, match=r"'unchanged' does not take the option 'epsilon'.*There are: .*classifier"):
         select_method("unchanged", shared=shared, epsilon=0.2)
     with pytest.raises(ValueError, match=r"'sdedit' does not take the option 'classifier_scales'"):
@@ -123,5 +123,5 @@ def test_a_config_changes_the_method_by_its_name(shared):
         parser = ConfigParser(config | {"parts": {k: shared[k] for k in ("scheduler", "classifier")}})
         parser.update({"method": name, "inferer#seed": 7})
         method = parser.get_parsed_content("inferer")
-        assert method.seed == 7
-        assert hasattr(method, attribute)
+        assert method.options.seed == 7
+        assert hasattr(method.options, attribute)

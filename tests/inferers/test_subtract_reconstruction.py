@@ -47,8 +47,11 @@ def test_gaussian_classes_of_equal_variance_are_carried_over_voxel_by_voxel(
     torch.testing.assert_close(change, change.mean().expand_as(change), rtol=0, atol=1e-4)  # no voxel has its own
     if strength == 1:
         torch.testing.assert_close(float(change.mean()), MEANS[0] - MEANS[1], rtol=0.02, atol=0)
-        method.subtract_reconstruction = False
-        without = method.explain(volumes, gaussian_classes(MEANS, STD), list("abc")).image
+        without = (
+            method.with_options(subtract_reconstruction=False)
+            .explain(volumes, gaussian_classes(MEANS, STD), list("abc"))
+            .image
+        )
         assert (without - volumes - change).abs().mean() > 0.1  # somebody else's voxels
     else:
         assert MEANS[0] - MEANS[1] < float(change.mean()) < -0.1

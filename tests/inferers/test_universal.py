@@ -104,11 +104,11 @@ def test_variants_agree_without_what_the_code_adds(make_method, tiny_unet, image
 
 def test_the_published_code_has_its_own_loss_distance_and_start(make_method):
     method = make_method("universal", variant="published_code")
-    assert (method.l1_scale, method.mask, method.loss.class_loss, method.start_variant) == (
+    assert (method.options.l1_scale, method.options.mask, method.options.class_loss, method.options.start_variant) == (
         0.05, True, "logit", "published_code",
     )  # fmt: skip
     paper = make_method("universal")
-    assert (paper.l1_scale, paper.mask, paper.loss.class_loss, paper.start_variant) == (
+    assert (paper.options.l1_scale, paper.options.mask, paper.options.class_loss, paper.options.start_variant) == (
         0.0, False, "cross_entropy", "exact",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
-from medcf.networks import AttentionInjection, ClassTokenUNet, Denoiser
+from medcf.networks import AttentionInjection, ClassTokenUNet, Condition, Denoiser
 from medcf.sampling.memory import peak_bytes
 from medcf.schedulers import RespacedDDIMScheduler
 
@@ -82,7 +82,7 @@ def test_the_null_token_learns_from_dropped_rows_alone():
 def test_guidance_compares_the_class_with_the_null_token():
     network, scheduler = make().eval(), RespacedDDIMScheduler(1000, prediction_type="v_prediction")
     labels = torch.tensor([0, 1, 1, 0])
-    denoiser = Denoiser(network, scheduler, class_labels=labels, null_class_labels=2, guidance_scale=3.0)
+    denoiser = Denoiser(network, scheduler, Condition(labels, null=Condition(2), scale=3.0))
     with torch.no_grad():
         guided = denoiser(images(), 400).noise
         time = torch.full((4,), 400)

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medcf.guidance import CounterfactualLoss, X0Gradient, XtGradient
-from medcf.networks import Denoiser
+from medcf.networks import Condition, Denoiser
 from medcf.sampling import Hook, denoise, make_generators, noised
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
@@ -154,7 +154,8 @@ class NoReadBack(TorchDispatchMode):
 @pytest.mark.parametrize("kind", [RespacedDDPMScheduler, RespacedDDIMScheduler])
 def test_the_loop_never_reads_a_tensor_back(tiny_unet, images, estimator, kind):
     network, scheduler = tiny_unet(num_class_embeds=3), make_scheduler(kind)
-    denoiser = Denoiser(network, scheduler, class_labels=1, null_class_labels=2, guidance_scale=2)
+    denoiser = Denoiser(network, scheduler, Condition(1, null=Condition(2), scale=2))
+    denoiser(images, 0)  # makes its plan, once
     hooks = [make_estimator(estimator, images)]
     timesteps, generators = scheduler.timesteps_from(0.2), make_generators(0, IDS)
     with NoReadBack():

@@ -46,8 +46,8 @@ def test_the_unguided_floor_is_the_same_passes_with_the_same_noise(gaussian_netw
         trajectory = plain.explain(images, network, ["a", "b", "c"]).trajectory
         for case, passes in enumerate(result.iterations.tolist()):
             torch.testing.assert_close(found.reconstruction[number, case], trajectory[case, passes])
-    assert inferer.seed == 0
-    assert inferer.classifier_scales == (6, 12)
+    assert inferer.options.seed == 0
+    assert inferer.options.classifier_scales == (6, 12)
     assert torch.equal(found.pred[:, 2], found.reconstruction[:, 2])  # bright from the start: nothing ran
     assert not torch.equal(found.pred[0, 0], found.pred[1, 0])
 
@@ -84,7 +84,7 @@ def test_the_source_floor_runs_the_method_towards_the_class_that_the_image_has(g
 
     class Runs(DiffICEInferer):
         def explain(self, *args: Any, run_unchanged: bool = False) -> Any:
-            calls.append((self.seed, self.num_iterations, args[3], run_unchanged))
+            calls.append((self.options.seed, self.options.num_iterations, args[3], run_unchanged))
             return super().explain(*args)
 
     inferer = make()
@@ -106,4 +106,4 @@ def test_the_source_floor_runs_as_many_passes_however_sure_the_class_is(gaussian
     wanted = free.explain(images, network, ["a", "b"], 0, run_unchanged=True)
     assert (wanted.confidences[:, 1] > 0.8).all()  # both would leave after a pass
     assert torch.equal(found.reconstruction[0], wanted.image)
-    assert inferer.confidence_threshold == 0.8
+    assert inferer.options.confidence_threshold == 0.8

@@ -6,18 +6,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.inferers import CounterfactualInferer
+from medcf.inferers import Method
 
 
-class Scripted(CounterfactualInferer):
+class Scripted(Method):
     """Adds 0.1 in each pass, and is as sure afterwards as it was told."""
 
     needs_network = False
     confidences = ((0.5, 0.625), (0.75, 0.75), (0.875, 1.0))  # of two images in three passes
 
-    def _run_pass(self, state, indices, number, network, bar):
-        state.current[indices] += 0.1
-        state.confidence[indices] = torch.tensor(self.confidences[number])[indices]
+    def run_pass(self, run):
+        run.state.current[run.index] += 0.1
+        run.state.confidence[run.index] = torch.tensor(self.confidences[run.number])[run.index]
 
 
 def dark(image):
@@ -28,7 +28,7 @@ def dark(image):
     ("threshold", "passes"), [(None, [3, 3]), (1.0, [3, 3]), (0.75, [2, 2]), (0.625, [2, 1]), (0.5, [1, 1])]
 )
 def test_an_image_leaves_once_it_reaches_the_threshold_exactly(threshold, passes):
-    method = Scripted(dark, 1, num_iterations=3, confidence_threshold=threshold, progress=False)
+    method = Scripted(classifier=dark, target=1, num_iterations=3, confidence_threshold=threshold, progress=False)
     result = method.explain(torch.zeros(2, 1, 4, 4), None)
     assert result.iterations.tolist() == passes
     for image, count in zip(result.image, passes, strict=True):

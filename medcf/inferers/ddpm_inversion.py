@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140), as RadEdit uses it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from medcf.inferers.conditional import condition_of, edit
+from medcf.inferers.ddim_inversion import check_source, source_condition
+from medcf.inferers.method import Method, Pass
+from medcf.inferers.residuals import ResidualOptions, Residuals
+from medcf.networks.denoiser import Denoiser
+from medcf.registry import METHODS
+from medcf.sampling import noised
+from medcf.schedulers import RespacedScheduler
+
+__all__ = ["DDPMInversionInferer"]
+
+
+class DDPMInversionInferer(Method):
+    """Noise the input to every step INDEPENDENTLY (eq. 6), and keep what each step adds to its mean (eq. 5).
+
+    Independent noise makes neighboring samples differ more than along a chain, so that the kept noise has a larger
+    variance and binds the result to the input. The residual of the last step, where nothing is drawn, is kept, too.
+    """
+
+    title = "edit-friendly inversion"
+    Options = ResidualOptions
+    needs_gradients = False
+    run_pass = edit
+
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return the scheduler with the method's steps."""
+        check_source(self)
+        return super().prepared(scheduler)
+
+    def num_steps(self) -> int:
+        """Return the number of steps back and forth."""
+        return 2 * super().num_steps()
+
+    def sample(self, run: Pass, index: Tensor) -> Tensor:
+        """Return the decoded images at the end of the path toward the target."""
+        chain = self.chain(run, index, condition_of(self, run.state, index))
+        condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
+        source = Denoiser(run.network, self.scheduler, condition)
+        generators = chain.generators("pass")
+        path = [noised(self.scheduler, chain.start, t, generators) for t in chain.timesteps]
+        residuals = Residuals([*path, chain.start], chain, source)
+        image = chain.run([*self.kept(chain), residuals], sample=path[0])
+        for denoiser in (source, chain.denoiser):
+            run.state.count(index, denoiser.num_function_evaluations)
+        return self.space.decode(image)
+
+
+METHODS.add("ddpm_inversion", "Edit-friendly DDPM inversion: the noise of each step is kept", DDPMInversionInferer)

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one base of all counterfactual methods: parts, options, checks, passes, and images that leave early."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+
+from medcf.guidance.loss import BoundLoss, Features
+from medcf.guidance.regions import KnownRegion, subject_mask
+from medcf.inferers.checks import (
+    Target,
+    check_image,
+    check_logits,
+    check_network,
+    check_scheduler,
+    check_target,
+    default_sample_ids,
+    resolve_target,
+)
+from medcf.inferers.counterfactual import BatchState, Counterfactual
+from medcf.inferers.options import ChainOptions, EditOptions, Options, StrengthOptions, read_options
+from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
+from medcf.networks.condition import Condition, Conditioner
+from medcf.networks.denoiser import Denoiser, Network, References
+from medcf.runtime.frozen import frozen
+from medcf.runtime.progress import Progress, progress_bar
+from medcf.sampling import Chain, Hook, PixelSpace, Space, make_generators
+from medcf.schedulers import RespacedScheduler
+
+__all__ = ["Method", "Pass"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass of a method over some images of a batch.
+
+    Attributes:
+        state: the batch.
+        index: the images that take part (N,).
+        number: number of the pass, from 0.
+        network: the denoising network.
+        bar: counts the steps.
+    """
+
+    state: BatchState
+    index: Tensor
+    number: int
+    network: Network
+    bar: Progress
+
+
+class Method(Inferer):
+    """A MONAI inferer that moves images to a target class in one or several passes.
+
+    A method is this class with a ``title``, its ``Options``, and a ``run_pass``: `medcf.inferers.search_scales` (guided
+    by the classifier) or `medcf.inferers.edit` (by a conditional network), which run the chain with the method's
+    ``hooks``, or its own. This class checks the inputs, returns images of the target class unchanged, records all
+    iterates, and lets images leave once they are confident enough. Works under ``torch.no_grad()``; the mode and
+    ``requires_grad`` of all networks are restored. Autocast is left to the caller.
+
+    Args:
+        scheduler: a scheduler from ``medcf.schedulers``; copied, not modified.
+        classifier: f, images in [-1, 1] to logits (B, K).
+        target: target class y, for all images or one per image; "opposite" selects, of two classes, the one that the
+            classifier does not predict for an image.
+        perceptual: phi, such as ``PerceptualFeatures``, for guided methods; None omits the proximity term.
+        space: where the chain runs; the pixels by default.
+        conditioner: turns target classes into conditions of the network; by default its class labels.
+        segmenter: images to logits of structures, background first, for ``region="subject"``; without one, the subject
+            is what is not black.
+        options: those of ``Options``.
+
+    Raises:
+        ValueError: if an option is unknown (the message lists the right ones), out of range, or contradicts another.
+    """
+
+    #: Name of the method for display.
+    title: ClassVar[str] = "counterfactual"
+    #: The method's options.
+    Options: ClassVar[type[Options]] = Options
+    #: Whether a pass differentiates the classifier, which ``torch.inference_mode()`` forbids.
+    needs_gradients: ClassVar[bool] = True
+    #: Whether a pass calls the denoising network.
+    needs_network: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        scheduler: RespacedScheduler | None = None,
+        classifier: Callable[[Tensor], Tensor] | None = None,
+        target: Target | None = None,
+        perceptual: Callable[[Tensor], Features] | None = None,
+        *,
+        space: Space | None = None,
+        conditioner: Conditioner | None = None,
+        segmenter: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if classifier is None or target is None:
+            raise ValueError(f"{type(self).__name__} needs a classifier and a target class.")
+        check_target(target)
+        self.options: Any
+        self.options = read_options(self.Options, options, type(self).__name__)
+        self.classifier, self.target, self.perceptual = classifier, target, perceptual
+        self.space: Space = PixelSpace() if space is None else space
+        self.segmenter = segmenter
+        self.given = options
+        if self.needs_network:
+            check_scheduler(scheduler)
+            self.conditioner = conditioner or Conditioner(self.options.null_class_labels)
+            scale = getattr(self.options, "scale", 1.0)
+            if scale != 1 and self.conditioner.null() is None:
+                raise ValueError(
+                    f"guidance_scale={scale:g} compares the target with the null class: give null_class_labels, or "
+                    "guidance_scale=1."
+                )
+            self.scheduler = self.prepared(copy.deepcopy(scheduler))  # type: ignore[arg-type]
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return the same method with other options."""
+        method = copy.copy(self)
+        method.given = {**self.given, **changes}
+        method.options = read_options(self.Options, method.given, type(self).__name__)
+        if self.needs_network:
+            method.scheduler = method.prepared(copy.deepcopy(self.scheduler))
+        return method
+
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return the scheduler (a copy) with the method's steps and clipping.
+
+        Raises:
+            ValueError: if the options do not suit the scheduler.
+        """
+        options: ChainOptions = self.options
+        scheduler.clip_sample = options.clip_denoised and self.space.range is not None
+        scheduler.clip_sample_values = self.space.range or (-1.0, 1.0)
+        scheduler.set_timesteps(options.num_inference_steps)
+        if isinstance(options, StrengthOptions):
+            for share in options.strengths:  # refuse an invalid one here, not after a pass
+                scheduler.timesteps_from(share)
+        return scheduler
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The kept steps of the first pass, noisiest first."""
+        return self.schedule(0)[0]
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Network | None = None,
+        sample_ids: Sequence[Hashable] | None = None,
+        target: Target | None = None,
+    ) -> Tensor:
+        """Return only the counterfactuals; see ``explain``."""
+        return self.explain(inputs, network, sample_ids, target).image
+
+    def explain(
+        self,
+        inputs: Tensor,
+        network: Network | None = None,
+        sample_ids: Sequence[Hashable] | None = None,
+        target: Target | None = None,
+        run_unchanged: bool = False,
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> Counterfactual:
+        """Compute counterfactuals, the path to them and their confidences.
+
+        Args:
+            inputs: images (B, C, *spatial) in [-1, 1]; the original x.
+            network: denoising network, called as in ``Denoiser``; methods without diffusion ignore it.
+            sample_ids: one identity per image to seed its noise; None uses a hash of its pixels.
+            target: target class for this call; takes precedence over the constructor's.
+            run_unchanged: also run images that are already in the target class. Toward the input's own class, the
+                result is the method's reconstruction, the floor of its differences. They count as neither flipped nor
+                unchanged.
+            seeds: one seed per image; None uses the option for all of them.
+
+        Returns:
+            The counterfactuals. Unless ``run_unchanged`` is set, an input already classified as the target is returned
+            unchanged and marked.
+
+        Raises:
+            ValueError: if inputs, network, classifier, target or ids do not match.
+            RuntimeError: if called under ``torch.inference_mode()``, which provides no gradients.
+        """
+        image, ids = self.check(inputs, network, sample_ids)
+        requested = self.target if target is None else target
+        with torch.no_grad(), frozen(self.classifier):
+            wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
+        result = self.advance(image, ids, wanted, network, run_unchanged, seeds=seeds)
+        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
+
+    def check(
+        self, inputs: Tensor, network: Network | None, sample_ids: Sequence[Hashable] | None
+    ) -> tuple[Tensor, list[Hashable]]:
+        """Return the images as a plain tensor, and one identity per image."""
+        if self.needs_gradients and torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
+            )
+        image = check_image(inputs)
+        notice_unit_range(image, self.classifier)
+        if self.needs_network and isinstance(self.space, PixelSpace):
+            check_network(network, image)  # type: ignore[arg-type]
+        ids = default_sample_ids(image) if sample_ids is None else list(sample_ids)
+        if len(ids) != len(image):
+            raise ValueError(
+                f"sample_ids holds {len(ids)} identities for a batch of {len(image)} images: give one per image."
+            )
+        return image, list(ids)
+
+    def advance(
+        self,
+        image: Tensor,
+        ids: Sequence[Hashable],
+        wanted: Tensor,
+        network: Network | None,
+        run_unchanged: bool = False,
+        *,
+        seeds: Sequence[int] | None = None,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> Counterfactual:
+        """Run the passes on checked images; ``extras`` are per-image values (B,) that a method's passes need."""
+        options = self.options
+        bar = progress_bar(self.num_steps(), self.title, unit="step", show=options.progress, inner=True)
+        networks = (network, self.classifier, self.perceptual, self.segmenter, *self.space.networks)
+        with torch.no_grad(), frozen(*networks), bar:
+            confidence, hit = self.judge(image, wanted)
+            state = BatchState(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
+            state.seeds = [options.seed] * len(image) if seeds is None else list(seeds)
+            state.region = self.region(image)
+            state.extras.update(extras or {})
+            active = ~state.unchanged
+            for number in range(options.num_iterations):
+                index = active.nonzero()[:, 0]
+                if len(index):
+                    self.run_pass(Pass(state, index, number, network, bar))  # type: ignore[arg-type]
+                state.record(active)
+                if options.confidence_threshold is not None:
+                    active = active & (state.confidence < options.confidence_threshold)
+            state.flipped &= ~hit
+            bar.total = bar.n
+        return state.result()
+
+    def run_pass(self, run: Pass) -> None:
+        """Advance the images of the pass: their ``current`` image, ``confidence``, ``flipped`` and ``evaluations``."""
+        raise NotImplementedError(f"{type(self).__name__} has no run_pass: use search_scales, edit, or your own.")
+
+    def hooks(self, chain: Chain) -> Sequence[Hook]:
+        """Return what the method adds to the steps of a chain."""
+        return ()
+
+    def references(self, run: Pass, index: Tensor, chain: Chain) -> References | None:
+        """Return the images that a chain reads by attention injection."""
+        return None
+
+    def reading(self, state: BatchState, index: Tensor) -> dict[str, Any]:
+        """Return which references the images ``index`` read, as arguments of `medcf.networks.stack.plan_stack`."""
+        return {}
+
+    def num_steps(self) -> int:
+        """Return the number of steps that the bar counts if every pass runs."""
+        if not self.needs_network:
+            return int(self.options.num_iterations)
+        return sum(len(self.schedule(number)[0]) for number in range(self.options.num_iterations))
+
+    def schedule(self, number: int) -> tuple[list[int], int | None]:
+        """Return the steps of a pass, noisiest first, and the timestep to which it noises; None means pure noise."""
+        options = self.options
+        if not isinstance(options, StrengthOptions):
+            return self.scheduler.timesteps_from(1.0), None
+        strength = options.strengths[min(number, len(options.strengths) - 1)]
+        if strength == 1 and isinstance(options, EditOptions):
+            return self.scheduler.timesteps_from(strength), None
+        start = self.scheduler.start_timestep(strength, options.start_variant)
+        return self.scheduler.timesteps_from(strength), start
+
+    def chain(
+        self,
+        run: Pass,
+        index: Tensor,
+        condition: Sequence[Condition],
+        start: Tensor | None = None,
+        loss: BoundLoss | None = None,
+    ) -> Chain:
+        """Return the pass over the images ``index`` (N,) of the batch.
+
+        Args:
+            run: the pass.
+            index: the images, in any order, also repeated.
+            condition: what they are denoised toward.
+            start: images from which it starts (N, C, *spatial); None takes the current ones.
+            loss: loss of samples for guided chains.
+        """
+        state, (timesteps, level) = run.state, self.schedule(run.number)
+        ids, seeds = ([values[i] for i in index.tolist()] for values in (state.ids, state.seeds))
+        generators = partial(make_generators, seeds, ids, index.device, ("encode",))
+        original = self.space.encode(state.original[index], generators())
+        if run.number == 0:
+            clean = original  # every image starts from its input
+        else:
+            clean = self.space.encode(state.current[index] if start is None else start, generators())
+        chain = Chain(
+            start=clean,
+            original=original,
+            ids=ids,
+            seeds=seeds,
+            number=run.number,
+            timesteps=timesteps,
+            level=level,
+            denoiser=None,
+            scheduler=self.scheduler,
+            loss=loss,
+            mask=None if state.region is None else self.space.mask(state.region[index], original.shape[2:]),
+            progress=run.bar,
+        )
+        denoiser = Denoiser(run.network, self.scheduler, condition, self.references(run, index, chain))
+        return replace(chain, denoiser=denoiser)
+
+    def kept(self, chain: Chain) -> list[Hook]:
+        """Return the method's hooks, and the one that keeps what lies outside the region."""
+        return [*self.hooks(chain), *([] if chain.mask is None else [KnownRegion(chain, chain.mask)])]
+
+    def region(self, image: Tensor) -> Tensor | None:
+        """Return where the images may change (B, 1, *spatial), in [0, 1] or bool; None means everywhere."""
+        region = self.options.region
+        if region is None:
+            return None
+        if isinstance(region, str):
+            return subject_mask(image, self.segmenter)
+        mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device)
+        if mask.ndim != image.ndim or mask.shape[2:] != image.shape[2:] or mask.shape[0] not in (1, len(image)):
+            raise ValueError(f"region has shape {tuple(mask.shape)}: it must be (1 or B, 1, *spatial) like the images.")
+        mask = mask.float() if mask.is_floating_point() else mask.bool()
+        return mask.expand(len(image), *mask.shape[1:])
+
+    def finish(self, image: Tensor, state: BatchState, index: Tensor) -> Tensor:
+        """Return the decoded output of a pass over the images ``index``: in [-1, 1], the input outside the region."""
+        if not self.needs_network or self.options.clip_denoised:
+            image = image.clamp(-1, 1)
+        if state.region is None:
+            return image
+        mask, original = state.region[index], state.original[index]
+        return torch.where(mask, image, original) if mask.dtype == torch.bool else original + mask * (image - original)
+
+    def judge(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probability of the target (B,) and whether it is the predicted class (B,).
+
+        Uses full precision even under autocast: a decision near one half must agree with everyone else's.
+        """
+        logits = self.logits(image)
+        check_logits(logits, target)
+        notice_probabilities(logits, self.classifier)
+        return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Return the classifier's logits (B, K), computed in full precision, in small batches if memory is scarce."""
+        size = len(image) if getattr(self.options, "memory_budget", None) is None else 1
+        with torch.autocast(image.device.type, enabled=False):
+            return torch.cat([self.classifier(part.float()).float() for part in image.split(size)])
