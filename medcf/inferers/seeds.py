@@ -80,7 +80,9 @@ def explain_seeds(
     for first in range(0, len(seeds), size):
         some = list(seeds[first : first + size])
         if len(some) == 1:
-            runs.append(with_options(inferer, seed=some[0]).explain(image, network, sample_ids, target))
+            own = option_of(inferer, "seed", some[0]) == some[0]
+            method = inferer if own else with_options(inferer, seed=some[0])
+            runs.append(method.explain(image, network, sample_ids, target))
             continue
         ids = None if sample_ids is None else [one for _ in some for one in sample_ids]
         images = torch.cat([image.as_subclass(Tensor)] * len(some))

@@ -110,7 +110,7 @@ def test_a_misspelled_override_is_an_error_that_names_the_nearest(wrong, right):
 
 def test_an_override_of_a_part_reaches_it():
     explainer = medcf.load(BUNDLE, **{**FAST, "method": "sdedit", "method_options#sdedit#strength": 0.4})
-    assert explainer.inferer.strengths == (0.4,)
+    assert explainer.inferer.options.strengths == (0.4,)
     assert explainer.network is explainer.network
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = explainer.nothing

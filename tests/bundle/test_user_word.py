@@ -91,12 +91,14 @@ def test_an_option_of_another_method_ends_the_command_with_the_right_ones(images
 @pytest.mark.parametrize("bundle", ["diffice", "controlcg"])
 def test_load_takes_precedence_over_the_config_and_that_over_the_methods_defaults(bundle):
     options = {**QUICK, "method": "sdedit"}
-    assert medcf.load(bundle, **options).inferer.strengths == ((0.6,) if bundle == "diffice" else (0.5,))
-    assert medcf.load(bundle, **options, **{"inferer#strength": 0.9}).inferer.strengths == (0.9,)
+    assert medcf.load(bundle, **options).inferer.options.strengths == ((0.6,) if bundle == "diffice" else (0.5,))
+    assert medcf.load(bundle, **options, **{"inferer#strength": 0.9}).inferer.options.strengths == (0.9,)
     both = {"inferer#strength": 0.9, "method_options#sdedit#strength": 0.2}
-    assert medcf.load(bundle, **options, **both).inferer.strengths == (0.9,)
-    assert medcf.load(bundle, **options, **{"inferer#known_noise": "shared"}).inferer.known_noise == "shared"
-    assert medcf.load(bundle, **options, **{"method_options#sdedit#known_noise": "shared"}).inferer.strengths != (0.9,)
+    assert medcf.load(bundle, **options, **both).inferer.options.strengths == (0.9,)
+    assert medcf.load(bundle, **options, **{"inferer#known_noise": "shared"}).inferer.options.known_noise == "shared"
+    assert medcf.load(
+        bundle, **options, **{"method_options#sdedit#known_noise": "shared"}
+    ).inferer.options.strengths != (0.9,)
 
 
 @pytest.mark.parametrize(

@@ -87,11 +87,11 @@ def test_the_overlay_holds_the_published_hyperparameters():
     classifier = torch.nn.Identity()
     parser["classifier"] = classifier
     inferer = parser.get_parsed_content("inferer")
-    assert inferer.strengths == (1.0,)
-    assert (inferer.injection_scale, inferer.guidance_scale, inferer.null_class_labels) == (1.0, 5.0, 2)
-    assert (inferer.reference_noise, inferer.reference_condition) == ("fresh", "same")
+    assert inferer.options.strengths == (1.0,)
+    assert (inferer.options.injection_scale, inferer.options.scale, inferer.options.null_class_labels) == (1.0, 5.0, 2)
+    assert (inferer.options.reference_noise, inferer.options.reference_condition) == ("fresh", "same")
     assert isinstance(inferer.scheduler, RespacedDDIMScheduler)
-    assert len(inferer._schedule(0)[0]) == 50
+    assert len(inferer.schedule(0)[0]) == 50
     assert parser["shared_options"]["num_inference_steps"] == "@num_inference_steps"
     for name in ("model", "classifier", "novelty"):
         assert parser.get_parsed_content(f"weights#{name}").endswith(f"models/paper/{name}.pt")

@@ -31,7 +31,7 @@ def test_method_of_that_name_is_built_with_the_seed_of_the_command_line(name):
     parser = read(**{"method": name, "inferer#seed": 11})
     inferer = parser.get_parsed_content("inferer")
     assert type(inferer) is METHODS[name]
-    assert inferer.seed == 11
+    assert inferer.options.seed == 11
     assert inferer.target == 1
     assert inferer.classifier is parser.get_parsed_content("classifier")
     assert name in parser["method_options"]
@@ -41,15 +41,15 @@ def test_default_is_diffice_with_the_options_of_the_inferer():
     inferer = read(**{"inferer#strength": 0.2, "inferer#batched_scales": True}).get_parsed_content("inferer")
     assert type(inferer) is DiffICEInferer
     assert len(inferer.timesteps) == 20
-    assert inferer.num_iterations == 3
-    assert inferer.batched_scales
+    assert inferer.options.num_iterations == 3
+    assert inferer.options.batched_scales
 
 
 def test_options_of_a_method_are_set_by_its_name():
     parser = read(**{"method": "sdedit", "method_options#sdedit#strength": 0.2, "inferer#known_noise": "shared"})
     inferer = parser.get_parsed_content("inferer")
     assert len(inferer.timesteps) == 20
-    assert inferer.known_noise == "shared"
+    assert inferer.options.known_noise == "shared"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,9 @@ def test_a_case_that_fails_does_not_stop_its_batch(tmp_path, on_black):
 def test_a_target_that_no_case_can_reach_ends_the_run(tmp_path):
     for name in ("a", "b"):
         write_png(tmp_path / "in" / f"{name}.png", picture())
-    evaluator, folder = make_run(tmp_path, UnchangedInferer(BrightnessClassifier(), target=5, progress=False))
+    evaluator, folder = make_run(
+        tmp_path, UnchangedInferer(classifier=BrightnessClassifier(), target=5, progress=False)
+    )
     with pytest.raises(ValueError, match="target=5 but the classifier has classes 0 to 1"):
         evaluator.run()
     assert not folder.failures

@@ -157,7 +157,8 @@ def make_method():
             "epsilon": 0.4,
             "injection_scale": 0.0,  # the network of these tests has no attention
         }
-        known, _ = method_arguments(METHODS[name])
+        known = build.known(name)
         return create_method(name, **({k: v for k, v in defaults.items() if k in known} | options))
 
+    build.known = lambda name: method_arguments(METHODS[name])[0]
     return build
