@@ -42,6 +42,9 @@ class CaseResult:
         source_format: ``"dicom"``, ``"nifti"`` or ``"raster"``.
         spacing: mm between neighbors along each axis; None if the file does not state it.
         segmentation: (2, *spatial) uint8 labels for the input and the counterfactual; None without a segmenter.
+        expected: (*spatial) float32, the mean of the counterfactuals over seeds, in the original's units: nearer to
+            the truth than one of them, blurred, and not made to flip; None after a single seed.
+        expected_difference: (*spatial) float32, ``expected`` minus input, like ``difference``: what to measure with.
         spread: (*spatial) float32, standard deviation of the counterfactual over seeds, in fractions of the full
             intensity range; None after a single seed.
         region: for a picture, first column and row, end column and row of the part that the network saw; None for all.
@@ -62,6 +65,8 @@ class CaseResult:
     source_format: str
     spacing: tuple[float, ...] | None = None
     segmentation: NDArray[np.uint8] | None = field(default=None, repr=False)
+    expected: NDArray[np.float32] | None = field(default=None, repr=False)
+    expected_difference: NDArray[np.float32] | None = field(default=None, repr=False)
     spread: NDArray[np.float32] | None = field(default=None, repr=False)
     region: tuple[int, int, int, int] | None = None
     window: tuple[float, float] = (0.0, 1.0)

@@ -80,7 +80,7 @@ def draw_panel(
     if result.segmentation is not None:
         titles += ["segmentation of the input", "segmentation of the counterfactual"]
     if result.spread is not None:
-        titles.append("spread over seeds (standard deviation)")
+        titles += ["mean difference over seeds", "spread over seeds (standard deviation)"]
     sizes = _sizes(planes, flat)
     width = max(size[1] for size in sizes) if flat else max(*(size[1] for size in sizes), _NARROWEST)
     left_of = [GAP + (0 if flat else _SIDE) + index * (width + GAP) for index in range(len(titles))]
@@ -132,8 +132,9 @@ def _draw_plane(
         pictures = (plane.image, plane.counterfactual)
         labels = [plane.cut(each) for each in result.segmentation]
         tiles += [colored_segmentation(picture, each) for picture, each in zip(pictures, labels, strict=True)]
-    if result.spread is not None:
-        tiles.append(colored_difference(plane.image, plane.cut(result.spread), limit))
+    for image in (result.expected_difference, result.spread):
+        if image is not None:
+            tiles.append(colored_difference(plane.image, plane.cut(image), limit))
     for index, (left, tile) in enumerate(zip(left_of, tiles, strict=True)):
         inset = left + (width - inner) // 2
         canvas.paste(tile, upper, inset, height, inner)

@@ -50,9 +50,10 @@ def case_result(
         trajectory = AddDifference()(output["trajectory"][: int(output["iterations"]) + 1, 0], item["image"])[0]
     else:
         trajectory = None
-    labels, spread = output.get("segmentation"), None
+    labels, spread, expected = output.get("segmentation"), None, None
     if "spread" in output:
         spread = record.back(output["spread"].cpu())[0] / 2
+        expected = [each[0] for each in AddDifference()(output["expected"].cpu(), item["image"])]
     back = np.linalg.inv(record.matrix)
     return CaseResult(
         case=str(item["case"]),
@@ -65,12 +66,13 @@ def case_result(
         source_format=str(meta_of(original).get("source_format", "")),
         spacing=get_spacing(original),
         segmentation=None if labels is None else resample_labels(labels.cpu().numpy(), back, record.native),
+        expected=None if expected is None else expected[0].numpy(),
+        expected_difference=None if expected is None else expected[1].numpy(),
         spread=None if spread is None else spread.numpy(),
         region=_region(record) if plain.ndim == 2 else None,
         window=record.intensity,
         mask=None if record.mask is None else record.mask.numpy()[0],
-        row=score_row(item, output, record, difference)
-        | ({} if spread is None else {"mean_spread": _number(_mean_magnitude(spread, _subject(record)))}),
+        row=score_row(item, output, record, difference) | _seed_columns(record, spread, expected),
         on_grid={"image": item["image"], "pred": pred},
         writers=writers,
     )
@@ -117,6 +119,19 @@ def score_row(
         row["out_of_distribution"] = bool(row["out_of_distribution"])
     row |= {f"confidence_{index}": value for index, value in enumerate(confidences)}
     return row | {"confidences": confidences}
+
+
+def _seed_columns(
+    record: GridRecord, spread: torch.Tensor | None, expected: Sequence[torch.Tensor] | None
+) -> dict[str, Any]:
+    """Return how much the seeds differ, and how much their mean differs from the input."""
+    if spread is None or expected is None:
+        return {}
+    inside = _subject(record)
+    return {
+        "mean_spread": _number(_mean_magnitude(spread, inside)),
+        "mean_expected_difference": _number(_mean_magnitude(expected[1], inside)),
+    }
 
 
 def _mean_magnitude(difference: torch.Tensor, inside: torch.Tensor) -> float:

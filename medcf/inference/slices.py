@@ -135,7 +135,8 @@ def cropped(result: CaseResult) -> CaseResult:
     if (bottom - top) * (right - left) > _WHOLE * result.original.size:
         return replace(result, region=None)
     window = (..., slice(left, right), slice(top, bottom))
-    names = ("original", "counterfactual", "difference", "trajectory", "segmentation", "spread")
+    names = ["original", "counterfactual", "difference", "trajectory", "segmentation"]
+    names += ["expected", "expected_difference", "spread"]
     images = {name: getattr(result, name) for name in names}
     windows: dict[str, Any] = {name: None if image is None else image[window] for name, image in images.items()}
     return replace(result, **windows)

@@ -31,10 +31,10 @@ class NiftiWriter:
     """Write ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
 
     ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white for a picture, a volume's
-    own units; ``difference`` is signed, in fractions of the full intensity range, and so is ``spread``,
-    the standard deviation over seeds, if there are several. All are float32 and say SYNTHETIC in
-    the header's ``descrip``, or that the input was returned unchanged. A volume with a mask also gets ``saliency``, the
-    magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``.
+    own units; ``difference`` is signed, in fractions of the full intensity range. With several seeds, their mean is
+    ``expected``, its difference ``expected_difference``, and their standard deviation ``spread``. All are float32 and
+    say SYNTHETIC in the header's ``descrip``, or that the input was returned unchanged. A volume with a mask also gets
+    ``saliency``, the magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``.
 
     Args:
         trajectory: whether to write the trajectory; None does so only for pictures, whose methods have one.
@@ -51,8 +51,10 @@ class NiftiWriter:
 
         write("counterfactual", result.counterfactual)
         write("difference", result.difference)
-        if result.spread is not None:
-            write("spread", result.spread)
+        for name in ("expected", "expected_difference", "spread"):
+            image = getattr(result, name)
+            if image is not None:
+                write(name, image)
         if result.mask is not None:
             saliency = np.abs(result.difference)
             saliency[~result.mask] = 0

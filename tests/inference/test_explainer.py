@@ -325,11 +325,18 @@ def test_several_seeds_show_their_spread_and_leave_the_result_of_the_first(folde
         inner = (slice(4, -4), slice(4, -4))  # both run to zero at the border
         np.testing.assert_allclose(result.difference[inner], shifts[0], atol=1e-6)
         np.testing.assert_allclose(result.spread[inner], np.std(shifts, ddof=1), atol=1e-6)
+        np.testing.assert_allclose(result.expected_difference[inner], np.mean(shifts), atol=1e-6)
+        np.testing.assert_allclose((result.expected - result.original)[inner], np.mean(shifts), atol=1e-6)
+        assert result.row["mean_expected_difference"] == pytest.approx(np.mean(shifts), rel=0.05)
+        assert 0 <= result.row["confidence_expected"] <= 1
         assert result.row["seeds_flipped"] == 0.75
         assert result.row["mean_spread"] == pytest.approx(np.std(shifts, ddof=1), rel=0.05)
     saved = results[0].save(tmp_path / "out")
     written = nib.load(saved / "spread.nii.gz").get_fdata()[..., 0]
     np.testing.assert_allclose(written, results[0].spread, atol=1e-6)
+    written = nib.load(saved / "expected_difference.nii.gz").get_fdata()[..., 0]
+    np.testing.assert_allclose(written, results[0].expected_difference, atol=1e-6)
+    assert b"SYNTHETIC" in nib.load(saved / "expected.nii.gz").header["descrip"].item()
     assert explainer.inferer.seed == 2
     explainer.seeds = 1
     assert explainer(folder / "a.png").spread is None

@@ -82,7 +82,7 @@ def test_the_way_up_by_ddim_is_walked_down_to_8_digits(gaussian_classes, images)
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
 @pytest.mark.parametrize("name", METHODS)
 def test_gaussian_classes_of_equal_variance_differ_by_the_recursion(gaussian_classes, images, name, solver):
-    """With x0(x) = m + K (x - sqrt(A) m) the difference d to the path obeys d' = c0 (dm (1 - K sqrt A) + K d) + c1 d."""
+    """With x0(x) = m + K (x - sqrt(A) m), what differs from the path is d' = c0 (dm (1 - K sqrt A) + K d) + c1 d."""
     result = make(name, solver, clip_denoised=False).explain(images, gaussian_classes(MEANS, STD), ["a", "b"])
     scheduler = RespacedDDIMScheduler(1000) if name == "direct_inversion" else SOLVERS[solver]()
     scheduler.set_timesteps(20)
