@@ -100,6 +100,7 @@ def denoise(
     Returns:
         Images (B, C, *spatial) after the last step, without a graph.
     """
+    scheduler = scheduler.for_chain(timesteps)
     for t in timesteps:
         for hook in hooks:
             sample = hook.before_model(sample, t)

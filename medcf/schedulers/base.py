@@ -179,6 +179,17 @@ class RespacedScheduler(Scheduler):
         depth = len(self.timesteps_from(strength))
         return self._kept[min(depth, len(self._kept) - 1) if variant == "published_code" else depth - 1]
 
+    def for_chain(self, timesteps: Sequence[int]) -> Self:
+        """Return the scheduler for one chain; solvers that remember earlier steps return a copy with an empty memory.
+
+        Args:
+            timesteps: the kept timesteps that the chain visits, in running order.
+
+        Returns:
+            This scheduler, if it has no memory.
+        """
+        return self
+
     def convert(self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor) -> Prediction:
         """Interpret a network's output at a timestep as noise, clean image and velocity; differentiable.
 
