@@ -32,7 +32,7 @@ class RespacedScheduler(Scheduler):
     Args:
         args: arguments of MONAI's scheduler, in its order: ``num_train_timesteps``, ``schedule``, ...
         spacing: rule by which ``set_timesteps`` selects steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
-        rescale_zero_terminal_snr: shift and stretch √A so that it ends at 0 and starts where it did (Lin et al. 2024,
+        rescale_zero_terminal_snr: shift and stretch √A so that it ends at 0 and starts where it did (Lin et al. 2023,
             arXiv 2305.08891, algorithm 1): the last timestep is then pure noise, from which sampling starts. The
             network must be trained with it, on "v_prediction" or "sample".
         options: keyword options of MONAI's scheduler: ``clip_sample``, ``prediction_type`` ("epsilon", "sample" or
