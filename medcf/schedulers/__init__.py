@@ -7,6 +7,7 @@ from medcf.schedulers.base import RespacedScheduler
 from medcf.schedulers.ddim import RespacedDDIMScheduler
 from medcf.schedulers.ddim_inverse import DDIMInverseScheduler
 from medcf.schedulers.ddpm import RespacedDDPMScheduler
+from medcf.schedulers.diffusers_solver import DiffusersScheduler
 from medcf.schedulers.prediction import Prediction
 from medcf.schedulers.selection import create_scheduler
 from medcf.schedulers.spacing import Spacing, kept_timesteps
@@ -14,6 +15,7 @@ from medcf.schedulers.step import Step
 
 __all__ = [
     "DDIMInverseScheduler",
+    "DiffusersScheduler",
     "Prediction",
     "RespacedDDIMScheduler",
     "RespacedDDPMScheduler",

@@ -32,13 +32,16 @@ class RespacedScheduler(Scheduler):
     Args:
         args: arguments of MONAI's scheduler, in its order: ``num_train_timesteps``, ``schedule``, ...
         spacing: rule by which ``set_timesteps`` selects steps, see :func:`medcf.schedulers.spacing.kept_timesteps`.
+        rescale_zero_terminal_snr: shift and stretch √A so that it ends at 0 and starts where it did (Lin et al. 2023,
+            arXiv 2305.08891, algorithm 1): the last timestep is then pure noise, from which sampling starts. The
+            network must be trained with it, on "v_prediction" or "sample".
         options: keyword options of MONAI's scheduler: ``clip_sample``, ``prediction_type`` ("epsilon", "sample" or
             "v_prediction"), ``clip_sample_min``, ``clip_sample_max``; for DDIM ``set_alpha_to_one`` (whether the chain
             ends at the clean image or at the noise level of timestep 0) and ``steps_offset``; and arguments of the
             noise schedule, such as ``beta_start``.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or the network predicts ε in a schedule that ends without signal.
     """
 
     prediction_type: str
@@ -47,16 +50,33 @@ class RespacedScheduler(Scheduler):
     steps_offset: int = 0
     spacing: Spacing = "respaced"
 
-    def __init__(self, *args: Any, spacing: Spacing = "respaced", **options: Any) -> None:
+    def __init__(
+        self, *args: Any, spacing: Spacing = "respaced", rescale_zero_terminal_snr: bool = False, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.spacing = spacing
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
             table = self.alphas_cumprod.double()  # third-party schedule: its alphas are not the product of its betas
+        if rescale_zero_terminal_snr:
+            table = self._rescaled(table)
         self._alpha_bars: list[float] = table.tolist()
+        if str(self.prediction_type) == "epsilon" and min(self._alpha_bars) == 0:
+            raise ValueError(
+                "This schedule ends without signal (zero terminal SNR), where the noise does not determine the clean "
+                'image: train and sample with `prediction_type` "v_prediction" or "sample".'
+            )
         self._final_alpha_bar = 1.0 if options.get("set_alpha_to_one", True) else self._alpha_bars[0]
         self._noising_tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         self.set_timesteps(self.num_train_timesteps)
+
+    def _rescaled(self, table: torch.Tensor) -> torch.Tensor:
+        """Return A with √A shifted and stretched to end at 0; updates MONAI's tables too."""
+        signal = table.sqrt()
+        table = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+        alphas = torch.cat([table[:1], table[1:] / table[:-1]])
+        self.betas, self.alphas, self.alphas_cumprod = ((1 - alphas).float(), alphas.float(), table.float())
+        return table
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Choose the chain.
@@ -182,6 +202,17 @@ class RespacedScheduler(Scheduler):
         check_choice("variant", variant, StartVariant)
         depth = len(self.timesteps_from(strength))
         return self._kept[min(depth, len(self._kept) - 1) if variant == "published_code" else depth - 1]
+
+    def for_chain(self, timesteps: Sequence[int]) -> Self:
+        """Return the scheduler for one chain; solvers that remember earlier steps return a copy with an empty memory.
+
+        Args:
+            timesteps: the kept timesteps that the chain visits, in running order.
+
+        Returns:
+            This scheduler, if it has no memory.
+        """
+        return self
 
     def convert(self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor) -> Prediction:
         """Interpret a network's output at a timestep as noise, clean image and velocity; differentiable.

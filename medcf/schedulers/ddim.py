@@ -67,7 +67,8 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
 
         Returns:
             The step. Its gain is c0 (1 - A) / √A with c0 = √P - √A √(1 - P) / √(1 - A) if η is 0, which equals ε ← ε +
-            √(1 - A) g before an unclipped step, and σ² otherwise.
+            √(1 - A) g before an unclipped step, and σ² otherwise. It is 0 for η = 0 at A = 0, where the sample holds no
+            signal and ε does not move the clean image.
         """
         t, eta = int(timestep), self.eta if eta is None else self._check_eta(eta)
         alpha_bar, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar_prev(t)
@@ -75,8 +76,10 @@ class RespacedDDIMScheduler(RespacedScheduler, DDIMScheduler):
         variance = eta**2 * (1 - alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
         gain = variance
         if eta == 0:
-            gain = math.sqrt(alpha_bar_prev / alpha_bar) * (1 - alpha_bar)
-            gain -= math.sqrt((1 - alpha_bar_prev) * (1 - alpha_bar))
+            gain = 0.0
+            if alpha_bar > 0:
+                gain = math.sqrt(alpha_bar_prev / alpha_bar) * (1 - alpha_bar)
+                gain -= math.sqrt((1 - alpha_bar_prev) * (1 - alpha_bar))
         direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))
         return Step(
             mean=math.sqrt(alpha_bar_prev) * original + direction * noise,

@@ -62,7 +62,8 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
         """Return the sample at a kept timestep, given the one at the previous kept level.
 
         Args:
-            prediction: the network's prediction given ``timestep``; only its ε is used.
+            prediction: the network's prediction given ``timestep``; only its ε is used, or, if the destination holds no
+                signal (A = 0) so that the network cannot tell ε, only its clean image.
             timestep: the kept timestep of the destination.
             sample: the sample at the previous kept level, (B, C, *spatial).
 
@@ -76,8 +77,12 @@ class DDIMInverseScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[mi
         t = int(timestep)
         target, current = self.alpha_bar(t), self.alpha_bar_prev(t)
         noise = prediction.noise
-        original = self._clipped((sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current))
         effect = math.sqrt(1 - target) - math.sqrt(target / current) * math.sqrt(1 - current)
+        if target == 0 and current < 1:
+            original, effect = self._clipped(prediction.original), 0.0
+            noise = (sample.to(noise.dtype) - math.sqrt(current) * original) / math.sqrt(1 - current)
+        else:
+            original = self._clipped((sample.to(noise.dtype) - math.sqrt(1 - current) * noise) / math.sqrt(current))
         return Step(
             mean=math.sqrt(target) * original + math.sqrt(1 - target) * noise,
             variance=0.0,

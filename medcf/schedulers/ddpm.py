@@ -79,6 +79,14 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
             return self._posterior_variance(timestep)
         return self._posterior_variance(self._kept[1]) if len(self._kept) > 1 else self._beta(timestep)
 
+    def variance_range(self, timestep: int | torch.Tensor) -> tuple[float, float]:
+        """Return the bounds between which ``learned_range`` interpolates, σ² (its entry 0 replaced, see above) and β̃.
+
+        Raises:
+            ValueError: if the timestep is not kept.
+        """
+        return self._floor_variance(int(timestep)), self._beta(int(timestep))
+
     def variance(self, timestep: int | torch.Tensor, prediction: Prediction | None = None) -> float | torch.Tensor:
         """Return Σ, the model's variance for a step; it scales guidance, even where nothing is drawn.
 
@@ -105,7 +113,7 @@ class RespacedDDPMScheduler(RespacedScheduler, DDPMScheduler):
         if self.variance_type == DDPMVarianceType.LEARNED:
             return prediction.variance
         fraction = (prediction.variance + 1) / 2
-        low, high = math.log(self._floor_variance(t)), math.log(self._beta(t))
+        low, high = (math.log(bound) for bound in self.variance_range(t))
         return torch.exp(fraction * high + (1 - fraction) * low)
 
     def posterior(self, prediction: Prediction, timestep: int | torch.Tensor, sample: torch.Tensor) -> Step:

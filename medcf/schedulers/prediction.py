@@ -53,7 +53,8 @@ class Prediction:
             The prediction, in float32 or wider.
 
         Raises:
-            ValueError: if the number of channels is neither C nor 2C, or the prediction type is unknown.
+            ValueError: if the number of channels is neither C nor 2C, the prediction type is unknown, or it is
+                "epsilon" where A is 0.
         """
         channels, variance = sample.shape[1], None
         if model_output.shape[1] == 2 * channels:
@@ -68,6 +69,11 @@ class Prediction:
         variance = None if variance is None else variance.to(dtype)
         signal, spread = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
         if prediction_type == "epsilon":
+            if alpha_bar == 0:
+                raise ValueError(
+                    "A noise prediction does not determine the clean image where the sample holds no signal (zero "
+                    "terminal SNR); use a network that predicts v_prediction or sample."
+                )
             noise, original = output, (x - spread * output) / signal
         elif prediction_type == "sample":
             noise, original = (x - signal * output) / spread, output

@@ -12,6 +12,7 @@ from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.utils import CommonKeys
 
 from medcf.schedulers import RespacedScheduler, kept_timesteps
+from medcf.training.losses import learns_variance
 
 __all__ = ["ClassConditionalPrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
 
@@ -29,7 +30,8 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
     Args:
         scheduler: noise scheduler with MONAI's ``get_velocity``; timesteps are drawn from its ``num_train_timesteps``.
             Its ``prediction_type`` determines the target: the noise ("epsilon"), the image ("sample"), or
-            "v_prediction" (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x).
+            "v_prediction" (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x). If its ``variance_type`` is
+            "learned_range", the target is a dictionary for `medcf.training.losses.HybridLoss`.
         null_class: index of the null class, ``num_class_embeds - 1``.
         dropout: probability of the null class.
         timestep_power: timesteps are ``floor(T u ** power)`` for uniform u. 1 is the uniform distribution of the
@@ -80,14 +82,18 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
 
     def __call__(
         self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+    ) -> tuple[torch.Tensor, Any, tuple, dict]:
         """Prepare a batch.
 
         Returns:
             Images, the target, no positional arguments, and ``noise``, ``timesteps``, and ``class_labels`` (B,),
-            integers.
+            integers. With a learned variance the target is a dictionary of ``output``, what the first half of the
+            network's channels should be, ``original``, the images, and ``timesteps``.
         """
+        target: Any
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
+        if learns_variance(self.scheduler):
+            target = {"output": target, "original": images, "timesteps": arguments["timesteps"]}
         labels = batchdata[CommonKeys.LABEL].to(device=images.device, non_blocking=non_blocking).long()
         return images, target, args, {**arguments, "class_labels": self.get_class_labels(labels)}
 

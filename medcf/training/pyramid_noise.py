@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from medcf.schedulers import RespacedScheduler
+from medcf.training.losses import learns_variance
 from medcf.training.prepare_batch import Batch, ClassConditionalPrepareBatch, Device
 
 __all__ = ["PyramidNoisePrepareBatch", "pyramid_noise"]
@@ -32,7 +33,7 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
         options: see `ClassConditionalPrepareBatch`.
 
     Raises:
-        ValueError: if an option is out of range.
+        ValueError: if an option is out of range, or the scheduler learns its variance.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class PyramidNoisePrepareBatch(ClassConditionalPrepareBatch):
         super().__init__(scheduler, **options)
         if not 0.0 <= discount <= 1.0 or not 0.0 <= white_fraction <= 1.0:
             raise ValueError(f"discount={discount} and white_fraction={white_fraction} must be in [0, 1].")
+        if learns_variance(scheduler):
+            raise ValueError("A learned variance is that of white noise: use ClassConditionalPrepareBatch.")
         self.discount = discount
         self.white_fraction = white_fraction
         self.reference_pairs = reference_pairs

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -102,6 +103,20 @@ def test_two_processes_train_one_network_and_one_of_them_writes(tmp_path, cache)
     weights = torch.load(folder / "model.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
     assert not any(key.startswith("module.") for key in weights)
+
+
+@pytest.mark.slow
+def test_a_learned_variance_is_trained_validated_and_sampled_with(tmp_path, cache):
+    folder = tmp_path / "out"
+    options = {"output_dir": folder, "export_path": folder / "model.pt", "cache_dir": cache, "iterations": 6}
+    arguments = [sys.executable, *command(("train", "learned_range"), **options)]
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0 < json.loads((folder / "metrics.json").read_text())["metrics"]["val_loss"] < 10
+    assert list((folder / "samples").iterdir())
+    bias = torch.load(folder / "model.pt", weights_only=True)["out.2.conv.bias"]
+    assert bias.shape == (2,)
+    assert float(bias[1].abs()) > 0  # the variance's own channel, which starts at 0
 
 
 @pytest.mark.parametrize("base", ["train", "inference"])
