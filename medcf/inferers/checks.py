@@ -118,7 +118,7 @@ def check_scheduler(scheduler: object) -> None:
     Raises:
         ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one.
     """
-    if all(hasattr(scheduler, name) for name in ("convert", "posterior", "timesteps_from", "alpha_bar")):
+    if all(hasattr(scheduler, name) for name in ("convert", "posterior", "timesteps_from", "alpha_bar", "for_chain")):
         return
     name = type(scheduler).__name__
     ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"

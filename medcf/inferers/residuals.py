@@ -51,8 +51,9 @@ class Residuals(Hook):
         self.residuals: dict[int, Tensor] = {}
         scheduler = chain.scheduler.for_chain(chain.timesteps)
         for t, sample, after in zip(chain.timesteps, path[:-1], path[1:], strict=True):
-            mean = scheduler.posterior(denoiser(sample, t), t, sample).mean
-            self.residuals[t] = after.to(mean.dtype) - mean
+            step = scheduler.posterior(denoiser(sample, t), t, sample)
+            self.residuals[t] = after.to(step.mean.dtype) - step.mean
+            self.on_step(step).draw()  # a solver that remembers its steps must remember these
             if chain.progress is not None:
                 chain.progress.update(1)
 

@@ -126,10 +126,6 @@ class RespacedScheduler(Scheduler):
         self.set_timesteps(self.num_train_timesteps)
         return self
 
-    def for_chain(self, timesteps: Sequence[int]) -> RespacedScheduler:
-        """Return the solver for one run over the given timesteps; one that keeps a history starts it anew."""
-        return self
-
     @property
     def kept(self) -> tuple[int, ...]:
         """The kept timesteps in ascending order."""

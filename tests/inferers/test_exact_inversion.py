@@ -10,7 +10,7 @@ from medcf.inferers import DDPMInversionInferer, DirectInversionInferer, create_
 from medcf.inferers.residuals import Residuals
 from medcf.networks import Condition, Denoiser
 from medcf.sampling import Chain, make_generators, noised
-from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedDDPMScheduler
+from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedDDPMScheduler, create_scheduler
 
 MEANS, STD = (-0.4, 0.2, 0.0), 0.2
 METHODS = {"ddpm_inversion": DDPMInversionInferer, "direct_inversion": DirectInversionInferer}
@@ -18,6 +18,8 @@ SOLVERS = {
     "ddpm": lambda: RespacedDDPMScheduler(1000),
     "ddpm large": lambda: RespacedDDPMScheduler(1000, variance_type="fixed_large"),
     "ddim": lambda: RespacedDDIMScheduler(1000),
+    "unipc": lambda: create_scheduler("unipc", num_train_timesteps=1000),
+    "dpmpp": lambda: create_scheduler("dpmpp", num_train_timesteps=1000),
     "ddim 1": lambda: RespacedDDIMScheduler(1000, eta=1.0),
 }
 
