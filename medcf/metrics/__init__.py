@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from medcf.metrics.accuracy import BalancedAccuracy
 from medcf.metrics.agreement import OracleAgreement
+from medcf.metrics.axioms import axioms
 from medcf.metrics.base import CaseMetric, Counts, Mean
 from medcf.metrics.biometry import BiometryShift, head_biometry
 from medcf.metrics.bootstrap import bootstrap_interval
@@ -72,6 +73,7 @@ __all__ = [
     "TruthSimilarity",
     "TruthSimilarityGain",
     "VolumeChange",
+    "axioms",
     "bootstrap_interval",
     "flip_survival",
     "frechet_distance",
