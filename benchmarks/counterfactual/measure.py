@@ -46,7 +46,7 @@ MEASURES = (
             {"name": "flip_survival", **NETWORK}),
     Measure("seeds", "flips that another seed repeats", _JUDGED, "↑", 0, True, {"name": "seed_agreement", **TARGET}),
     Measure("quality", "QD", _QUALITY, "↑", 2, metric=_mean("quality_gain")),
-    Measure("mqd", "MQD", _QUALITY, "↑", 3, metric="mean_quality_difference"),
+    Measure("mqd", "MQD", _QUALITY, "↑", 3, metric={"name": "mean_quality_difference", "threshold": "@threshold"}),
     *(
         Measure(f"quality_{name}", f"QD {name.replace('_', ' ')}", _QUALITY, "↑", 2,
                 metric={"name": "structure_quality_difference", "names": {name: column}})

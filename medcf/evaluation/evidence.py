@@ -153,12 +153,12 @@ def _true_volume_change(cases: Evidence, structure: str) -> Tensor:
     return (cases["volumes_true"] - cases["volumes"]).double()[:, cases.structures[structure] - 1] / 1000
 
 
-def _structure_change(cases: Evidence) -> Tensor:
-    """Where a structure is in only one of the label maps of input and truth; all labels if none are named."""
+def _structure_change(cases: Evidence, *names: str) -> Tensor:
+    """Where a named structure is in only one of the label maps of input and truth; without names, any structure."""
     if "segmentation" not in cases.columns:
         raise AbsentError("'segmentation', the label map of the inputs, is absent")
-    labels = cases.structures.values() or None
-    return structure_change(cases["segmentation"], cases["segmentation_true"], labels)
+    labels = [cases.structures[name] for name in names or cases.structures]
+    return structure_change(cases["segmentation"], cases["segmentation_true"], labels or None)
 
 
 def _subject_mse(cases: Evidence) -> Tensor:
