@@ -12,13 +12,22 @@ from pathlib import Path
 import torch
 
 from benchmarks.command_line import study_parser
+from benchmarks.counterfactual.ceiling import STEPS
+from benchmarks.counterfactual.controls import controls
 from benchmarks.counterfactual.environment import describe_run
 from benchmarks.counterfactual.figure import draw_quality, draw_sheet, draw_tradeoff
-from benchmarks.counterfactual.measure import MEASURES
+from benchmarks.counterfactual.measure import MEASURES, measure
 from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.real import REAL_TASKS, real_task
 from benchmarks.counterfactual.run import Setup
-from benchmarks.counterfactual.studies import STUDIES, Table, ceiling, iterations, quality_against_input, run_rows
+from benchmarks.counterfactual.studies import (
+    STUDIES,
+    Table,
+    iterations,
+    quality_against_input,
+    run_rows,
+    without_cost,
+)
 from benchmarks.counterfactual.tables import insert_or_write, markdown, write_csv
 from benchmarks.counterfactual.task import Task
 from benchmarks.paper_size import measure as measure_paper_size
@@ -47,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             table = run_rows(task, STUDIES[study], setup, work, options.rows, seeds=study == "methods")
             if study == "methods" and "image" in task.cases.truth:
-                table.add("ceiling: true standard plane", *ceiling(task))
+                for label, result in controls(task, work, ceiling_steps=options.ceiling_steps, threads=options.threads):
+                    drawn = label.startswith("ceiling: the true")
+                    table.add(label, without_cost(measure(task, result)), result, drawn)
         _write(options, arguments, task, study, table)
     if torch.device(options.device).type == "cuda":
         paper = parse(["--device", options.device, "--amp", "--channels-last"])
@@ -61,9 +72,10 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
     tables = markdown(table.labels, table.rows, MEASURES)
     if task.name == "phantoms":
         if study != "speed":  # whose rows look alike
-            draw_sheet(options.out / f"{stem}.png", task.cases, table.labels, table.results)
+            shown = table.pictures()
+            draw_sheet(options.out / f"{stem}.png", task.cases, shown.labels, shown.results)
         if study == "methods":
-            draw_tradeoff(options.out / f"{stem}_tradeoff.png", table.labels, table.rows, PANELS)
+            draw_tradeoff(options.out / f"{stem}_tradeoff.png", shown.labels, shown.rows, PANELS)
         if study == "iterations":
             gained, scores = quality_against_input(task, table.results[-1])
             draw_quality(options.out / f"{stem}_quality.png", scores)
@@ -99,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="grid instead of the bundle's own")
     parser.add_argument("--split", help="split of the cases (default: test for phantoms, val for real images)")
+    parser.add_argument(
+        "--ceiling-steps",
+        type=int,
+        default=STEPS,
+        help=f"training steps of the regression on pairs, a ceiling (default {STEPS}); 0 leaves it out",
+    )
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")
     parser.add_argument("--models", type=Path, help="folder with the networks of a real task")
     return parser
