@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.command_line import study_parser
+from benchmarks.counterfactual.axiom_study import AXIOMS, axiom_rows
 from benchmarks.counterfactual.ceiling import STEPS
 from benchmarks.counterfactual.controls import controls
 from benchmarks.counterfactual.environment import describe_run
@@ -51,7 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
     setup = Setup(options.device, options.threads, options.seed)
     work = options.work / task.name
     for study in options.study:
-        if study == "iterations":
+        if study == "axioms":
+            table = Table()
+            table.labels, table.rows = axiom_rows(task, setup, work, options.rows)
+        elif study == "iterations":
             table = iterations(task, setup, work)
         else:
             table = run_rows(task, STUDIES[study], setup, work, options.rows, seeds=study == "methods")
@@ -69,8 +73,8 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
     """Write a study's figures, its tables into the page if there is one, and on phantoms its pictures."""
     stem = f"{task.name}_{study}"
     write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
-    tables = markdown(table.labels, table.rows, MEASURES)
-    if task.name == "phantoms":
+    tables = markdown(table.labels, table.rows, AXIOMS if study == "axioms" else MEASURES)
+    if task.name == "phantoms" and study != "axioms":
         if study != "speed":  # whose rows look alike
             shown = table.pictures()
             draw_sheet(options.out / f"{stem}.png", task.cases, shown.labels, shown.results)
@@ -106,7 +110,9 @@ def _task(options: argparse.Namespace) -> Task:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = study_parser("benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations"))
+    parser = study_parser(
+        "benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations", "axioms")
+    )
     parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="images to explain")
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="grid instead of the bundle's own")
