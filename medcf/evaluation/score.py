@@ -196,7 +196,7 @@ def show_scores(found: Mapping[str, Any]) -> str:
             lines += ["", f"{column} = {group}"]
             lines += [f"{name:<{width}}  {_shown(figure)}" for name, figure in figures.items()]
     if found["failures"]:
-        lines += ["", f"{len(found['failures'])} failures"]
+        lines += ["", f"failures: {len(found['failures'])}"]
     for each in found["failures"]:
         remedy = f". {each['remedy']}" if each["remedy"] else ""
         lines.append(f"row {each['row']}: {Path(each['file']).name}: {each['reason']}{remedy}")
