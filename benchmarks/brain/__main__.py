@@ -14,13 +14,15 @@ import torch
 from benchmarks.brain.figure import draw_dose, draw_sheet
 from benchmarks.brain.measure import MEASURES, measure
 from benchmarks.brain.rows import STUDIES
-from benchmarks.brain.task import BrainTask, brain_task
+from benchmarks.brain.task import BrainTask, brain_pairs, brain_task
 from benchmarks.command_line import study_parser
+from benchmarks.counterfactual.controls import CHOSEN_ON, best_blur, edited
 from benchmarks.counterfactual.environment import describe_run
-from benchmarks.counterfactual.rows import select
+from benchmarks.counterfactual.rows import select, toward_own_class
 from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.studies import Table, uncomputed, without_cost
 from benchmarks.counterfactual.tables import insert_or_write, markdown, write_csv
+from medcf.metrics.truth import blurred
 
 __all__ = ["main"]
 
@@ -46,25 +48,41 @@ def main(arguments: list[str] | None = None) -> None:
     for study in options.study:
         table = Table()
         for row in select(STUDIES[study], options.rows):
-            cases = replace(task.cases, target=task.label) if row.toward_own_class else task.cases
+            own_cases = replace(task.cases, target=task.label)
+            cases = own_cases if row.toward_own_class else task.cases
             result = obtain(row, task.recipe, cases, setup, options.work / "brain")
-            table.add(row.label, measure(task, result), result)
+            own = None
+            if study == "methods" and not row.control:
+                own = obtain(toward_own_class(row), task.recipe, own_cases, setup, options.work / "brain")
+            table.add(row.label, measure(task, result, own), result, drawn=row.num_seeds == 1 and not row.control)
             logger.info("%s: measured", row.label)
         if study == "methods":
-            for label, result in controls(task):
-                table.add(label, without_cost(measure(task, result)), result)
+            sigma = best_blur(*brain_pairs(task.recipe, "val", CHOSEN_ON))
+            for label, result in controls(task, sigma):
+                table.add(
+                    label, without_cost(measure(task, result)), result, drawn=label.startswith("ceiling: the same")
+                )
         _write(options, arguments, task, study, table)
 
 
-def controls(task: BrainTask) -> list[tuple[str, Result]]:
-    """What no method made: noise as large as a true change, and the true other state of every subject."""
-    truth, brain = task.cases.truth["image"], task.cases.truth["brain"]
-    size = float((truth - task.cases.image)[brain].std())
+def controls(task: BrainTask, blur: float) -> list[tuple[str, Result]]:
+    """What no method made: noise as large as a true change, blur, and what is known of the true other state.
+
+    Args:
+        task: cases with their truth.
+        blur: standard deviation in voxels, chosen on another split.
+    """
+    image, truth, brain = task.cases.image, task.cases.truth["image"], task.cases.truth["brain"]
+    size = float((truth - image)[brain].std())
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)) * size * brain
-    return [
-        ("control: noise as large as the true change", uncomputed(task.cases, (task.cases.image + noise).clamp(-1, 1))),
-        ("ceiling: the same subject in the other state", uncomputed(task.cases, truth)),
-    ]
+    rows = {
+        "control: noise as large as the true change": (image + noise).clamp(-1, 1),
+        f"control: input blurred by {blur:g} voxels": blurred(image, blur),
+        "ceiling: perfect edit of the structures that change": edited(image, truth, task.cases.truth["structure"]),
+        "ceiling: the truth with other noise": task.cases.truth["other_noise"],
+        "ceiling: the same subject in the other state": truth,
+    }
+    return [(label, uncomputed(task.cases, images)) for label, images in rows.items()]
 
 
 def _write(options: argparse.Namespace, arguments: Sequence[str], task: BrainTask, study: str, table: Table) -> None:
@@ -72,7 +90,8 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: BrainTas
     stem = f"controlcg_{study}"
     write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
     if study == "methods":
-        draw_sheet(options.out / f"{stem}.png", task, table.labels, table.results)
+        shown = table.pictures()
+        draw_sheet(options.out / f"{stem}.png", task, shown.labels, shown.results)
     else:
         draw_dose(options.out / f"{stem}.png", task, table.labels, table.results)
     tables = markdown(table.labels, table.rows, MEASURES)

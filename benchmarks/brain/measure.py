@@ -33,7 +33,7 @@ def _distance(made: str | None, reference: str) -> dict[str, Any]:
 
 
 def _error(place: str) -> dict[str, Any]:
-    needs = {"y_pred": f"within(pred, {place})", "y": "image_true", "image": f"within(image, {place})"}
+    needs = {"y_pred": "{on}", "y": "image_true", "image": "image", "mask": place}
     return {"name": "relative_truth_error", "smoothing": 0, "needs": needs}
 
 
@@ -86,6 +86,11 @@ MEASURES = (
     Measure("truth_ratio", "error to the truth / doing nothing", _TRUTH, "↓", 2, metric="relative_truth_error"),
     Measure("truth_changed", "the same where a structure changes", _TRUTH, "↓", 2, metric=_error("structure")),
     Measure("truth_same", "elsewhere in the brain", _TRUTH, "↓", 2, metric=_error("elsewhere")),
+    Measure("effectiveness", "effectiveness e", _TRUTH, "↑", 3, metric="effectiveness"),
+    Measure("class_effectiveness", "e(target) - e(own class)", _TRUTH, "↑", 3, metric="class_effectiveness"),
+    Measure("amplification", "amplification a", _TRUTH, "↓", 2, metric="amplification"),
+    Measure("sharpness", "sharpness in the brain / the truth's", _TRUTH, "", 2,
+            metric={"name": "sharpness", "needs": {"y_pred": "{on}", "y": "image_true", "mask": "brain"}}),
     Measure("truth_ssim", "SSIM to the truth", _TRUTH, "↑", 3, metric="truth_similarity"),
     Measure("rank_inner", "re-identified, the brain's inside alone (rank 1)", "identity", "↑", 0, True,
             {"name": "re_identification", "of": "rank_inner", "k": 1}),
@@ -97,12 +102,13 @@ MEASURES = (
 )  # fmt: skip
 
 
-def measure(task: BrainTask, result: Result) -> dict[str, Figure]:
+def measure(task: BrainTask, result: Result, own: Result | None = None) -> dict[str, Figure]:
     """Measure a method's counterfactuals; sets are compared by ALL of them, valid or not.
 
     Args:
         task: cases and judges.
         result: what the method made of them.
+        own: what it made of them toward their own class.
 
     Returns:
         Figures by the keys of ``MEASURES``.
@@ -111,23 +117,18 @@ def measure(task: BrainTask, result: Result) -> dict[str, Figure]:
     given = {"target": task.cases.target, "CN": real[0], "AD": real[1], "all": torch.cat(list(real.values()))}
     networks = {"logits": task.classifier, "judge": task.judge, "features": task.features, "volumes": task.volumes}
     cases = Evidence(
-        task.cases.columns(result.image) | {"volumes": task.cases.truth["volumes_before"]},
+        task.cases.columns(result.image)
+        | {"volumes": task.cases.truth["volumes_before"]}
+        | ({} if own is None else {"own": own.image}),
         networks | dict(zip(("rank_inner", "rank_pixels"), task.identity.values(), strict=True)),
         structures={name: label for label, name in enumerate(TISSUES, start=1)},
         functions={
-            "within": _within,
             "elsewhere": lambda known: known["brain"] & ~known["structure"],
             **{f"to_{name}": partial(_towards, number) for number, name in enumerate(CLASSES)},
         },
         batch_size=8,
     )
     return measured(MEASURES, cases, given) | costs(result)
-
-
-def _within(cases: Evidence, images: str, place: str) -> Tensor:
-    """Take the images there, and the truth elsewhere."""
-    found: Tensor = cases[images].where(cases[place], cases["image_true"])
-    return found
 
 
 def _towards(number: int, cases: Evidence) -> Tensor:

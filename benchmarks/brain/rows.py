@@ -6,24 +6,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.counterfactual.rows import Row
+from benchmarks.counterfactual.rows import Row, expected, toward_own_class
 
 __all__ = ["GUIDANCE", "METHODS", "PAPER", "PLAIN", "STUDIES", "controlcg", "guidance"]
 
 
-def controlcg(name: str, label: str, *, w: float | None = None, toward_own_class: bool = False, **options: Any) -> Row:
+def controlcg(name: str, label: str, *, w: float | None = None, **options: Any) -> Row:
     """Make a row of ControlCG with some of its options changed.
 
     Args:
         name: of the row.
         label: how it reads.
         w: the paper's guidance scale, one less than ``guidance_scale``; None takes the bundle's.
-        toward_own_class: see `Row`.
         options: of the method.
     """
     ids = {f"method_options#controlcg#{key}": value for key, value in options.items()}
     scale = {} if w is None else {"guidance_scale": 1 + w}
-    return Row(name, label, {"method": "controlcg", **ids, **scale}, toward_own_class=toward_own_class)
+    return Row(name, label, {"method": "controlcg", **ids, **scale})
 
 
 def _ilvr(factor: int, stop: int, label: str = "", **options: Any) -> Row:
@@ -45,7 +44,7 @@ PLAIN: dict[str, Any] = {"subtract_reconstruction": False}
 PAPER: dict[str, Any] = {"strength": 1.0, "reference_condition": "same", **PLAIN}
 
 #: The default and its parts, other strengths, the paper's setting, and the paper's baselines.
-METHODS = (
+COMPARED = (
     controlcg("controlcg", "ControlCG, the bundle's default (strength 0.6, w = 3)"),
     controlcg("controlcg_off", "default, injection off", injection_scale=0.0),
     controlcg("same_reference", "default, reference of the target class", reference_condition="same"),
@@ -62,7 +61,13 @@ METHODS = (
     _inversion(0.25),
     _inversion(0.5),
     _inversion(0.5, w=10.0),
-    controlcg("own_class", "control: regenerated in its own class", toward_own_class=True, **PLAIN),
+)
+
+#: All of these, the default's means over seeds, and controls: each toward the input's own class, and doing nothing.
+METHODS = (
+    *COMPARED,
+    *(expected(COMPARED[0], count) for count in (4, 8)),
+    *(toward_own_class(row) for row in COMPARED),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 

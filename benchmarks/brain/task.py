@@ -14,12 +14,14 @@ from torch import Tensor
 
 from benchmarks.counterfactual.task import Cases, Recipe, apply
 from medcf.metrics import pooled_pixels
-from medcf.phantoms import TISSUES, BrainDataset, PairedBrainDataset
+from medcf.phantoms import TISSUES, BrainDataset, BrainMRI, BrainState, PairedBrainDataset
+from medcf.phantoms.brain.dataset import brain_on_grid
 
-__all__ = ["CHANGED", "BrainTask", "brain_task"]
+__all__ = ["CHANGED", "BrainTask", "brain_pairs", "brain_task"]
 
 #: Labels whose change is the disease's "structure": sulcal CSF, ventricles and hippocampi.
 CHANGED = (1, 4, 5)
+RENDERED, OTHER_SEED = 2.0, 2  # mm as in the data set, and a seed of noise that it does not draw
 APPEARANCE = 0.2  # of the range [-1, 1]: gray values that truly change by more, about ten times the noise
 
 
@@ -30,7 +32,8 @@ class BrainTask:
     Attributes:
         recipe: the bundle whose inferer explains.
         cases: inputs (N, 1, X, Y, Z) with their ``target``, the other class; ``truth`` has the paired ``image``,
-            ``volumes_before`` and ``volumes`` (N, 5) in mm³, ``structure`` and ``appearance`` of the change, ``brain``.
+            ``volumes_before`` and ``volumes`` (N, 5) in mm³, ``structure`` and ``appearance`` of the change, ``brain``,
+            and the truth with ``other_noise``.
         label: class of each input (N,).
         reference: held-out real images of other subjects by class: 0 CN, 1 AD.
         classifier: f, images to logits.
@@ -100,7 +103,7 @@ def brain_task(
             _stack(pairs, "image"),
             [str(item["case"]) for item in pairs],
             [str(int(item["subject"])) for item in pairs],
-            _truth(pairs),
+            _truth(pairs) | {"other_noise": _other_noise(pairs, grid["size"], float(grid["spacing"]))},
             _stack(pairs, "target"),
         ),
         label=_stack(pairs, "label"),
@@ -115,6 +118,26 @@ def brain_task(
         },
         spacing=float(get("spacing")),
     )
+
+
+def brain_pairs(recipe: Recipe, split: str, count: int, *, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """Render other inputs and their truths (N, 1, X, Y, Z), to choose something on; see `phantom_pairs`."""
+    get = recipe.open().get_parsed_content
+    grid: dict[str, Any] = {"size": tuple(get("spatial_size")), "spacing": get("spacing"), "progress": progress}
+    pairs = list(PairedBrainDataset(split, count, **grid))  # type: ignore[call-overload]
+    return _stack(pairs, "image"), _stack(pairs, "image_true")
+
+
+def _other_noise(pairs: list[dict[str, Any]], size: tuple[int, ...], spacing: float) -> Tensor:
+    """Render the true other states once more: with other noise than the inputs and the truths."""
+    factor = max(round(spacing / RENDERED), 1)
+    images = []
+    for item in pairs:
+        brain = BrainMRI(int(item["subject"]))
+        state = BrainState.typical(int(item["target"]))
+        fine = {"size": tuple(n * factor for n in size), "spacing": spacing / factor}
+        images.append(torch.from_numpy(brain_on_grid(brain.render(state, seed=OTHER_SEED, **fine), factor)[0]))
+    return torch.stack(images)[:, None].float() / 127.5 - 1.0
 
 
 def _truth(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:

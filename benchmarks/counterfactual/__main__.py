@@ -12,13 +12,23 @@ from pathlib import Path
 import torch
 
 from benchmarks.command_line import study_parser
+from benchmarks.counterfactual.axiom_study import AXIOMS, axiom_rows
+from benchmarks.counterfactual.ceiling import STEPS
+from benchmarks.counterfactual.controls import controls
 from benchmarks.counterfactual.environment import describe_run
 from benchmarks.counterfactual.figure import draw_quality, draw_sheet, draw_tradeoff
-from benchmarks.counterfactual.measure import MEASURES
+from benchmarks.counterfactual.measure import MEASURES, measure
 from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.real import REAL_TASKS, real_task
 from benchmarks.counterfactual.run import Setup
-from benchmarks.counterfactual.studies import STUDIES, Table, ceiling, iterations, quality_against_input, run_rows
+from benchmarks.counterfactual.studies import (
+    STUDIES,
+    Table,
+    iterations,
+    quality_against_input,
+    run_rows,
+    without_cost,
+)
 from benchmarks.counterfactual.tables import insert_or_write, markdown, write_csv
 from benchmarks.counterfactual.task import Task
 from benchmarks.paper_size import measure as measure_paper_size
@@ -42,12 +52,17 @@ def main(arguments: list[str] | None = None) -> None:
     setup = Setup(options.device, options.threads, options.seed)
     work = options.work / task.name
     for study in options.study:
-        if study == "iterations":
+        if study == "axioms":
+            table = Table()
+            table.labels, table.rows = axiom_rows(task, setup, work, options.rows)
+        elif study == "iterations":
             table = iterations(task, setup, work)
         else:
             table = run_rows(task, STUDIES[study], setup, work, options.rows, seeds=study == "methods")
             if study == "methods" and "image" in task.cases.truth:
-                table.add("ceiling: true standard plane", *ceiling(task))
+                for label, result in controls(task, work, ceiling_steps=options.ceiling_steps, threads=options.threads):
+                    drawn = label.startswith("ceiling: the true")
+                    table.add(label, without_cost(measure(task, result)), result, drawn)
         _write(options, arguments, task, study, table)
     if torch.device(options.device).type == "cuda":
         paper = parse(["--device", options.device, "--amp", "--channels-last"])
@@ -58,12 +73,13 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
     """Write a study's figures, its tables into the page if there is one, and on phantoms its pictures."""
     stem = f"{task.name}_{study}"
     write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
-    tables = markdown(table.labels, table.rows, MEASURES)
-    if task.name == "phantoms":
+    tables = markdown(table.labels, table.rows, AXIOMS if study == "axioms" else MEASURES)
+    if task.name == "phantoms" and study != "axioms":
         if study != "speed":  # whose rows look alike
-            draw_sheet(options.out / f"{stem}.png", task.cases, table.labels, table.results)
+            shown = table.pictures()
+            draw_sheet(options.out / f"{stem}.png", task.cases, shown.labels, shown.results)
         if study == "methods":
-            draw_tradeoff(options.out / f"{stem}_tradeoff.png", table.labels, table.rows, PANELS)
+            draw_tradeoff(options.out / f"{stem}_tradeoff.png", shown.labels, shown.rows, PANELS)
         if study == "iterations":
             gained, scores = quality_against_input(task, table.results[-1])
             draw_quality(options.out / f"{stem}_quality.png", scores)
@@ -94,11 +110,19 @@ def _task(options: argparse.Namespace) -> Task:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = study_parser("benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations"))
+    parser = study_parser(
+        "benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations", "axioms")
+    )
     parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="images to explain")
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="grid instead of the bundle's own")
     parser.add_argument("--split", help="split of the cases (default: test for phantoms, val for real images)")
+    parser.add_argument(
+        "--ceiling-steps",
+        type=int,
+        default=STEPS,
+        help=f"training steps of the regression on pairs, a ceiling (default {STEPS}); 0 leaves it out",
+    )
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")
     parser.add_argument("--models", type=Path, help="folder with the networks of a real task")
     return parser

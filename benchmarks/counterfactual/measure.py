@@ -19,11 +19,17 @@ __all__ = ["MEASURES", "costs", "measure"]
 
 TARGET = {"target": "@target"}
 NETWORK = {"classifier": "@classifier", "target": "@target"}
+SIDE = {"y_pred": "segmentation(pred)", "y": "segmentation_true", "organ": "organ"}
 CHANGE = {"y_pred": "difference(pred)", "y": "appearance"}
 
 
 def _mean(of: str, **entry: str) -> dict[str, str]:
     return {"name": "mean", "of": of, **entry}
+
+
+def _within(place: str) -> dict[str, Any]:
+    needs = {"y_pred": "{on}", "y": "image_true", "image": "image", "mask": place}
+    return {"name": "relative_truth_error", "needs": needs}
 
 
 def _distance(name: str, features: str, reference: bool = True) -> dict[str, str]:
@@ -46,7 +52,7 @@ MEASURES = (
             {"name": "flip_survival", **NETWORK}),
     Measure("seeds", "flips that another seed repeats", _JUDGED, "↑", 0, True, {"name": "seed_agreement", **TARGET}),
     Measure("quality", "QD", _QUALITY, "↑", 2, metric=_mean("quality_gain")),
-    Measure("mqd", "MQD", _QUALITY, "↑", 3, metric="mean_quality_difference"),
+    Measure("mqd", "MQD", _QUALITY, "↑", 3, metric={"name": "mean_quality_difference", "threshold": "@threshold"}),
     *(
         Measure(f"quality_{name}", f"QD {name.replace('_', ' ')}", _QUALITY, "↑", 2,
                 metric={"name": "structure_quality_difference", "names": {name: column}})
@@ -68,6 +74,14 @@ MEASURES = (
     Measure("ssim", "SSIM to the input", "identity", "", 3, metric="ssim"),
     Measure("mse", "MSE to the input", "identity", "", 4, metric="mse"),
     Measure("truth_ratio", "error / doing nothing", _TRUTH, "↓", 2, metric="relative_truth_error"),
+    Measure("truth_organ", "the same inside the head", _TRUTH, "↓", 2, metric=_within("organ")),
+    Measure("truth_changed", "where a structure changes", _TRUTH, "↓", 2, metric=_within("structure")),
+    Measure("effectiveness", "effectiveness e", _TRUTH, "↑", 3, metric="effectiveness"),
+    Measure("class_effectiveness", "e(target) - e(own class)", _TRUTH, "↑", 3, metric="class_effectiveness"),
+    Measure("amplification", "amplification a", _TRUTH, "↓", 2, metric="amplification"),
+    Measure("sharpness", "sharpness / the truth's", _TRUTH, "", 2, metric="sharpness"),
+    Measure("cavum_side", "cavum on its side, where the input shows it", _TRUTH, "↑", 0, True,
+            {"name": "lateralized", "label": STRUCTURES["cavum"], "where": "side_shown", "needs": SIDE}),
     Measure("truth_ssim", "SSIM", _TRUTH, "↑", 3, metric="truth_similarity"),
     Measure("auprc", "AUPRC of the true change", _TRUTH, "↑", 2, metric={"name": "change_auprc", "needs": CHANGE}),
     Measure("pointing", "pointing game", _TRUTH, "↑", 0, True, {"name": "pointing_game", "needs": CHANGE}),
@@ -85,7 +99,7 @@ MEASURES = (
 )  # fmt: skip
 
 
-def measure(task: Task, result: Result, again: Result | None = None) -> dict[str, Figure]:
+def measure(task: Task, result: Result, again: Result | None = None, own: Result | None = None) -> dict[str, Figure]:
     """Measure a method's counterfactuals.
 
     Sets are compared by ALL counterfactuals, valid or not, so that every row has the same number of images.
@@ -94,11 +108,12 @@ def measure(task: Task, result: Result, again: Result | None = None) -> dict[str
         task: cases and judges.
         result: what the method made of them.
         again: what it made of them with another seed.
+        own: what it made of them toward their own class.
 
     Returns:
         Figures by the keys of ``MEASURES``; what the task cannot tell is absent.
     """
-    return measured(MEASURES, _evidence(task, result, again), _given(task)) | costs(result)
+    return measured(MEASURES, _evidence(task, result, again, own), _given(task)) | costs(result)
 
 
 def costs(result: Result) -> dict[str, Figure]:
@@ -111,7 +126,7 @@ def costs(result: Result) -> dict[str, Figure]:
     }
 
 
-def _evidence(task: Task, result: Result, again: Result | None) -> Evidence:
+def _evidence(task: Task, result: Result, again: Result | None, own: Result | None) -> Evidence:
     cases = task.cases
     networks = {"logits": task.classifier, "judge": task.judge, "oracle": task.oracle, "segmenter": task.segmenter}
     networks |= {"parameters": task.recover}
@@ -120,7 +135,7 @@ def _evidence(task: Task, result: Result, again: Result | None) -> Evidence:
     return Evidence(
         cases.columns(result.image)
         | {"target": torch.full((len(cases),), task.target)}
-        | ({} if again is None else {"again": again.image}),
+        | {name: made.image for name, made in (("again", again), ("own", own)) if made is not None},
         {name: network for name, network in networks.items() if network is not None},
         functions={
             "confirmed": lambda known: known["flipped"] & (known["judge(pred)"] >= task.judge_threshold),

@@ -15,10 +15,11 @@ from medcf.metrics import pooled_pixels
 from medcf.networks.identity import IdentityNetwork
 from medcf.phantoms import CONCEPTS, FetalHead, PairedPhantomDataset, PhantomDataset
 from medcf.phantoms.head.change import TrueChangeDataset
+from medcf.phantoms.head.datasets import native_size, on_grid, to_tensors
 from medcf.phantoms.head.identities import subject_parameters
 from medcf.runtime.weights import load_weights
 
-__all__ = ["CONCEPT_COLUMNS", "STRUCTURES", "phantom_task"]
+__all__ = ["CONCEPT_COLUMNS", "STRUCTURES", "phantom_pairs", "phantom_task"]
 
 #: Labels of the structures that the truth has or has not.
 STRUCTURES = {"thalami": 2, "cavum": 3, "fossa": 4}
@@ -26,6 +27,9 @@ STRUCTURES = {"thalami": 2, "cavum": 3, "fossa": 4}
 
 #: The concepts of structures that the paper reports, and their columns in the oracle's scores.
 CONCEPT_COLUMNS = {name: list(CONCEPTS).index(name) for name in ("thalami", "cavum", "fossa_absent")}
+
+#: Pixels of the posterior fossa from which on an input shows which way the head faces.
+VISIBLE = 20
 
 #: Held-out standard planes come from another split than the cases, so that no subject is in both.
 REFERENCE_SPLIT = "val"
@@ -64,6 +68,8 @@ def phantom_task(
         "segmentation": _stack(pairs, "segmentation_true"),
         "parameters": torch.stack([_parameters(int(item["subject"]), parameters) for item in pairs]),
         **{name: _stack(change, name) for name in ("appearance", "structure", "organ")},
+        "other_speckle": torch.stack([_other_speckle(int(item["subject"]), **grid) for item in pairs]),
+        "side_shown": (_stack(pairs, "segmentation") == STRUCTURES["fossa"]).flatten(1).sum(1) >= VISIBLE,
     }
     cases = Cases(
         _stack(pairs, "image"),
@@ -89,6 +95,31 @@ def phantom_task(
         parameter_std=identity.std.tolist(),
         spacing=float(get("spacing")),
     )
+
+
+def phantom_pairs(recipe: Recipe, split: str, count: int, *, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """Render other inputs and their truths, to choose or train something on.
+
+    Args:
+        recipe: the bundle, whose grid they have.
+        split: whose phantoms: "val" to choose, "train" to train.
+        count: number of pairs.
+        progress: show a bar.
+
+    Returns:
+        Inputs and truths (N, 1, H, W) in [-1, 1].
+    """
+    get = recipe.open().get_parsed_content
+    options: dict[str, Any] = {"size": tuple(get("spatial_size")), "spacing": get("spacing"), "progress": progress}
+    pairs = PairedPhantomDataset("fetal_head", split, count, label=0, **options)
+    return _stack(pairs, "image"), _stack(pairs, "image_true")
+
+
+def _other_speckle(subject: int, *, size: tuple[int, int], spacing: float, **_: Any) -> Tensor:
+    """Render the subject's standard plane once more: with other speckle than the input's and the truth's."""
+    native, native_spacing = native_size(size, spacing)
+    sample = FetalHead(subject).render(seed=2, size=native, spacing=native_spacing)
+    return to_tensors(*on_grid(sample, size))[0]
 
 
 def _identity(bundle: str) -> tuple[IdentityNetwork, list[str]]:

@@ -4,10 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["ABLATION", "METHODS", "PAPER_SCHEDULE", "REFERENCE", "SPEED", "Row", "ablation", "select"]
+__all__ = [
+    "ABLATION",
+    "METHODS",
+    "PAPER_SCHEDULE",
+    "REFERENCE",
+    "SPEED",
+    "Row",
+    "ablation",
+    "expected",
+    "select",
+    "toward_own_class",
+    "unguided",
+]
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,7 @@ class Row:
         control: a row that must come out as what it is.
         repeat: run it with a second seed as well, where seeds are compared.
         toward_own_class: run each image toward its own class, which shows the effect of regeneration alone.
+        num_seeds: the mean over so many seeds is the result.
     """
 
     name: str
@@ -29,22 +42,52 @@ class Row:
     control: bool = False
     repeat: bool = True
     toward_own_class: bool = False
+    num_seeds: int = 1
+
+
+def toward_own_class(row: Row) -> Row:
+    """Return the control of a row that regenerates every image in its own class."""
+    label = f"control: {row.label}, toward the own class"
+    return replace(row, name=f"{row.name}_own", label=label, control=True, repeat=False, toward_own_class=True)
+
+
+def unguided(row: Row) -> Row:
+    """Return the control of a method guided by a classifier that leaves the classifier out."""
+    overrides = {**row.overrides, "shared_options#classifier_scales": [0]}
+    label = f"control: {row.label}, λ_c = 0"
+    return replace(row, name=f"{row.name}_unguided", label=label, overrides=overrides, control=True, repeat=False)
+
+
+def expected(row: Row, num_seeds: int) -> Row:
+    """Return the row of a method's mean over seeds: nearer to the truth than a sample, and blurred."""
+    label = f"{row.label}, mean of {num_seeds} seeds"
+    return replace(row, name=f"{row.name}_expected_{num_seeds}", label=label, repeat=False, num_seeds=num_seeds)
 
 
 def _method(name: str, label: str, control: bool = False, repeat: bool = True) -> Row:
     return Row(name, label, {"method": name}, control, repeat and not control)
 
 
-#: The table of methods: six of them and two controls, with the bundle's own options.
-METHODS = (
-    _method("diffice", "Diff-ICE"),
+DIFFICE, SDEDIT = _method("diffice", "Diff-ICE"), _method("sdedit", "SDEdit with CFG")
+#: Methods that a classifier guides, with the bundle's own options.
+GUIDED = (
+    DIFFICE,
     _method("diffice_single", "Diff-ICE, single pass"),
     _method("universal", "x_t gradient"),
     _method("dime", "DiME", repeat=False),  # costs as much as all other rows together
     _method("fastdime", "FastDiME"),
-    _method("sdedit", "SDEdit with CFG"),
+)
+
+#: The table of methods: six of them, the means of some over seeds, and controls: two that are no method, every method
+#: toward the input's own class, and the guided ones without their classifier.
+METHODS = (
+    *GUIDED,
+    SDEDIT,
+    *(expected(row, count) for row in (DIFFICE, SDEDIT) for count in (4, 8)),
     _method("unchanged", "control: unchanged input", control=True),
     _method("attack", "control: gradient attack", control=True),
+    *(toward_own_class(row) for row in (*GUIDED, SDEDIT)),
+    *(unguided(row) for row in GUIDED),
 )
 
 #: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.

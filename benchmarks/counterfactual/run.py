@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import logging
@@ -11,8 +12,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
         "setup": asdict(setup),
         "cases": _digest(cases),
         "run_unchanged": row.toward_own_class,
+        "num_seeds": row.num_seeds,
     }
     path = work / f"{row.name}-{_hash(json.dumps(question, sort_keys=True, default=str))}.pt"
     if not path.is_file():
@@ -132,7 +134,11 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
         def explain(first: int) -> Any:
             part = slice(first, first + batch_size)
             wanted = None if target is None else target[part].to(device)
-            return inferer.explain(image[part].to(device), network, sample_ids=case[part], target=wanted, **options)
+            made = [
+                each.explain(image[part].to(device), network, sample_ids=case[part], target=wanted, **options)
+                for each in _seeded(inferer, setup.seed, question["num_seeds"])
+            ]
+            return made[0] if len(made) == 1 else _mean(made, inferer.classifier)
 
         if parser.get("compile") or device.type == "cuda":
             explain(0)  # compilation and the choice of kernels are paid once a process, not once a case
@@ -155,6 +161,29 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
         }.items()
     }
     return {**columns, "seconds": seconds, "peak_mib": peak}
+
+
+def _seeded(inferer: Any, seed: int, count: int) -> list[Any]:
+    """Return the method, once for each of ``count`` seeds from ``seed`` on."""
+    if count == 1:
+        return [inferer]
+    copies = [copy.copy(inferer) for _ in range(count)]
+    for number, each in enumerate(copies):
+        each.seed = seed + number
+    return copies
+
+
+def _mean(made: Sequence[Any], classifier: Any) -> Any:
+    """Return the mean of the results of several seeds, with the cost of all."""
+    means = {
+        name: torch.stack([getattr(each, name).as_subclass(Tensor) for each in made]).mean(0)
+        for name in ("image", "trajectory", "confidences")
+    }
+    with torch.no_grad():
+        reached = classifier(means["image"].float()).argmax(1) == made[0].target
+    evaluations = torch.stack([each.num_function_evaluations for each in made]).sum(0)
+    flipped = reached & ~made[0].unchanged
+    return replace(made[0], **means, flipped=flipped, num_function_evaluations=evaluations)
 
 
 def _memory(device: torch.device, *, restart: bool = False) -> float:

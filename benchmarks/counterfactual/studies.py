@@ -13,13 +13,13 @@ from torch import Tensor
 
 from benchmarks.counterfactual.measure import measure
 from benchmarks.counterfactual.phantoms import CONCEPT_COLUMNS
-from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, Row, select
+from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, Row, select, toward_own_class
 from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.tables import Figure
 from benchmarks.counterfactual.task import Cases, Task, apply
 from medcf.metrics.quality import QualityBin, quality_by_input
 
-__all__ = ["STUDIES", "Table", "ceiling", "iterations", "quality_against_input", "run_rows", "uncomputed"]
+__all__ = ["STUDIES", "Table", "iterations", "quality_against_input", "run_rows", "uncomputed"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,22 @@ class Table:
         self.labels: list[str] = []
         self.rows: list[dict[str, Figure]] = []
         self.results: list[Result] = []
+        self.drawn: list[int] = []
 
-    def add(self, label: str, figures: dict[str, Figure], result: Result) -> None:
-        """Append a row."""
+    def add(self, label: str, figures: dict[str, Figure], result: Result, drawn: bool = True) -> None:
+        """Append a row, which figures show if it is ``drawn``."""
+        if drawn:
+            self.drawn.append(len(self.labels))
         self.labels.append(label)
         self.rows.append(figures)
         self.results.append(result)
+
+    def pictures(self) -> Table:
+        """Return the rows that figures show."""
+        shown = Table()
+        for index in self.drawn:
+            shown.add(self.labels[index], self.rows[index], self.results[index])
+        return shown
 
 
 def run_rows(
@@ -54,24 +64,23 @@ def run_rows(
         setup: where to run.
         work: folder of stored results.
         names: only these rows.
-        seeds: run each method with a second seed as well, for the agreement of the two.
+        seeds: run each method with a second seed as well, for the agreement of the two, and toward the inputs' own
+            class, for what the class contributes.
     """
     table = Table()
     for row in select(rows, names):
-        result = obtain(row, task.recipe, task.cases, setup, work)
-        again = None
+        cases = task.own_class_cases if row.toward_own_class else task.cases
+        result = obtain(row, task.recipe, cases, setup, work)
+        again = own = None
         if seeds and row.repeat:
-            again = obtain(row, task.recipe, task.cases, replace(setup, seed=setup.seed + 1), work)
-        figures = measure(task, result, again)
-        table.add(row.label, without_cost(figures) if row in ABLATION else figures, result)
+            again = obtain(row, task.recipe, cases, replace(setup, seed=setup.seed + 1), work)
+        if seeds and not row.control and "image" in task.cases.truth:
+            own = obtain(toward_own_class(row), task.recipe, task.own_class_cases, setup, work)
+        figures = measure(task, result, again, own)
+        drawn = row.num_seeds == 1 and (not row.control or row.name in ("unchanged", "attack"))
+        table.add(row.label, without_cost(figures) if row in ABLATION else figures, result, drawn)
         logger.info("%s: measured", row.label)
     return table
-
-
-def ceiling(task: Task) -> tuple[dict[str, Figure], Result]:
-    """Measure the paired truth itself as if it were a counterfactual: what no method can exceed by much."""
-    result = uncomputed(task.cases, task.cases.truth["image"])
-    return without_cost(measure(task, result)), result
 
 
 def uncomputed(cases: Cases, images: Tensor) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class Cases:
         case: name of each, which also seeds its noise.
         subject: whose image it is.
         truth: what else is known of each case by name, tensors (N, ...): on phantoms the paired true ``image`` with its
-            ``segmentation``, the subject's ``parameters``, and ``appearance``, ``structure``, ``organ`` of the change.
+            ``segmentation``, the subject's ``parameters``, ``appearance``, ``structure`` and ``organ`` of the change,
+            the truth with ``other_speckle``, and ``side_shown``: whether the input shows which way the head faces.
         target: wanted class of each case (N,); None takes the config's.
     """
 
@@ -132,6 +133,11 @@ class Task:
     parameter_names: Sequence[str] = ()
     parameter_std: Sequence[float] = ()
     spacing: float = 1.0
+
+    @property
+    def own_class_cases(self) -> Cases:
+        """The cases with the input's own class as target: of two classes, the one that is not wanted."""
+        return replace(self.cases, target=torch.full((len(self.cases),), 1 - self.target))
 
     def oracle_scores(self, images: Tensor) -> Tensor:
         """Return the oracle's concept scores with the quality as the last column, (B, K + 1)."""

@@ -7,7 +7,7 @@ from medcf.data.case import Case
 from medcf.data.find import find_cases
 from medcf.data.grid import Grid, GridRecord, grid_record
 from medcf.data.image import get_spacing, to_luminance
-from medcf.data.read import StudyReader, read
+from medcf.data.read import StudyReader, read, read_labels
 
 __all__ = [
     "Case",
@@ -18,5 +18,6 @@ __all__ = [
     "get_spacing",
     "grid_record",
     "read",
+    "read_labels",
     "to_luminance",
 ]

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["IMAGE_SUFFIXES", "Case", "as_case", "file_name", "read_table"]
+__all__ = ["IMAGE_SUFFIXES", "Case", "as_case", "file_name", "read_records", "read_table"]
 
 
 IMAGE_SUFFIXES = {
@@ -103,15 +103,7 @@ def read_table(
         FileNotFoundError: if the table does not exist, or none of its images does.
         ValueError: if the table cannot be parsed, is empty or lacks ``file``.
     """
-    if not table.is_file():
-        raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
-    try:
-        records = _json_records(table) if table.suffix.lower() == ".json" else _csv_records(table)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"datalist {table.name!r} cannot be parsed ({error}): give CSV or JSON in UTF-8") from error
-    records = [record for record in records if _filled(record)]
-    if not records:
-        raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
+    records = read_records(table)
     rows = [_row(record, number, table, root, label_column) for number, record in enumerate(records, start=1)]
     for number, row in enumerate(rows, start=1):
         if "spacing_mm" in row and not series:
@@ -124,6 +116,25 @@ def read_table(
             f"relative to {str(root)!r}"
         )
     return rows
+
+
+def read_records(table: Path) -> list[dict[str, Any]]:
+    """Read the rows of a CSV or JSON table that hold anything.
+
+    Raises:
+        FileNotFoundError: if the table does not exist.
+        ValueError: if it cannot be parsed or is empty.
+    """
+    if not table.is_file():
+        raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
+    try:
+        records = _json_records(table) if table.suffix.lower() == ".json" else _csv_records(table)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(f"datalist {table.name!r} cannot be parsed ({error}): give CSV or JSON in UTF-8") from error
+    records = [record for record in records if _filled(record)]
+    if not records:
+        raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
+    return records
 
 
 def _csv_records(table: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from medcf.data.nifti import header_of_pair, read_nifti
 from medcf.data.raster import read_raster
 from medcf.runtime.errors import UnreadableImage
 
-__all__ = ["StudyReader", "read"]
+__all__ = ["StudyReader", "read", "read_labels"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,32 @@ def read(source: Source, frame: int | str | None = None, *, limits: Limits = _LI
     array, meta = _load(as_case(source), frame, limits)
     affine = torch.from_numpy(np.asarray(meta.pop("affine"), dtype=np.float64))
     return MetaTensor(torch.from_numpy(array), affine=affine, meta=meta)
+
+
+def read_labels(source: Source, *, limits: Limits = _LIMITS) -> MetaTensor:
+    """Read a label map of any format that :func:`read` takes.
+
+    Args:
+        source: see :func:`read`.
+        limits: maximum size of the image.
+
+    Returns:
+        int64 (1, *spatial), with the metadata of :func:`read`: the stored integers.
+
+    Raises:
+        UnreadableImage: if the file cannot be read, or holds labels outside 0 to 255.
+    """
+    stored = read(source, limits=limits)
+    labels: Any = stored[:1]
+    if stored.ndim == 3:  # gray values in [0, 1]
+        low, high = (float(value) for value in stored.meta["value_range"])
+        labels = labels * (high - low) + low
+    labels = labels.round().long()
+    if int(labels.min()) < 0 or int(labels.max()) > 255:
+        path = str(stored.meta["filename_or_obj"])
+        raise UnreadableImage(path, "holds labels outside 0 to 255", "Number the classes 0, 1, 2, ...")
+    found: MetaTensor = labels
+    return found
 
 
 class StudyReader(ImageReader):

@@ -6,5 +6,6 @@ from __future__ import annotations
 from medcf.evaluation.evidence import AbsentError, Evidence
 from medcf.evaluation.measurement import Figure, Measurement
 from medcf.evaluation.run import Evaluation, run_evaluation
+from medcf.evaluation.score import score_table
 
-__all__ = ["AbsentError", "Evaluation", "Evidence", "Figure", "Measurement", "run_evaluation"]
+__all__ = ["AbsentError", "Evaluation", "Evidence", "Figure", "Measurement", "run_evaluation", "score_table"]

@@ -13,6 +13,7 @@ from monai.transforms import BoundingRect
 from torch import Tensor
 
 from medcf.metrics.similarity import SSIM
+from medcf.metrics.structures import structure_change
 
 __all__ = ["FUNCTIONS", "AbsentError", "Evidence", "at_hand", "select"]
 
@@ -33,7 +34,8 @@ class Evidence:
     Args:
         columns: tensors (B, ...) and lists by name. ``image`` holds the inputs and ``pred`` the counterfactuals, both
             (B, C, *spatial) in [-1, 1]; ``image_true`` is the paired truth, ``subject`` the subject of each image,
-            ``target`` (B,) the target class, ``again`` the method's result with another seed.
+            ``target`` (B,) the target class, ``again`` the method's result with another seed, ``own`` its result toward
+            the input's own class; ``segmentation`` and ``segmentation_true`` are the label maps of input and truth.
         networks: images (B, C, *spatial) to a tensor (B, ...) or a mapping of them, by name. ``logits`` is the
             explained classifier, ``judge`` an independent one, ``oracle`` returns ``quality`` and ``concepts``,
             ``segmenter`` logits of labels, ``volumes`` mm³ (B, K).
@@ -151,6 +153,14 @@ def _true_volume_change(cases: Evidence, structure: str) -> Tensor:
     return (cases["volumes_true"] - cases["volumes"]).double()[:, cases.structures[structure] - 1] / 1000
 
 
+def _structure_change(cases: Evidence, *names: str) -> Tensor:
+    """Where a named structure is in only one of the label maps of input and truth; without names, any structure."""
+    if "segmentation" not in cases.columns:
+        raise AbsentError("'segmentation', the label map of the inputs, is absent")
+    labels = [cases.structures[name] for name in names or cases.structures]
+    return structure_change(cases["segmentation"], cases["segmentation_true"], labels or None)
+
+
 def _subject_mse(cases: Evidence) -> Tensor:
     """Mean squared error (B,) within the subject, which is everything not -1, for gray values in [0, 1]."""
     image, pred = cases["image"], cases["pred"]
@@ -193,6 +203,7 @@ FUNCTIONS: dict[str, Function] = {
     "quality_gain": lambda cases: cases["quality(pred)"] - cases["quality(image)"],
     "concepts": lambda cases, images: cases[f"oracle({images})"]["concepts"],
     "segmentation": lambda cases, images: cases[f"segmenter({images})"].argmax(1, keepdim=True),
+    "structure_change": _structure_change,
     "difference": lambda cases, images: (cases[images] - cases["image"]).abs(),
     "volume": _volume,
     "volume_change": _volume_change,

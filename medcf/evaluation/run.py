@@ -143,24 +143,29 @@ def run_evaluation(
         FileExistsError: if there is an ``evaluation.json`` that no evaluation wrote.
     """
     file = Path(output_dir) / "evaluation.json"
-    if file.exists() and '"per_case"' not in file.read_text(encoding="utf-8", errors="replace"):
-        raise FileExistsError(f"{file} was not written by medcf: choose another folder with --output_dir.")
+    refuse_foreign(file, "choose another folder with --output_dir")
     start = time.perf_counter()
     figures = evaluation.run(loader, device)
     figures["seconds"] = time.perf_counter() - start
     for other, cases in further:
         found = other.run(cases, device)
         figures |= {name: found[name] for name in other.metrics}
-    figures = _finite(figures)
-    write_json(file, {**figures, "per_case": _finite(evaluation.table)})
+    figures = finite(figures)
+    write_json(file, {**figures, "per_case": finite(evaluation.table)})
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def _finite(value: Any) -> Any:
+def refuse_foreign(file: Path, remedy: str) -> None:
+    """Refuse to replace a file that no evaluation wrote."""
+    if file.exists() and '"per_case"' not in file.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(f"{file} was not written by medcf: {remedy}.")
+
+
+def finite(value: Any) -> Any:
     """Replace non-finite numbers in a nested structure by None."""
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -73,14 +73,15 @@ def quality_by_input(
 
 
 class MeanQualityDifference(ExclusionMetric):
-    """MQD: mean gain in an oracle's quality score for inputs with a score below one half.
+    """MQD: mean gain in an oracle's quality score for inputs that the oracle does not call good.
 
-    MQD = 1/N sum 1[QS(x) < 0.5] (QS(x_c) - QS(x)), where N counts all inputs, including those above one half: a test
-    set with more good inputs has a smaller MQD. ``mean_difference`` has no indicator. Source: Pegios et al., Diff-ICE,
+    MQD = 1/N sum 1[QS(x) < threshold] (QS(x_c) - QS(x)), where N counts all inputs, including good ones: a test set
+    with more good inputs has a smaller MQD. ``mean_difference`` has no indicator. Source: Pegios et al., Diff-ICE,
     section 4.
 
     Args:
-        threshold: quality below which an input's gain counts.
+        threshold: quality from which the oracle calls an image good. It belongs to the oracle: 0.5 for the paper's;
+            with the wrong one, poor inputs do not count, or good ones do.
 
     Example:
         >>> metric = MeanQualityDifference()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,35 @@ from medcf.metrics.base import Counts, collected
 from medcf.metrics.bootstrap import interval_of_entered
 from medcf.registry import METRICS
 
-__all__ = ["StructureChanges", "StructureDice"]
+__all__ = ["StructureChanges", "StructureDice", "structure_change"]
+
+
+def structure_change(before: Tensor, after: Tensor, labels: Iterable[int] | None = None) -> Tensor:
+    """Return where two label maps differ.
+
+    Args:
+        before: integer labels (B, 1, *spatial) of the inputs.
+        after: labels of the paired truth, of the same shape.
+        labels: labels whose change counts; None counts all.
+
+    Returns:
+        (B, 1, *spatial) bool: where one of these labels is in one of the two only.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> structure_change(torch.tensor([[[[0, 2, 1]]]]), torch.tensor([[[[0, 3, 0]]]]), labels=[2, 3]).int().tolist()
+        [[[[0, 1, 0]]]]
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"The label maps have the shapes {tuple(before.shape)} and {tuple(after.shape)}.")
+    if labels is None:
+        return before != after
+    changed = torch.zeros_like(before, dtype=torch.bool)
+    for label in labels:
+        changed |= (before == label) != (after == label)
+    return changed
 
 
 class _Structures(CumulativeIterationMetric):

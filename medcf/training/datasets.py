@@ -25,7 +25,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, Transform
 from torch.utils.data import Dataset
 
-from medcf.data import Case, grid_record, read
+from medcf.data import Case, grid_record, read_labels
 from medcf.data.image import geometry
 from medcf.data.resample import shares_of_labels
 from medcf.runtime.errors import UnreadableImage
@@ -272,21 +272,14 @@ def _score(value: Any, data: Mapping[Hashable, Any]) -> float:
 
 def _labels_on_grid(path: Path, image: torch.Tensor) -> torch.Tensor:
     """Resample class indices: each pixel of the grid takes the class that fills most of it."""
-    record, stored = grid_record(image), read(path)
+    record, stored = grid_record(image), read_labels(path)
     fits = tuple(stored.shape[1:]) == record.native
     if fits and stored.ndim == 4 and record.image is not None:
         fits = np.allclose(geometry(stored)[0], geometry(record.image)[0], atol=0.05)
     if not fits:
         remedy = "Resample it onto the image with nearest-neighbor interpolation."
         raise UnreadableImage(path, "is a segmentation whose pixels do not match its image", remedy)
-    labels = stored.as_subclass(torch.Tensor)[:1]
-    if stored.ndim == 3:  # gray values in [0, 1]
-        low, high = (float(value) for value in stored.meta["value_range"])
-        labels = labels * (high - low) + low
-    labels = labels.round().long()
-    if int(labels.min()) < 0 or int(labels.max()) > 255:
-        raise UnreadableImage(path, "holds labels outside 0 to 255", "Number the classes 0, 1, 2, ...")
-    return shares_of_labels(labels, record.matrix, record.grid)
+    return shares_of_labels(stored.as_subclass(torch.Tensor), record.matrix, record.grid)
 
 
 def _state(case: Case) -> list[tuple[str, int, int]]:

@@ -43,7 +43,8 @@ def task() -> BrainTask:
     before, after = volumes(states[0]), volumes(states[1])
     structure = (states[1] - states[0]).abs() > 0.2
     truth = {"image": states[1], "volumes_before": before, "volumes": after, "structure": structure}
-    truth |= {"appearance": structure, "brain": torch.ones_like(structure)}
+    other = (states[1] + 0.02 * torch.randn(states[1].shape, generator=generator)).clamp(-1, 1)
+    truth |= {"appearance": structure, "brain": torch.ones_like(structure), "other_noise": other}
     names = [f"s{k}" for k in range(COUNT)]
 
     def classify(images: Tensor) -> Tensor:
@@ -110,11 +111,28 @@ def test_an_error_is_told_by_whether_a_structure_changes_there(task: BrainTask) 
 
 
 def test_noise_is_another_picture_without_the_class(task: BrainTask) -> None:
-    (noise_label, noise), (_, ceiling) = controls(task)
-    assert "noise" in noise_label
+    made = dict(controls(task, 1.0))
+    noise = made["control: noise as large as the true change"]
     found = measure(task, noise)
-    assert found["auprc"].value < 0.5 * measure(task, ceiling)["auprc"].value
+    assert (
+        found["auprc"].value < 0.5 * measure(task, made["ceiling: the same subject in the other state"])["auprc"].value
+    )
     assert found["flips"].value <= 0.5
+
+
+def test_controls_are_told_from_answers_by_effectiveness_and_sharpness(task: BrainTask) -> None:
+    image, truth = task.cases.image, task.cases.truth["image"]
+    made = {label: measure(task, result) for label, result in controls(task, 1.0)}
+    found = made["control: input blurred by 1 voxels"]
+    assert found["sharpness"].value < 0.8
+    assert abs(found["effectiveness"].value) < 0.2
+    edit = made["ceiling: perfect edit of the structures that change"]
+    assert edit["truth_changed"].value == pytest.approx(0, abs=1e-6)
+    assert edit["effectiveness"].value > 0.9
+    half = measure(task, result(0.5 * (image + truth)), result(0.8 * image + 0.2 * truth))
+    assert half["effectiveness"].value == pytest.approx(0.5, abs=1e-4)
+    assert half["class_effectiveness"].value == pytest.approx(0.3, abs=1e-4)
+    assert half["truth_ratio"].value == pytest.approx(0.25, abs=1e-4)
 
 
 def test_cases_that_differ_in_their_target_alone_are_other_cases(task: BrainTask) -> None:
@@ -126,7 +144,9 @@ def test_cases_that_differ_in_their_target_alone_are_other_cases(task: BrainTask
 def test_rows_differ_and_tables_and_pictures_come(task: BrainTask, tmp_path) -> None:
     rows = [*METHODS, *GUIDANCE]
     assert (
-        len({row.name for row in rows}) == len(rows) == len({f"{row.overrides} {row.toward_own_class}" for row in rows})
+        len({row.name for row in rows})
+        == len(rows)
+        == len({f"{row.overrides} {row.toward_own_class} {row.num_seeds}" for row in rows})
     )
     results = [result(task.cases.image), result(task.cases.truth["image"])]
     text = markdown(["a", "b"], [measure(task, each) for each in results], MEASURES)

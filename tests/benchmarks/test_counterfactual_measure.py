@@ -71,6 +71,15 @@ def test_the_gain_of_quality_is_averaged_over_inputs_of_like_quality(task):
     assert len(text.splitlines()) == 6
 
 
+def test_mqd_counts_the_inputs_that_the_oracle_itself_calls_poor(task):
+    figures = measure(task, result_of(task, task.cases.truth["image"], True))
+    before, after = (task.oracle_scores(each)[:, -1] for each in (task.cases.image, task.cases.truth["image"]))
+    assert task.judge_threshold == 0.75
+    assert ((before > 0.5) & (before < 0.75)).any()  # which the paper's threshold would leave out
+    expected = torch.where(before < 0.75, after - before, 0).mean()
+    assert figures["mqd"].value == pytest.approx(float(expected), abs=1e-6)
+
+
 def test_a_changed_network_is_another_question(task, tmp_path):
     other = tmp_path / "model.pt"
     other.write_bytes(b"other weights")

@@ -6,7 +6,15 @@ import math
 import pytest
 
 from benchmarks.counterfactual.environment import describe_command
-from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, select
+from benchmarks.counterfactual.rows import (
+    ABLATION,
+    METHODS,
+    SPEED,
+    expected,
+    select,
+    toward_own_class,
+    unguided,
+)
 from benchmarks.counterfactual.tables import Figure, Measure, insert, insert_or_write, markdown, read_csv, write_csv
 
 FLIPS = Measure("flips", "flips", "validity", "↑", 0, percent=True)
@@ -51,11 +59,26 @@ def test_a_text_without_a_place_on_the_page_gets_a_file_of_its_own(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["page.md", "task_x.md", "task_y.md"]
 
 
-def test_the_table_has_six_methods_and_two_controls_and_unique_files():
-    assert sum(not row.control for row in METHODS) == 6
-    assert [row.name for row in METHODS if row.control] == ["unchanged", "attack"]
+def test_the_table_has_six_methods_their_controls_and_unique_files():
+    methods = [row for row in METHODS if not row.control and row.num_seeds == 1]
+    assert len(methods) == 6
+    names = {row.name for row in METHODS}
+    assert {f"{row.name}_own" for row in methods} <= names
+    guided = {row.name for row in methods} - {"sdedit"}
+    assert {f"{name}_unguided" for name in guided} == {name for name in names if name.endswith("_unguided")}
+    assert {"unchanged", "attack", "diffice_expected_4", "diffice_expected_8"} <= names
     for study in (METHODS, SPEED, ABLATION):
         assert len({row.name for row in study}) == len(study)
+
+
+def test_a_control_changes_what_it_is_named_after_and_nothing_else():
+    row = METHODS[0]
+    own, without, mean = toward_own_class(row), unguided(row), expected(row, 4)
+    assert own.overrides == row.overrides == mean.overrides
+    assert (own.toward_own_class, without.toward_own_class) == (True, False)
+    assert without.overrides == {**row.overrides, "shared_options#classifier_scales": [0]}
+    assert (mean.num_seeds, mean.control, own.control, without.control) == (4, False, True, True)
+    assert toward_own_class(mean).num_seeds == 4
 
 
 def test_an_unknown_row_is_named_with_those_that_exist():
