@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.task import Cases, Recipe
+from medcf.inferers.options import with_options
 from medcf.runtime.performance import autocast
 from medcf.training.state import save_atomically
 
@@ -167,10 +167,7 @@ def _seeded(inferer: Any, seed: int, count: int) -> list[Any]:
     """Return the method, once for each of ``count`` seeds from ``seed`` on."""
     if count == 1:
         return [inferer]
-    copies = [copy.copy(inferer) for _ in range(count)]
-    for number, each in enumerate(copies):
-        each.seed = seed + number
-    return copies
+    return [with_options(inferer, seed=seed + number) for number in range(count)]
 
 
 def _mean(made: Sequence[Any], classifier: Any) -> Any:
