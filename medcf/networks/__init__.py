@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.networks.cascaded_unet import CascadedUNet
 from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.classifier_adapter import ClassifierAdapter
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.denoiser import Denoiser
-from medcf.networks.dtunet import DTUNet
 from medcf.networks.pooled_features import pooled_features
 from medcf.networks.resized_densenet import ResizedDenseNet
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
@@ -18,10 +18,10 @@ from medcf.networks.wrapper import BundleUNet
 __all__ = [
     "AttentionInjection",
     "BundleUNet",
+    "CascadedUNet",
     "ClassTokenUNet",
     "ClassifierAdapter",
     "ConceptBottleneck",
-    "DTUNet",
     "Denoiser",
     "ResizedDenseNet",
     "SegmentationGuidedClassifier",
