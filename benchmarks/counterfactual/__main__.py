@@ -7,7 +7,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +18,7 @@ from benchmarks.counterfactual.axiom_study import AXIOMS, axiom_rows
 from benchmarks.counterfactual.ceiling import STEPS
 from benchmarks.counterfactual.controls import controls
 from benchmarks.counterfactual.environment import describe_run
-from benchmarks.counterfactual.figure import draw_quality, draw_sheet, draw_tradeoff
+from benchmarks.counterfactual.figure import draw_features, draw_quality, draw_sheet, draw_tradeoff
 from benchmarks.counterfactual.measure import MEASURES, measure
 from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.real import REAL_TASKS, real_task
@@ -33,6 +35,7 @@ from benchmarks.counterfactual.tables import insert_or_write, markdown, write_cs
 from benchmarks.counterfactual.task import Task
 from benchmarks.paper_size import measure as measure_paper_size
 from benchmarks.paper_size import parse, report
+from medcf.networks.feature_extractors import EXTRACTORS, feature_extractor
 
 __all__ = ["main"]
 
@@ -48,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
-    task = _task(options)
+    task = replace(_task(options), published=_published(options))
     setup = Setup(options.device, options.threads, options.seed)
     work = options.work / task.name
     for study in options.study:
@@ -84,10 +87,18 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
             gained, scores = quality_against_input(task, table.results[-1])
             draw_quality(options.out / f"{stem}_quality.png", scores)
             tables += f"\n{gained}\n"
+    if study == "methods":
+        draw_features(options.out / f"{stem}_features.png", task, table.labels, table.results)
     run = describe_run("benchmarks.counterfactual", arguments, options.device, options.threads, stem)
     page = options.out / f"{task.name}.md"
     insert_or_write(page, study, f"{tables}\n{len(task.cases)} cases; {run}", stem, f"{task.name}: {study}")
     sys.stdout.write(tables + "\n")
+
+
+def _published(options: argparse.Namespace) -> dict[str, Any]:
+    """Load the published extractors whose weights were given."""
+    files = {name: getattr(options, name) for name in EXTRACTORS}
+    return {name: feature_extractor(name, file) for name, file in files.items() if file is not None}
 
 
 def _task(options: argparse.Namespace) -> Task:
@@ -125,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")
     parser.add_argument("--models", type=Path, help="folder with the networks of a real task")
+    for name, (_, source) in EXTRACTORS.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"weights of {name}'s features. {source}")
     return parser
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
+from sklearn.manifold import TSNE
 
 from benchmarks.counterfactual.run import Result
 from benchmarks.counterfactual.tables import Figure
-from benchmarks.counterfactual.task import Cases
+from benchmarks.counterfactual.task import Cases, Task, apply
 
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt  # after the backend is chosen
 
-__all__ = ["draw_quality", "draw_sheet", "draw_tradeoff", "plt", "save"]
+__all__ = ["draw_features", "draw_quality", "draw_sheet", "draw_tradeoff", "plt", "save"]
 
 NOTICE = "SYNTHETIC phantoms and counterfactuals, not for diagnosis"
 
@@ -102,15 +103,51 @@ def draw_quality(path: Path, scores: Mapping[str, tuple[torch.Tensor, torch.Tens
     save(figure, path)
 
 
+def draw_features(path: Path, task: Task, labels: Sequence[str], results: Sequence[Result]) -> None:
+    """Map the features of inputs, counterfactuals and held-out target images to a plane by scikit-learn's t-SNE.
+
+    One map holds all images, so that panels compare; each shows one method. The features are a published extractor's if
+    the task has one, else its judge's. Distances between clusters and their sizes mean nothing in a t-SNE (van der
+    Maaten & Hinton, JMLR 2008): read which images are mixed with the target class, and which stay apart.
+
+    Args:
+        path: PNG to write.
+        task: cases, held-out target images and extractors.
+        labels: names of the methods.
+        results: their counterfactuals.
+    """
+    name, extract = next(iter({**task.published, **task.extractors}.items()))
+    made = [apply(extract, images) for images in (task.cases.image, *(result.image for result in results))]
+    features = torch.cat([task.reference_features(name), *made]).double().numpy()
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    target, inputs, *methods = np.split(points, np.cumsum([len(task.reference), *map(len, made)])[:-1])
+    columns = min(4, len(labels))
+    rows = -(-len(labels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(labels) :]:
+        axis.remove()
+    for axis, label, counterfactuals in zip(axes.flat, labels, methods, strict=False):
+        for where, color, legend in ((target, "0.75", "target class"), (inputs, "tab:blue", "inputs")):
+            axis.scatter(*where.T, s=5, color=color, label=legend)
+        axis.scatter(*counterfactuals.T, s=9, color="tab:red", label="counterfactuals")
+        axis.set_title(label, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0, 0].legend(fontsize=7)
+    figure.suptitle(f"t-SNE of the features of {name}", fontsize=10)
+    save(figure, path, NOTICE if task.name == "phantoms" else "SYNTHETIC counterfactuals, not for diagnosis")
+
+
 def _bars(figure: Figure) -> list[list[float]] | None:
     if not (np.isfinite(figure.low) and np.isfinite(figure.high)):
         return None
     return [[max(figure.value - figure.low, 0)], [max(figure.high - figure.value, 0)]]
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write a figure with the notice that nothing on it is of a patient."""
-    figure.supxlabel(NOTICE, fontsize=7, color="gray")
+def save(figure: plt.Figure, path: Path, notice: str = NOTICE) -> None:
+    """Write a figure with a notice of what on it is synthetic."""
+    figure.supxlabel(notice, fontsize=7, color="gray")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.counterfactual.phantoms import CONCEPT_COLUMNS, STRUCTURES
 from benchmarks.counterfactual.run import Result
 from benchmarks.counterfactual.tables import Figure, Measure, measured
-from benchmarks.counterfactual.task import Task, apply
+from benchmarks.counterfactual.task import Task
 from medcf.evaluation import Evidence
 from medcf.metrics import StructureChanges, StructureDice
 
@@ -36,6 +36,9 @@ def _distance(name: str, features: str, reference: bool = True) -> dict[str, str
     entry = {"name": name, "of": features, "extractor": f"@{features}"}
     return entry | ({"reference": f"@{features} of the target"} if reference else {})
 
+
+#: Published extractors by name, and what their Fréchet and kernel distances are called.
+PUBLISHED = {"inception": ("FID", "KID"), "radimagenet": ("FD(RadImageNet)", "KID(RadImageNet)")}
 
 _VALID, _JUDGED, _TRUTH = "validity, by f", "validity, not by f", "paired truth"
 _QUALITY, _REAL = "quality, by the oracle", "to real target images"
@@ -64,6 +67,13 @@ MEASURES = (
     Measure("fd_classifier", f"FD(f) {_REAL}", "realism", "↓", 2, metric=_distance("frechet_distance", "own")),
     Measure("fd_inputs", "FD(judge) to the inputs", "realism", "", 2,
             metric=_distance("frechet_distance", "main", reference=False)),
+    *(
+        Measure(f"{initials}_{name}", f"{label} {_REAL}{', 1000-fold' * (scale > 1)}", "realism", "↓", 1,
+                metric=_distance(metric, name), scale=scale, absent=f"no weights (`--{name} FILE`)")
+        for name, labels in PUBLISHED.items()
+        for (initials, metric, scale), label in zip(
+            (("fd", "frechet_distance", 1.0), ("kd", "kernel_distance", 1e3)), labels, strict=True)
+    ),
     Measure("rank_main", "rank 3, identity network or judge", "identity", "↑", 0, True,
             {"name": "re_identification", "of": "rank_main", "k": 3}),
     Measure("rank_pixels", "rank 3, pooled pixels", "identity", "↑", 0, True,
@@ -129,7 +139,7 @@ def costs(result: Result) -> dict[str, Figure]:
 def _evidence(task: Task, result: Result, again: Result | None, own: Result | None) -> Evidence:
     cases = task.cases
     networks = {"logits": task.classifier, "judge": task.judge, "oracle": task.oracle, "segmenter": task.segmenter}
-    networks |= {"parameters": task.recover}
+    networks |= {"parameters": task.recover, **task.published}
     networks |= dict(zip(("main", "own"), task.extractors.values(), strict=False))
     networks |= dict(zip(("rank_main", "rank_pixels"), task.identity.values(), strict=True))
     return Evidence(
@@ -151,8 +161,9 @@ def _given(task: Task) -> dict[str, Any]:
     """What the metrics' options ask for."""
     given: dict[str, Any] = {"target": task.target, "threshold": task.judge_threshold, "classifier": task.classifier}
     given |= {"names": task.parameter_names, "std": task.parameter_std, "spacing": task.spacing}
-    for key, (name, features) in zip(("main", "own"), task.extractors.items(), strict=False):
-        given |= {key: name, f"{key} of the target": apply(features, task.reference)}
+    extractors = dict(zip(("main", "own"), task.extractors, strict=False)) | {name: name for name in task.published}
+    for key, name in extractors.items():
+        given |= {key: name, f"{key} of the target": task.reference_features(name)}
     return given
 
 

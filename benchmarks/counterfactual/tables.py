@@ -29,6 +29,7 @@ class Measure:
         metric: the metric that gives it, see `medcf.evaluation.Measurement`; text "@name" among its options stands for
             what the task gives by that name. None: measured otherwise.
         scale: factor of the figure.
+        absent: what stands in the column where the figure was not measured; "" leaves a column out that no row has.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Measure:
     percent: bool = False
     metric: str | Mapping[str, Any] | None = None
     scale: float = 1.0
+    absent: str = ""
 
     def of(self, cases: Evidence, given: Mapping[str, Any]) -> Figure | None:
         """Measure it.
@@ -70,7 +72,7 @@ class Measure:
     def show(self, figure: Figure | None) -> str:
         """Print a figure with its interval."""
         if figure is None or math.isnan(figure.value):
-            return "-"
+            return self.absent or "-"
         text = self._number(figure.value)
         if math.isfinite(figure.low) and math.isfinite(figure.high) and figure.low != figure.high:
             text += f" [{self._number(figure.low)}, {self._number(figure.high)}]"
@@ -145,7 +147,7 @@ def markdown(labels: Sequence[str], rows: Sequence[Mapping[str, Figure]], measur
         shown = [
             measure
             for measure in measures
-            if measure.theme == theme and any(measure.key in row for row in rows)
+            if measure.theme == theme and (measure.absent or any(measure.key in row for row in rows))
         ]  # fmt: skip
         if not shown:
             continue

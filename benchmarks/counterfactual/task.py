@@ -108,6 +108,7 @@ class Task:
         judge_threshold: from which probability on the judge says target.
         extractors: features by name, images to (B, D), for distances between sets; the first is the main one.
         identity: features by name, images to (B, E), for re-identification.
+        published: "inception" and "radimagenet", images to (B, 2048), where their weights were given.
         oracle: images to concept scores and quality; None where no concepts are known.
         segmenter: images to logits of structures, independent of f; None where there is none.
         recover: images to the subject's parameters (B, P), whose true values are ``cases.truth["parameters"]``; None
@@ -127,12 +128,20 @@ class Task:
     judge_threshold: float
     extractors: dict[str, Callable[[Tensor], Tensor]]
     identity: dict[str, Callable[[Tensor], Tensor]]
+    published: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     oracle: Any = None
     segmenter: Any = None
     recover: Callable[[Tensor], Tensor] | None = None
     parameter_names: Sequence[str] = ()
     parameter_std: Sequence[float] = ()
     spacing: float = 1.0
+    _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def reference_features(self, name: str) -> Tensor:
+        """Return the features (M, D) of the held-out target images by the extractor of this name, computed once."""
+        if name not in self._features:
+            self._features[name] = apply({**self.extractors, **self.published}[name], self.reference)
+        return self._features[name]
 
     @property
     def own_class_cases(self) -> Cases:

@@ -14,14 +14,19 @@ from torch import Tensor
 
 from medcf.metrics.similarity import SSIM
 from medcf.metrics.structures import structure_change
+from medcf.networks.feature_extractors import MissingWeights
 
-__all__ = ["FUNCTIONS", "AbsentError", "Evidence", "at_hand", "select"]
+__all__ = ["FUNCTIONS", "AbsentError", "Evidence", "WeightsAbsentError", "at_hand", "select"]
 
 Function = Callable[..., Any]
 
 
 class AbsentError(ValueError):
     """Something that neither the cases nor the networks of an evaluation provide."""
+
+
+class WeightsAbsentError(AbsentError):
+    """A network of an evaluation whose weights were not given; the message is a sentence for the table."""
 
 
 class Evidence:
@@ -38,7 +43,7 @@ class Evidence:
             the input's own class; ``segmentation`` and ``segmentation_true`` are the label maps of input and truth.
         networks: images (B, C, *spatial) to a tensor (B, ...) or a mapping of them, by name. ``logits`` is the
             explained classifier, ``judge`` an independent one, ``oracle`` returns ``quality`` and ``concepts``,
-            ``segmenter`` logits of labels, ``volumes`` mm³ (B, K).
+            ``segmenter`` logits of labels, ``volumes`` mm³ (B, K). A `MissingWeights` says why there is none.
         structures: label of each structure in the true segmentation, by name, in the order of the ``volumes``.
         functions: additions to ``FUNCTIONS``: the evidence and the arguments to a column.
         batch_size: number of images passed to a network at once; None passes all of them.
@@ -52,7 +57,7 @@ class Evidence:
     def __init__(
         self,
         columns: Mapping[str, Any],
-        networks: Mapping[str, Function] | None = None,
+        networks: Mapping[str, Function | MissingWeights] | None = None,
         *,
         structures: Mapping[str, int] | None = None,
         functions: Mapping[str, Function] | None = None,
@@ -69,6 +74,7 @@ class Evidence:
 
         Raises:
             AbsentError: if nothing provides it; the message names what is missing.
+            WeightsAbsentError: if a network provides it whose weights were not given.
         """
         if name not in self.columns:
             self.columns[name] = self._computed(name)
@@ -87,7 +93,10 @@ class Evidence:
     def _computed(self, name: str) -> Any:
         function, arguments = _parts(name)
         if function in self.networks and len(arguments) == 1:
-            return self._applied(self.networks[function], self[arguments[0]])
+            network = self.networks[function]
+            if isinstance(network, MissingWeights):
+                raise WeightsAbsentError(network.reason)
+            return self._applied(network, self[arguments[0]])
         if function in self.functions:
             return self.functions[function](self, *arguments)
         known = sorted({*self.networks, *(each for each in self.columns if "(" not in each)})

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 import medcf.metrics  # noqa: F401 - registers the metrics
-from medcf.evaluation.evidence import AbsentError, Evidence, select
+from medcf.evaluation.evidence import AbsentError, Evidence, WeightsAbsentError, select
 from medcf.metrics.base import IMAGES
 from medcf.metrics.exclusions import Summary
 from medcf.registry import METRICS, lookup
@@ -78,6 +78,8 @@ class Measurement:
         self.options = {key: value for key, value in said.items() if key not in KEYS}
         #: For each variant, by its labels: the metric, the subjects of its cases, and their class.
         self.parts: dict[Path, tuple[Any, list[str], int | None]] = {}
+        #: Why there is no figure, if a network lacks its weights.
+        self.reason = ""
 
     def update(self, cases: Evidence, class_names: Mapping[int, str] | None = None) -> None:
         """Measure more cases.
@@ -97,6 +99,8 @@ class Measurement:
                         label = "" if value is None else (class_names or {}).get(value, str(value))
                         path = tuple(filter(None, (on_label, of_label, label)))
                         self._add(path, value, cases.subjects, inputs, kept)
+        except WeightsAbsentError as error:
+            self.reason = str(error)
         except AbsentError as error:
             raise AbsentError(
                 f"{self.heading}: the metric {self.name!r} needs something the cases lack: {error}."
@@ -142,7 +146,9 @@ class Measurement:
         return Figure(_read(metric, self.read), low, high, metric.counts().entered)
 
     def figures(self) -> Any:
-        """Return JSON values: the figure, or mappings of figures by label if there are several variants."""
+        """Return JSON values: the figure, mappings of figures by label, or a sentence that says why there is none."""
+        if self.reason:
+            return self.reason
         found: dict[str, Any] = {}
         for path in sorted(self.parts, key=lambda path: self.parts[path][2] or 0):
             if not path:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from medcf.evaluation.evidence import Evidence, at_hand
 from medcf.evaluation.measurement import Measurement
 from medcf.inferers import Method
+from medcf.networks.feature_extractors import MissingWeights
 from medcf.runtime.atomic import write_json
 from medcf.runtime.performance import autocast
 
@@ -45,7 +46,7 @@ class Evaluation:
     """
 
     metrics: Mapping[str, str | Mapping[str, Any]]
-    networks: Mapping[str, Callable[[Tensor], Any]]
+    networks: Mapping[str, Callable[[Tensor], Any] | MissingWeights]
     rows: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     inferer: Method | None = None
     network: nn.Module | None = None

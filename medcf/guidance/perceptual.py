@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class PerceptualFeatures(nn.Module):
         extractor: any network, such as a classifier, ``SonoNet`` or a MONAI ``resnet50`` with RadImageNet weights.
         layers: name or names as in ``extractor.named_modules()``; None uses the extractor's own output.
         weights: plain state dict to load into the extractor.
+        rename: name in that file to the extractor's, see `medcf.runtime.weights.load_weights`.
         num_channels: channels that the extractor expects; a single-channel image is repeated.
         mean: subtracted from the image in [-1, 1], a number or one per channel.
         std: divides the image after the subtraction, a number or one per channel.
@@ -50,6 +51,7 @@ class PerceptualFeatures(nn.Module):
         layers: str | Sequence[str] | None = None,
         *,
         weights: str | Path | None = None,
+        rename: Callable[[str], str | None] | None = None,
         num_channels: int | None = None,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
@@ -69,7 +71,8 @@ class PerceptualFeatures(nn.Module):
                     f"layers: {type(extractor).__name__} has no layer {layer!r}; there are {', '.join(similar)}."
                 )
         if weights is not None:
-            load_weights(extractor, weights, remedy="Give a plain state dict for the extractor.", frozen=False)
+            remedy = "Give a plain state dict for the extractor."
+            load_weights(extractor, weights, remedy=remedy, frozen=False, rename=rename)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Compute the features.

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import torch
 from numpy.typing import ArrayLike
+from scipy.linalg import LinAlgError, eigh
 from torch import Tensor
 
 from medcf.metrics.set_distance import Matrix, SetDistance, Statistic, feature_pair, of_subsets
@@ -24,7 +26,8 @@ def frechet_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
     "GANs trained by a two time-scale update rule", NeurIPS 2017, eq. 6). With centered features A and B, tr (S_a
     S_b)^(1/2) is the sum of the singular values of A B^T / sqrt((N - 1)(M - 1)), an N x M matrix; a set with more
     images than features is first replaced by the triangular factor of its QR decomposition. So the decomposed matrix is
-    min(N, D) x min(M, D), and rank-deficient covariances need no regularization.
+    min(N, D) x min(M, D), and rank-deficient covariances need no regularization. Where time counts (512 rows and more),
+    eigenvalues of a symmetric matrix take the place of singular values.
 
     Args:
         a: features of one set, (N, D), N >= 2.
@@ -46,13 +49,48 @@ def frechet_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
     """
     first, second = feature_pair("frechet_distance", a, b)
     means = first.mean(0), second.mean(0)
-    factors = (first - means[0]) / (len(first) - 1) ** 0.5, (second - means[1]) / (len(second) - 1) ** 0.5
+    factors = (first - means[0]).div_((len(first) - 1) ** 0.5), (second - means[1]).div_((len(second) - 1) ** 0.5)
     variance = sum(float(factor.square().sum()) for factor in factors)
-    left, right = (
-        torch.linalg.qr(factor, mode="r").R if len(factor) > factor.shape[1] else factor for factor in factors
-    )
-    root = float(torch.linalg.svdvals(left @ right.T).sum())
-    return max(float((means[0] - means[1]).square().sum()) + variance - 2 * root, 0.0)
+    offset = float((means[0] - means[1]).square().sum())
+    return max(offset + variance - 2 * _root_of_product(*factors), 0.0)
+
+
+#: From this number of rows and columns on, time counts more than the last digits of the smallest singular values.
+_LARGE = 512
+
+
+def _root_of_product(left: Tensor, right: Tensor) -> float:
+    """Return tr (S_a S_b)^(1/2) of the covariances A^T A and B^T B of two factors (N, D) and (M, D)."""
+    features = left.shape[1]
+    if min(len(left), len(right)) > features >= _LARGE:
+        # Cheaper than two QR decompositions, but needs a positive definite covariance; NumPy computes half of X^T X.
+        first, second = (factor.numpy().T @ factor.numpy() for factor in (left, right))
+        with suppress(LinAlgError):
+            # transposed, because LAPACK stores columns: no copies
+            squares = eigh(
+                second.T, first.T, type=2, eigvals_only=True, driver="gvx", overwrite_a=True, overwrite_b=True
+            )
+            return _sum_of_roots(torch.from_numpy(squares))
+    left, right = (torch.linalg.qr(each, mode="r").R if len(each) > features else each for each in (left, right))
+    return _sum_of_singular_values(left @ right.T)
+
+
+def _sum_of_singular_values(matrix: Tensor) -> float:
+    """Sum the singular values of a matrix; of a large one, by the eigenvalues of its scalar products."""
+    if min(matrix.shape) < _LARGE:
+        return float(torch.linalg.svdvals(matrix).sum())
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    return _sum_of_roots(torch.linalg.eigvalsh(short @ short.T))
+
+
+def _sum_of_roots(squares: Tensor) -> float:
+    """Sum the roots of eigenvalues in ascending order.
+
+    Rounding spreads those that are 0 over +- n eps of the largest, which a root would enlarge to 1e-6 of it: they are
+    taken for 0.
+    """
+    rounding = squares[-1] * len(squares) * torch.finfo(squares.dtype).eps
+    return float(squares[squares > rounding].sqrt().sum())
 
 
 def _gram_distance(*products: Matrix) -> float:
@@ -66,7 +104,7 @@ def _gram_distance(*products: Matrix) -> float:
         for gram, number, mean in zip((own, other), numbers, means, strict=True)
     )
     centered = cross - cross.mean(0, keepdim=True) - cross.mean(1, keepdim=True) + cross.mean()
-    root = float(torch.linalg.svdvals(centered).sum()) / ((numbers[0] - 1) * (numbers[1] - 1)) ** 0.5
+    root = _sum_of_singular_values(centered) / ((numbers[0] - 1) * (numbers[1] - 1)) ** 0.5
     return max(offset + variance - 2 * root, 0.0)
 
 

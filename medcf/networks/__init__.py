@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.networks.cascaded_unet import CascadedUNet
 from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.classifier_adapter import ClassifierAdapter
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.condition import Condition, Conditioner
 from medcf.networks.denoiser import Denoiser, References
-from medcf.networks.dtunet import DTUNet
 from medcf.networks.pooled_features import pooled_features
 from medcf.networks.resized_densenet import ResizedDenseNet
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
@@ -19,12 +19,12 @@ from medcf.networks.wrapper import BundleUNet
 __all__ = [
     "AttentionInjection",
     "BundleUNet",
+    "CascadedUNet",
     "ClassTokenUNet",
     "ClassifierAdapter",
     "ConceptBottleneck",
     "Condition",
     "Conditioner",
-    "DTUNet",
     "Denoiser",
     "References",
     "ResizedDenseNet",

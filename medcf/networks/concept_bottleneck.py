@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medcf.networks.dtunet import residual_unet
+from medcf.networks.cascaded_unet import residual_unet
 from medcf.networks.sononet import SonoNet
 
 __all__ = ["ConceptBottleneck", "MonotoneQuality"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +53,7 @@ def load_weights(
     remedy: str = "",
     frozen: bool = True,
     device: torch.device | str | None = None,
+    rename: Callable[[str], str | None] | None = None,
 ) -> Module:
     """Load a state dict into a network; it must match every parameter.
 
@@ -62,6 +63,8 @@ def load_weights(
         remedy: what to do if the file is missing or wrong; ends the message.
         frozen: also set eval mode and disable parameter gradients.
         device: device to move the network to; None does not move it.
+        rename: name in the file to the network's name, or None to leave an entry out. Batch normalization's counters of
+            batches, which some files lack, are then left out, too: they only matter in a training.
 
     Returns:
         The same module.
@@ -75,6 +78,10 @@ def load_weights(
     if not state.keys() <= expected.keys():  # a network may have a part named "module"
         state = _without_prefixes(state)
     state = _with_new_names(module, state)
+    if rename is not None:
+        renamed = {rename(name): value for name, value in state.items()}
+        counters = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
+        state = {name: value for name, value in renamed.items() if name is not None} | counters
     differences = _differences(state, expected)
     if differences:
         shown = "; ".join(differences[:_SHOWN])

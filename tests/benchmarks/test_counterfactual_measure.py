@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks.counterfactual.figure import draw_features
 from benchmarks.counterfactual.measure import MEASURES, measure
 from benchmarks.counterfactual.phantoms import phantom_task
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.studies import quality_against_input
+from benchmarks.counterfactual.tables import markdown
 
 COUNT = 5
 
@@ -59,6 +62,20 @@ def test_the_paired_truth_is_the_best_there_is_and_another_subjects_truth_loses_
     assert others["lost_identity"].value > 0.4
     assert others["truth_ratio"].value > 0.8
     assert others["hc_error"].value > own["hc_error"].value + 3
+
+
+def test_published_features_measure_realism_and_without_weights_the_column_says_so(task, tmp_path):
+    pixels = replace(task, published={"inception": lambda images: images.flatten(1)[:, ::64]})
+    truth = result_of(pixels, task.cases.truth["image"], True)
+    rows = [measure(pixels, truth), measure(pixels, result_of(pixels, -task.cases.image, False))]
+    assert 0 < rows[0]["fd_inception"].value < rows[1]["fd_inception"].value / 2
+    assert rows[0]["kd_inception"].value < rows[1]["kd_inception"].value
+    table = next(part for part in markdown(["a", "b"], rows, MEASURES).split("\n\n") if "FID" in part).splitlines()
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (table[0], table[2])), strict=True))
+    assert cells["FID to real target images ↓"].startswith(f"{rows[0]['fd_inception'].value:.1f}")
+    assert cells["FD(RadImageNet) to real target images ↓"] == "no weights (`--radimagenet FILE`)"
+    draw_features(tmp_path / "features.png", pixels, ["truth"], [truth])
+    assert Image.open(tmp_path / "features.png").size[0] > 100
 
 
 def test_the_gain_of_quality_is_averaged_over_inputs_of_like_quality(task):

@@ -42,6 +42,29 @@ def test_equals_the_textbook_formula_on_either_side_of_full_rank(n: int, m: int,
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-12)
 
 
+@pytest.mark.parametrize("varying", [True, False])
+@pytest.mark.parametrize(("n", "m", "features"), [(700, 620, 600), (600, 900, 2000), (560, 1200, 540)])
+def test_large_sets_take_the_faster_decomposition_to_the_same_result(
+    n: int, m: int, features: int, varying: bool
+) -> None:
+    rng = np.random.default_rng(n)
+    a, b = draw(n, features, rng), draw(m, features, rng, 0.05, 1.2)
+    if not varying:  # covariances that have no Cholesky factor
+        a[:, -10:], b[:, -20:] = 0, 1
+    if features < 1000:  # a matrix root of more takes long
+        assert frechet_distance(a, b) == pytest.approx(textbook(a, b), rel=1e-6)
+    centered = [(each - each.mean(0)) / (len(each) - 1) ** 0.5 for each in (a, b)]
+    root = np.linalg.svd(centered[0] @ centered[1].T, compute_uv=False).sum()
+    variance = sum(np.square(each).sum() for each in centered)
+    exact = np.square(a.mean(0) - b.mean(0)).sum() + variance - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(exact, rel=1e-7)
+
+
+def test_a_large_set_has_no_distance_to_itself() -> None:
+    a = draw(800, 600, np.random.default_rng(8))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * np.trace(np.cov(a, rowvar=False)))
+
+
 def test_features_that_never_vary_or_repeat_each_other_are_no_problem() -> None:
     rng = np.random.default_rng(0)
     a, b = draw(80, 6, rng), draw(90, 6, rng, 0.5)

@@ -6,14 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.networks import DTUNet, SegmentationGuidedClassifier, SonoNet
+from medcf.networks import CascadedUNet, SegmentationGuidedClassifier, SonoNet
 
 
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
     return SegmentationGuidedClassifier(
-        DTUNet(out_channels=3, channels=(4, 8)), SonoNet(4, features=4, num_blocks=3)
+        CascadedUNet(out_channels=3, channels=(4, 8)), SonoNet(4, features=4, num_blocks=3)
     ).eval()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DTU-Net, the segmenter inside Diff-ICE's classifier."""
+"""Two U-Nets in sequence, the segmenter inside Diff-ICE's classifier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
-__all__ = ["DTUNet", "residual_unet"]
+__all__ = ["CascadedUNet", "residual_unet"]
 
 
 def residual_unet(in_channels: int, out_channels: int, spatial_dims: int, channels: Sequence[int]) -> UNet:
@@ -25,17 +25,15 @@ def residual_unet(in_channels: int, out_channels: int, spatial_dims: int, channe
     return UNet(spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=1, norm=norm)
 
 
-class DTUNet(nn.Module):
-    """Two U-Nets in sequence: a texture net segments the image, a topology net corrects it.
+class CascadedUNet(nn.Module):
+    """Two U-Nets in sequence: the first segments the image, the second corrects the first.
 
-    From the paper: the coarse net sees the image; the fine net sees the image and the coarse probabilities and learns
-    the shape that texture alone does not provide; both are supervised, and a triplet loss on the fine net's features
-    pulls its view of the coarse mask toward that of the true mask.
-    Simplified here: both nets are MONAI's residual U-Net with instance normalization, small by default (about 120,000
-    parameters each), for any number of classes. The triplet term is left to users who train on curvilinear structures;
-    the committed weights were trained with the two supervised terms only.
-
-    Source: Lin et al., "DTU-Net: learning topological similarity for curvilinear structure segmentation", IPMI 2023.
+    It stands in for DTU-Net, which the Diff-ICE paper puts inside its classifier, and is not DTU-Net. There, a texture
+    net segments the image, and a topology net, trained with a triplet loss on its features, corrects the shape (Lin et
+    al., "DTU-Net: learning topological similarity for curvilinear structure segmentation", IPMI 2023). Here both nets
+    are MONAI's residual U-Net with instance normalization (about 120,000 parameters each by default), for any number
+    of classes. The second sees the image and the probabilities of the first; both are supervised, and there is no
+    triplet loss.
 
     Args:
         in_channels: channels of the image.

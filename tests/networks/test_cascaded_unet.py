@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DTU-Net: the fine net corrects what the coarse net says."""
+"""The cascade: the fine net corrects what the coarse net says."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from medcf.networks.dtunet import DTUNet
+from medcf.networks.cascaded_unet import CascadedUNet
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return DTUNet(out_channels=3, channels=(4, 8, 8))
+    return CascadedUNet(out_channels=3, channels=(4, 8, 8))
 
 
 def test_evaluation_returns_the_fine_scores_alone(network):
