@@ -33,7 +33,7 @@ CHECKPOINT = "checkpoint.pt"
 _PLACES = (
     *("_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist"),
     *("output_dir", "cache_dir", "models_dir", "export_path", "device", "num_workers", "resume", "writer", "state"),
-    *("judges", "gate", "check_gate"),
+    *("gate", "gate_classifiers", "check_gate"),
 )
 #: Options that define another model or task; a resumed training refuses changes.
 _MODEL_AND_DATA = (
