@@ -82,21 +82,21 @@ class Denoiser:
 
     @property
     def num_function_evaluations(self) -> Tensor:
-        """Network evaluations so far, for each sample (B,); a row shared by several samples counts for the first."""
+        """Network evaluations for each sample (B,) since the batch has its size; a shared row counts for the first."""
         return torch.zeros(1, dtype=torch.long) if self._plan is None else self._calls * self._plan.cost
 
     def __call__(self, sample: Tensor, t: int) -> Prediction:
         """Predict noise, clean image and velocity of a noisy batch.
 
         Args:
-            sample: noisy images (B, C, *spatial) at step ``t``; of the same number at every call.
+            sample: noisy images (B, C, *spatial) at step ``t``.
             t: timestep of the training schedule, a Python integer.
 
         Returns:
             The scheduler's ``Prediction``, in float32 even under autocast.
         """
-        if self._plan is None:
-            self._plan = _Plan(self.stack(len(sample)), sample)
+        if self._plan is None or self._plan.batch != len(sample):
+            self._plan, self._calls = _Plan(self.stack(len(sample)), sample), 0
         plan, references = self._plan, self.references
         self._calls += 1
         stack = sample

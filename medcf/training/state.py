@@ -29,10 +29,11 @@ __all__ = ["EMAHandler", "ExportWeights", "ResumableCheckpoint", "save_atomicall
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-#: Prefixes of option ids about location and speed; a resumed training accepts changes silently.
+#: Prefixes of option ids about location, speed and the gate afterward; a resumed training accepts changes silently.
 _PLACES = (
     *("_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist"),
     *("output_dir", "cache_dir", "models_dir", "export_path", "device", "num_workers", "resume", "writer", "state"),
+    *("gate", "gate_classifiers", "check_gate"),
 )
 #: Options that define another model or task; a resumed training refuses changes.
 _MODEL_AND_DATA = (

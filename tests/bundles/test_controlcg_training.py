@@ -109,6 +109,7 @@ def test_two_processes_train_one_network_and_one_of_them_writes(tmp_path, cache)
     files = str([str(CONFIGS / f"{name}.json") for name in ("train", "multi_gpu_train")])
     options = {**TINY, **UNET, "device": "cpu", "cache_dir": cache, "iterations": 2, "val_interval": 2}
     options |= {"output_dir": tmp_path, "export_path": tmp_path / "model.pt"}
+    options |= {"gate#num_samples": 2, "gate#num_inference_steps": 2}
     arguments = [text for key, value in options.items() for text in (f"--{key}", str(value).replace(" ", ""))]
     environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -122,6 +123,7 @@ def test_two_processes_train_one_network_and_one_of_them_writes(tmp_path, cache)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Wrote the weights of iteration 2") == 1
+    assert done.stdout.count("Gaussian bound from") == 1
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())

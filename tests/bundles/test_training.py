@@ -31,6 +31,8 @@ TINY = {
     "network_def#channels": "[8,16]",
     "network_def#attention_levels": "[False,True]",
     "network_def#num_head_channels": 8,
+    "gate#num_samples": 2,
+    "gate#num_inference_steps": 2,
 }
 TRAININGS = ("train", "train_segmenter", "train_classifier", "train_oracle")
 
@@ -99,7 +101,7 @@ def test_two_processes_train_one_network_and_one_of_them_writes(tmp_path, cache)
     assert done.stdout.count("Wrote the weights of iteration 6") == 1
     assert len(list((folder / "tensorboard").iterdir())) == 1
     names = {path.name for path in folder.iterdir()}
-    assert names == {"checkpoint.pt", "loss.csv", "metrics.json", "model.pt", "samples", "tensorboard"}
+    assert names == {"checkpoint.pt", "gate.json", "loss.csv", "metrics.json", "model.pt", "samples", "tensorboard"}
     weights = torch.load(folder / "model.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
     assert not any(key.startswith("module.") for key in weights)
@@ -117,6 +119,50 @@ def test_a_learned_variance_is_trained_validated_and_sampled_with(tmp_path, cach
     bias = torch.load(folder / "model.pt", weights_only=True)["out.2.conv.bias"]
     assert bias.shape == (2,)
     assert float(bias[1].abs()) > 0  # the variance's own channel, which starts at 0
+
+
+def test_a_training_ends_with_its_gate_which_also_runs_alone(tmp_path, cache):
+    places = {"cache_dir": cache, "export_path": tmp_path / "model.pt"}
+    short = {"iterations": 3, "spatial_size": "[32,40]", "spacing": 3.5, "val_interval": 2}
+
+    def start(*words: str, **options: object) -> str:
+        arguments = command(("train",), **places, **short, **options)
+        arguments[3:3] = words
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    printed = start(output_dir=tmp_path / "whole")
+    figures = json.loads((tmp_path / "whole" / "gate.json").read_text())
+    assert f"Gate of {tmp_path / 'model.pt'}: 4 held-out images" in printed
+    assert [row["t"] for row in figures["denoising"]] == [50, 150, 300, 450, 600, 750, 850, 950]
+    assert not figures["passed"]  # three iterations are not enough
+    assert printed.splitlines()[-1].startswith("FAIL: the x0 error is above its limit at t = ")
+    assert list(figures["samples"]) == ["f", "oracle"]
+    assert [row["class"] for row in figures["samples"]["f"]] == ["NSP", "SP"]
+
+    alone = start("check_gate", output_dir=tmp_path / "alone", **{"gate#limits": "{300: 1000.0}", "gate#aims": "[0,0]"})
+    again = json.loads((tmp_path / "alone" / "gate.json").read_text())
+    assert alone.splitlines()[-1] == "PASS"
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["gate.json"]
+    assert again["denoising"] == [{**figures["denoising"][2], "limit": 1000.0, "passed": True}]
+
+
+@pytest.mark.parametrize("bundle", ["diffice", "controlcg"])
+def test_only_trainings_of_a_diffusion_model_have_a_gate(bundle):
+    configs = CONFIGS.parents[1] / bundle / "configs"
+    gates = {}
+    for path in configs.glob("*.json"):
+        chain = [path.name for path in config_chain(path)]
+        if chain[0] == "train.json":
+            parser = ConfigParser()
+            parser.read_config([configs / name for name in chain])
+            noises = "scheduler" in parser["prepare_batch"]
+            gates[path.name] = (parser.get("gate") is not None, noises)
+    assert {name for name, (has, noises) in gates.items() if has != noises} == set()
+    assert {has for has, _ in gates.values()} == {True, False}
 
 
 @pytest.mark.parametrize("base", ["train", "inference"])

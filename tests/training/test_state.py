@@ -163,6 +163,16 @@ def test_options_that_make_another_model_are_refused_by_name(tmp_path, now, name
     training(tmp_path, nn.Linear(1, 1), options={**begun, "output_dir": 2})[0].run([0] * 3, max_epochs=2)
 
 
+def test_another_gate_is_no_change_of_the_training(tmp_path, caplog):
+    begun = {"learning_rate": 1, "gate": {"aims": [0.9]}, "run": ["a"]}
+    training(tmp_path, nn.Linear(1, 1), options=begun)[0].run([0] * 3, max_epochs=1)
+    asked = {**begun, "gate": {"aims": [0.5]}, "gate_classifiers": {"f": 1}, "check_gate": ["b"]}
+    training(tmp_path, nn.Linear(1, 1), options=asked)[0].run([0] * 3, max_epochs=2)
+    assert "differ from those at the start" not in caplog.text
+    training(tmp_path, nn.Linear(1, 1), options={**asked, "learning_rate": 2})[0].run([0] * 3, max_epochs=3)
+    assert "differ from those at the start: learning_rate was 1, is 2." in caplog.text
+
+
 def test_other_images_are_refused(tmp_path):
     options = {"options": {"learning_rate": 1}}
     training(tmp_path, nn.Linear(1, 1), images="one", **options)[0].run([0] * 3, max_epochs=1)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate of a diffusion training: is the denoiser good enough to start from noise?
+
+Two measurements. The error of the predicted clean image is compared with that of a linear estimate, which any trained
+network should beat. And samples drawn from pure noise for a class should be recognized as that class by classifiers
+that had no part in the training.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medcf.evaluation.gaussian_bound import GaussianBound
+from medcf.evaluation.judges import Judge, load_judges
+from medcf.networks import Condition, Denoiser
+from medcf.runtime.atomic import write_json
+from medcf.runtime.performance import accelerate
+from medcf.runtime.weights import load_weights
+from medcf.sampling import denoise, make_generators, noised, standard_noise
+from medcf.schedulers import RespacedScheduler
+
+__all__ = ["Gate", "check_gate", "report_gate"]
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, Any]
+
+#: The largest permitted ratio of the error to the Gaussian bound, by noise level in thousandths of the schedule.
+LIMITS: dict[int | str, float] = {50: 1.0, 150: 1.0, 300: 1.0, 450: 1.0, 600: 1.05, 750: 1.02, 850: 1.02, 950: 1.02}
+
+
+@dataclass
+class Gate:
+    """Measures a trained denoiser and compares the figures with limits.
+
+    Attributes:
+        network: the denoiser; a copy of it gets the weights.
+        weights: its weights file; None measures the network as it is.
+        scheduler: the sampler, with the noise levels and the ``prediction_type`` of the training.
+        training: dataset of the training images, ``image`` (C, *spatial) in [-1, 1], for the Gaussian bound.
+        held_out: dataset of the images that are noised and predicted.
+        path: JSON file for the figures.
+        judges: the classifiers, by name; one whose weights are missing is left out, and the report says so.
+        class_names: the classes to sample, in the order of their indices.
+        aims: for each class, the smallest permitted share of recognized samples.
+        null_class: class index trained as "no class"; the error is that of this branch.
+        limits: for each noise level, in thousandths of the training schedule, the largest permitted ratio of error to
+            bound.
+        num_images: number of held-out images, spread evenly over the dataset.
+        num_training_images: number of training images, likewise. They are held in memory, 4 bytes per pixel or voxel.
+        num_components: number of principal components of the bound; at most one fewer than training images.
+        num_samples: samples per class.
+        guidance_scale: classifier-free guidance of the samples.
+        num_inference_steps: steps of the sampler.
+        matched_steps: number of timesteps to which the training was limited, see `ClassConditionalPrepareBatch`; only
+            these are used. None for all.
+        batch_size: images per network call; samples are twice as many with guidance.
+        seed: seed of the noise.
+        device: device for the networks.
+    """
+
+    network: nn.Module
+    weights: str | Path | None
+    scheduler: RespacedScheduler
+    training: Any
+    held_out: Any
+    path: str | Path
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    aims: Sequence[float] = ()
+    null_class: int | None = None
+    limits: Mapping[int | str, float] = field(default_factory=lambda: dict(LIMITS))
+    num_images: int = 64
+    num_training_images: int = 1000
+    num_components: int = 60
+    num_samples: int = 32
+    guidance_scale: float = 2.0
+    num_inference_steps: int = 20
+    matched_steps: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+    def run(self) -> Figures:
+        """Measure, print the table and the verdict, and write the figures.
+
+        Returns:
+            ``passed``, ``failures`` and ``skipped`` (sentences), ``denoising`` (one entry per noise level), ``samples``
+            (per judge, one entry per class), and the numbers of images.
+
+        Raises:
+            FileNotFoundError: if the denoiser's weights do not exist.
+            ValueError: if they do not fit, or there are too few images.
+        """
+        start = time.perf_counter()
+        network = self._loaded()
+        bound = GaussianBound.fit(_images(self.training, self.num_training_images), self.num_components, self.seed)
+        images = _images(self.held_out, self.num_images).to(self.device)
+        figures: Figures = {
+            "weights": None if self.weights is None else str(self.weights),
+            "images": len(images),
+            "training_images": bound.num_images,
+            "components": len(bound.variances),
+            "denoising": self._denoising(network, images, bound.to(self.device)),
+        }
+        figures["samples"], figures["skipped"] = self._samples(network, images[0])
+        figures["failures"] = _failures(figures)
+        figures["passed"] = not figures["failures"]
+        figures["seconds"] = round(time.perf_counter() - start, 1)
+        write_json(Path(self.path), figures)
+        sys.stdout.write(self.table(figures))
+        return figures
+
+    def table(self, figures: Figures) -> str:
+        """Return the printed report on the figures of `run`."""
+        lines = [
+            f"Gate of {figures['weights'] or 'the network'}: {figures['images']} held-out images, Gaussian bound from "
+            f"{figures['components']} components of {figures['training_images']} training images",
+            f"{'t':>6} {'x0 error':>10} {'bound':>10} {'ratio':>8} {'limit':>8}",
+        ]
+        for row in figures["denoising"]:
+            numbers = f"{row['t']:>6} {row['error']:>10.4f} {row['bound']:>10.4f} {row['ratio']:>8.3f}"
+            lines.append(f"{numbers} {row['limit']:>8.2f}  {_word(row)}")
+        if figures["samples"]:
+            lines.append(
+                f"Share of {self.num_samples} samples per class that are recognized (guidance scale "
+                f"{self.guidance_scale:g}, {self._steps} steps)"
+            )
+        for judge, rows in figures["samples"].items():
+            lines += [
+                f"  {judge}, {row['class']}: {row['share']:.2f}, at least {row['aim']:.2f}  {_word(row)}"
+                for row in rows
+            ]
+        lines += figures["skipped"]
+        lines.append("FAIL: " + "; ".join(figures["failures"]) if figures["failures"] else "PASS")
+        return "\n".join(lines) + "\n"
+
+    @property
+    def _steps(self) -> int:
+        return self.matched_steps or self.num_inference_steps
+
+    def _loaded(self) -> nn.Module:
+        network = copy.deepcopy(self.network)  # the training's own network keeps its weights
+        if self.weights is not None:
+            load_weights(network, self.weights, remedy="Train it first, or name another file with --export_path FILE.")
+        return accelerate(network.eval().to(self.device), channels_last=True)
+
+    def _timesteps(self) -> dict[int, float]:
+        """Map the noise levels to trained timesteps, each with its limit."""
+        total = self.scheduler.num_train_timesteps
+        self.scheduler.set_timesteps(self.matched_steps or total)
+        levels = {int(level) * total / 1000: float(limit) for level, limit in self.limits.items()}
+        return {min(self.scheduler.kept, key=lambda t: abs(t - level)): limit for level, limit in levels.items()}
+
+    @torch.no_grad()
+    def _denoising(self, network: nn.Module, images: Tensor, bound: GaussianBound) -> list[Figures]:
+        """Compare the errors of network and bound for the same noisy images, without a class.
+
+        Both predictions are clipped to [-1, 1], as the samplers clip them.
+        """
+        denoiser = Denoiser(network, self.scheduler, () if _has_no_classes(network) else Condition(self.null_class))
+        rows = []
+        for t, limit in self._timesteps().items():
+            squares = {"error": 0.0, "bound": 0.0}
+            for ids in torch.arange(len(images)).split(self.batch_size):
+                clean = images[ids]
+                generators = make_generators(self.seed, ids.tolist(), self.device, ("gate", t))
+                noisy = noised(self.scheduler, clean, t, generators)
+                predictions = {
+                    "error": denoiser(noisy, t).original,
+                    "bound": bound(noisy, self.scheduler.alpha_bar(t)),
+                }
+                for name, predicted in predictions.items():
+                    squares[name] += float(((predicted.clamp(-1, 1) - clean) ** 2).double().sum())
+            errors = {name: value / images.numel() for name, value in squares.items()}
+            ratio = errors["error"] / errors["bound"]
+            rows.append({"t": t, **errors, "ratio": ratio, "limit": limit, "passed": ratio <= limit})
+        return rows
+
+    def _samples(self, network: nn.Module, like: Tensor) -> tuple[dict[str, list[Figures]], list[str]]:
+        """Draw samples and let the judges recognize them; also the sentences on what was not measured."""
+        judges, skipped = load_judges(self.judges, like)
+        if _has_no_classes(network):
+            judges, skipped = {}, ["The class samples were not checked: the network knows no classes."]
+        elif not judges:
+            skipped.append("The class samples were not checked: there is no classifier to recognize them.")
+        if not judges:
+            return {}, skipped
+        found: dict[str, list[Figures]] = {name: [] for name in judges}
+        for label, (name, aim) in enumerate(zip(self.class_names, self.aims, strict=True)):
+            hits = dict.fromkeys(judges, 0)
+            for ids in torch.arange(self.num_samples).split(self.batch_size):
+                samples = self._drawn(network, label, ids, like)
+                for judge, recognize in judges.items():
+                    hits[judge] += int((recognize(samples) == label).sum())
+            for judge, count in hits.items():
+                share = count / self.num_samples
+                found[judge].append({"class": name, "share": share, "aim": aim, "passed": share >= aim})
+        return found, skipped
+
+    @torch.no_grad()
+    def _drawn(self, network: nn.Module, label: int, ids: Tensor, like: Tensor) -> Tensor:
+        """Draw one sample of a class per id, from the noise of that id."""
+        generators = make_generators(self.seed, ids.tolist(), self.device, ("gate", "samples"))
+        noise = standard_noise(like.expand(len(ids), *like.shape), generators)
+        self.scheduler.set_timesteps(self._steps)
+        condition = Condition(label, null=Condition(self.null_class), scale=self.guidance_scale)
+        denoiser = Denoiser(network, self.scheduler, condition)
+        steps = self.scheduler.timesteps_from(1.0)
+        return denoise(denoiser, self.scheduler, noise, steps, generators=generators).clamp(-1, 1)
+
+
+def check_gate(gate: Gate | Literal[False] | None) -> Figures:
+    """Run the gate of a config on weights that exist.
+
+    Args:
+        gate: the config's gate; None if it has none, False if the user switched it off.
+
+    Raises:
+        ValueError: if there is no gate.
+    """
+    if not gate:
+        raise ValueError("These configs have no gate: only train.json, which trains a diffusion model, has one.")
+    return gate.run()
+
+
+def report_gate(gate: Gate | Literal[False] | None) -> Figures:
+    """Run the gate after a training, on the main process; an error is logged, since the training itself succeeded.
+
+    Args:
+        gate: the config's gate; None if it has none, False if the user switched it off.
+
+    Returns:
+        The figures of `Gate.run`; empty without a gate, after an error and on other processes.
+    """
+    if not gate or idist.get_rank() > 0:
+        return {}
+    try:
+        return gate.run()
+    except Exception:
+        logger.exception("The gate could not be measured; the training is complete, and its weights are written.")
+        return {}
+
+
+def _images(dataset: Any, count: int) -> Tensor:
+    """Stack up to ``count`` images, spread evenly over a dataset, which may be sorted by class."""
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    return torch.stack([torch.as_tensor(dataset[int(i)]["image"]).as_subclass(Tensor).float() for i in chosen])
+
+
+def _has_no_classes(network: nn.Module) -> bool:
+    return getattr(network, "num_class_embeds", None) is None
+
+
+def _word(row: Mapping[str, Any]) -> str:
+    return "pass" if row["passed"] else "FAIL"
+
+
+def _failures(figures: Figures) -> list[str]:
+    """Say in words which limits were missed."""
+    steps = ", ".join(str(row["t"]) for row in figures["denoising"] if not row["passed"])
+    failures = [f"the x0 error is above its limit at t = {steps}"] if steps else []
+    return failures + [
+        f"{judge} recognizes {row['share']:.2f} of the {row['class']} samples, less than {row['aim']:.2f}"
+        for judge, rows in figures["samples"].items()
+        for row in rows
+        if not row["passed"]
+    ]
