@@ -28,6 +28,8 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 PAGE = "controlcg.md"
+#: Studies with the own class of every row, and with what no method made.
+WITH_CONTROLS = ("methods", "truth")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,11 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
             cases = own_cases if row.toward_own_class else task.cases
             result = obtain(row, task.recipe, cases, setup, options.work / "brain")
             own = None
-            if study == "methods" and not row.control:
+            if toward_own_class(row) in STUDIES[study]:
                 own = obtain(toward_own_class(row), task.recipe, own_cases, setup, options.work / "brain")
             table.add(row.label, measure(task, result, own), result, drawn=row.num_seeds == 1 and not row.control)
             logger.info("%s: measured", row.label)
-        if study == "methods":
+        if study in WITH_CONTROLS:
             sigma = best_blur(*brain_pairs(task.recipe, "val", CHOSEN_ON))
             for label, result in controls(task, sigma):
                 table.add(
@@ -89,7 +91,7 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: BrainTas
     """Write a study's figures, its picture, and its tables into the page if there is one."""
     stem = f"controlcg_{study}"
     write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
-    if study == "methods":
+    if study in (*WITH_CONTROLS, "exact"):
         shown = table.pictures()
         draw_sheet(options.out / f"{stem}.png", task, shown.labels, shown.results)
     else:

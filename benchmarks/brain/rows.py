@@ -39,6 +39,11 @@ def _inversion(depth: float, w: float = 3.0) -> Row:
     return Row(name, label, {"method": "ddim_inversion", "guidance_scale": 1 + w, **options})
 
 
+def _exact(name: str, label: str, strength: float, w: float) -> Row:
+    options = {f"method_options#{name}#strength": strength, "guidance_scale": 1 + w}
+    return Row(f"{name}_{100 * strength:g}_w_{w:g}", f"{label}, {strength:g}, w = {w:g}", {"method": name, **options})
+
+
 #: Options with which what is generated is the result, and those of the paper.
 PLAIN: dict[str, Any] = {"subtract_reconstruction": False}
 PAPER: dict[str, Any] = {"strength": 1.0, "reference_condition": "same", **PLAIN}
@@ -63,6 +68,42 @@ COMPARED = (
     _inversion(0.5, w=10.0),
 )
 
+#: Exact inversions over their settings, to choose them on another split.
+EXACT = tuple(
+    _exact(name, label, strength, w)
+    for name, label in (("ddpm_inversion", "edit-friendly inversion"), ("direct_inversion", "Direct Inversion"))
+    for strength in (0.5, 0.7, 0.9)
+    for w in (1.0, 3.0)
+)
+
+#: What is nearest to the truth: a few methods and the paper's setting, with their means over seeds and controls.
+TRUTH_METHODS = tuple(
+    row
+    for row in (*COMPARED, *EXACT)
+    if row.name
+    in (
+        "controlcg",
+        "plain",
+        "paper",
+        "ilvr_2_500_subtracted",
+        "ddim_inversion_500_w_3",
+        "ddpm_inversion_70_w_3",
+        "direct_inversion_70_w_3",
+    )
+)
+
+TRUTH = (
+    *TRUTH_METHODS,
+    *(
+        expected(row, count)
+        for row in TRUTH_METHODS
+        if row.name in ("controlcg", "ddpm_inversion_70_w_3")
+        for count in (4, 8)
+    ),
+    *(toward_own_class(row) for row in TRUTH_METHODS),
+    Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
+)
+
 #: All of these, the default's means over seeds, and controls: each toward the input's own class, and doing nothing.
 METHODS = (
     *COMPARED,
@@ -84,4 +125,4 @@ def guidance(
 GUIDANCE = guidance()
 
 #: Rows of each study.
-STUDIES: dict[str, Sequence[Row]] = {"methods": METHODS, "guidance": GUIDANCE}
+STUDIES: dict[str, Sequence[Row]] = {"methods": METHODS, "guidance": GUIDANCE, "truth": TRUTH, "exact": EXACT}

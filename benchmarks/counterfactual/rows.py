@@ -68,26 +68,57 @@ def _method(name: str, label: str, control: bool = False, repeat: bool = True) -
     return Row(name, label, {"method": name}, control, repeat and not control)
 
 
+def _variant(name: str, label: str, **options: Any) -> Row:
+    ids = {f"method_options#diffice#{key}": value for key, value in options.items()}
+    return Row(f"diffice_{name}", f"Diff-ICE, {label}", {"method": "diffice", **ids}, repeat=False)
+
+
 DIFFICE, SDEDIT = _method("diffice", "Diff-ICE"), _method("sdedit", "SDEdit with CFG")
+SINGLE = _method("diffice_single", "Diff-ICE, single pass")
+#: Diff-ICE as its paper has it, kept to the subject, and toward standard planes by the network as well.
+PAPER_WAY = _variant("paper", "as published: 5 passes, no exit", num_iterations=5, confidence_threshold=None)
+IN_SUBJECT = _variant("subject", "kept to the subject", region="subject")
+BY_CLASS = _variant("class", "kept to the subject, class-conditional", region="subject", class_labels="target")
+#: φ from a network that f knows nothing of: the first block of the one that recognizes subjects.
+OTHER_PHI = Row(
+    "diffice_other_phi",
+    "Diff-ICE, φ from the identity network",
+    {
+        "method": "diffice",
+        "identity_def": {"_target_": "medcf.networks.identity.IdentityNetwork", "num_parameters": 10},
+        "perceptual#extractor": "$load_weights(@identity_def, @models_dir + '/identity.pt', device=@device)",
+        "perceptual#layers": "trunk.blocks.0",
+    },
+    repeat=False,
+)
 #: Methods that a classifier guides, with the bundle's own options.
 GUIDED = (
     DIFFICE,
-    _method("diffice_single", "Diff-ICE, single pass"),
+    SINGLE,
     _method("universal", "x_t gradient"),
     _method("dime", "DiME", repeat=False),  # costs as much as all other rows together
     _method("fastdime", "FastDiME"),
+    PAPER_WAY,
+    IN_SUBJECT,
+    BY_CLASS,
+    OTHER_PHI,
+)
+CONDITIONAL = (
+    SDEDIT,
+    _method("ddpm_inversion", "edit-friendly inversion", repeat=False),
+    _method("direct_inversion", "Direct Inversion", repeat=False),
 )
 
-#: The table of methods: six of them, the means of some over seeds, and controls: two that are no method, every method
-#: toward the input's own class, and the guided ones without their classifier.
+#: The table of methods, the means of some over seeds, and controls: two that are no method, the methods toward the
+#: input's own class, and the guided ones without their classifier. Unguided, the one-pass methods are one and the same.
 METHODS = (
     *GUIDED,
-    SDEDIT,
-    *(expected(row, count) for row in (DIFFICE, SDEDIT) for count in (4, 8)),
+    *CONDITIONAL,
+    *(expected(row, count) for row in (DIFFICE, BY_CLASS, SDEDIT) for count in (4, 8)),
     _method("unchanged", "control: unchanged input", control=True),
     _method("attack", "control: gradient attack", control=True),
-    *(toward_own_class(row) for row in (*GUIDED, SDEDIT)),
-    *(unguided(row) for row in GUIDED),
+    *(toward_own_class(row) for row in (*GUIDED, *CONDITIONAL) if row.name not in ("dime", "diffice_paper")),
+    *(unguided(row) for row in (DIFFICE, SINGLE, IN_SUBJECT)),
 )
 
 #: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.

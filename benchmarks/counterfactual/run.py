@@ -7,11 +7,12 @@ import argparse
 import hashlib
 import json
 import logging
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ from torch import Tensor
 
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.task import Cases, Recipe
-from medcf.inferers.options import with_options
 from medcf.runtime.performance import autocast
 from medcf.training.state import save_atomically
 
-__all__ = ["Result", "Setup", "obtain"]
+__all__ = ["Result", "Setup", "mean_of", "obtain"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,11 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
     Raises:
         RuntimeError: the method failed; the message ends with its own.
     """
+    if row.num_seeds > 1:
+        single = replace(row, name=re.sub(r"_expected_\d+", "", row.name), num_seeds=1)
+        seeds = range(setup.seed, setup.seed + row.num_seeds)
+        parts = [obtain(single, recipe, cases, replace(setup, seed=seed), work) for seed in seeds]
+        return mean_of(parts, _target(recipe, cases), recipe.open({}).get_parsed_content("classifier"))
     question = {
         "recipe": asdict(recipe),
         "content": recipe.digest(),
@@ -90,7 +95,6 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
         "setup": asdict(setup),
         "cases": _digest(cases),
         "run_unchanged": row.toward_own_class,
-        "num_seeds": row.num_seeds,
     }
     path = work / f"{row.name}-{_hash(json.dumps(question, sort_keys=True, default=str))}.pt"
     if not path.is_file():
@@ -134,11 +138,7 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
         def explain(first: int) -> Any:
             part = slice(first, first + batch_size)
             wanted = None if target is None else target[part].to(device)
-            made = [
-                each.explain(image[part].to(device), network, sample_ids=case[part], target=wanted, **options)
-                for each in _seeded(inferer, setup.seed, question["num_seeds"])
-            ]
-            return made[0] if len(made) == 1 else _mean(made, inferer.classifier)
+            return inferer.explain(image[part].to(device), network, sample_ids=case[part], target=wanted, **options)
 
         if parser.get("compile") or device.type == "cuda":
             explain(0)  # compilation and the choice of kernels are paid once a process, not once a case
@@ -163,24 +163,30 @@ def _explain(question: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     return {**columns, "seconds": seconds, "peak_mib": peak}
 
 
-def _seeded(inferer: Any, seed: int, count: int) -> list[Any]:
-    """Return the method, once for each of ``count`` seeds from ``seed`` on."""
-    if count == 1:
-        return [inferer]
-    return [with_options(inferer, seed=seed + number) for number in range(count)]
-
-
-def _mean(made: Sequence[Any], classifier: Any) -> Any:
-    """Return the mean of the results of several seeds, with the cost of all."""
+def mean_of(parts: Sequence[Result], target: Tensor, classifier: Callable[[Tensor], Tensor]) -> Result:
+    """Return the mean of the results of several seeds, judged as an image of its own, with the cost of all."""
     means = {
-        name: torch.stack([getattr(each, name).as_subclass(Tensor) for each in made]).mean(0)
+        name: torch.stack([getattr(part, name) for part in parts]).mean(0)
         for name in ("image", "trajectory", "confidences")
     }
     with torch.no_grad():
-        reached = classifier(means["image"].float()).argmax(1) == made[0].target
-    evaluations = torch.stack([each.num_function_evaluations for each in made]).sum(0)
-    flipped = reached & ~made[0].unchanged
-    return replace(made[0], **means, flipped=flipped, num_function_evaluations=evaluations)
+        logits = torch.cat([classifier(some) for some in means["image"].float().split(8)])
+    return Result(
+        **means,
+        flipped=(logits.argmax(1) == target) & ~parts[0].unchanged,
+        unchanged=parts[0].unchanged,
+        evaluations=torch.stack([part.evaluations for part in parts]).sum(0),
+        seconds=sum(part.seconds for part in parts),
+        peak_mib=max(part.peak_mib for part in parts),
+    )
+
+
+def _target(recipe: Recipe, cases: Cases) -> Tensor:
+    """Return the target class of each case."""
+    if cases.target is not None:
+        return cases.target
+    wanted = recipe.open({}).get_parsed_content("shared_options")["target"]
+    return torch.full((len(cases),), int(wanted))
 
 
 def _memory(device: torch.device, *, restart: bool = False) -> float:

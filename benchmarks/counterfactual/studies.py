@@ -64,8 +64,8 @@ def run_rows(
         setup: where to run.
         work: folder of stored results.
         names: only these rows.
-        seeds: run each method with a second seed as well, for the agreement of the two, and toward the inputs' own
-            class, for what the class contributes.
+        seeds: run methods with a second seed as well, for the agreement of the two, and measure what the class
+            contributes where the run toward the own class is among the rows.
     """
     table = Table()
     for row in select(rows, names):
@@ -74,7 +74,7 @@ def run_rows(
         again = own = None
         if seeds and row.repeat:
             again = obtain(row, task.recipe, cases, replace(setup, seed=setup.seed + 1), work)
-        if seeds and not row.control and "image" in task.cases.truth:
+        if seeds and toward_own_class(row) in rows and "image" in task.cases.truth:
             own = obtain(toward_own_class(row), task.recipe, task.own_class_cases, setup, work)
         figures = measure(task, result, again, own)
         drawn = row.num_seeds == 1 and (not row.control or row.name in ("unchanged", "attack"))

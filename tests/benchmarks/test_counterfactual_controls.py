@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +14,9 @@ from benchmarks.counterfactual.controls import best_blur, edited
 from benchmarks.counterfactual.measure import measure
 from benchmarks.counterfactual.phantoms import phantom_pairs, phantom_task
 from benchmarks.counterfactual.rows import Row, expected
-from benchmarks.counterfactual.run import Setup, _mean, _seeded, obtain
+from benchmarks.counterfactual.run import Result, Setup, mean_of, obtain
 from benchmarks.counterfactual.studies import uncomputed
 from benchmarks.counterfactual.task import Recipe
-from medcf.inferers.counterfactual import Counterfactual
 from medcf.metrics import RelativeTruthError
 from medcf.metrics.truth import blurred
 
@@ -97,44 +95,20 @@ def test_the_regression_learns_from_pairs_and_its_seed_decides():
     assert (before + changes[0] - after).square().mean() < 0.5 * (before - after).square().mean()
 
 
-class Noisy:
-    """A method whose result is the input plus a number that its seed decides."""
-
-    seed = 0
-
-    def explain(self, image):
-        return SimpleNamespace(value=image + self.seed)
-
-
-def test_seeds_are_consecutive_and_the_method_itself_is_left_alone():
-    method = Noisy()
-    assert _seeded(method, 3, 1) == [method]
-    assert [each.explain(0).value for each in _seeded(method, 3, 4)] == [3, 4, 5, 6]
-    assert method.seed == 0
-
-
 def test_the_mean_over_seeds_is_judged_as_an_image_of_its_own():
     def result(level):
         made, ones = torch.full((2, 1, 4, 4), level), torch.ones(2)
-        known = {name: ones for name in ("scale", "scales", "iterations")}
-        return Counterfactual(
-            image=made,
-            trajectory=made[:, None],
-            confidences=ones[:, None],
-            target=ones.long(),
-            num_function_evaluations=3 * ones.long(),
-            flipped=ones > 0,
-            unchanged=ones < 0,
-            **known,
-        )
+        flipped = {"flipped": ones > 0, "unchanged": ones < 0}
+        return Result(made, made[:, None], ones[:, None], **flipped, evaluations=3 * ones, seconds=2.0, peak_mib=level)
 
     def classifier(images):
         level = images.mean((1, 2, 3)) - 0.5
         return torch.stack([-level, level], 1)
 
-    mean = _mean([result(1.0), result(-0.5)], classifier)
+    mean = mean_of([result(1.0), result(-0.5)], torch.ones(2), classifier)
     assert torch.equal(mean.image, torch.full((2, 1, 4, 4), 0.25))
-    assert mean.num_function_evaluations.tolist() == [6, 6]
+    assert mean.evaluations.tolist() == [6, 6]
+    assert (mean.seconds, mean.peak_mib) == (4.0, 1.0)
     assert not mean.flipped.any()  # though one of the seeds flipped
 
 
