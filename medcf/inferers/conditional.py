@@ -18,7 +18,7 @@ from medcf.inferers.method import Method, Pass
 from medcf.networks.stack import plan_stack
 from medcf.sampling.memory import budget_bytes, micro_batches, peak_bytes
 
-__all__ = ["condition_of", "edit", "run_chain"]
+__all__ = ["condition_of", "edit", "finished"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ def edit(method: Method, run: Pass) -> None:
     """Denoise each image toward its target class; a method's ``run_pass``.
 
     Args:
-        method: has `medcf.inferers.options.EditOptions`. If it has ``sample(run, index)``, that returns the images
-            instead of its chain.
+        method: has `medcf.inferers.options.EditOptions`; its chain begins with its ``start``.
         run: the pass.
     """
     check_classes(run.network, type(method).__name__)
@@ -40,10 +39,12 @@ def edit(method: Method, run: Pass) -> None:
         run, stacked = replace(run, state=pair.edits), pair.stacked
     groups = _groups(method, run, stacked)
     run.bar.total += (len(groups) - 1) * (method.num_steps() // options.num_iterations)
-    sample: Callable[[Pass, Tensor], Tensor] = getattr(method, "sample", None) or _sampler(method)
     for chosen in groups:
-        index = torch.tensor(chosen, device=state.current.device)
-        image = sample(run, torch.tensor(stacked(chosen), device=index.device))
+        index, rows = (torch.tensor(each, device=state.current.device) for each in (chosen, stacked(chosen)))
+        chain = method.chain(run, rows, condition_of(method, run.state, rows))
+        sample, more = method.start(run, rows, chain)
+        image = method.space.decode(chain.run([*method.kept(chain), *more], sample))
+        run.state.count(rows, chain.denoiser.num_function_evaluations)
         if pair is not None:
             image = state.current[index] + pair.difference(image, chosen)
         state.current[index] = finished(method, image, state, index)
@@ -51,14 +52,6 @@ def edit(method: Method, run: Pass) -> None:
         state.evaluations += pair.evaluations()
     current = state.current[run.index]
     state.confidence[run.index], state.flipped[run.index] = method.judge(current, state.target[run.index])
-
-
-def run_chain(method: Method, run: Pass, index: Tensor) -> Tensor:
-    """Return the decoded results (N, C, *spatial) of the method's chain for the images ``index``."""
-    chain = method.chain(run, index, condition_of(method, run.state, index))
-    image = method.space.decode(chain.run(method.kept(chain)))
-    run.state.count(index, chain.denoiser.num_function_evaluations)
-    return image
 
 
 def condition_of(method: Method, state: BatchState, index: Tensor) -> Any:
@@ -74,10 +67,6 @@ def finished(method: Method, image: Tensor, state: BatchState, index: Tensor) ->
     image = method.finish(image, state, index).clamp(-1, 1)
     original = state.original[index]
     return torch.where(background(original), original, image) if method.options.keep_background else image
-
-
-def _sampler(method: Method) -> Callable[[Pass, Tensor], Tensor]:
-    return lambda run, index: run_chain(method, run, index)
 
 
 def _groups(method: Method, run: Pass, stacked: Callable[[Sequence[int]], list[int]]) -> list[list[int]]:

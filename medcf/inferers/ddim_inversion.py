@@ -4,22 +4,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from medcf.inferers.conditional import condition_of, edit, finished
+from medcf.inferers.conditional import edit, finished
 from medcf.inferers.method import Method, Pass
 from medcf.inferers.options import EditOptions
 from medcf.networks.condition import Condition
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.runtime.progress import Progress
-from medcf.sampling import Chain, denoise
-from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler
+from medcf.sampling import Chain, Hook, denoise
+from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler, Step
 
 __all__ = ["DDIMInversionInferer", "DDIMInversionOptions", "SourceCondition", "check_source", "source_condition"]
 
@@ -95,30 +96,22 @@ class DDIMInversionInferer(Method):
         decoded = len(self.schedule(0)[0]) * (2 if options.measure_round_trip else 1)
         return int(options.num_iterations * (len(self.inverse.kept) * options.inversion_iterations + decoded))
 
-    def sample(self, run: Pass, index: Tensor) -> Tensor:
-        """Return the decoded images of the way up and down."""
-        state, options = run.state, self.options
-        chain = self.chain(run, index, condition_of(self, state, index))
+    def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
+        """Return the inverted samples, and a hook that compares the edit with the error of the inversion."""
+        state = run.state
         source = Denoiser(run.network, self.scheduler, source_condition(self, state, index))
         noise = self._invert(source, chain.start, run.bar)
-        errors = None
-        if options.measure_round_trip:
+        hooks: list[Hook] = []
+        if self.options.measure_round_trip:
             if "round_trip_error" not in state.extras:
                 state.extras["round_trip_error"] = torch.full_like(state.confidence, float("nan"))
             back = denoise(source, self.scheduler, noise, chain.timesteps, progress=run.bar)
             errors = self._differences(back, run, index)
             state.extras["round_trip_error"][index] = errors
             logger.info("Round-trip error before the edit: %s", _figures(chain, errors))
-        image = chain.run(self.kept(chain), sample=noise)
+            hooks.append(_Compare(chain, errors, partial(self._differences, run=run, index=index)))
         state.count(index, source.num_function_evaluations)
-        state.count(index, chain.denoiser.num_function_evaluations)
-        if errors is not None and bool((large := errors > self._differences(image, run, index)).any()):
-            logger.warning(
-                "The round-trip error exceeds the edit, so the difference says little: %s. Use more steps, more "
-                "inversion_iterations, or less depth.",
-                _figures(chain, torch.where(large, errors, float("nan"))),
-            )
-        return self.space.decode(image)
+        return noise, hooks
 
     def _invert(self, denoiser: Denoiser, sample: Tensor, bar: Progress) -> Tensor:
         for t in self.inverse.kept:
@@ -133,6 +126,25 @@ class DDIMInversionInferer(Method):
         """Return the mean absolute difference (N,) from the start, as the user will see it."""
         image = finished(self, self.space.decode(sample), run.state, index)
         return (image - run.state.current[index]).abs().flatten(1).mean(1)
+
+
+class _Compare(Hook):
+    """Warn, at the last step, of images whose edit is smaller than the error of their inversion."""
+
+    def __init__(self, chain: Chain, errors: Tensor, differences: Callable[[Tensor], Tensor]) -> None:
+        self.chain = chain
+        self.errors = errors
+        self.differences = differences
+
+    def after_step(self, sample: Tensor, step: Step) -> Tensor:
+        """Return the samples as they are."""
+        if step.timestep == self.chain.timesteps[-1] and bool((large := self.errors > self.differences(sample)).any()):
+            logger.warning(
+                "The round-trip error exceeds the edit, so the difference says little: %s. Use more steps, more "
+                "inversion_iterations, or less depth.",
+                _figures(self.chain, torch.where(large, self.errors, float("nan"))),
+            )
+        return sample
 
 
 def check_source(method: Method) -> None:

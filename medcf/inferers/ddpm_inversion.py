@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medcf.inferers.conditional import condition_of, edit
+from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
 from medcf.inferers.residuals import ResidualOptions, Residuals
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
-from medcf.sampling import noised
+from medcf.sampling import Chain, Hook, noised
 from medcf.schedulers import RespacedScheduler
 
 __all__ = ["DDPMInversionInferer"]
@@ -38,18 +38,15 @@ class DDPMInversionInferer(Method):
         """Return the number of steps back and forth."""
         return 2 * super().num_steps()
 
-    def sample(self, run: Pass, index: Tensor) -> Tensor:
-        """Return the decoded images at the end of the path toward the target."""
-        chain = self.chain(run, index, condition_of(self, run.state, index))
+    def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
+        """Return the start of the path, and its residuals."""
         condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
         source = Denoiser(run.network, self.scheduler, condition)
         generators = chain.generators("pass")
         path = [noised(self.scheduler, chain.start, t, generators) for t in chain.timesteps]
         residuals = Residuals([*path, chain.start], chain, source)
-        image = chain.run([*self.kept(chain), residuals], sample=path[0])
-        for denoiser in (source, chain.denoiser):
-            run.state.count(index, denoiser.num_function_evaluations)
-        return self.space.decode(image)
+        run.state.count(index, source.num_function_evaluations)
+        return path[0], [residuals]
 
 
 METHODS.add("ddpm_inversion", "Edit-friendly DDPM inversion: the noise of each step is kept", DDPMInversionInferer)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medcf.inferers.conditional import condition_of, edit
+from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
 from medcf.inferers.residuals import ResidualOptions, Residuals
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
+from medcf.sampling import Chain, Hook
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler
 
 __all__ = ["DirectInversionInferer"]
@@ -39,9 +40,8 @@ class DirectInversionInferer(Method):
         """Return the number of steps up, down by the source, and down."""
         return 3 * super().num_steps()
 
-    def sample(self, run: Pass, index: Tensor) -> Tensor:
-        """Return the decoded images at the end of the path toward the target."""
-        chain = self.chain(run, index, condition_of(self, run.state, index))
+    def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
+        """Return the end of the way up, and the residuals of the way down."""
         condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
         source = Denoiser(run.network, self.scheduler, condition)
         self.inverse.keep(chain.timesteps[::-1])
@@ -50,10 +50,8 @@ class DirectInversionInferer(Method):
             path.append(self.inverse.posterior(source(path[-1], t), t, path[-1]).mean.to(chain.start.dtype))
             run.bar.update(1)
         residuals = Residuals(path[::-1], chain, source)
-        image = chain.run([*self.kept(chain), residuals], sample=path[-1])
-        for denoiser in (source, chain.denoiser):
-            run.state.count(index, denoiser.num_function_evaluations)
-        return self.space.decode(image)
+        run.state.count(index, source.num_function_evaluations)
+        return path[-1], [residuals]
 
 
 METHODS.add("direct_inversion", "DDIM inversion with its error put back at every step", DirectInversionInferer)

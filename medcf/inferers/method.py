@@ -261,6 +261,10 @@ class Method(Inferer):
         """Return what the method adds to the steps of a chain."""
         return ()
 
+    def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
+        """Return noisy samples from which an edit starts, and further hooks; None noises as the options say."""
+        return None, []
+
     def references(self, run: Pass, index: Tensor, chain: Chain) -> References | None:
         """Return the images that a chain reads by attention injection."""
         return None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from medcf.inferers import Method, with_explain
 from medcf.inferers.options import option_of
 from medcf.networks import BundleUNet
 from medcf.registry import METHODS
-from medcf.sampling import LatentSpace, PixelSpace
+from medcf.sampling import Hook, LatentSpace, PixelSpace
 
 IDS = ["a", "b", "c"]
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -159,6 +160,24 @@ def test_what_lies_outside_the_region_is_kept_bit_for_bit(build, setting, name):
 def test_an_unknown_option_is_refused_with_the_list_of_the_right_ones(build, name):
     with pytest.raises(ValueError, match=r"(sead.*There are: .*seed|rejects.*sead)"):
         build(name, sead=3)
+
+
+class Depth(Hook):
+    """Counts the calls from ``explain`` to the loop."""
+
+    def after_step(self, sample, step):
+        names = [frame.function for frame in inspect.stack()]
+        self.calls = names.index("explain") - names.index("denoise")
+        return sample
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in CONTROLS])
+def test_from_explain_to_the_loop_are_at_most_four_calls(build, setting, name, monkeypatch):
+    method, seen = build(name), Depth()
+    kept = type(method).kept
+    monkeypatch.setattr(type(method), "kept", lambda self, chain: [*kept(self, chain), seen])
+    method.explain(setting.images, setting.network, IDS)
+    assert seen.calls <= 4
 
 
 @pytest.mark.parametrize("name", NAMES)
