@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.guidance.regions import KnownRegion, SelfMask, changed_region
+from medcf.guidance.regions import KnownRegion, SelfMask, changed_region, subject_mask
 from medcf.sampling import Chain
 from medcf.schedulers import RespacedDDPMScheduler
 from medcf.schedulers.step import Step
@@ -69,3 +69,48 @@ def test_a_difference_of_exactly_the_threshold_counts():
     image = torch.tensor([1.0, 0.5, 0.25]).reshape(1, 1, 1, 3)
     mask = changed_region(image, torch.zeros_like(image), threshold=0.5, dilation=1)
     assert mask.flatten().tolist() == [True, True, False]
+
+
+def picture_of_a_disc():
+    """A disc of gray on black, and a segmenter that finds two structures in it."""
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij")
+    radius = ((rows - 20.0) ** 2 + (columns - 20.0) ** 2).sqrt()
+    image = torch.where(radius < 16, 0.1, -1.0)[None, None]
+    labels = ((radius > 5) & (radius < 8)).long()  # a ring, as a skull is
+
+    def segmenter(pictures):
+        return torch.nn.functional.one_hot(labels, 3).permute(2, 0, 1)[None].float().expand(len(pictures), -1, -1, -1)
+
+    return image, radius, segmenter
+
+
+def test_the_subject_is_what_its_structures_enclose_with_a_soft_border():
+    image, radius, segmenter = picture_of_a_disc()
+    mask = subject_mask(image, segmenter)
+    assert mask.shape == (1, 1, 40, 40)
+    assert (mask[0, 0][radius < 6] > 0.99).all()  # the inside of the ring, where there is no structure
+    assert (mask[0, 0][radius > 14] == 0).all()
+    assert ((mask > 0.1) & (mask < 0.9)).any()
+    sharp = subject_mask(image, segmenter, margin=0, softness=0)
+    assert set(sharp.unique().tolist()) == {0.0, 1.0}
+    assert abs(float(sharp.sum()) - 3.1416 * 8**2) < 20
+
+
+def test_without_structures_the_subject_is_all_that_is_not_black_outside():
+    image, radius, _ = picture_of_a_disc()
+    image[0, 0][radius < 3] = -1.0  # black inside belongs to the subject
+    mask = subject_mask(image, margin=0, softness=0)
+    assert torch.equal(mask[0, 0] == 1, radius < 16)
+    nothing = subject_mask(
+        image, lambda pictures: torch.eye(3)[0].reshape(1, 3, 1, 1).expand(1, 3, 40, 40), margin=0, softness=0
+    )
+    assert torch.equal(nothing, mask)
+
+
+def test_a_soft_mask_mixes_the_sample_with_the_input_at_its_level(chain):
+    mask = torch.full((2, 1, 6, 6), 0.25)
+    mask[..., :3] = 0.0
+    last = chain.timesteps[-1]
+    found = KnownRegion(chain, mask).after_step(chain.original + 1, make_step(chain.original, last))
+    assert torch.equal(found[..., :3], chain.original[..., :3])
+    torch.testing.assert_close(found[..., 3:], chain.original[..., 3:] + 0.25)

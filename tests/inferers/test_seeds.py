@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcf.inferers import DiffICEInferer, SDEditInferer, explain_with_floor
+from medcf.inferers import DiffICEInferer, SDEditInferer, explain_seeds, explain_with_floor
 from medcf.schedulers import RespacedDDPMScheduler
 from medcf.transforms import DifferenceMap
 
@@ -107,3 +107,28 @@ def test_the_source_floor_runs_as_many_passes_however_sure_the_class_is(gaussian
     assert (wanted.confidences[:, 1] > 0.8).all()  # both would leave after a pass
     assert torch.equal(found.reconstruction[0], wanted.image)
     assert inferer.options.confidence_threshold == 0.8
+
+
+@pytest.mark.parametrize("stacked", [1, 6, 9])
+def test_seeds_that_run_together_give_the_samples_of_separate_runs(gaussian_network: Any, stacked: int) -> None:
+    network, images, seeds = gaussian_network(0.0, 1.0), dark_images(), (0, 7, 3)
+    calls: list[int] = []
+    network.register_forward_hook(lambda _module, _inputs, output: calls.append(len(output)))
+    found = explain_seeds(make(), images, network, ["a", "b", "c"], seeds=seeds, stacked=stacked)
+    assert max(calls) == {1: 2, 6: 4, 9: 6}[stacked]  # of three images the last is of the target class already
+    singles = [make(seed=seed).explain(images, network, ["a", "b", "c"]) for seed in seeds]
+    for number, single in enumerate(singles):
+        torch.testing.assert_close(found.samples[number], single.image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.expected, torch.stack([each.image for each in singles]).mean(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.spread, torch.stack([each.image for each in singles]).std(0), rtol=0, atol=1e-4)
+    assert found.flip_share.tolist() == torch.stack([each.flipped for each in singles]).float().mean(0).tolist()
+    assert torch.equal(found.counterfactual.iterations, singles[0].iterations)
+    assert not found.spread[2].any()
+
+
+def test_one_seed_has_no_spread_and_needs_no_second_run(gaussian_network: Any) -> None:
+    found = explain_seeds(make(), dark_images(), gaussian_network(0.0, 1.0), ["a", "b", "c"], seeds=(4,))
+    assert not found.spread.any()
+    assert torch.equal(found.expected, found.counterfactual.image)
+    with pytest.raises(ValueError, match="seeds is empty"):
+        explain_seeds(make(), dark_images(), gaussian_network(0.0, 1.0), seeds=())
