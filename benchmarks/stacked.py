@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import interleaved, median_ratio
-from medcf.inferers import AttentionInjectionInferer
+from medcf.inferers import AttentionInjectionInferer, explain_seeds
 from medcf.networks import ClassTokenUNet, Condition
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.stack import Stack, plan_stack
@@ -34,6 +35,7 @@ from medcf.schedulers import RespacedDDIMScheduler
 CLASSES = 4
 NULL = CLASSES
 TARGETS = (1, 2, 4)  # K
+SEEDS = (4, 8)
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "network": {
@@ -162,6 +164,26 @@ def compare_targets(network: ClassTokenUNet, image: Tensor, steps: int, repeats:
     return results
 
 
+def compare_seeds(network: ClassTokenUNet, image: Tensor, steps: int, repeats: int) -> list[dict[str, Any]]:
+    """Time K seeds of one image in one stack against K runs."""
+    results = []
+    for count in SEEDS:
+        run = partial(explain_seeds, method("same", steps), image, network, ["case"], 1, seeds=range(count))
+        together, runs = partial(run, stacked=count), partial(run, stacked=1)
+        difference = float((together().samples - runs().samples).abs().max())
+        seconds = interleaved({"together": together, "runs": runs}, repeats, image.device)
+        results.append(
+            {
+                "seeds": count,
+                "together_s": statistics.median(seconds["together"]),
+                "runs_s": statistics.median(seconds["runs"]),
+                "together_over_runs": median_ratio(seconds["together"], seconds["runs"]),
+                "largest_difference": difference,
+            }
+        )
+    return results
+
+
 def count_operations(network: ClassTokenUNet, image: Tensor) -> int:
     """Return the operations (two a multiply-add) of a stacked forward.
 
@@ -215,6 +237,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "activation_bytes_of_a_step": memory,
             "forwards": compare_forwards(network, image, options.repeats),
             "targets": compare_targets(network, image, steps, options.repeats),
+            "seeds": compare_seeds(network, image, steps, options.repeats),
         }
     first = next(row for row in result["targets"] if row["condition"] == "same" and row["targets"] == 1)
     result["seconds_a_volume"] = first["runs_s"]
@@ -250,7 +273,11 @@ def report(result: dict[str, Any]) -> str:
             f"| {row['condition']} | {row['targets']} | {few} / {many} | {row['together_s']:.3f} | "
             f"{row['runs_s']:.3f} | **{row['ratio']:.2f}** | {many / few:.2f} |"
         )
-    largest = max(row["largest_difference"] for row in result["targets"])
+    lines += ["", "| K seeds | together, s | K runs, s | together / K runs |", "| --- | --- | --- | --- |"]
+    for row in result["seeds"]:
+        times = f"{row['together_s']:.3f} | {row['runs_s']:.3f}"
+        lines.append(f"| {row['seeds']} | {times} | **{row['together_over_runs']:.2f}** |")
+    largest = max(row["largest_difference"] for row in (*result["targets"], *result["seeds"]))
     rate = result["operations_a_second"] / 1e12
     share = "" if result["share_of_peak"] is None else f", {result['share_of_peak']:.1%} of peak"
     lines += [

@@ -26,6 +26,8 @@ __all__ = ["Seeded", "SeededExplanation", "explain_seeds", "explain_with_floor"]
 
 Floor = Literal["unguided", "source"]
 
+_PIXELS = 2**16
+
 
 @dataclass(frozen=True)
 class Seeded:
@@ -54,9 +56,9 @@ def explain_seeds(
     target: Target | None = None,
     *,
     seeds: Sequence[int],
-    stacked: int = 8,
+    stacked: int | None = None,
 ) -> Seeded:
-    """Run a method with several seeds, as many images and seeds at once as ``stacked`` allows.
+    """Run a method with several seeds, as many images and seeds at once as is not slower.
 
     Args:
         inferer: a method.
@@ -65,7 +67,8 @@ def explain_seeds(
         sample_ids: one identity per image.
         target: target class; None uses the method's.
         seeds: K seeds.
-        stacked: number of samples that run together; at least one seed of all images does.
+        stacked: number of samples that run together; at least one seed of all images does. None takes 8, and on a CPU
+            as many as have 65 536 pixels: there more of them saves nothing, and large stacks leave the caches.
 
     Returns:
         The counterfactuals; each sample equals that of a separate run with its seed.
@@ -75,6 +78,8 @@ def explain_seeds(
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one.")
+    if stacked is None:
+        stacked = 8 if image.device.type != "cpu" else min(8, _PIXELS // image[0].numel())
     size = max(stacked // len(image), 1) if isinstance(inferer, Method) and _one_target(target) else 1
     runs: list[Counterfactual] = []
     for first in range(0, len(seeds), size):
