@@ -139,16 +139,17 @@ def check_scheduler(scheduler: object) -> None:
     raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")
 
 
-def check_classes(network: Network, name: str) -> None:
+def check_classes(network: Network, name: str, by_class: bool = True) -> None:
     """Refuse a network without classes, whose ``num_class_embeds`` is None, for the named method.
 
     Raises:
-        ValueError: if the network has no classes.
+        ValueError: if the network has no classes, and is conditioned by them.
     """
-    if getattr(unwrap(network), "num_class_embeds", 1) is None:
+    if by_class and getattr(unwrap(network), "num_class_embeds", 1) is None:
         raise ValueError(
             f"{name} needs a class-conditional network (num_class_embeds), but this one has no classes: train one "
-            "with class labels, or use a method that is guided by the classifier."
+            "with class labels, give prompts if it takes them (conditioner=Conditioner(contexts=..., by_class=False)), "
+            "or use a method that is guided by the classifier."
         )
 
 

@@ -31,7 +31,7 @@ def edit(method: Method, run: Pass) -> None:
             instead of its chain.
         run: the pass.
     """
-    check_classes(run.network, type(method).__name__)
+    check_classes(run.network, type(method).__name__, method.conditioner.by_class)
     state, options, pair = run.state, method.options, None
     stacked: Callable[[Sequence[int]], list[int]] = list
     if options.subtract_reconstruction:
