@@ -126,7 +126,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("last-pixels-left-out", "metrics/cout.py", "* pixels // steps", "* (pixels // steps)"),
     ("groups-as-trials", "metrics/bootstrap.py",
      "if proportion and (len(members) == len(cases) or (cases == cases[0]).all()):", "if proportion:"),
-    ("mean-of-ratios", "metrics/truth.py", "errors.mean() / unchanged.mean())", "(errors / unchanged).mean())"),
+    ("mean-of-ratios", "metrics/truth.py", "float(part.sum() / whole.sum())", "float((part / whole).mean())"),
     ("infinite-logits-flip", "metrics/exclusions.py", "(logits.argmax(1) == target) & logits.isfinite().all(1)",
      "logits.argmax(1) == target"),
 

@@ -98,7 +98,7 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
 def _published(options: argparse.Namespace) -> dict[str, Any]:
     """Load the published extractors whose weights were given."""
     files = {name: getattr(options, name) for name in EXTRACTORS}
-    return {name: feature_extractor(name, file) for name, file in files.items() if file is not None}
+    return {name: feature_extractor(name, *file) for name, file in files.items() if file is not None}
 
 
 def _task(options: argparse.Namespace) -> Task:
@@ -137,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tables", type=Path, help="folder with the tables of a real task")
     parser.add_argument("--models", type=Path, help="folder with the networks of a real task")
     for name, (_, source) in EXTRACTORS.items():
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"weights of {name}'s features. {source}")
+        told = f"weights of {name}'s features, and optionally their SHA-256. {source}"
+        parser.add_argument(f"--{name}", nargs="+", metavar=("FILE", "SHA256"), help=told)
     return parser
 
 

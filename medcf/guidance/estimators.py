@@ -19,7 +19,7 @@ from medcf.runtime.choices import check_choice
 from medcf.sampling import Hook
 from medcf.schedulers import Step
 
-__all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient"]
+__all__ = ["DiMEGradient", "GradientEstimator", "NoisyL1", "X0Gradient", "XtGradient", "dime_signal"]
 
 
 class GradientEstimator(Hook):
@@ -171,6 +171,9 @@ class DiMEGradient(GradientEstimator):
         start: images whose gradient guides the first step instead of an inner chain's (DiME's code starts with the
             clean input); None runs the chain there as well.
         every: see `GradientEstimator`.
+
+    Raises:
+        ValueError: at a step without signal (A = 0), whose gradient would be infinite.
     """
 
     def __init__(
@@ -189,10 +192,27 @@ class DiMEGradient(GradientEstimator):
 
     def gradient(self, step: Step) -> torch.Tensor:
         """Return the gradient at the completed image, scaled to the noise level of the step."""
+        signal = dime_signal(self.alpha_bar, step.timestep)
         point, self.start = self.start, None
         if point is None:
             point = self.complete(step)
-        return self.at(point) / self.alpha_bar(step.timestep) ** 0.5
+        return self.at(point) / signal
+
+
+def dime_signal(alpha_bar: Callable[[int], float], timestep: int) -> float:
+    """Return sqrt(A), by which DiME divides the gradient of a step.
+
+    Raises:
+        ValueError: if it is 0, as at the last timestep of a schedule with zero terminal SNR.
+    """
+    signal = alpha_bar(timestep) ** 0.5
+    if signal == 0:
+        raise ValueError(
+            f"DiME divides its gradient by sqrt(A), which is 0 at timestep {timestep}, where this schedule holds no "
+            "signal (zero terminal SNR): use a strength below 1, or a gradient that does not divide, such as that of "
+            "diffice or fastdime."
+        )
+    return signal
 
 
 class NoisyL1(Hook):

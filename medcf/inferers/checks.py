@@ -112,15 +112,26 @@ def check_network(network: Network, image: torch.Tensor) -> None:
         )
 
 
+#: What methods call on a scheduler; ``medcf.schedulers.RespacedScheduler`` has all of it.
+_SCHEDULER = ("set_timesteps", "timesteps_from", "start_timestep", "alpha_bar", "convert", "posterior", "for_chain")
+
+
 def check_scheduler(scheduler: object) -> None:
-    """Refuse schedulers of MONAI and diffusers, which ignore their own kept steps, and name the replacement.
+    """Refuse schedulers of MONAI and diffusers, which ignore their own kept steps, and others that are incomplete.
 
     Raises:
-        ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one.
+        ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one; the message names
+            the replacement, or what a third party's scheduler lacks.
     """
-    if all(hasattr(scheduler, name) for name in ("convert", "posterior", "timesteps_from", "alpha_bar", "for_chain")):
+    missing = [name for name in _SCHEDULER if not callable(getattr(scheduler, name, None))]
+    if not missing:
         return
     name = type(scheduler).__name__
+    if hasattr(scheduler, "posterior"):
+        raise ValueError(
+            f"scheduler is a {name}, which lacks {', '.join(missing)}: add it, or derive the class from "
+            "medcf.schedulers.RespacedScheduler, which has everything but posterior."
+        )
     ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
     remedy = f"give medcf.schedulers.{ours} with the same noise schedule and prediction_type"
     if name == "RFlowScheduler":
@@ -128,16 +139,17 @@ def check_scheduler(scheduler: object) -> None:
     raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")
 
 
-def check_classes(network: Network, name: str) -> None:
+def check_classes(network: Network, name: str, by_class: bool = True) -> None:
     """Refuse a network without classes, whose ``num_class_embeds`` is None, for the named method.
 
     Raises:
-        ValueError: if the network has no classes.
+        ValueError: if the network has no classes, and is conditioned by them.
     """
-    if getattr(unwrap(network), "num_class_embeds", 1) is None:
+    if by_class and getattr(unwrap(network), "num_class_embeds", 1) is None:
         raise ValueError(
             f"{name} needs a class-conditional network (num_class_embeds), but this one has no classes: train one "
-            "with class labels, or use a method that is guided by the classifier."
+            "with class labels, give prompts if it takes them (conditioner=Conditioner(contexts=..., by_class=False)), "
+            "or use a method that is guided by the classifier."
         )
 
 

@@ -30,7 +30,7 @@ def edit(method: Method, run: Pass) -> None:
         method: has `medcf.inferers.options.EditOptions`; its chain begins with its ``start``.
         run: the pass.
     """
-    check_classes(run.network, type(method).__name__)
+    check_classes(run.network, type(method).__name__, method.conditioner.by_class)
     state, options, pair = run.state, method.options, None
     stacked: Callable[[Sequence[int]], list[int]] = list
     if options.subtract_reconstruction:

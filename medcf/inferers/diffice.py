@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medcf.guidance import X0Gradient, XtGradient
-from medcf.inferers.dime import nested_gradient
+from medcf.inferers.dime import check_start, nested_gradient
 from medcf.inferers.method import Method
 from medcf.inferers.options import GuidanceOptions
 from medcf.inferers.scales import search_scales
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
+from medcf.schedulers import RespacedScheduler
 
 __all__ = ["DiffICEInferer", "DiffICEOptions"]
 
@@ -53,6 +54,11 @@ class DiffICEInferer(Method):
     title = "Diff-ICE"
     Options = DiffICEOptions
     run_pass = search_scales
+
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return the scheduler with the method's steps; refuse a start at which DiME's gradient is infinite."""
+        scheduler = Method.prepared(self, scheduler)  # not super(): diffice_single has this method, too
+        return check_start(scheduler, self.options) if self.options.gradient == "dime" else scheduler
 
     def hooks(self, chain: Chain) -> Sequence[Hook]:
         """Return the estimator of the gradient."""

@@ -26,6 +26,7 @@ class DiffICESingleInferer(Method):
     title = "Diff-ICE, one pass"
     Options = DiffICESingleOptions
     run_pass = search_scales
+    prepared = DiffICEInferer.prepared
     hooks = DiffICEInferer.hooks
 
 

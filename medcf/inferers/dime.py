@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 
 from medcf.guidance import DiMEGradient, NoisyL1
+from medcf.guidance.estimators import dime_signal
 from medcf.inferers.method import Method
-from medcf.inferers.options import ClassLoss, GuidanceOptions
+from medcf.inferers.options import ClassLoss, GuidanceOptions, StrengthOptions
 from medcf.inferers.scales import search_scales
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, denoise
-from medcf.schedulers import Step
+from medcf.schedulers import RespacedScheduler, Step
 from medcf.schedulers.base import StartVariant
 
-__all__ = ["DiMEInferer", "DiMEOptions", "nested_gradient"]
+__all__ = ["DiMEInferer", "DiMEOptions", "check_start", "nested_gradient"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"start_variant": "exact", "class_loss": "cross_entropy"},
@@ -61,11 +62,22 @@ class DiMEInferer(Method):
     Options = DiMEOptions
     run_pass = search_scales
 
+    def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
+        """Return the scheduler with the method's steps; refuse to start where there is no signal."""
+        return check_start(super().prepared(scheduler), self.options)
+
     def hooks(self, chain: Chain) -> Sequence[Hook]:
         """Return the estimator, and the pull toward the input."""
         options = self.options
         nested = nested_gradient(chain, options.guide_every, from_start=options.variant == "published_code")
         return [nested, NoisyL1(chain.original, options.l1_scale)] if options.l1_scale else [nested]
+
+
+def check_start(scheduler: RespacedScheduler, options: StrengthOptions) -> RespacedScheduler:
+    """Return the scheduler if each pass starts from a step at which the nested gradient is finite."""
+    for strength in options.strengths:
+        dime_signal(scheduler.alpha_bar, scheduler.timesteps_from(strength)[0])
+    return scheduler
 
 
 def nested_gradient(chain: Chain, every: int = 1, *, from_start: bool = False) -> DiMEGradient:

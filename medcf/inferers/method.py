@@ -74,7 +74,8 @@ class Method(Inferer):
             classifier does not predict for an image.
         perceptual: phi, such as ``PerceptualFeatures``, for guided methods; None omits the proximity term.
         space: where the chain runs; the pixels by default.
-        conditioner: turns target classes into conditions of the network; by default its class labels.
+        conditioner: turns target classes into conditions of the network, in place of ``null_class_labels``; by default
+            its class labels.
         segmenter: images to logits of structures, background first, for ``region="subject"``; without one, the subject
             is what is not black.
         options: those of ``Options``.
@@ -120,8 +121,8 @@ class Method(Inferer):
             scale = getattr(self.options, "scale", 1.0)
             if scale != 1 and self.conditioner.null() is None:
                 raise ValueError(
-                    f"guidance_scale={scale:g} compares the target with the null class: give null_class_labels, or "
-                    "guidance_scale=1."
+                    f"guidance_scale={scale:g} compares the target with the null class: give null_class_labels (or a "
+                    "conditioner with its null), or guidance_scale=1."
                 )
             self.scheduler = self.prepared(copy.deepcopy(scheduler))  # type: ignore[arg-type]
 

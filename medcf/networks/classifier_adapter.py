@@ -29,9 +29,11 @@ class ClassifierAdapter(nn.Module):
     afterward its state is restored. So an explanation changes neither its running statistics nor anything else in it.
     Works in 2D and 3D.
 
-    range: the network's values for black and for white, each one number or one per channel: ``(0, 1)``, ``(0, 255)``.
-        ``"imagenet"`` is RGB in [0, 1], standardized by ImageNet's mean and standard deviation; for any other mean m
-        and deviation s, give ``(-m / s, (1 - m) / s)``.
+    Args:
+        network: the classifier.
+        range: the network's values for black and for white, each one number or one per channel: ``(0, 1)``,
+            ``(0, 255)``. ``"imagenet"`` is RGB in [0, 1], standardized by ImageNet's mean and standard deviation; for
+            any other mean m and deviation s, give ``(-m / s, (1 - m) / s)``.
         size: spatial size that the network expects, one number for all axes or one per axis; the image is stretched to
             it linearly, without aliasing. None keeps the image's size.
         channels: channels that the network expects; a single-channel image is repeated. None keeps the image's.

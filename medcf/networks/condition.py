@@ -36,6 +36,11 @@ class Condition:
             tensor = torch.as_tensor(self.labels)
             if tensor.is_floating_point() or tensor.ndim > 1:
                 raise ValueError(f"labels must be a class index or a tensor (B,) of them, got {self.labels!r}.")
+        if self.null is not None and self.null.context is not None and len(self.null.context) != 1:
+            raise ValueError(
+                f"null.context has {len(self.null.context)} rows, but all samples have one null: give (1, tokens, "
+                "features)."
+            )
         if not self.guided:
             return
         if self.labels is None and self.context is None:
@@ -95,6 +100,9 @@ class Conditioner:
         null_context: (1, tokens, features), the embedding of "no prompt".
         by_class: whether the network takes class labels.
         held: further factors, which all classes share: their scale is their own, 1 to hold them.
+
+    Raises:
+        ValueError: if there is neither a class nor a prompt, or the prompts and "no prompt" differ in their shape.
     """
 
     null_class_labels: int | None = None
@@ -103,10 +111,29 @@ class Conditioner:
     by_class: bool = True
     held: Sequence[Condition] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse prompts that cannot share a call of the network."""
+        if not self.by_class and self.contexts is None:
+            raise ValueError("by_class=False leaves nothing to condition on: give contexts, one prompt per class.")
+        shapes = [tuple(one.shape) for one in (self.contexts, self.null_context) if one is not None]
+        if any(len(shape) != 3 or shape[1:] != shapes[0][1:] for shape in shapes) or (
+            self.null_context is not None and len(self.null_context) != 1
+        ):
+            raise ValueError(
+                f"contexts and null_context have shapes {' and '.join(map(str, shapes))}: they must be (K, tokens, "
+                "features) and (1, tokens, features), padded to the same tokens."
+            )
+
     def __call__(self, target: Tensor, scale: float | Sequence[float] = 1.0) -> list[Condition]:
-        """Return the factors for target classes (B,) with the guidance scale, or one scale per sample."""
+        """Return the factors for target classes (B,) with the guidance scale, or one scale per sample.
+
+        Raises:
+            ValueError: if a class has no prompt.
+        """
         given: dict[str, Any] = {"labels": target if self.by_class else None}
         if self.contexts is not None:
+            if int(target.max()) >= len(self.contexts):
+                raise ValueError(f"Class {int(target.max())} has no prompt: contexts holds {len(self.contexts)}.")
             given["context"] = self.contexts.to(target.device)[target]
         return [*self.held, Condition(**given, null=self.null(), scale=scale)]
 

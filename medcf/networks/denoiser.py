@@ -62,7 +62,8 @@ class Denoiser:
         references: images that the samples read by attention injection.
 
     Raises:
-        ValueError: if a class index is outside the network's embedding, or a class-conditional network gets no class.
+        ValueError: if a class index is outside the network's embedding, or a network that is conditioned by classes or
+            prompts gets none.
     """
 
     def __init__(
@@ -77,6 +78,11 @@ class Denoiser:
         self.factors = (condition,) if isinstance(condition, Condition) else tuple(condition)
         self.references = references
         _check_classes(self.factors, getattr(unwrap(network), "num_class_embeds", None))
+        if getattr(unwrap(network), "with_conditioning", False) and all(one.context is None for one in self.factors):
+            raise ValueError(
+                "The network takes a prompt (with_conditioning) and has none here: give context, its embedding of 'no "
+                "prompt' for an unconditional model (null_context of a Conditioner)."
+            )
         self._plan: _Plan | None = None
         self._calls = 0
 

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import resnet50
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medcf.networks.classifier_adapter import ClassifierAdapter, Range
 from medcf.networks.inception import InceptionV3
 from medcf.runtime.fingerprint import sha256 as file_sha256
 from medcf.runtime.weights import load_weights, read_weights
 
-__all__ = ["EXTRACTORS", "MissingWeights", "RadImageNet", "feature_extractor", "radimagenet_name"]
+__all__ = ["EXTRACTORS", "MissingWeights", "RadImageNet", "ScriptedFeatures", "feature_extractor", "radimagenet_name"]
 
 #: Classes of TensorFlow's Inception of 2015-12-05; torchvision's, with other weights and pools, has 1000.
 _FID_CLASSES = 1008
@@ -50,6 +55,52 @@ class RadImageNet(nn.Module):
             x = functional.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
         features: Tensor = self.network(x)
         return features
+
+
+class ScriptedFeatures(nn.Module):
+    """Features computed by a TorchScript module, whatever range and size it expects.
+
+    Args:
+        script: the module; it gets images (B, 3, H, W), a single channel is repeated.
+        range: its values for black and white, as in `ClassifierAdapter`. ``(0, 255)`` are floats, not rounded.
+        size: rows and columns that an image is stretched to, linearly and without aliasing; None leaves it as it is,
+            for a script that resizes.
+        arguments: further arguments of the script, by name. None asks for ``return_features=True`` if the script knows
+            it, as the one that StyleGAN is evaluated with.
+    """
+
+    num_features = 2048
+
+    def __init__(
+        self,
+        script: torch.jit.ScriptModule,
+        range: Range = (-1.0, 1.0),
+        size: int | Sequence[int] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.adapter = ClassifierAdapter(script, range, size, channels=3)
+        if arguments is None:
+            schema: Any = script.forward.schema  # type: ignore[attr-defined]  # torch does not declare it
+            known = [argument.name for argument in schema.arguments]
+            arguments = {"return_features": True} if "return_features" in known else {}
+        self.arguments = dict(arguments)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, 1, H, W) or (B, 3, H, W) in [-1, 1] to features (B, 2048).
+
+        Raises:
+            ValueError: if the script returns anything else, such as logits of classes.
+        """
+        features = self.adapter.network(self.adapter.prepare(image), **self.arguments)
+        shape = tuple(getattr(features, "shape", ()))
+        if shape[:2] != (len(image), self.num_features) or any(side != 1 for side in shape[2:]):
+            raise ValueError(
+                f"The TorchScript module returned {shape or type(features).__name__} for {len(image)} images, not "
+                f"features ({len(image)}, {self.num_features}): give the script that returns the last pool, or the "
+                "arguments that make it, such as script={'arguments': {'return_features': True}}."
+            )
+        return features.flatten(1)
 
 
 class MissingWeights:
@@ -110,6 +161,12 @@ EXTRACTORS: dict[str, tuple[Callable[[Path, str], nn.Module], str]] = {
         "Give ResNet50.pt from the PyTorch weights of github.com/BMEII-AI/RadImageNet.",
     ),
 }
+#: What a TorchScript file of each extractor gets by default. StyleGAN's Inception takes gray values of 8 bits and
+#: resizes them itself.
+_SCRIPTS: dict[str, dict[str, Any]] = {
+    "inception": {"range": (0.0, 255.0), "size": None},
+    "radimagenet": {"range": (-1.0, 1.0), "size": 224},
+}
 
 
 def feature_extractor(
@@ -117,6 +174,7 @@ def feature_extractor(
     weights: str | Path | None = None,
     sha256: str | None = None,
     *,
+    script: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
 ) -> nn.Module | MissingWeights:
     """Load a published feature extractor from a file that the user has; medcf downloads nothing.
@@ -125,16 +183,20 @@ def feature_extractor(
 
     Args:
         name: "inception" (FID's Inception-v3) or "radimagenet" (ResNet-50).
-        weights: state dict; None returns a `MissingWeights`, which evaluations report in place of a figure.
+        weights: state dict, or a TorchScript file; its content decides. None returns a `MissingWeights`, which
+            evaluations report in place of a figure.
         sha256: first digits of the file's SHA-256, at least 8, to make sure that figures of two sites compare; None
-            accepts any file.
+            accepts any state dict. A TorchScript file is a program, and needs all 64 digits.
+        script: for a TorchScript file, the options ``range``, ``size`` and ``arguments`` of `ScriptedFeatures`. By
+            default "inception" gets (0, 255) at the image's own size, "radimagenet" (-1, 1) at 224 x 224.
         device: device to move the network to.
 
     Returns:
         A frozen network in eval mode: images (B, 1, H, W) or (B, 3, H, W) in [-1, 1] to features (B, 2048).
 
     Raises:
-        ValueError: if the name is unknown, or the file has another hash or fits another network.
+        ValueError: if the name is unknown, or the file has another hash or fits another network; or if it is a
+            TorchScript file without its hash.
         FileNotFoundError: if there is no such file.
     """
     if name not in EXTRACTORS:
@@ -143,9 +205,42 @@ def feature_extractor(
     if weights is None:
         return MissingWeights(f"not measured: no weights for {name}. {remedy}")
     path = Path(weights)
-    if sha256 is not None and path.is_file():
-        found = file_sha256(path)
-        if len(sha256) < 8 or not found.startswith(sha256.lower()):
-            raise ValueError(f"{path} has the SHA-256 {found}, not {sha256}: it is another file. {remedy}")
-    network = load(path, remedy).eval().requires_grad_(False)
+    network: nn.Module
+    if _is_script(path):
+        loaded = _load_script(path, sha256)
+        network = ScriptedFeatures(loaded, **_SCRIPTS[name] | dict(script or {}))
+    elif script:
+        raise ValueError(f"script={dict(script)} is for a TorchScript file, and {path} is none: leave it out.")
+    else:
+        if sha256 is not None and path.is_file():
+            found = file_sha256(path)
+            if len(sha256) < 8 or not found.startswith(sha256.lower()):
+                raise ValueError(f"{path} has the SHA-256 {found}, not {sha256}: it is another file. {remedy}")
+        network = load(path, remedy)
+    network.eval().requires_grad_(False)
     return network if device is None else network.to(device)
+
+
+def _is_script(path: Path) -> bool:
+    """Return whether a file is a TorchScript archive: a zip with code beside the tensors, whatever its name."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+
+
+def _load_script(path: Path, sha256: str | None) -> torch.jit.ScriptModule:
+    """Load a TorchScript file whose hash is known; what is hashed is what is loaded."""
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is None or len(sha256) < 64:
+        raise ValueError(
+            f"{path} is a TorchScript file, which is a program: it is only run if you give all 64 digits of its "
+            "SHA-256 as sha256, from a source that you trust. A state dict holds no code and needs none."
+        )
+    if found != sha256.lower():
+        raise ValueError(f"{path} has the SHA-256 {found}, not {sha256}: it is another file, and was not run.")
+    try:
+        return torch.jit.load(io.BytesIO(content), map_location="cpu")
+    except RuntimeError:  # torch's own text is a C++ stack trace
+        raise ValueError(f"{path} is not a readable TorchScript file: it may be truncated, or too new.") from None

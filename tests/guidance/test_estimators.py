@@ -141,6 +141,19 @@ def test_dime_gradient_may_begin_at_the_clean_input(tiny_unet, loss, sample):
         torch.testing.assert_close(guided.mean, plain.mean - plain.gain * wanted)
 
 
+def test_dime_gradient_is_refused_where_there_is_no_signal_before_the_inner_chain_runs(tiny_unet, loss, sample):
+    scheduler = RespacedDDPMScheduler(1000, rescale_zero_terminal_snr=True, prediction_type="v_prediction")
+
+    def complete(step):
+        assert step.timestep < 999
+        return torch.zeros(3, 1, 8, 8)
+
+    estimator = DiMEGradient(loss, complete, scheduler.alpha_bar)
+    with pytest.raises(ValueError, match=r"divides .* 0 at timestep 999.*zero terminal SNR.*strength below 1"):
+        estimator.gradient(Step(sample, 1.0, 1.0, sample, sample, 999))
+    assert estimator.gradient(Step(sample, 1.0, 1.0, sample, sample, 998)).isfinite().all()
+
+
 @pytest.mark.parametrize("clip", [True, False])
 def test_xt_gradient_may_leave_the_perceptual_term_at_the_clean_image(tiny_unet, sample, clip):
     network, scheduler = tiny_unet(), RespacedDDPMScheduler(1000)

@@ -108,3 +108,24 @@ def test_variant_chooses_the_class_loss_unless_it_is_given(make_method):
 def test_l1_term_pulls_the_noisy_image_towards_the_input(make_method, network, images):
     free, tied = (make_method("dime", classifier_scales=0, l1_scale=s).explain(images, network, IDS) for s in (0, 2))
     assert (tied.difference.abs().mean(dim=(1, 2, 3)) < free.difference.abs().mean(dim=(1, 2, 3))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("dime", {}), *((name, {"gradient": "dime"}) for name in ("diffice", "diffice_single"))]
+)
+@pytest.mark.parametrize("variant", ["exact", "published_code"])
+def test_a_start_without_signal_is_refused_before_anything_runs(make_method, name, options, variant):
+    scheduler = RespacedDDPMScheduler(1000, rescale_zero_terminal_snr=True, prediction_type="v_prediction")
+    options = options | {"scheduler": scheduler, "start_variant": variant}
+    for strength in (1.0, (0.5, 1.0)):
+        with pytest.raises(ValueError, match=r"0 at timestep 999.*zero terminal SNR.*strength below 1"):
+            make_method(name, strength=strength, **options)
+    below = make_method(name, strength=0.95, **options)
+    with pytest.raises(ValueError, match="timestep 999"):
+        below.with_options(strength=1.0)
+
+
+def test_another_gradient_may_start_without_signal(make_method):
+    scheduler = RespacedDDPMScheduler(1000, rescale_zero_terminal_snr=True, prediction_type="v_prediction")
+    method = make_method("diffice", scheduler=scheduler, strength=1.0, num_inference_steps=4)
+    assert method.scheduler.alpha_bar(method.timesteps[0]) == 0

@@ -14,7 +14,7 @@ from torch import nn
 from medcf.inferers import Counterfactual
 from medcf.inferers.selection import method_arguments
 from medcf.registry import METHODS
-from medcf.schedulers import RespacedDDIMScheduler
+from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 IDS = ["a", "b", "c", "d"]
 NAMES = sorted(METHODS.names)
@@ -76,6 +76,28 @@ def test_monai_s_schedulers_are_refused_in_one_line_that_names_ours(make_method,
     with pytest.raises(ValueError, match=f"scheduler is a {foreign.__name__}.*{ours}") as error:
         make_method(name, scheduler=foreign())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lost", ["for_chain", "start_timestep"])
+def test_a_third_party_s_scheduler_is_told_what_it_lacks(make_method, lost):
+    calls = ("set_timesteps", "timesteps_from", "start_timestep", "alpha_bar", "convert", "posterior", "for_chain")
+
+    class Theirs:
+        """Passes calls on to ours, without deriving from it."""
+
+        def __init__(self):
+            self.clip_sample, self.ours = True, RespacedDDPMScheduler(1000, variance_type="fixed_large")
+
+        def __getattr__(self, name):
+            if name in calls and name != self.__dict__.get("lost"):
+                return getattr(self.__dict__["ours"], name)
+            raise AttributeError(name)
+
+    complete, partial = Theirs(), Theirs()
+    partial.lost = lost
+    assert make_method("diffice", scheduler=complete).timesteps == make_method("diffice").timesteps
+    with pytest.raises(ValueError, match=f"scheduler is a Theirs, which lacks {lost}: add it, or .*RespacedScheduler"):
+        make_method("diffice", scheduler=partial)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 
 import pytest
 import torch
@@ -143,3 +144,87 @@ def test_the_papers_loss_takes_radimagenets_own_file(tmp_path):
     (features,) = ConfigParser({"perceptual": entry}).get_parsed_content("perceptual")(two_images())
     assert features.shape[:2] == (2, 512)
     assert radimagenet_name("backbone.5.0.conv1.weight") == "layer2.0.conv1.weight"
+
+
+class Pool(nn.Module):
+    """The mean of each channel, and the number of rows, in the first four of its features."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows = torch.full((image.shape[0], 1), image.shape[2], dtype=image.dtype)
+        return torch.nn.functional.pad(torch.cat([image.mean((2, 3)), rows], 1), [0, self.width - 4])
+
+
+class Published(nn.Module):
+    """Returns classes unless it is asked for features, as StyleGAN's Inception does."""
+
+    def forward(self, image: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        mean = image.mean((1, 2, 3))[:, None]
+        return mean.repeat(1, 2048)[:, :, None, None] if return_features else mean.repeat(1, 1008)
+
+
+def script_file(network, folder):
+    torch.jit.script(network).save(str(folder / "weights.bin"))  # its content decides, not its name
+    return folder / "weights.bin", sha256(folder / "weights.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "ends", "rows"),
+    [
+        ("inception", None, (0, 255), 64),  # the script resizes
+        ("radimagenet", None, (-1, 1), 224),
+        ("inception", {"range": (-1, 1), "size": 299}, (-1, 1), 299),
+        ("radimagenet", {"range": "imagenet", "size": [32, 40]}, None, 32),
+    ],
+)
+def test_a_script_gets_the_range_and_size_that_it_expects(tmp_path, name, script, ends, rows):
+    network = feature_extractor(name, *script_file(Pool(2048), tmp_path), script=script)
+    image = torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(-1, -1, 64, 80)
+    features = network(image)
+    assert features.shape == (3, 2048)
+    means = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    black, white = ([-m / s for m, s in zip(*means, strict=True)], [(1 - m) / s for m, s in zip(*means, strict=True)])
+    if ends is not None:
+        black, white = ([end] * 3 for end in ends)
+    gray = [(low + high) / 2 for low, high in zip(black, white, strict=True)]
+    torch.testing.assert_close(features[:, :3], torch.tensor([black, white, gray], dtype=torch.float32))
+    assert features[:, 3].tolist() == [rows] * 3
+    color = torch.cat([image[:1], image[1:2], image[2:]], 1)
+    torch.testing.assert_close(network(color)[0, :3], torch.tensor([black[0], white[1], gray[2]]))
+
+
+def test_a_script_with_a_switch_for_features_is_asked_for_them(tmp_path):
+    file, digits = script_file(Published(), tmp_path)
+    assert torch.equal(
+        feature_extractor("inception", file, digits)(torch.ones(2, 1, 8, 8)), torch.full((2, 2048), 255.0)
+    )
+    asked = feature_extractor("inception", file, digits, script={"arguments": {"return_features": False}})
+    with pytest.raises(ValueError, match=r"\(2, 1008\) for 2 images, not features \(2, 2048\).*return_features"):
+        asked(torch.ones(2, 1, 8, 8))
+
+
+def test_a_script_is_a_program_and_is_not_run_without_its_hash(tmp_path, monkeypatch):
+    file, digits = script_file(Pool(2048), tmp_path)
+    monkeypatch.setattr(torch.jit, "load", lambda *_args, **_options: pytest.fail("it was run"))
+    for part in (None, digits[:16]):
+        with pytest.raises(
+            ValueError, match=r"weights\.bin is a TorchScript file.*a program.*all 64 digits.*state dict"
+        ):
+            feature_extractor("inception", file, part)
+    with pytest.raises(ValueError, match=f"weights.bin has the SHA-256 {digits}, not {'0' * 64}.*was not run"):
+        feature_extractor("inception", file, "0" * 64)
+
+
+def test_a_damaged_script_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "weights.pt", "w") as archive:
+        archive.writestr("weights/code/__torch__.py", "op_version_set = 1")
+    with pytest.raises(ValueError, match=r"weights\.pt is not a readable TorchScript file"):
+        feature_extractor("inception", tmp_path / "weights.pt", sha256(tmp_path / "weights.pt"))
+
+
+def test_what_belongs_to_scripts_is_refused_with_a_state_dict(inception_file):
+    with pytest.raises(ValueError, match=r"script=.*is for a TorchScript file, and .*inception\.pth is none"):
+        feature_extractor("inception", inception_file, script={"size": 64})

@@ -113,10 +113,11 @@ def test_a_lower_learning_rate_lowers_the_rest_of_the_schedule(tmp_path, caplog)
     lowered, optimizer = descent(tmp_path / "part", 4, learning_rate=0.01, weight_decay=0.5)
     assert lowered == pytest.approx([rate / 10 for rate in whole[20:]])
     assert optimizer.param_groups[0]["weight_decay"] == 0.5
-    assert "learning_rate was 0.1, is 0.01; optimizer#weight_decay was 0.0, is 0.5" in caplog.text
+    assert "options that differ from those at the start: learning_rate was 0.1, is 0.01; " in caplog.text
+    assert "optimizer#weight_decay was 0.0, is 0.5" in caplog.text
     caplog.clear()
     assert descent(tmp_path / "part", 4, learning_rate=0.01, weight_decay=0.5)[0] == []
-    assert "other options" not in caplog.text
+    assert "options that differ" not in caplog.text
 
 
 def test_a_longer_training_goes_on_along_the_longer_schedule(tmp_path):

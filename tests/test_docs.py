@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages' examples run as they stand there, and print what they say."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from medcf.sampling import LatentSpace
+
+ROOT = Path(__file__).parents[1]
+#: Words of before the methods were composed of parts.
+GONE = r"CounterfactualInferer|ChainInferer|GuidedInferer|ConditionalInferer|InjectedDenoiser|plan_rows"
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["conditions.md", "phantoms.md"])
+def test_the_page_s_examples_print_what_it_says(page: str) -> None:
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    for code in blocks(page, "python"):
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(compile(code, page, "exec", dont_inherit=True), names)
+        said = re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
+        assert not said or printed.getvalue().splitlines() == said
+
+
+def test_the_page_s_overlay_puts_the_method_of_a_bundle_into_latents(tmp_path: Path, monkeypatch) -> None:
+    (overlay,) = map(json.loads, blocks("conditions.md", "json"))
+    autoencoder = ConfigParser({"net": overlay["autoencoder_def"]}).get_parsed_content("net")
+    monkeypatch.chdir(tmp_path)
+    torch.save(autoencoder.state_dict(), "autoencoder.pt")
+    Path("overlay.json").write_text(json.dumps(overlay), encoding="utf-8")
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "bundles" / "diffice" / "configs" / "inference.json"), "overlay.json"])
+    parser["bundle_root"] = str(ROOT / "bundles" / "diffice")
+    inferer, network = (parser.get_parsed_content(name) for name in ("inferer", "network_def"))
+    assert isinstance(inferer.space, LatentSpace)
+    assert inferer.options.region == "subject"
+    image = torch.rand(1, 1, 64, 80) - 0.5
+    short = inferer.with_options(num_inference_steps=4, strength=0.5, num_iterations=1, classifier_scales=(1,))
+    assert short(image, network.eval()).shape == image.shape
+
+
+def test_no_page_uses_words_of_earlier_versions() -> None:
+    for page in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("bundles/*/docs/*.md"),
+    ]:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(GONE, text), page
+        for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            assert not re.search(r"Denoiser\([^)]*class_labels=", code), page
+            compile(code, page.name, "exec")
