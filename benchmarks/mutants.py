@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the tests notice a change of meaning? Sixty of them, one at a time: ``python -m benchmarks.mutants``.
+"""Do the tests notice a change of meaning? One change at a time: ``python -m benchmarks.mutants``.
 
 Each mutant is a small change that a careless refactoring could make and that changes a result or takes away a guard.
 It is made in a scratch copy of the tree, never in the tree itself. The tests that mirror its file

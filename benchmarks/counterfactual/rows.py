@@ -95,7 +95,7 @@ OTHER_PHI = Row(
 GUIDED = (
     DIFFICE,
     SINGLE,
-    _method("universal", "x_t gradient"),
+    _method("universal", "x_t gradient", repeat=False),
     _method("dime", "DiME", repeat=False),  # costs as much as all other rows together
     _method("fastdime", "FastDiME"),
     PAPER_WAY,
@@ -110,15 +110,15 @@ CONDITIONAL = (
 )
 
 #: The table of methods, the means of some over seeds, and controls: two that are no method, the methods toward the
-#: input's own class, and the guided ones without their classifier. Unguided, the one-pass methods are one and the same.
+#: input's own class, and the guided ones without their classifier. Unguided, those of one pass are all the same.
 METHODS = (
     *GUIDED,
     *CONDITIONAL,
-    *(expected(row, count) for row in (DIFFICE, BY_CLASS, SDEDIT) for count in (4, 8)),
+    *(expected(row, count) for row in (DIFFICE, BY_CLASS) for count in (4, 8)),
     _method("unchanged", "control: unchanged input", control=True),
     _method("attack", "control: gradient attack", control=True),
-    *(toward_own_class(row) for row in (*GUIDED, *CONDITIONAL) if row.name not in ("dime", "diffice_paper")),
-    *(unguided(row) for row in (DIFFICE, SINGLE, IN_SUBJECT)),
+    *(toward_own_class(row) for row in (DIFFICE, SINGLE, IN_SUBJECT, BY_CLASS, *CONDITIONAL)),
+    *(unguided(row) for row in (DIFFICE, SINGLE)),
 )
 
 #: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.
@@ -155,7 +155,7 @@ DDIM = {
     "_target_": "medcf.schedulers.RespacedDDIMScheduler",
     "num_train_timesteps": 1000,
     "schedule": "linear_beta",
-    "prediction_type": "epsilon",
+    "prediction_type": "v_prediction",
 }
 
 #: The options of speed, each alone against the reference, then together, then the bundle's defaults.
