@@ -23,7 +23,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def study_parser(
-    program: str, description: str | None, *, bundle: str, studies: Iterable[str]
+    program: str, description: str | None, *, bundle: str, studies: Iterable[str] = ()
 ) -> argparse.ArgumentParser:
     """Return a parser with what every benchmark of methods asks for.
 
@@ -31,11 +31,12 @@ def study_parser(
         program: module that runs.
         description: what it does.
         bundle: default bundle.
-        studies: names of the studies.
+        studies: names of the studies; none for a benchmark that has only one.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
     parser.add_argument("--bundle", default=bundle, help="bundle whose networks and settings are used")
-    parser.add_argument("--study", nargs="+", choices=tuple(studies), default=["methods"], help="default: methods")
+    if names := tuple(studies):
+        parser.add_argument("--study", nargs="+", choices=names, default=["methods"], help="default: methods")
     parser.add_argument("--rows", nargs="+", help="only these rows of the study")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU (default 1)")

@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 
 from benchmarks.brain.figure import draw_dose, draw_sheet
-from benchmarks.brain.measure import MEASURES, measure
+from benchmarks.brain.measure import MEASURES, SUBGROUPS, measure
 from benchmarks.brain.rows import STUDIES
+from benchmarks.brain.subgroups import subgroup_rows
 from benchmarks.brain.task import BrainTask, brain_pairs, brain_task
 from benchmarks.command_line import study_parser
 from benchmarks.counterfactual.controls import CHOSEN_ON, best_blur, edited
@@ -49,6 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for study in options.study:
         table = Table()
+        if study == "subgroups":
+            table.labels, table.rows = subgroup_rows(task, setup, options.work / "brain", options.rows)
+            _write(options, arguments, task, study, table)
+            continue
         for row in select(STUDIES[study], options.rows):
             own_cases = replace(task.cases, target=task.label)
             cases = own_cases if row.toward_own_class else task.cases
@@ -94,9 +99,9 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: BrainTas
     if study in (*WITH_CONTROLS, "exact"):
         shown = table.pictures()
         draw_sheet(options.out / f"{stem}.png", task, shown.labels, shown.results)
-    else:
+    elif study != "subgroups":
         draw_dose(options.out / f"{stem}.png", task, table.labels, table.results)
-    tables = markdown(table.labels, table.rows, MEASURES)
+    tables = markdown(table.labels, table.rows, SUBGROUPS if study == "subgroups" else MEASURES)
     run = describe_run("benchmarks.brain", arguments, options.device, options.threads, stem)
     cases = f"{len(task.cases)} cases, {sum(map(len, task.reference.values()))} reference volumes"
     insert_or_write(options.out / PAGE, study, f"{tables}\n{cases}; {run}", stem, f"ControlCG: {study}")
@@ -104,7 +109,7 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: BrainTas
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = study_parser("benchmarks.brain", __doc__, bundle="controlcg", studies=STUDIES)
+    parser = study_parser("benchmarks.brain", __doc__, bundle="controlcg", studies=(*STUDIES, "subgroups"))
     parser.add_argument("--count", type=int, default=48, help="number of cases, both classes together (default 48)")
     parser.add_argument(
         "--references", type=int, default=200, help="held-out volumes, both classes together (default 200)"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.counterfactual.tables import Figure, Measure, measured
 from medcf.evaluation import Evidence
 from medcf.phantoms import TISSUES
 
-__all__ = ["MEASURES", "measure"]
+__all__ = ["MEASURES", "SUBGROUPS", "measure", "measure_group"]
 
 CLASSES = ("CN", "AD")
 STRUCTURES = ("ventricles", "hippocampi")
@@ -101,6 +102,13 @@ MEASURES = (
     Measure("peak_mib", "memory above the networks', MiB", "cost", "↓", 0),
 )  # fmt: skip
 
+#: What is measured of subgroups: validity, and the error by place.
+SUBGROUPS = (
+    *(replace(each, theme="subgroup") for each in MEASURES if each.key in ("flips", "agreement", "truth_ratio")),
+    Measure("truth_brain", "the same inside the brain", "subgroup", "↓", 2, metric=_error("brain")),
+    *(replace(each, theme="subgroup") for each in MEASURES if each.key in ("truth_changed", "effectiveness")),
+)
+
 
 def measure(task: BrainTask, result: Result, own: Result | None = None) -> dict[str, Figure]:
     """Measure a method's counterfactuals; sets are compared by ALL of them, valid or not.
@@ -115,8 +123,17 @@ def measure(task: BrainTask, result: Result, own: Result | None = None) -> dict[
     """
     real = task.reference_features
     given = {"target": task.cases.target, "CN": real[0], "AD": real[1], "all": torch.cat(list(real.values()))}
+    return measured(MEASURES, _evidence(task, result, own), given) | costs(result)
+
+
+def measure_group(task: BrainTask, result: Result) -> dict[str, Figure]:
+    """Return the figures of ``SUBGROUPS``, which need no reference volumes; arguments as of `measure`."""
+    return measured(SUBGROUPS, _evidence(task, result, None), {"target": task.cases.target})
+
+
+def _evidence(task: BrainTask, result: Result, own: Result | None) -> Evidence:
     networks = {"logits": task.classifier, "judge": task.judge, "features": task.features, "volumes": task.volumes}
-    cases = Evidence(
+    return Evidence(
         task.cases.columns(result.image)
         | {"volumes": task.cases.truth["volumes_before"]}
         | ({} if own is None else {"own": own.image}),
@@ -128,7 +145,6 @@ def measure(task: BrainTask, result: Result, own: Result | None = None) -> dict[
         },
         batch_size=8,
     )
-    return measured(MEASURES, cases, given) | costs(result)
 
 
 def _towards(number: int, cases: Evidence) -> Tensor:

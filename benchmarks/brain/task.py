@@ -33,7 +33,7 @@ class BrainTask:
         recipe: the bundle whose inferer explains.
         cases: inputs (N, 1, X, Y, Z) with their ``target``, the other class; ``truth`` has the paired ``image``,
             ``volumes_before`` and ``volumes`` (N, 5) in mm³, ``structure`` and ``appearance`` of the change, ``brain``,
-            and the truth with ``other_noise``.
+            the truth with ``other_noise``, and the ``severity`` of the input's disease.
         label: class of each input (N,).
         reference: held-out real images of other subjects by class: 0 CN, 1 AD.
         classifier: f, images to logits.
@@ -149,6 +149,7 @@ def _truth(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
     brain = (labels > 0) | (labels_true > 0)
     return {
         "image": after,
+        "severity": _stack(pairs, "severity"),
         "volumes_before": _stack(pairs, "volumes"),
         "volumes": _stack(pairs, "volumes_true"),
         "structure": structure & brain,

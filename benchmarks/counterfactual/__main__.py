@@ -31,6 +31,7 @@ from benchmarks.counterfactual.studies import (
     run_rows,
     without_cost,
 )
+from benchmarks.counterfactual.subgroups import SUBGROUPS, subgroup_rows
 from benchmarks.counterfactual.tables import insert_or_write, markdown, write_csv
 from benchmarks.counterfactual.task import Task
 from benchmarks.paper_size import measure as measure_paper_size
@@ -39,6 +40,8 @@ from medcf.networks.feature_extractors import EXTRACTORS, feature_extractor
 
 __all__ = ["main"]
 
+#: Figures of the studies that have their own, and no pictures.
+SHOWN = {"axioms": AXIOMS, "subgroups": SUBGROUPS}
 PANELS = (
     ("seconds", "seconds per image", "quality", "oracle's quality gained"),
     ("rank_main", "re-identified (rank 3)", "agreement", "flips the oracle confirms"),
@@ -58,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         if study == "axioms":
             table = Table()
             table.labels, table.rows = axiom_rows(task, setup, work, options.rows)
+        elif study == "subgroups":
+            table = Table()
+            table.labels, table.rows = subgroup_rows(task, setup, work, options.rows)
         elif study == "iterations":
             table = iterations(task, setup, work)
         else:
@@ -76,8 +82,8 @@ def _write(options: argparse.Namespace, arguments: Sequence[str], task: Task, st
     """Write a study's figures, its tables into the page if there is one, and on phantoms its pictures."""
     stem = f"{task.name}_{study}"
     write_csv(options.out / f"{stem}.csv", table.labels, table.rows)
-    tables = markdown(table.labels, table.rows, AXIOMS if study == "axioms" else MEASURES)
-    if task.name == "phantoms" and study != "axioms":
+    tables = markdown(table.labels, table.rows, SHOWN.get(study, MEASURES))
+    if task.name == "phantoms" and study not in SHOWN:
         if study != "speed":  # whose rows look alike
             shown = table.pictures()
             draw_sheet(options.out / f"{stem}.png", task.cases, shown.labels, shown.results)
@@ -122,7 +128,7 @@ def _task(options: argparse.Namespace) -> Task:
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_parser(
-        "benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations", "axioms")
+        "benchmarks.counterfactual", __doc__, bundle="diffice", studies=(*STUDIES, "iterations", *SHOWN)
     )
     parser.add_argument("--task", choices=("phantoms", *REAL_TASKS), default="phantoms", help="images to explain")
     parser.add_argument("--count", type=int, default=64, help="number of cases (default 64)")

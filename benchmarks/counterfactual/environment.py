@@ -17,16 +17,21 @@ __all__ = ["INTERVALS", "describe_command", "describe_machine", "describe_run"]
 
 
 def describe_command(program: str, arguments: Sequence[str]) -> str:
-    """Return the command as a reader would type it; a folder outside the project becomes ``$NAME``.
+    """Return the command as a reader would type it.
+
+    A folder outside the project becomes ``$NAME``; one below the folder of the environment's ``DATA``, ``$DATA/name``.
 
     Args:
         program: module that ran, for example ``benchmarks.counterfactual``.
         arguments: its arguments.
     """
-    shown = []
+    data, shown = Path(os.environ.get("DATA", "")), []
     for argument in arguments:
         path = Path(argument)
-        shown.append(f'"${path.name.upper()}"' if path.is_absolute() else shlex.quote(argument))
+        if path.is_absolute() and data.is_absolute() and path.is_relative_to(data):
+            shown.append(f'"$DATA/{path.relative_to(data).as_posix()}"')
+        else:
+            shown.append(f'"${path.name.upper()}"' if path.is_absolute() else shlex.quote(argument))
     return " ".join(["python -m", program, *shown])
 
 

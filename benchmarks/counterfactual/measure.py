@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -109,7 +110,13 @@ MEASURES = (
 )  # fmt: skip
 
 
-def measure(task: Task, result: Result, again: Result | None = None, own: Result | None = None) -> dict[str, Figure]:
+def measure(
+    task: Task,
+    result: Result,
+    again: Result | None = None,
+    own: Result | None = None,
+    measures: Sequence[Measure] = MEASURES,
+) -> dict[str, Figure]:
     """Measure a method's counterfactuals.
 
     Sets are compared by ALL counterfactuals, valid or not, so that every row has the same number of images.
@@ -119,11 +126,12 @@ def measure(task: Task, result: Result, again: Result | None = None, own: Result
         result: what the method made of them.
         again: what it made of them with another seed.
         own: what it made of them toward their own class.
+        measures: which figures.
 
     Returns:
-        Figures by the keys of ``MEASURES``; what the task cannot tell is absent.
+        Figures by the keys of ``measures``, and costs; what the task cannot tell is absent.
     """
-    return measured(MEASURES, _evidence(task, result, again, own), _given(task)) | costs(result)
+    return measured(measures, _evidence(task, result, again, own), _given(task)) | costs(result)
 
 
 def costs(result: Result) -> dict[str, Figure]:

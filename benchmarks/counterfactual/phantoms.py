@@ -19,7 +19,7 @@ from medcf.phantoms.head.datasets import native_size, on_grid, to_tensors
 from medcf.phantoms.head.identities import subject_parameters
 from medcf.runtime.weights import load_weights
 
-__all__ = ["CONCEPT_COLUMNS", "STRUCTURES", "phantom_pairs", "phantom_task"]
+__all__ = ["CONCEPT_COLUMNS", "STRUCTURES", "identity_network", "phantom_pairs", "phantom_task"]
 
 #: Labels of the structures that the truth has or has not.
 STRUCTURES = {"thalami": 2, "cavum": 3, "fossa": 4}
@@ -62,7 +62,7 @@ def phantom_task(
     change = TrueChangeDataset("fetal_head", split, count, label=0, **grid)
     reference = PhantomDataset("fetal_head", REFERENCE_SPLIT, references, sp_fraction=1.0, **grid)
     classifier, oracle = get("classifier").eval(), get("oracle").eval()
-    identity, parameters = _identity(bundle)
+    identity, parameters = identity_network(bundle)
     truth = {
         "image": _stack(pairs, "image_true"),
         "segmentation": _stack(pairs, "segmentation_true"),
@@ -122,7 +122,7 @@ def _other_speckle(subject: int, *, size: tuple[int, int], spacing: float, **_: 
     return to_tensors(*on_grid(sample, size))[0]
 
 
-def _identity(bundle: str) -> tuple[IdentityNetwork, list[str]]:
+def identity_network(bundle: str) -> tuple[IdentityNetwork, list[str]]:
     """Load the network that recognizes subjects, and the names of the parameters it recovers."""
     config = Recipe(bundle, ("train.json", "train_identity.json")).open()
     names = list(config["parameters"])

@@ -69,6 +69,11 @@ class Result:
     seconds: float
     peak_mib: float
 
+    def where(self, mask: Tensor) -> Result:
+        """Keep the cases (N,) that are true; the cost stays that of all."""
+        columns = {name: value[mask] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **columns)
+
 
 def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> Result:
     """Return a method's result over the cases: the stored one if it answers to the same question, else a new one.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.counterfactual.axiom_study import axiom_figures
+from benchmarks.counterfactual.axiom_study import axiom_rows
 from benchmarks.counterfactual.ceiling import train
 from benchmarks.counterfactual.controls import best_blur, edited
 from benchmarks.counterfactual.measure import measure
@@ -125,8 +125,8 @@ def test_a_row_of_several_seeds_is_another_question_and_runs(task, tmp_path):
 
 def test_doing_nothing_satisfies_the_axioms_and_flips_nothing(task, tmp_path):
     small = replace(task, cases=task.cases.where(torch.arange(COUNT) < 2))
-    row = Row("unchanged", "control", {"method": "unchanged"}, control=True)
-    found = axiom_figures(small, row, Setup(), tmp_path)
+    labels, (found,) = axiom_rows(small, Setup(), tmp_path, ["unchanged"])
+    assert labels == ["control: unchanged input"]
     assert {"composition_1", "composition_5", "reversibility_1", "reversibility_5", "other_factors"} < set(found)
     assert all(each.value == 0 for name, each in found.items() if name != "regenerated")
     assert found["minimality"].count == 2
