@@ -73,16 +73,20 @@ def _variant(name: str, label: str, **options: Any) -> Row:
     return Row(f"diffice_{name}", f"Diff-ICE, {label}", {"method": "diffice", **ids}, repeat=False)
 
 
-DIFFICE, SDEDIT = _method("diffice", "Diff-ICE"), _method("sdedit", "SDEdit with CFG")
-SINGLE = _method("diffice_single", "Diff-ICE, single pass")
-#: Diff-ICE as its paper has it, kept to the subject, and toward standard planes by the network as well.
-PAPER_WAY = _variant("paper", "as published: 5 passes, no exit", num_iterations=5, confidence_threshold=None)
-IN_SUBJECT = _variant("subject", "kept to the subject", region="subject")
-BY_CLASS = _variant("class", "kept to the subject, class-conditional", region="subject", class_labels="target")
+#: Options with which Diff-ICE may change the whole image, by the unconditional model, as published.
+PLAIN: dict[str, Any] = {"region": None, "class_labels": None}
+DIFFICE, SDEDIT = _method("diffice", "Diff-ICE, the bundle's default"), _method("sdedit", "SDEdit with CFG")
+SINGLE = _method("diffice_single", "default, single pass")
+#: The default's parts one by one, and the paper's way.
+EVERYWHERE = _variant("everywhere", "whole image, unconditional", **PLAIN)
+IN_SUBJECT = _variant("subject", "kept to the subject, unconditional", class_labels=None)
+PAPER_WAY = _variant(
+    "paper", "as published: and 5 passes, no exit", num_iterations=5, confidence_threshold=None, **PLAIN
+)
 #: φ from a network that f knows nothing of: the first block of the one that recognizes subjects.
 OTHER_PHI = Row(
     "diffice_other_phi",
-    "Diff-ICE, φ from the identity network",
+    "default, φ from the identity network",
     {
         "method": "diffice",
         "identity_def": {"_target_": "medcf.networks.identity.IdentityNetwork", "num_parameters": 10},
@@ -98,9 +102,9 @@ GUIDED = (
     _method("universal", "x_t gradient", repeat=False),
     _method("dime", "DiME", repeat=False),  # costs as much as all other rows together
     _method("fastdime", "FastDiME"),
-    PAPER_WAY,
+    EVERYWHERE,
     IN_SUBJECT,
-    BY_CLASS,
+    PAPER_WAY,
     OTHER_PHI,
 )
 CONDITIONAL = (
@@ -114,11 +118,11 @@ CONDITIONAL = (
 METHODS = (
     *GUIDED,
     *CONDITIONAL,
-    *(expected(row, count) for row in (DIFFICE, BY_CLASS) for count in (4, 8)),
+    *(expected(row, count) for row in (DIFFICE, EVERYWHERE) for count in (4, 8)),
     _method("unchanged", "control: unchanged input", control=True),
     _method("attack", "control: gradient attack", control=True),
-    *(toward_own_class(row) for row in (DIFFICE, SINGLE, IN_SUBJECT, BY_CLASS, *CONDITIONAL)),
-    *(unguided(row) for row in (DIFFICE, SINGLE)),
+    *(toward_own_class(row) for row in (DIFFICE, SINGLE, EVERYWHERE, IN_SUBJECT, *CONDITIONAL)),
+    *(unguided(row) for row in (DIFFICE, EVERYWHERE)),
 )
 
 #: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.

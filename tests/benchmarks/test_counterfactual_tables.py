@@ -68,7 +68,7 @@ def test_the_table_has_every_method_its_controls_and_unique_files():
     names = {row.name for row in METHODS}
     assert {row.overrides["method"] for row in METHODS} >= {name for name in REGISTRY.names if name not in ELSEWHERE}
     assert {f"{row.name}_own" for row in methods if row.overrides["method"] in ("diffice_single", "sdedit")} <= names
-    assert {"diffice_unguided", "diffice_single_unguided"} <= names
+    assert {"diffice_unguided", "diffice_everywhere_unguided"} <= names
     assert {"unchanged", "attack", "diffice_expected_4", "diffice_expected_8"} <= names
     for study in (METHODS, SPEED, ABLATION):
         assert len({row.name for row in study}) == len(study)
