@@ -67,7 +67,7 @@ def test_the_table_has_every_method_its_controls_and_unique_files():
     methods = [row for row in METHODS if not row.control and row.num_seeds == 1]
     names = {row.name for row in METHODS}
     assert {row.overrides["method"] for row in METHODS} >= {name for name in REGISTRY.names if name not in ELSEWHERE}
-    assert {f"{row.name}_own" for row in methods if row.overrides["method"] in ("diffice_single", "sdedit")} <= names
+    assert {f"{row.name}_own" for row in methods if row.overrides["method"] in ("ddpm_inversion", "sdedit")} <= names
     assert {"diffice_unguided", "diffice_everywhere_unguided"} <= names
     assert {"unchanged", "attack", "diffice_expected_4", "diffice_expected_8"} <= names
     for study in (METHODS, SPEED, ABLATION):
