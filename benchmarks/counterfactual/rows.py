@@ -75,7 +75,10 @@ def _variant(name: str, label: str, **options: Any) -> Row:
 
 #: Options with which Diff-ICE may change the whole image, by the unconditional model, as published.
 PLAIN: dict[str, Any] = {"region": None, "class_labels": None}
-DIFFICE, SDEDIT = _method("diffice", "Diff-ICE, the bundle's default"), _method("sdedit", "SDEdit with CFG", repeat=False)
+DIFFICE, SDEDIT = (
+    _method("diffice", "Diff-ICE, the bundle's default"),
+    _method("sdedit", "SDEdit with CFG", repeat=False),
+)
 SINGLE = _method("diffice_single", "default, single pass", repeat=False)
 #: The default's parts one by one, and the paper's way.
 EVERYWHERE = _variant("everywhere", "whole image, unconditional", **PLAIN)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,7 @@ class Gate:
             ValueError: if they do not fit, or there are too few images.
         """
         start = time.perf_counter()
+        Path(self.path).unlink(missing_ok=True)  # a verdict on other weights must not stay if this one fails
         network = self._loaded()
         bound = GaussianBound.fit(_images(self.training, self.num_training_images), self.num_components, self.seed)
         images = _images(self.held_out, self.num_images).to(self.device)
@@ -119,7 +121,7 @@ class Gate:
         figures["failures"] = _failures(figures)
         figures["passed"] = not figures["failures"]
         figures["seconds"] = round(time.perf_counter() - start, 1)
-        write_json(Path(self.path), figures)
+        write_json(Path(self.path), _finite(figures))
         sys.stdout.write(self.table(figures))
         return figures
 
@@ -185,7 +187,7 @@ class Gate:
                 for name, predicted in predictions.items():
                     squares[name] += float(((predicted.clamp(-1, 1) - clean) ** 2).double().sum())
             errors = {name: value / images.numel() for name, value in squares.items()}
-            ratio = errors["error"] / errors["bound"]
+            ratio = errors["error"] / errors["bound"] if errors["bound"] else math.inf
             rows.append({"t": t, **errors, "ratio": ratio, "limit": limit, "passed": ratio <= limit})
         return rows
 
@@ -256,6 +258,8 @@ def report_gate(gate: Gate | Literal[False] | None) -> Figures:
 
 def _images(dataset: Any, count: int) -> Tensor:
     """Stack up to ``count`` images, spread evenly over a dataset, which may be sorted by class."""
+    if len(dataset) == 0 or count < 1:
+        raise ValueError("The gate needs at least one training and one held-out image, and counts of at least 1.")
     chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     return torch.stack([torch.as_tensor(dataset[int(i)]["image"]).as_subclass(Tensor).float() for i in chosen])
 
@@ -278,3 +282,12 @@ def _failures(figures: Figures) -> list[str]:
         for row in rows
         if not row["passed"]
     ]
+
+
+def _finite(values: Any) -> Any:
+    """Return figures with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -84,6 +84,8 @@ def score_table(
     if unknown := [name for name in by if name not in known]:
         raise ValueError(f"The table has no column {unknown[0]!r}; its columns are {', '.join(known)}.")
     entries = _chosen(metrics, structures)
+    if bins < 1:
+        raise ValueError(f"bins={bins}: give at least one.")
     groups = {name: _groups([row.cells.get(name) for row in rows], bins) for name in by}
     parts: dict[tuple[str, str], dict[str, Measurement]] = {}
     failures: list[dict[str, Any]] = []
@@ -92,7 +94,7 @@ def score_table(
     for index, row in enumerate(rows):
         try:
             cases = row.evidence(structures)
-        except (UnreadableImage, ValueError) as error:
+        except (UnreadableImage, ValueError, OSError) as error:
             failures.append({"row": row.number, **vars(_failure(row, error))})
             continue
         line: dict[str, Any] = {"case": row.case, "subject": row.subject}

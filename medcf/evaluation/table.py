@@ -91,7 +91,8 @@ class TableRow:
         columns |= {LABELS[name]: image.as_subclass(Tensor)[None] for name, image in labels.items()}
         columns |= {FLAGS[name]: torch.tensor([_flag(name, self.cells[name])]) for name in FLAGS if name in self.cells}
         if "flipped" not in columns and all(name in self.cells for name in _CLASSES):
-            target, before, after = (self.cells[name] for name in _CLASSES)
+            # a table program writes 1 as 1.0 once a cell of the column is empty
+            target, before, after = (self.cells[name].casefold().removesuffix(".0") for name in _CLASSES)
             if before != target:  # otherwise there was nothing to flip
                 columns["flipped"] = torch.tensor([after == target])
         return Evidence(columns, structures=structures, functions={"dice": _dice})

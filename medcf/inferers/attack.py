@@ -33,7 +33,7 @@ class AttackOptions(Options):
         """Refuse sizes that are not positive."""
         super().__post_init__()
         self.set_defaults({"step_size": self.epsilon / 8})
-        if self.epsilon <= 0 or self.step_size <= 0 or self.num_steps < 1:  # type: ignore[operator]
+        if not (self.epsilon > 0 and self.step_size > 0 and self.num_steps >= 1):  # type: ignore[operator]
             raise ValueError(
                 f"epsilon={self.epsilon}, step_size={self.step_size}, num_steps={self.num_steps}: all of them must be "
                 "positive."

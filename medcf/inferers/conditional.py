@@ -59,12 +59,12 @@ def condition_of(method: Method, state: BatchState, index: Tensor) -> Any:
     scale = method.options.scale
     if "guidance_scale" in state.extras:
         scale = state.extras["guidance_scale"][index].tolist()
-    return method.conditioner(state.target[index], scale)
+    return method.conditioner(state.target[index], scale, state.inputs(index))
 
 
 def finished(method: Method, image: Tensor, state: BatchState, index: Tensor) -> Tensor:
     """Return the output of a pass, in [-1, 1], with the input's background."""
-    image = method.finish(image, state, index).clamp(-1, 1)
+    image = method.finish(image.clamp(-1, 1), state, index)
     original = state.original[index]
     return torch.where(background(original), original, image) if method.options.keep_background else image
 

@@ -87,6 +87,10 @@ class BatchState:
         self.scale = torch.full_like(self.confidence, float("nan"))
         self.evaluations, self._iterations = torch.zeros_like(self.target), torch.zeros_like(self.target)
 
+    def inputs(self, index: torch.Tensor) -> torch.Tensor:
+        """Return which image of the caller's batch each of the images ``index`` is."""
+        return self.extras["source"][index] if "source" in self.extras else index
+
     def count(self, index: torch.Tensor, evaluations: torch.Tensor) -> None:
         """Add the network evaluations of the images ``index`` (N,), one number each or one for all."""
         added = evaluations.to(index.device).expand(len(index)).contiguous()

@@ -81,7 +81,8 @@ class DDIMInversionInferer(Method):
         check_source(self)
         solver = super().prepared(RespacedDDIMScheduler().copy_schedule(scheduler))
         self.inverse = DDIMInverseScheduler().copy_schedule(solver)
-        self.inverse.set_timesteps(self.options.num_inversion_steps or len(solver.kept))
+        steps = self.options.num_inversion_steps
+        self.inverse.set_timesteps(len(solver.kept) if steps is None else steps)
         top = solver.timesteps_from(self.options.depth)[0]  # whatever the numbers of steps of the two directions
         self.inverse.keep([*(t for t in self.inverse.kept if t < top), top])
         return solver
@@ -156,8 +157,8 @@ def check_source(method: Method) -> None:
 def source_condition(method: Method, state: Any, index: Tensor, scale: float = 1.0) -> list[Condition]:
     """Return the condition under which the images ``index`` are inverted."""
     if method.options.source_condition == "null":
-        return method.conditioner.unconditional()
-    return method.conditioner(method.logits(state.current[index]).argmax(1), scale)
+        return method.conditioner.unconditional(state.inputs(index))
+    return method.conditioner(method.logits(state.current[index]).argmax(1), scale, state.inputs(index))
 
 
 def _figures(chain: Chain, errors: Tensor) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
-from medcf.inferers.residuals import ResidualOptions, Residuals
+from medcf.inferers.residuals import KnownPath, ResidualOptions, Residuals
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, noised
@@ -38,6 +38,10 @@ class DDPMInversionInferer(Method):
         """Return the number of steps back and forth."""
         return 2 * super().num_steps()
 
+    def kept(self, chain: Chain) -> list[Hook]:
+        """Return no hook: what lies outside the region follows the path, see `start`."""
+        return []
+
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the start of the path, and its residuals."""
         condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
@@ -46,7 +50,7 @@ class DDPMInversionInferer(Method):
         path = [noised(self.scheduler, chain.start, t, generators) for t in chain.timesteps]
         residuals = Residuals([*path, chain.start], chain, source)
         run.state.count(index, source.num_function_evaluations)
-        return path[0], [residuals]
+        return path[0], [residuals, KnownPath([*path, chain.start], chain)]
 
 
 METHODS.add("ddpm_inversion", "Edit-friendly DDPM inversion: the noise of each step is kept", DDPMInversionInferer)

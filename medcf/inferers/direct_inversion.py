@@ -8,7 +8,7 @@ from torch import Tensor
 from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
-from medcf.inferers.residuals import ResidualOptions, Residuals
+from medcf.inferers.residuals import KnownPath, ResidualOptions, Residuals
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
@@ -40,6 +40,10 @@ class DirectInversionInferer(Method):
         """Return the number of steps up, down by the source, and down."""
         return 3 * super().num_steps()
 
+    def kept(self, chain: Chain) -> list[Hook]:
+        """Return no hook: what lies outside the region follows the path, see `start`."""
+        return []
+
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the end of the way up, and the residuals of the way down."""
         condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
@@ -51,7 +55,7 @@ class DirectInversionInferer(Method):
             run.bar.update(1)
         residuals = Residuals(path[::-1], chain, source)
         run.state.count(index, source.num_function_evaluations)
-        return path[-1], [residuals]
+        return path[-1], [residuals, KnownPath(path[::-1], chain)]
 
 
 METHODS.add("direct_inversion", "DDIM inversion with its error put back at every step", DirectInversionInferer)

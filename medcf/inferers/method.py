@@ -65,7 +65,8 @@ class Method(Inferer):
     by the classifier) or `medcf.inferers.edit` (by a conditional network), which run the chain with the method's
     ``hooks``, or its own. This class checks the inputs, returns images of the target class unchanged, records all
     iterates, and lets images leave once they are confident enough. Works under ``torch.no_grad()``; the mode and
-    ``requires_grad`` of all networks are restored. Autocast is left to the caller.
+    ``requires_grad`` of all networks are restored. Autocast is left to the caller. A network serves one thread at a
+    time: while a method runs, it is frozen, and its attention may be injected.
 
     Args:
         scheduler: a scheduler from ``medcf.schedulers``; copied, not modified.
@@ -117,13 +118,8 @@ class Method(Inferer):
         self.given = options
         if self.needs_network:
             check_scheduler(scheduler)
-            self.conditioner = conditioner or Conditioner(self.options.null_class_labels)
-            scale = getattr(self.options, "scale", 1.0)
-            if scale != 1 and self.conditioner.null() is None:
-                raise ValueError(
-                    f"guidance_scale={scale:g} compares the target with the null class: give null_class_labels (or a "
-                    "conditioner with its null), or guidance_scale=1."
-                )
+            self.own_conditioner = conditioner
+            self._condition()
             self.scheduler = self.prepared(copy.deepcopy(scheduler))  # type: ignore[arg-type]
 
     def with_options(self, **changes: Any) -> Self:
@@ -132,8 +128,19 @@ class Method(Inferer):
         method.given = {**self.given, **changes}
         method.options = read_options(self.Options, method.given, type(self).__name__)
         if self.needs_network:
+            method._condition()
             method.scheduler = method.prepared(copy.deepcopy(self.scheduler))
         return method
+
+    def _condition(self) -> None:
+        """Make the conditioner of the options, unless one was given."""
+        self.conditioner = self.own_conditioner or Conditioner(self.options.null_class_labels)
+        scale = getattr(self.options, "scale", 1.0)
+        if scale != 1 and self.conditioner.null() is None:
+            raise ValueError(
+                f"guidance_scale={scale:g} compares the target with the null class: give null_class_labels (or a "
+                "conditioner with its null), or guidance_scale=1."
+            )
 
     def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
         """Return the scheduler (a copy) with the method's steps and clipping.
@@ -196,6 +203,8 @@ class Method(Inferer):
             RuntimeError: if called under ``torch.inference_mode()``, which provides no gradients.
         """
         image, ids = self.check(inputs, network, sample_ids)
+        if seeds is not None and len(seeds) != len(image):
+            raise ValueError(f"seeds holds {len(seeds)} for a batch of {len(image)} images: give one per image.")
         requested = self.target if target is None else target
         with torch.no_grad(), frozen(self.classifier):
             wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
@@ -221,6 +230,10 @@ class Method(Inferer):
             )
         return image, list(ids)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what only speeds up further calls in this process."""
+        return {name: value for name, value in vars(self).items() if name not in ("_entered", "measured")}
+
     def advance(
         self,
         image: Tensor,
@@ -240,8 +253,8 @@ class Method(Inferer):
             confidence, hit = self.judge(image, wanted)
             state = BatchState(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
             state.seeds = [options.seed] * len(image) if seeds is None else list(seeds)
-            state.region = self.region(image)
             state.extras.update(extras or {})
+            state.region = self.region(image, state.extras.get("source"))
             active = ~state.unchanged
             for number in range(options.num_iterations):
                 index = active.nonzero()[:, 0]
@@ -337,17 +350,26 @@ class Method(Inferer):
         """Return the method's hooks, and the one that keeps what lies outside the region."""
         return [*self.hooks(chain), *([] if chain.mask is None else [KnownRegion(chain, chain.mask)])]
 
-    def region(self, image: Tensor) -> Tensor | None:
-        """Return where the images may change (B, 1, *spatial), in [0, 1] or bool; None means everywhere."""
+    def region(self, image: Tensor, source: Tensor | None = None) -> Tensor | None:
+        """Return where the images may change (B, 1, *spatial), in [0, 1] or bool; None means everywhere.
+
+        Args:
+            image: the images (B, C, *spatial).
+            source: which of the caller's images each of them is, if they are repeated.
+        """
         region = self.options.region
         if region is None:
             return None
         if isinstance(region, str):
             return subject_mask(image, self.segmenter)
-        mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device)
-        if mask.ndim != image.ndim or mask.shape[2:] != image.shape[2:] or mask.shape[0] not in (1, len(image)):
+        mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device).as_subclass(Tensor)
+        if source is not None and not callable(region) and len(mask) > 1:
+            mask = mask[source]
+        if mask.shape[1:] != (1, *image.shape[2:]) or mask.shape[0] not in (1, len(image)):
             raise ValueError(f"region has shape {tuple(mask.shape)}: it must be (1 or B, 1, *spatial) like the images.")
         mask = mask.float() if mask.is_floating_point() else mask.bool()
+        if not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise ValueError("region holds values outside [0, 1] or NaN: 0 keeps a pixel, 1 lets it change.")
         return mask.expand(len(image), *mask.shape[1:])
 
     def finish(self, image: Tensor, state: BatchState, index: Tensor) -> Tensor:

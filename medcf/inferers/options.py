@@ -148,8 +148,11 @@ class GuidanceOptions(StrengthOptions):
     def __post_init__(self) -> None:
         """Refuse negative scales and gradients that are never taken."""
         super().__post_init__()
-        if not self.scales or self.scales[0] < 0:
+        if not self.scales or not all(0 <= scale < math.inf for scale in self.scales):
             raise ValueError(f"classifier_scales={self.classifier_scales!r}: give at least one scale, none negative.")
+        for name, least in (("perceptual_scale", 0.0), ("guidance_scale", 1.0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: use {least:g} or more.")
         if self.guide_every < 1:
             raise ValueError(
                 f"guide_every={self.guide_every}: the gradient must be taken at least once: use 1 or more."
@@ -244,7 +247,9 @@ def unknown_option(name: str, known: Iterable[str], what: str) -> str:
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    if isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "shape", None) != ():
+        return tuple(value)
+    return (value,)
 
 
 def _hints(kind: type[Options]) -> dict[str, Any]:
@@ -265,6 +270,10 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
     numbers = [kind for kind in kinds if kind in (int, float) or get_origin(kind) is Sequence]
     if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
         return
+    if bool in kinds and not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is not a truth value: give true or false.")
+    if numbers and (value is None or isinstance(value, bool)):
+        raise ValueError(f"{name}={value!r} is not a number: give one.")
     if not numbers and words and len(kinds) - (NoneType in kinds) == 1:
         check_choice(name, value, Literal[tuple(words)])
     elif numbers:

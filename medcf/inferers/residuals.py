@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from medcf.inferers.ddim_inversion import SourceCondition
@@ -36,6 +37,20 @@ class ResidualOptions(EditOptions, StrengthOptions):
     source_condition: SourceCondition = "predicted"
     source_guidance_scale: float = 1.0
     subtract_reconstruction: bool = field(default=False, init=False)
+
+
+class KnownPath(Hook):
+    """Put the path back wherever the mask forbids changes, so that its residuals stay valid; it ends at the input."""
+
+    def __init__(self, path: Sequence[Tensor], chain: Chain) -> None:
+        self.chain, self.after = chain, dict(zip(chain.timesteps, path[1:], strict=True))
+
+    def after_step(self, sample: Tensor, step: Step) -> Tensor:
+        """Return the drawn samples with the known part put back."""
+        mask, known = self.chain.mask, self.after[step.timestep].to(sample.dtype)
+        if mask is None:
+            return sample
+        return torch.where(mask, sample, known) if mask.dtype == torch.bool else known + mask * (sample - known)
 
 
 class Residuals(Hook):

@@ -42,7 +42,8 @@ def search_scales(method: Method, run: Pass) -> None:
             run.bar.total += len(method.schedule(run.number)[0])
         index = waiting.repeat(len(scales))
         guided = _bound(method, run, loss, index, scales)
-        chain = method.chain(run, index, _condition(method, state.target[index]), start[index], loss=guided)
+        condition = _condition(method, state.target[index], state.inputs(index))
+        chain = method.chain(run, index, condition, start[index], loss=guided)
         image = method.finish(method.space.decode(chain.run(method.kept(chain))), state, index)
         state.count(index, chain.denoiser.num_function_evaluations)
         undecided = torch.ones_like(waiting, dtype=torch.bool)
@@ -71,10 +72,10 @@ def _bound(method: Method, run: Pass, loss: CounterfactualLoss, index: Tensor, s
     return lambda sample: of_image(decode(sample))
 
 
-def _condition(method: Method, target: Tensor) -> list[Condition]:
+def _condition(method: Method, target: Tensor, inputs: Tensor) -> list[Condition]:
     """Return what a guided chain is denoised toward: no class, one class for all, or each image's target."""
     options: Any = method.options
     if options.class_labels is None:
-        return method.conditioner.unconditional()
+        return method.conditioner.unconditional(inputs)
     labels = target if options.class_labels == "target" else torch.full_like(target, options.class_labels)
-    return method.conditioner(labels, options.guidance_scale)
+    return method.conditioner(labels, options.guidance_scale, inputs)

@@ -76,11 +76,14 @@ def explain_seeds(
     Raises:
         ValueError: if there is no seed.
     """
+    seeds = [int(seed) for seed in seeds]
     if not seeds:
         raise ValueError("seeds is empty: give at least one.")
+    if len(seeds) > 1 and option_of(inferer, "seed") is None:
+        raise ValueError(f"{type(inferer).__name__} has no seed: its results for several seeds would be the same.")
     if stacked is None:
         stacked = 8 if image.device.type != "cpu" else min(8, _PIXELS // image[0].numel())
-    size = max(stacked // len(image), 1) if isinstance(inferer, Method) and _one_target(target) else 1
+    size = max(stacked // len(image), 1) if _is_stackable(inferer, target) else 1
     runs: list[Counterfactual] = []
     for first in range(0, len(seeds), size):
         some = list(seeds[first : first + size])
@@ -103,8 +106,14 @@ def explain_seeds(
     )
 
 
-def _one_target(target: Target | None) -> bool:
-    return target is None or isinstance(target, int | str) or torch.as_tensor(target).ndim == 0
+def _is_stackable(inferer: Any, target: Target | None) -> bool:
+    """Return whether nothing that the method is given has one entry per image."""
+    if not isinstance(inferer, Method):
+        return False
+    wanted, region = inferer.target if target is None else target, inferer.options.region
+    held = inferer.conditioner.held if inferer.needs_network else ()
+    each = [isinstance(region, Tensor) and len(region) > 1, *(one.is_per_sample for one in held)]
+    return not any(each) and (isinstance(wanted, int | str) or torch.as_tensor(wanted).ndim == 0)
 
 
 def _part(result: Counterfactual, rows: slice) -> Counterfactual:

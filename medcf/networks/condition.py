@@ -56,6 +56,12 @@ class Condition:
         """Whether any sample is compared with the null."""
         return any(scale != 1 for scale in self.scales(1))
 
+    @property
+    def is_per_sample(self) -> bool:
+        """Whether samples have labels, contexts or scales of their own."""
+        labels = isinstance(self.labels, Tensor) and self.labels.ndim > 0
+        return labels or (self.context is not None and len(self.context) > 1) or not isinstance(self.scale, int | float)
+
     def rows(self, index: Tensor) -> Condition:
         """Return the condition of some samples (N,) of the batch."""
         labels = self.labels[index] if isinstance(self.labels, Tensor) and self.labels.ndim else self.labels
@@ -113,6 +119,8 @@ class Conditioner:
 
     def __post_init__(self) -> None:
         """Refuse prompts that cannot share a call of the network."""
+        if self.by_class and any(one.labels is not None for one in self.held):
+            raise ValueError("held has labels, but the network takes one class per image, the target's: hold contexts.")
         if not self.by_class and self.contexts is None:
             raise ValueError("by_class=False leaves nothing to condition on: give contexts, one prompt per class.")
         shapes = [tuple(one.shape) for one in (self.contexts, self.null_context) if one is not None]
@@ -124,7 +132,9 @@ class Conditioner:
                 "features) and (1, tokens, features), padded to the same tokens."
             )
 
-    def __call__(self, target: Tensor, scale: float | Sequence[float] = 1.0) -> list[Condition]:
+    def __call__(
+        self, target: Tensor, scale: float | Sequence[float] = 1.0, index: Tensor | None = None
+    ) -> list[Condition]:
         """Return the factors for target classes (B,) with the guidance scale, or one scale per sample.
 
         Raises:
@@ -135,12 +145,16 @@ class Conditioner:
             if int(target.max()) >= len(self.contexts):
                 raise ValueError(f"Class {int(target.max())} has no prompt: contexts holds {len(self.contexts)}.")
             given["context"] = self.contexts.to(target.device)[target]
-        return [*self.held, Condition(**given, null=self.null(), scale=scale)]
+        return [*self._held(index), Condition(**given, null=self.null(), scale=scale)]
 
-    def unconditional(self) -> list[Condition]:
+    def _held(self, index: Tensor | None) -> list[Condition]:
+        """Return the shared factors of the images ``index``."""
+        return list(self.held) if index is None else [one.rows(index) for one in self.held]
+
+    def unconditional(self, index: Tensor | None = None) -> list[Condition]:
         """Return the factors without any class."""
         null = self.null()
-        return [*self.held, *([] if null is None else [null])]
+        return [*self._held(index), *([] if null is None else [null])]
 
     def null(self) -> Condition | None:
         """Return the null condition, None if there is none."""

@@ -90,7 +90,7 @@ class LatentSpace:
     def encode(self, image: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Return the latents of images (B, C, *spatial) in [-1, 1]."""
         found: Any = self.autoencoder.encode(image)  # type: ignore[operator]
-        mean, deviation = found if isinstance(found, tuple) else (found, None)
+        mean, deviation = map(_full, found) if isinstance(found, tuple) else (_full(found), None)
         if self.sampled and deviation is not None:
             mean = Step(mean, deviation**2, 0.0, mean, mean, 0).draw(generators)
         return (mean - self._channels(self.shift, mean)) * self._channels(self.scale_factor, mean)
@@ -98,13 +98,18 @@ class LatentSpace:
     def decode(self, sample: Tensor) -> Tensor:
         """Return the images of latents."""
         latent = sample / self._channels(self.scale_factor, sample) + self._channels(self.shift, sample)
-        return self.autoencoder.decode(latent)  # type: ignore[operator]
+        return _full(self.autoencoder.decode(latent))  # type: ignore[operator]
 
     def mask(self, mask: Tensor, size: Sequence[int]) -> Tensor:
         """Return the mask on the latents' grid: a latent may change if any of its pixels may."""
         pool = adaptive_max_pool2d if mask.ndim == 4 else adaptive_max_pool3d
-        return pool(mask, tuple(size))
+        return pool(mask.float(), tuple(size))
 
     @staticmethod
     def _channels(values: Tensor, like: Tensor) -> Tensor:
         return values.to(like.device, like.dtype).reshape(1, -1, *[1] * (like.ndim - 2))
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Return a tensor in at least 32 bits, also under autocast: samples and masks are never rounded."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

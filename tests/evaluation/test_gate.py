@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -280,3 +281,12 @@ def test_a_gate_that_fails_to_run_does_not_fail_its_training(make_gate, tmp_path
         check_gate(None)
     gate.weights = None
     assert report_gate(gate)["denoising"] == check_gate(gate)["denoising"]
+
+
+def test_a_network_that_diverged_fails_and_the_verdict_is_written(make_gate):
+    gate = make_gate(lambda x, t, labels: x * float("nan"))
+    figures = gate.run()
+    assert not figures["passed"]
+    stored = json.loads(Path(gate.path).read_text())
+    assert stored["passed"] is False
+    assert stored["denoising"][0]["ratio"] is None

@@ -157,6 +157,17 @@ def test_what_lies_outside_the_region_is_kept_bit_for_bit(build, setting, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_pixels_beyond_the_range_are_kept_outside_the_region(build, setting, name):
+    if not issubclass(METHODS[name], Method):
+        pytest.skip("it has no region")
+    images, mask = setting.images.clone(), torch.zeros(1, 1, *setting.images.shape[2:])
+    images[..., 7] = 1.2  # an interpolation overshoots
+    mask[..., :4] = 1.0
+    method = build(name, region=mask.bool())
+    assert torch.equal(method.explain(images, setting.network, IDS).image[..., 4:], images[..., 4:])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_refused_with_the_list_of_the_right_ones(build, name):
     with pytest.raises(ValueError, match=r"(sead.*There are: .*seed|rejects.*sead)"):
         build(name, sead=3)

@@ -99,3 +99,9 @@ def test_what_is_no_counterfactual_is_refused(images, network, wrong):
         DerivedMethod(wrong, judge, 1).explain(images, network)
     with pytest.raises(TargetError, match="has no target"):
         DerivedMethod(wrong, judge).explain(images, network)
+
+
+def test_a_method_that_takes_no_target_is_not_run_toward_another_one(images, network):
+    wrapped = DerivedMethod(lambda inputs, network: inputs, judge, 1)
+    with pytest.raises(TargetError, match="takes no target"):
+        wrapped.explain(images, network, target=0)

@@ -119,3 +119,19 @@ def test_paths_that_are_noised_apart_keep_more_of_the_input_than_a_chain(gaussia
 def test_a_null_source_needs_a_null_class():
     with pytest.raises(ValueError, match="source_condition='null' needs null_class_labels"):
         make("ddpm_inversion", source_condition="null", null_class_labels=None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("soft", [False, True])
+def test_kept_to_a_region_they_are_exact_too_and_change_nothing_outside(gaussian_classes, images, name, soft):
+    region = torch.zeros(1, 1, 6, 6)
+    region[..., 2:4] = 1
+    if soft:
+        region[..., 1] = 0.5
+    network = gaussian_classes(MEANS, STD)
+    options = {"region": region, "num_iterations": 2}
+    same = make(name, target=0, **options).explain(images, network, ["a", "b"], run_unchanged=True)
+    torch.testing.assert_close(same.image, images, rtol=0, atol=1e-4)
+    changed = make(name, **options).explain(images, network, ["a", "b"]).image
+    assert torch.equal(changed[..., 4:], images[..., 4:])
+    assert (changed - images)[..., 2:4].mean() > 0.1

@@ -224,3 +224,38 @@ def test_device_changes_the_noise_and_not_the_method(make_method, network, image
         assert not result.flipped.any()
     else:
         assert result.flipped[:2].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sdedit", {"subtract_reconstruction": "no"}),
+        ("diffice", {"clip_denoised": "false"}),
+        ("diffice", {"seed": None}),
+        ("diffice", {"num_iterations": True}),
+        ("diffice", {"classifier_scales": [30, float("nan")]}),
+        ("diffice", {"perceptual_scale": -1}),
+        ("diffice", {"guidance_scale": float("nan")}),
+        ("attack", {"epsilon": float("nan")}),
+        ("ddim_inversion", {"num_inversion_steps": 0}),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_by_the_option_s_name(make_method, name, options):
+    with pytest.raises(ValueError, match="|".join((*options, "num_inference_steps"))):
+        make_method(name, **options)
+
+
+@pytest.mark.parametrize(("value", "message"), [(2.0, "outside"), (float("nan"), "outside"), (1.0, "shape")])
+def test_a_region_that_is_no_mask_is_refused(make_method, network, images, value, message):
+    region = torch.full((1, 3 if message == "shape" else 1, 8, 8), value)
+    with pytest.raises(ValueError, match=f"region.*{message}"):
+        make_method("sdedit", region=region).explain(images, network, IDS)
+
+
+def test_other_options_come_with_their_own_null_class(make_method, network, images):
+    method = make_method("sdedit", null_class_labels=2, guidance_scale=3.0)
+    other = method.with_options(null_class_labels=0)
+    wanted = make_method("sdedit", null_class_labels=0, guidance_scale=3.0).explain(images, network, IDS).image
+    assert torch.equal(other.explain(images, network, IDS).image, wanted)
+    with pytest.raises(ValueError, match="null_class_labels"):
+        method.with_options(null_class_labels=None)

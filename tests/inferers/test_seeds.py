@@ -132,3 +132,15 @@ def test_one_seed_has_no_spread_and_needs_no_second_run(gaussian_network: Any) -
     assert torch.equal(found.expected, found.counterfactual.image)
     with pytest.raises(ValueError, match="seeds is empty"):
         explain_seeds(make(), dark_images(), gaussian_network(0.0, 1.0), seeds=())
+
+
+def test_targets_and_regions_of_each_image_stay_with_it(gaussian_network: Any) -> None:
+    network, images, region = gaussian_network(0.0, 1.0), dark_images(), torch.zeros(3, 1, 8, 8)
+    region[0, ..., :4], region[1, ..., 4:] = 1, 1
+    inferer = make(region=region, target=[1, 1, 1])
+    found = explain_seeds(inferer, images, network, ["a", "b", "c"], seeds=range(2))
+    for seed in range(2):
+        single = inferer.with_options(seed=seed).explain(images, network, ["a", "b", "c"]).image
+        assert torch.equal(found.samples[seed], single)
+    with pytest.raises(ValueError, match="seeds holds 1 for a batch of 3"):
+        inferer.explain(images, network, seeds=[1])

@@ -172,3 +172,12 @@ def test_samples_of_one_input_share_the_null_reference():
     stack = plan_stack([factor], 2, sources=[0, 0], reference="null")
     assert stack.reference == [4, 4, 4, 4, 4]
     assert stack.cost == [3, 2]
+
+
+def test_a_held_prompt_of_each_image_stays_with_it(pictures):
+    held = Condition(context=torch.tensor([0.25, 0.75]).reshape(2, 1, 1))
+    conditioner = Conditioner(3, torch.tensor([2.0, -1.0]).reshape(2, 1, 1), torch.full((1, 1, 1), 0.5), held=[held])
+    found = noise(conditioner(torch.tensor([1]), 1.0, torch.tensor([1])), pictures[1:])
+    torch.testing.assert_close(found, expected(pictures[1:], 1, -1.0 + 0.75), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="held has labels"):
+        Conditioner(3, held=[Condition(labels=1)])

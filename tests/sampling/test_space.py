@@ -134,3 +134,13 @@ def test_latents_are_clipped_to_the_range_of_their_space_and_not_to_that_of_imag
         )
         assert method.scheduler.clip_sample == (wanted is not None)
         assert wanted is None or tuple(method.scheduler.clip_sample_values) == wanted
+
+
+def test_in_16_bits_latents_and_images_stay_in_32():
+    torch.manual_seed(0)
+    options = {"channels": (4, 8), "latent_channels": 2, "num_res_blocks": 1, "norm_num_groups": 4}
+    space = LatentSpace(AutoencoderKL(2, 1, 1, attention_levels=(False, False), **options).eval())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latent = space.encode(torch.rand(2, 1, 16, 16))
+        assert latent.dtype == space.decode(latent).dtype == torch.float32
+    assert space.mask(torch.ones(1, 1, 8, 8, dtype=torch.bool), (4, 4)).all()
