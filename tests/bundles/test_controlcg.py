@@ -269,11 +269,8 @@ class Planted(UnchangedInferer):
 
     voxel = (11, 6, 9)
 
-    def _iterate(self, state, network, bar):
-        changed = state.original.clone()
-        changed[(..., *self.voxel)] += 1
-        state.current = changed
-        state.record(torch.ones_like(state.unchanged))
+    def run_pass(self, run):
+        run.state.current[(run.index, ..., *self.voxel)] += 1
 
 
 @pytest.fixture
