@@ -7,7 +7,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -55,12 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
             _write(options, arguments, task, study, table)
             continue
         for row in select(STUDIES[study], options.rows):
-            own_cases = replace(task.cases, target=task.label)
-            cases = own_cases if row.toward_own_class else task.cases
+            cases = task.own_class_cases if row.toward_own_class else task.cases
             result = obtain(row, task.recipe, cases, setup, options.work / "brain")
             own = None
             if toward_own_class(row) in STUDIES[study]:
-                own = obtain(toward_own_class(row), task.recipe, own_cases, setup, options.work / "brain")
+                own = obtain(toward_own_class(row), task.recipe, task.own_class_cases, setup, options.work / "brain")
             table.add(row.label, measure(task, result, own), result, drawn=row.num_seeds == 1 and not row.control)
             logger.info("%s: measured", row.label)
         if study in WITH_CONTROLS:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.brain.measure import CLASSES, measure_group
 from benchmarks.brain.rows import METHODS
 from benchmarks.brain.task import BrainTask
 from benchmarks.counterfactual.rows import select
-from benchmarks.counterfactual.run import Setup, obtain
-from benchmarks.counterfactual.subgroups import Group, group_label, quantile_groups
+from benchmarks.counterfactual.run import Result, Setup
+from benchmarks.counterfactual.subgroups import Group, measure_groups, quantile_groups
 from benchmarks.counterfactual.tables import Figure
 from medcf.phantoms import BrainMRI
 
@@ -51,14 +52,10 @@ def subgroup_rows(
     Returns:
         Labels and figures, all brains first.
     """
-    everyone = Group("all", torch.ones(len(task.cases), dtype=torch.bool))
-    groups, rows = [everyone, *brain_groups(task)], select(METHODS, names or ["controlcg"])
-    labels, figures = [], []
-    for row in rows:
-        cases = replace(task.cases, target=task.label) if row.toward_own_class else task.cases
-        result = obtain(row, task.recipe, cases, setup, work)
-        for group in groups:
-            part = replace(task, cases=task.cases.where(group.cases), label=task.label[group.cases])
-            labels.append(group_label(row.label, group, len(rows), "brains"))
-            figures.append(measure_group(part, result.where(group.cases)))
-    return labels, figures
+
+    def measured(inside: Tensor, result: Result) -> dict[str, Figure]:
+        part = replace(task, cases=task.cases.where(inside), label=task.label[inside])
+        return measure_group(part, result)
+
+    rows = select(METHODS, names or ["controlcg"])
+    return measure_groups(task, rows, brain_groups(task), measured, setup, work, "brains")

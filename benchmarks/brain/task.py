@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class BrainTask:
     volumes: Callable[[Tensor], Tensor]
     identity: dict[str, Callable[[Tensor], Tensor]]
     spacing: float
+
+    @property
+    def own_class_cases(self) -> Cases:
+        """The cases with the input's own class as target."""
+        return replace(self.cases, target=self.label)
 
     @cached_property
     def reference_features(self) -> dict[int, Tensor]:

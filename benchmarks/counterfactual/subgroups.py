@@ -4,23 +4,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.counterfactual.measure import MEASURES, measure
-from benchmarks.counterfactual.rows import METHODS, select
-from benchmarks.counterfactual.run import Setup, obtain
+from benchmarks.counterfactual.rows import METHODS, Row, select
+from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.studies import without_cost
 from benchmarks.counterfactual.tables import Figure
 from benchmarks.counterfactual.task import Task
 from medcf.phantoms import FetalHead
 from medcf.phantoms.head.identities import CANDIDATES
 
-__all__ = ["SUBGROUPS", "Group", "group_label", "head_groups", "quantile_groups", "subgroup_rows"]
+__all__ = ["SUBGROUPS", "Group", "group_label", "head_groups", "measure_groups", "quantile_groups", "subgroup_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,16 +98,46 @@ def subgroup_rows(
     Returns:
         Labels and figures, all heads first.
     """
-    everyone = Group("all", torch.ones(len(task.cases), dtype=torch.bool))
-    groups, rows = [everyone, *head_groups(task.cases.subject)], select(METHODS, names or ["diffice"])
+
+    def measured(inside: Tensor, result: Result) -> dict[str, Figure]:
+        part = replace(task, cases=task.cases.where(inside))
+        return without_cost(measure(part, result, measures=SUBGROUPS))
+
+    rows = select(METHODS, names or ["diffice"])
+    return measure_groups(task, rows, head_groups(task.cases.subject), measured, setup, work, "heads")
+
+
+def measure_groups(
+    task: Any,
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    measured: Callable[[Tensor, Result], dict[str, Figure]],
+    setup: Setup,
+    work: Path,
+    unit: str,
+) -> tuple[list[str], list[dict[str, Figure]]]:
+    """Measure the stored results of some methods, over all cases and over each group.
+
+    Args:
+        task: has ``recipe``, ``cases`` and ``own_class_cases``.
+        rows: the methods.
+        groups: the groups of cases.
+        measured: from the cases of a group (N,), bool, and their results, to figures.
+        setup: where to run.
+        work: folder of stored results.
+        unit: what a case is.
+
+    Returns:
+        Labels and figures, all cases first.
+    """
+    groups = [Group("all", torch.ones(len(task.cases), dtype=torch.bool)), *groups]
     labels, figures = [], []
     for row in rows:
         cases = task.own_class_cases if row.toward_own_class else task.cases
         result = obtain(row, task.recipe, cases, setup, work)
         for group in groups:
-            part = replace(task, cases=task.cases.where(group.cases))
-            labels.append(group_label(row.label, group, len(rows), "heads"))
-            figures.append(without_cost(measure(part, result.where(group.cases), measures=SUBGROUPS)))
+            labels.append(group_label(row.label, group, len(rows), unit))
+            figures.append(measured(group.cases, result.where(group.cases)))
         logger.info("%s: %d groups measured", row.label, len(groups))
     return labels, figures
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from medcf.evaluation.gaussian_bound import GaussianBound
 from medcf.evaluation.judges import Judge, load_judges
+from medcf.evaluation.run import finite
 from medcf.networks import Condition, Denoiser
 from medcf.runtime.atomic import write_json
 from medcf.runtime.performance import accelerate
@@ -121,7 +122,7 @@ class Gate:
         figures["failures"] = _failures(figures)
         figures["passed"] = not figures["failures"]
         figures["seconds"] = round(time.perf_counter() - start, 1)
-        write_json(Path(self.path), _finite(figures))
+        write_json(Path(self.path), finite(figures))
         sys.stdout.write(self.table(figures))
         return figures
 
@@ -282,12 +283,3 @@ def _failures(figures: Figures) -> list[str]:
         for row in rows
         if not row["passed"]
     ]
-
-
-def _finite(values: Any) -> Any:
-    """Return figures with null in place of NaN and infinity, which JSON does not have."""
-    if isinstance(values, dict):
-        return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

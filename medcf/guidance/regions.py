@@ -17,7 +17,7 @@ from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
 from medcf.schedulers import Step
 
-__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "background", "check_mask", "subject_mask"]
+__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "background", "check_mask", "composite", "subject_mask"]
 
 KnownNoise = Literal["fresh", "shared"]
 Level = Literal["exact", "published_code"]
@@ -61,10 +61,7 @@ class KnownRegion(Hook):
         if step.timestep == self.chain.timesteps[-1] and self.final_composite:
             t = -1  # the input itself, because the chain ends at the clean image
         generators = self._generators or self.chain.generators("known")  # shared: the same draws at each step
-        known = noised(scheduler, original, t, generators)
-        if self.mask.dtype == torch.bool:
-            return torch.where(self.mask, sample, known)
-        return known + self.mask.to(sample.dtype) * (sample - known)
+        return composite(self.mask, sample, noised(scheduler, original, t, generators))
 
 
 class SelfMask(KnownRegion):
@@ -97,6 +94,19 @@ class SelfMask(KnownRegion):
             step = replace(step, pred_original=torch.where(self.mask, prediction, known))
         self._steps += 1
         return step
+
+
+def composite(mask: torch.Tensor, changed: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return ``changed`` where the mask allows it and ``known`` elsewhere, there bit for bit.
+
+    Args:
+        mask: (N, 1, *spatial), bool, or a mixture in [0, 1].
+        changed: (N, C, *spatial).
+        known: the same shape.
+    """
+    if mask.dtype == torch.bool:
+        return torch.where(mask, changed, known)
+    return known + mask.to(changed.dtype) * (changed - known)
 
 
 def check_mask(*, mask_start: float, mask_threshold: float, dilation: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -151,7 +151,11 @@ class AttentionInjectionInferer(Method):
                 "source": torch.arange(batch, device=device).repeat_interleave(count),
             },
         )
-        return {pair: _every(result, number, count, inputs) for number, pair in enumerate(pairs)}
+        parts = {pair: result.rows(slice(number, None, count)) for number, pair in enumerate(pairs)}
+        return {
+            pair: replace(part, image=convert_to_dst_type(part.image, inputs, dtype=torch.float32)[0])
+            for pair, part in parts.items()
+        }
 
     def _sources(self, state: BatchState, index: Tensor) -> tuple[list[int], list[int]]:
         """Return, for each image, its place among the different inputs, and the first image of each of these."""
@@ -169,14 +173,6 @@ class AttentionInjectionInferer(Method):
     def _with_noise(self, image: Tensor, noise: Tensor, t: int) -> Tensor:
         alpha_bar = self.scheduler.alpha_bar(t)
         return alpha_bar**0.5 * image + (1 - alpha_bar) ** 0.5 * noise
-
-
-def _every(result: Counterfactual, number: int, count: int, inputs: Tensor) -> Counterfactual:
-    """Return every ``count``-th entry of a result, starting with ``number``; its image has the type of the inputs."""
-    parts = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "extras"}
-    extras = {name: value[number::count] for name, value in result.extras.items()}
-    part = Counterfactual(**{name: value[number::count] for name, value in parts.items()}, extras=extras)
-    return replace(part, image=convert_to_dst_type(part.image, inputs, dtype=torch.float32)[0])
 
 
 METHODS.add("controlcg", "Class-conditional generation with attention injection (ControlCG)", AttentionInjectionInferer)

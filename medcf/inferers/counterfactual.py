@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -40,6 +40,12 @@ class Counterfactual:
     iterations: torch.Tensor
     scales: torch.Tensor
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def rows(self, index: slice) -> Counterfactual:
+        """Return the counterfactuals of some images of the batch."""
+        parts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extras"}
+        extras = {name: value[index] for name, value in self.extras.items()}
+        return Counterfactual(**{name: value[index] for name, value in parts.items()}, extras=extras)
 
     @property
     def difference(self) -> torch.Tensor:

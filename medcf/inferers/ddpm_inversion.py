@@ -8,7 +8,7 @@ from torch import Tensor
 from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
-from medcf.inferers.residuals import KnownPath, ResidualOptions, Residuals
+from medcf.inferers.residuals import ResidualOptions, follow
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, noised
@@ -48,9 +48,7 @@ class DDPMInversionInferer(Method):
         source = Denoiser(run.network, self.scheduler, condition)
         generators = chain.generators("pass")
         path = [noised(self.scheduler, chain.start, t, generators) for t in chain.timesteps]
-        residuals = Residuals([*path, chain.start], chain, source)
-        run.state.count(index, source.num_function_evaluations)
-        return path[0], [residuals, KnownPath([*path, chain.start], chain)]
+        return follow([*path, chain.start], chain, source, run, index)
 
 
 METHODS.add("ddpm_inversion", "Edit-friendly DDPM inversion: the noise of each step is kept", DDPMInversionInferer)

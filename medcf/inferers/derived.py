@@ -137,11 +137,11 @@ class DerivedMethod(Inferer):
         """Call the method with the arguments that its signature names."""
         method, named = self.method, inspect.signature(self.method).parameters
         given = {name: value for name, value in (("target", wanted), ("sample_ids", ids)) if name in named}
-        if overridden and "target" not in named and hasattr(method, "target"):
+        if overridden and "target" not in named:
+            if not hasattr(method, "target"):
+                raise TargetError(f"{type(method).__name__} takes no target, so it cannot be run toward another one.")
             method = copy.copy(method)
             method.target = int(wanted[0]) if bool((wanted == wanted[0]).all()) else wanted
-        if overridden and "target" not in named and not hasattr(method, "target"):
-            raise TargetError(f"{type(method).__name__} takes no target, so it cannot be run toward another one.")
         found = method(image, network, **given)
         if not isinstance(found, Tensor) or found.shape != image.shape:
             shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

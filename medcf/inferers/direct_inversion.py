@@ -8,7 +8,7 @@ from torch import Tensor
 from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
-from medcf.inferers.residuals import KnownPath, ResidualOptions, Residuals
+from medcf.inferers.residuals import ResidualOptions, follow
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
@@ -53,9 +53,7 @@ class DirectInversionInferer(Method):
         for t in self.inverse.kept:
             path.append(self.inverse.posterior(source(path[-1], t), t, path[-1]).mean.to(chain.start.dtype))
             run.bar.update(1)
-        residuals = Residuals(path[::-1], chain, source)
-        run.state.count(index, source.num_function_evaluations)
-        return path[-1], [residuals, KnownPath(path[::-1], chain)]
+        return follow(path[::-1], chain, source, run, index)
 
 
 METHODS.add("direct_inversion", "DDIM inversion with its error put back at every step", DirectInversionInferer)

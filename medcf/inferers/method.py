@@ -15,7 +15,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from medcf.guidance.loss import BoundLoss, Features
-from medcf.guidance.regions import KnownRegion, subject_mask
+from medcf.guidance.regions import KnownRegion, composite, subject_mask
 from medcf.inferers.checks import (
     Target,
     check_image,
@@ -378,8 +378,7 @@ class Method(Inferer):
             image = image.clamp(-1, 1)
         if state.region is None:
             return image
-        mask, original = state.region[index], state.original[index]
-        return torch.where(mask, image, original) if mask.dtype == torch.bool else original + mask * (image - original)
+        return composite(state.region[index], image, state.original[index])
 
     def judge(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability of the target (B,) and whether it is the predicted class (B,).

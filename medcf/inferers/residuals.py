@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from medcf.guidance.regions import composite
 from medcf.inferers.ddim_inversion import SourceCondition
+from medcf.inferers.method import Pass
 from medcf.inferers.options import EditOptions, StrengthOptions
+from medcf.networks.denoiser import Denoiser
 from medcf.sampling import Chain, Hook
 from medcf.schedulers import Step
 
-__all__ = ["ResidualOptions", "Residuals"]
+__all__ = ["ResidualOptions", "Residuals", "follow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,23 @@ class ResidualOptions(EditOptions, StrengthOptions):
     subtract_reconstruction: bool = field(default=False, init=False)
 
 
+def follow(
+    path: Sequence[Tensor], chain: Chain, source: Denoiser, run: Pass, index: Tensor
+) -> tuple[Tensor, list[Hook]]:
+    """Return the start of a path, and the hooks by which a chain toward the target follows it.
+
+    Args:
+        path: see `Residuals`.
+        chain: the pass toward the target.
+        source: the network with the source condition.
+        run: the pass of the batch.
+        index: its images.
+    """
+    hooks: list[Hook] = [Residuals(path, chain, source), KnownPath(path, chain)]
+    run.state.count(index, source.num_function_evaluations)
+    return path[0], hooks
+
+
 class KnownPath(Hook):
     """Put the path back wherever the mask forbids changes, so that its residuals stay valid; it ends at the input."""
 
@@ -48,9 +67,7 @@ class KnownPath(Hook):
     def after_step(self, sample: Tensor, step: Step) -> Tensor:
         """Return the drawn samples with the known part put back."""
         mask, known = self.chain.mask, self.after[step.timestep].to(sample.dtype)
-        if mask is None:
-            return sample
-        return torch.where(mask, sample, known) if mask.dtype == torch.bool else known + mask * (sample - known)
+        return sample if mask is None else composite(mask, sample, known)
 
 
 class Residuals(Hook):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -95,7 +95,7 @@ def explain_seeds(
         ids = None if sample_ids is None else [one for _ in some for one in sample_ids]
         images = torch.cat([image.as_subclass(Tensor)] * len(some))
         found = inferer.explain(images, network, ids, target, seeds=[seed for seed in some for _ in range(len(image))])
-        runs += [_part(found, slice(start, start + len(image))) for start in range(0, len(images), len(image))]
+        runs += [found.rows(slice(start, start + len(image))) for start in range(0, len(images), len(image))]
     samples = torch.stack([run.image.as_subclass(Tensor).float() for run in runs])
     return Seeded(
         counterfactual=runs[0],
@@ -114,11 +114,6 @@ def _is_stackable(inferer: Any, target: Target | None) -> bool:
     held = inferer.conditioner.held if inferer.needs_network else ()
     each = [isinstance(region, Tensor) and len(region) > 1, *(one.is_per_sample for one in held)]
     return not any(each) and (isinstance(wanted, int | str) or torch.as_tensor(wanted).ndim == 0)
-
-
-def _part(result: Counterfactual, rows: slice) -> Counterfactual:
-    parts = {field.name: getattr(result, field.name)[rows] for field in fields(result) if field.name != "extras"}
-    return Counterfactual(**parts, extras={name: value[rows] for name, value in result.extras.items()})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -141,18 +142,6 @@ def test_reference_with_the_start_noise_equals_the_sample_at_the_first_step(netw
     assert (shared.explain(volumes, network, list("abc")).image - off).abs().max() > 1e-4
 
 
-class Beside:
-    """Stands for an injection that has no effect."""
-
-    reference = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
 @pytest.mark.parametrize("noise", ["fresh", "shared", "start"])
 def test_reference_is_the_input_noised_to_the_step(injected, gaussian_classes, volumes, noise):
     scheduler = RespacedDDIMScheduler(1000)
@@ -161,7 +150,7 @@ def test_reference_is_the_input_noised_to_the_step(injected, gaussian_classes, v
     ids, stream = ["a"], ("pass" if noise == "start" else "reference", 0)
     generators = make_generators(0, ids, "cpu", stream)
     fixed = None if noise == "fresh" else standard_noise(volumes[:1], generators)
-    options = {"generators": generators, "noise": fixed, "injection": Beside()}
+    options = {"generators": generators, "noise": fixed, "injection": nullcontext()}
     denoiser = injected(net, scheduler, [1], 1.0, volumes[:1], **options)
     start = standard_noise(volumes[:1], make_generators(0, ids, "cpu", ("pass", 0)))
     denoise(denoiser, scheduler, start, scheduler.timesteps.tolist())

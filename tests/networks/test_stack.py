@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -26,18 +28,6 @@ class Told:
         return sample if self.output is None else self.output
 
 
-class Beside:
-    """Stands for an injection that has no effect."""
-
-    reference = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
 def make(network, images, scales=(1 + W, 1.0), reference=None):
     scheduler = RespacedDDPMScheduler(1000)
     factor = Condition(torch.tensor([0, 1]), null=Condition(2), scale=scales)
@@ -45,7 +35,7 @@ def make(network, images, scales=(1 + W, 1.0), reference=None):
     def at(t):
         return scheduler.alpha_bar(t) ** 0.5 * images
 
-    return Denoiser(network, scheduler, factor, References(at, [0, 1], Beside(), reference) if reference else None)
+    return Denoiser(network, scheduler, factor, References(at, [0, 1], nullcontext(), reference) if reference else None)
 
 
 @pytest.fixture
