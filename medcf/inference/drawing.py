@@ -245,9 +245,9 @@ def color_bar(canvas: Canvas, top: int, left: int, width: int, low: float, high:
     overlay = colored_difference if low < 0 else colored_spread
     bar = overlay(np.full_like(steps, 0.5), steps, high)
     canvas.paste(bar, top, left + (width - steps.size) // 2, 8, steps.size)
-    edge = (width - steps.size) // 2 - 4
+    edge, sign = (width - steps.size) // 2 - 4, "+" if low < 0 else ""
     canvas.text(left + edge, top + 4, f"{low:g}", width=edge, size=11, anchor="rm")
-    canvas.text(left + width - edge, top + 4, f"+{high:g}" if low < 0 else f"{high:g}", width=edge, size=11, anchor="lm")
+    canvas.text(left + width - edge, top + 4, f"{sign}{high:g}", width=edge, size=11, anchor="lm")
     canvas.text(left + width / 2, top + 16, "fraction of the full intensity range", width=width, size=11)
 
 

@@ -141,9 +141,7 @@ def _columns(result: CaseResult, limit: float) -> list[_Column]:
     ]
     if (labels := result.segmentation) is not None:
         columns += [
-            _Column(
-                "segmentation of the input", lambda plane: colored_segmentation(plane.image, plane.cut(labels[0]))
-            ),
+            _Column("segmentation of the input", lambda plane: colored_segmentation(plane.image, plane.cut(labels[0]))),
             _Column(
                 "segmentation of the counterfactual",
                 lambda plane: colored_segmentation(plane.counterfactual, plane.cut(labels[1])),
