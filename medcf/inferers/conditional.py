@@ -43,10 +43,11 @@ def edit(method: Method, run: Pass) -> None:
         index, rows = (torch.tensor(each, device=state.current.device) for each in (chosen, stacked(chosen)))
         chain = method.chain(run, rows, condition_of(method, run.state, rows))
         sample, more = method.start(run, rows, chain)
-        decode = method.space.decode  # of a difference, the space's own part cancels
+        found = chain.run([*method.kept(chain), *more], sample)
         if pair is None:
-            decode = method.space.decoder(state.current[index], chain.start)
-        image = decode(chain.run([*method.kept(chain), *more], sample))
+            image = method.space.decoder(state.current[index], chain.start)(found)
+        else:
+            image = method.space.decode(found)  # what decoding adds is in both runs, and cancels
         run.state.count(rows, chain.denoiser.num_function_evaluations)
         if pair is not None:
             image = state.current[index] + pair.difference(image, chosen)

@@ -149,9 +149,12 @@ class LatentSpace:
 
         - ``floor``: y - x, y = dec(enc(x)), what it loses of the image: the floor of a decoded result.
         - ``difference_floor``: dec(enc(y)) - y, the difference of two decoded images that are the same to the latents:
-          the floor of a difference. 0 for a linear autoencoder whose encoder is its decoder's pseudo-inverse.
+          the floor of a difference. 0 for a linear autoencoder whose encoder is its decoder's pseudo-inverse. Not for
+          decoded results, which are no differences.
         """
         decoded = self.decode(self.encode(image))
+        if self.results == "decoded":
+            return {"floor": decoded - image}
         return {"floor": decoded - image, "difference_floor": self.decode(self.encode(decoded)) - decoded}
 
     def mask(self, mask: Tensor, size: Sequence[int]) -> Tensor:
