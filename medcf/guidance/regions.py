@@ -192,11 +192,13 @@ def subject_mask(
 class SegmentedRegion:
     """Where structures of a segmenter are, such as both lungs: a region for any method, and the organ of a map.
 
-    Unlike `subject_mask` it takes the structures as they are, however many parts they have, with their holes filled.
+    Unlike `subject_mask` it takes each structure by itself: two lungs are not joined across the mediastinum.
 
     Args:
         segmenter: images (B, C, *spatial) in [-1, 1] to logits (B, K, *spatial), the background first.
         labels: the structures that count; None takes all but the background.
+        hull: take the convex hull of each structure's largest part, so that a lung includes what the heart hides of it;
+            False takes the structures as they are, with their holes filled.
         margin: pixels by which they are dilated.
         softness: standard deviation of the transition in pixels; 0 has a sharp border.
     """
@@ -206,21 +208,24 @@ class SegmentedRegion:
         segmenter: Callable[[torch.Tensor], torch.Tensor],
         labels: Sequence[int] | None = None,
         *,
+        hull: bool = False,
         margin: int = 0,
         softness: float = 0.0,
     ) -> None:
         check_numbers(margin=margin, whole=True)
         if margin < 0 or softness < 0:
             raise ValueError(f"margin={margin}, softness={softness}: give 0 or more pixels.")
-        self.segmenter, self.margin, self.softness = segmenter, margin, softness
+        self.segmenter, self.hull, self.margin, self.softness = segmenter, hull, margin, softness
         self.labels = None if labels is None else [int(label) for label in labels]
 
     @torch.no_grad()
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Return the mask (B, 1, *spatial) in [0, 1]; of an image without any of the structures, what is not black."""
-        found = self.segmenter(image).argmax(1)
-        wanted = found > 0 if self.labels is None else torch.isin(found, found.new_tensor(self.labels))
-        inside = np.stack([ndimage.binary_fill_holes(one) for one in wanted.cpu().numpy()])
+        logits = self.segmenter(image)
+        labels = list(range(1, logits.shape[1])) if self.labels is None else self.labels
+        found = logits.argmax(1).cpu().numpy()
+        solid: Callable[[Any], Any] = _hull if self.hull else ndimage.binary_fill_holes
+        inside = np.stack([np.logical_or.reduce([solid(one == label) for label in labels]) for one in found])
         empty = ~inside.reshape(len(inside), -1).any(1)
         if empty.any():
             inside[empty] = ~background(image)[:, 0].cpu().numpy()[empty]
