@@ -52,7 +52,7 @@ def upper_half(image):
 
 
 def explain(path, change, **options):
-    steps = Compose([LoadImaged("image", reader=StudyReader(), expanduser=False), ToGridd("image", (32, 40), 1.75)])
+    steps = Compose([LoadImaged("image", reader=StudyReader(), expanduser=False), ToGridd("image", size=(32, 40), spacing=1.75)])
     explainer = Explainer(
         steps, Change(change), torch.nn.Identity(), AddDifferenced(), Brightness(), writers=[NiftiWriter()],
         attribution=Attribution(upper_half, normal_class=0), **options,
