@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+import medcf
 from medcf.sampling import LatentSpace
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +68,27 @@ def test_no_page_uses_words_of_earlier_versions() -> None:
         for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
             assert not re.search(r"Denoiser\([^)]*class_labels=", code), page
             compile(code, page.name, "exec")
+
+
+@pytest.mark.bundle
+@pytest.mark.parametrize(
+    ("bundle", "options"),
+    [
+        ("diffice", {"method": "sdedit", "shared_options#num_inference_steps": 4, "seeds": 2}),
+        ("controlcg", {"method": "ddim_inversion", "num_inference_steps": 4}),
+    ],
+)
+def test_every_column_of_the_scores_is_explained(tmp_path: Path, bundle: str, options: dict[str, object]) -> None:
+    explain = medcf.load(bundle, progress=False, device="cpu", **{"listing#demo_count": 1}, **options)
+    (result,) = explain.run(None, tmp_path)
+    assert isinstance(result, medcf.CaseResult), result
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        columns = next(csv.reader(file))
+    page = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    table = page.partition("### Columns of scores.csv")[2].partition("\n### ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    explained = [name for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+    assert [name for name in columns if name not in explained] == []
+    several = {"num_seeds", "seeds_flipped", "confidence_expected", "mean_expected_difference", "mean_spread"}
+    assert several.issubset(columns) == ("seeds" in options)
+    assert several.issubset(explained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class BundleExplainer(Explainer):
         known = self.parser.get()
         if problems := unknown_options(list(overrides), known) + method_problems(overrides, known):
             raise ValueError("\n".join(problems).replace("--", ""))
-        self.parser.update({"bundle_root": str(root), **overrides})
+        for key, value in {"bundle_root": str(root), **overrides}.items():
+            self.parser.set(value, key)  # a method that the config does not mention has no entry yet
 
     def __getattr__(self, name: str) -> Any:
         """Build the parts on first access to one of them."""
@@ -64,6 +66,23 @@ class BundleExplainer(Explainer):
             raise root_cause(error) from None
         vars(self).update(vars(built))
         return getattr(self, name)
+
+    def __repr__(self) -> str:
+        """Show the bundle and the settings that users change; no network is built for it."""
+        method, names, target, device = map(self._setting, ("method", "class_names", "target", "device"))
+        if isinstance(target, int) and isinstance(names, Sequence) and 0 <= target < len(names):
+            target = names[target]
+        return (
+            f"{type(self).__name__}(bundle={self.folder.name!r}, method={method!r}, classes={names!r}, "
+            f"target={target!r}, device={str(device)!r})"
+        )
+
+    def _setting(self, name: str) -> Any:
+        """Return the value of a top-level id; as it is written if it cannot be evaluated."""
+        try:
+            return self.parser.get_parsed_content(name, default=None)
+        except Exception:
+            return self.parser.get(name)
 
     def __reduce__(self) -> tuple[type[BundleExplainer], tuple[str, dict[str, Any]]]:
         return type(self), (str(self.folder), self.overrides)

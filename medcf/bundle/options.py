@@ -16,6 +16,7 @@ from monai.utils import ensure_tuple
 from medcf.bundle.command_line import arguments, config_files
 from medcf.inferers import Method
 from medcf.inferers.selection import check_method_options, method_arguments
+from medcf.registry import METHODS, load_plugins
 from medcf.runtime.fingerprint import find_caller
 
 __all__ = ["check_options", "method_problems", "unknown_options", "unused_options"]
@@ -88,8 +89,8 @@ def unknown_options(options: list[str], config: dict[str, Any]) -> list[str]:
         prefix = ""
         for part in _parts(option):
             child = _child(node, part)
-            if child is _MISSING and _OF_METHODS.match(prefix):
-                break  # a method's options are defined by its class: see `method_problems`
+            if child is _MISSING and (_OF_METHODS.match(prefix) or (prefix == "method_options::" and _is_method(part))):
+                break  # a method's options are defined by its class, also a plugin's: see `method_problems`
             if child is _MISSING:
                 problems.append(_message(option, prefix, part, node))
                 break
@@ -158,6 +159,8 @@ def method_problems(options: Mapping[str, Any], config: dict[str, Any]) -> list[
             given, all_methods = [], rest[:1]  # of whichever methods take it
         elif root == "method_options" and len(rest) > 1:
             asked, given = rest[0], rest[1:2]
+        elif root == "method_options" and rest and isinstance(options[option], Mapping):
+            asked, given = rest[0], list(options[option])
         elif not isinstance(config.get(root), int | float):
             continue  # a part that other parts also use, such as the scheduler
         try:
@@ -197,6 +200,11 @@ def _changes(base: Any, actual: Any, prefix: str = "") -> dict[str, Any]:
 
 _MISSING = object()
 _OF_METHODS = re.compile(r"(method_options::\w+|shared_options)::$")
+
+
+def _is_method(name: str) -> bool:
+    load_plugins()
+    return name in METHODS
 
 
 def _references(content: Any) -> set[str]:

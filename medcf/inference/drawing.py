@@ -28,6 +28,7 @@ __all__ = [
     "color_bar",
     "colored_difference",
     "colored_segmentation",
+    "colored_spread",
     "gray",
     "stamp",
     "title_lines",
@@ -42,6 +43,7 @@ HEAD = 64  # title
 LINE = 22  # a line of text under a tile
 
 _YELLOW = "#ffd54a"
+_VIOLET = np.array([0.80, 0.35, 1.0])
 _SMALLEST = 9  # pixels per letter; longer text is shortened in the middle
 _LEAST_STAMP = 72  # pixels, width of SYNTHETIC in the smallest letters
 
@@ -192,6 +194,21 @@ def colored_segmentation(image: NDArray[np.floating], labels: NDArray[np.integer
     return rgb
 
 
+def colored_spread(image: NDArray[np.floating], spread: NDArray[np.floating], limit: float) -> NDArray:
+    """Overlay a spread on a gray image: violet, which is neither color of a difference, opaque at ``limit`` and beyond.
+
+    Args:
+        image: (H, W) in [0, 1].
+        spread: (H, W), not negative.
+        limit: spread at full color.
+
+    Returns:
+        (H, W, 3) RGB in [0, 1].
+    """
+    alpha = np.clip(spread / limit, 0, 1)[..., None]
+    return gray(image) * 0.8 * (1 - alpha) + _VIOLET * alpha
+
+
 def gray(image: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return an image (H, W) in [0, 1] as RGB (H, W, 3)."""
     return np.repeat(np.clip(image, 0, 1).astype(np.float64)[..., None], 3, axis=2)
@@ -219,17 +236,18 @@ def stamp(canvas: Canvas, x: float, y: float, width: float, size: int = 14) -> N
     )
 
 
-def color_bar(canvas: Canvas, top: int, left: int, width: int, limit: float) -> None:
-    """Draw the color bar for signed differences in an area ``width`` wide and 22 high.
+def color_bar(canvas: Canvas, top: int, left: int, width: int, low: float, high: float) -> None:
+    """Draw a color bar in an area ``width`` wide and 22 high: for signed differences, or from 0 on for a spread.
 
     It is the overlay itself on a medium gray: without a difference, both show the image.
     """
-    steps = np.linspace(-limit, limit, max(width - 100, 20))[None]
-    bar = colored_difference(np.full_like(steps, 0.5), steps, limit)
+    steps = np.linspace(low, high, max(width - 100, 20))[None]
+    overlay = colored_difference if low < 0 else colored_spread
+    bar = overlay(np.full_like(steps, 0.5), steps, high)
     canvas.paste(bar, top, left + (width - steps.size) // 2, 8, steps.size)
-    edge = (width - steps.size) // 2 - 4
-    canvas.text(left + edge, top + 4, f"-{limit:g}", width=edge, size=11, anchor="rm")
-    canvas.text(left + width - edge, top + 4, f"+{limit:g}", width=edge, size=11, anchor="lm")
+    edge, sign = (width - steps.size) // 2 - 4, "+" if low < 0 else ""
+    canvas.text(left + edge, top + 4, f"{low:g}", width=edge, size=11, anchor="rm")
+    canvas.text(left + width - edge, top + 4, f"{sign}{high:g}", width=edge, size=11, anchor="lm")
     canvas.text(left + width / 2, top + 16, "fraction of the full intensity range", width=width, size=11)
 
 

@@ -239,11 +239,10 @@ class Explainer:
             pred = found.image.as_subclass(Tensor).float()
             columns = self._columns(image, pred, found)
             if self.seeds > 1:
-                columns |= {"expected": expected, "spread": seeded.spread}
-                confidence = self.classifier(expected).softmax(1)[range(len(image)), found.target].tolist()
-                shares = seeded.flip_share.tolist()
-                for extras, share, value in zip(columns["extras"], shares, confidence, strict=True):
-                    extras |= {"seeds_flipped": share, "confidence_expected": value}
+                confidence = self.classifier(expected).softmax(1)[range(len(image)), found.target]
+                columns |= {"expected": expected, "spread": seeded.spread, "num_seeds": [self.seeds] * len(image)}
+                columns |= {"seeds_flipped": seeded.flip_share.tolist(), "confidence_expected": confidence.tolist()}
+                columns["num_function_evaluations"] = seeded.num_function_evaluations.tolist()
         seconds = (time.perf_counter() - started) / len(items)
         results: list[CaseResult | Failure] = []
         for index, item in enumerate(items):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture per case: input, counterfactual, signed difference in fixed units, segmentation, trajectory, flags."""
+"""One picture per case: input, counterfactual, signed difference in fixed units, segmentation, seeds, trajectory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from medcf.inference.drawing import (
     color_bar,
     colored_difference,
     colored_segmentation,
+    colored_spread,
     gray,
     stamp,
     title_lines,
@@ -33,6 +35,26 @@ _TALLEST = 300  # pixels, tallest tile for a volume
 _LOWEST, _NARROWEST = 80, 230  # pixels, lowest row (room for letters) and narrowest column (room for the title)
 _SIDE = 22  # pixels next to a volume's rows, for the names of its planes
 _OUTLINE = "#59d973"
+_SPREAD = 0.5  # end of the spread's color bar, as a fraction of that of the difference
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the panel.
+
+    Attributes:
+        title: words below it.
+        draw: tile (H, W, 3) of a plane.
+        synthetic: whether its image was generated.
+        bar: first and last value of its color bar; None if it has none.
+        note: words in place of a color bar.
+    """
+
+    title: str
+    draw: Callable[[Slice], NDArray[np.floating]]
+    synthetic: bool = False
+    bar: tuple[float, float] | None = None
+    note: str = ""
 
 
 class PanelWriter:
@@ -75,15 +97,10 @@ def draw_panel(
     flat = result.original.ndim == 2
     voxel = focus(result)
     planes = slices_through(result, voxel)
-    titles = ["input" if result.region is None else "input (what the network saw)", "counterfactual"]
-    titles.append("difference (counterfactual - input)")
-    if result.segmentation is not None:
-        titles += ["segmentation of the input", "segmentation of the counterfactual"]
-    if result.spread is not None:
-        titles += ["mean difference over seeds", "spread over seeds (standard deviation)"]
+    columns = _columns(result, limit)
     sizes = _sizes(planes, flat)
     width = max(size[1] for size in sizes) if flat else max(*(size[1] for size in sizes), _NARROWEST)
-    left_of = [GAP + (0 if flat else _SIDE) + index * (width + GAP) for index in range(len(titles))]
+    left_of = [GAP + (0 if flat else _SIDE) + index * (width + GAP) for index in range(len(columns))]
     banner = LINE + 6 if result.row.get("out_of_distribution") else 0
     top = HEAD + banner + (0 if flat else LINE)
     heights = [size[0] if flat else max(size[0], _LOWEST) for size in sizes]
@@ -91,19 +108,78 @@ def draw_panel(
     strip = _strip_size(result, sizes[0], left_of[-1] + width - left_of[0]) if flat else (0, 0)
     canvas = Canvas(bottom + 3 * LINE + (strip[0] + 2 * LINE if flat else 0), left_of[-1] + width + GAP)
     for plane, size, room in zip(planes, sizes, heights, strict=True):
-        _draw_plane(canvas, result, plane, (top, room, size), (left_of, width), limit)
+        _draw_plane(canvas, result, plane, (top, room, size), (left_of, width), columns)
         top += room + GAP
-    for left, title in zip(left_of, titles, strict=True):
-        canvas.text(left + width / 2, bottom + 8 if flat else HEAD + banner + LINE - 10, title, width=width)
-    color_bar(canvas, bottom + (LINE if flat else 4), left_of[2], width, limit)
+    under = bottom + (LINE if flat else 4)
+    for left, column in zip(left_of, columns, strict=True):
+        canvas.text(left + width / 2, bottom + 8 if flat else HEAD + banner + LINE - 10, column.title, width=width)
+        if column.bar is not None:
+            color_bar(canvas, under, left, width, *column.bar)
+        if column.note:
+            canvas.text(left + width / 2, under + 8, column.note, width=width, size=11)
     if flat:
         if result.segmentation is not None:
-            _legend(canvas, label_names, bottom + LINE + 12, left_of[3], canvas.image.width - GAP)
+            _legend(canvas, label_names, bottom + LINE + 12, left_of[3], left_of[4] + width)
         _draw_path(canvas, result, planes[0], strip, bottom + 3 * LINE)
     else:
         _notes(canvas, result, voxel, bottom + 8, left_of[2] - 2 * GAP)
     title_lines(canvas, result, class_names)
     return canvas
+
+
+def _columns(result: CaseResult, limit: float) -> list[_Column]:
+    """Return the columns of a case: the result, its segmentation if known, and after several seeds what they say."""
+    low, high = result.window
+    columns = [
+        _Column("input" if result.region is None else "input (what the network saw)", lambda plane: gray(plane.image)),
+        _Column("counterfactual", lambda plane: gray(plane.counterfactual), synthetic=True),
+        _Column(
+            "difference (counterfactual - input)",
+            lambda plane: colored_difference(plane.image, plane.difference, limit),
+            bar=(-limit, limit),
+        ),
+    ]
+    if (labels := result.segmentation) is not None:
+        columns += [
+            _Column("segmentation of the input", lambda plane: colored_segmentation(plane.image, plane.cut(labels[0]))),
+            _Column(
+                "segmentation of the counterfactual",
+                lambda plane: colored_segmentation(plane.counterfactual, plane.cut(labels[1])),
+                synthetic=True,
+            ),
+        ]
+    expected, change, spread = result.expected, result.expected_difference, result.spread
+    if expected is None or change is None or spread is None:
+        return columns
+    number = result.row.get("num_seeds")
+    return [
+        *columns,
+        _Column(
+            f"expected: mean of {number or 'all'} seeds",
+            lambda plane: gray((plane.cut(expected) - low) / (high - low)),
+            synthetic=True,
+            note=_seeds_note(result),
+        ),
+        _Column(
+            "expected difference",
+            lambda plane: colored_difference(plane.image, plane.cut(change), limit),
+            bar=(-limit, limit),
+        ),
+        _Column(
+            "spread: standard deviation over seeds",
+            lambda plane: colored_spread(plane.image, plane.cut(spread), _SPREAD * limit),
+            bar=(0.0, _SPREAD * limit),
+        ),
+    ]
+
+
+def _seeds_note(result: CaseResult) -> str:
+    """Say how many seeds flip, and what the classifier makes of their mean."""
+    share, confidence = (result.row.get(name) for name in ("seeds_flipped", "confidence_expected"))
+    if share is None or result.row.get("unchanged"):
+        return ""
+    mean = "" if confidence is None else f"; the mean has p = {confidence:.2f}"
+    return f"{100 * share:.0f} % of the seeds flip{mean}"
 
 
 def _sizes(planes: Sequence[Slice], flat: bool) -> list[tuple[int, int]]:
@@ -120,29 +196,21 @@ def _draw_plane(
     result: CaseResult,
     plane: Slice,
     place: tuple[int, int, tuple[int, int]],
-    columns: tuple[Sequence[int], int],
-    limit: float,
+    across: tuple[Sequence[int], int],
+    columns: Sequence[_Column],
 ) -> None:
     """Draw a row of tiles: ``place`` gives its top, its height and the size of its tiles."""
     top, room, (height, inner) = place
-    left_of, width = columns
+    left_of, width = across
     upper = top + (room - height) // 2
-    tiles = [gray(plane.image), gray(plane.counterfactual), colored_difference(plane.image, plane.difference, limit)]
-    if result.segmentation is not None:
-        pictures = (plane.image, plane.counterfactual)
-        labels = [plane.cut(each) for each in result.segmentation]
-        tiles += [colored_segmentation(picture, each) for picture, each in zip(pictures, labels, strict=True)]
-    for image in (result.expected_difference, result.spread):
-        if image is not None:
-            tiles.append(colored_difference(plane.image, plane.cut(image), limit))
-    for index, (left, tile) in enumerate(zip(left_of, tiles, strict=True)):
+    for index, (left, column) in enumerate(zip(left_of, columns, strict=True)):
         inset = left + (width - inner) // 2
-        canvas.paste(tile, upper, inset, height, inner)
+        canvas.paste(column.draw(plane), upper, inset, height, inner)
         if index == 2 and plane.mask is not None:
             canvas.outline(plane.mask, upper, inset, height, inner, _OUTLINE)
         if result.original.ndim == 3:
             _letters(canvas, plane.letters, top, inset, room, inner)
-        if index in (1, 4) and index < (5 if result.segmentation is not None else 3) and result.synthetic:
+        if column.synthetic and result.synthetic:
             stamp(canvas, left + width / 2, top + (3 if result.original.ndim == 2 else 16), inner)
     if result.original.ndim == 3:
         canvas.upright(GAP + 8, top + room / 2, plane.plane, room)

@@ -37,7 +37,8 @@ def case_result(
         item: the prepared case: ``image`` (1, *grid), ``case``, ``file``.
         pred: the counterfactual (1, *grid).
         native: ``pred`` and ``difference`` (1, *native), from the postprocessing.
-        output: the explainer's results: ``trajectory`` (L + 1, 1, *grid), ``confidences``, ...
+        output: the explainer's results: ``trajectory`` (L + 1, 1, *grid), ``confidences``, ...; after several seeds
+            also ``expected`` and ``spread`` (1, *grid), ``num_seeds``, ``seeds_flipped`` and ``confidence_expected``.
         all_steps: map the whole trajectory back; None does so only for pictures.
         writers: writers for the result.
     """
@@ -72,7 +73,7 @@ def case_result(
         region=_region(record) if plain.ndim == 2 else None,
         window=record.intensity,
         mask=None if record.mask is None else record.mask.numpy()[0],
-        row=score_row(item, output, record, difference) | _seed_columns(record, spread, expected),
+        row=score_row(item, output, record, difference) | _seed_columns(record, output, spread, expected),
         on_grid={"image": item["image"], "pred": pred},
         writers=writers,
     )
@@ -122,13 +123,19 @@ def score_row(
 
 
 def _seed_columns(
-    record: GridRecord, spread: torch.Tensor | None, expected: Sequence[torch.Tensor] | None
+    record: GridRecord,
+    output: Mapping[str, Any],
+    spread: torch.Tensor | None,
+    expected: Sequence[torch.Tensor] | None,
 ) -> dict[str, Any]:
-    """Return how much the seeds differ, and how much their mean differs from the input."""
+    """Return what several seeds add: how many flip, how much they differ, and what their mean is."""
     if spread is None or expected is None:
         return {}
     inside = _subject(record)
     return {
+        "num_seeds": int(output["num_seeds"]),
+        "seeds_flipped": _number(output["seeds_flipped"]),
+        "confidence_expected": _number(output["confidence_expected"]),
         "mean_spread": _number(_mean_magnitude(spread, inside)),
         "mean_expected_difference": _number(_mean_magnitude(expected[1], inside)),
     }

@@ -4,7 +4,7 @@
 Layout::
 
     output_dir/
-      manifest.json     versions, config, seeds, hashes of weights and inputs, one entry per session
+      manifest.json     versions, config, options, seeds, hashes of weights and inputs, one entry per session
       <case>/case.json  the case's scores; written atomically and last, it marks the case as done
       scores.csv, failures.csv, summary.json   written when the run ends, from the cases' own records
 """
@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from medcf.data import Case
 from medcf.inference.case_result import MARKER, CaseResult
+from medcf.inferers.origins import describe_options, option_origins
 from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import hash_inputs
@@ -136,6 +137,9 @@ class RunFolder:
             finished = [case for case in self.inputs if self._is_done(case, previous["run"])]
             continue_manifest(self.path, previous, new, finished)
         self.manifest = previous or new
+        self.manifest["options"] = option_origins(self.config)
+        if said := describe_options(str(self.config.get("method")), self.manifest["options"]):
+            logger.info("%s %s has the value of every option.", said, MANIFEST)
         self.run = self.manifest["run"]
         self.manifest["sessions"].append({**describe_session(), "overrides": self.overrides})
         write_json(self.path / MANIFEST, self.manifest)

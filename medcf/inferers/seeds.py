@@ -39,6 +39,7 @@ class Seeded:
         expected: their mean (B, C, *spatial).
         spread: their standard deviation (B, C, *spatial).
         flip_share: fraction of the seeds that flip each image (B,).
+        num_function_evaluations: evaluations of the denoising network per image (B,), over all seeds; NaN if unknown.
     """
 
     counterfactual: Counterfactual
@@ -46,6 +47,7 @@ class Seeded:
     expected: Tensor
     spread: Tensor
     flip_share: Tensor
+    num_function_evaluations: Tensor
 
 
 def explain_seeds(
@@ -103,6 +105,7 @@ def explain_seeds(
         expected=samples.mean(0),
         spread=samples.std(0, correction=min(1, len(samples) - 1)),
         flip_share=torch.stack([run.flipped.float() for run in runs]).mean(0),
+        num_function_evaluations=torch.stack([run.num_function_evaluations for run in runs]).sum(0),
     )
 
 

@@ -12,7 +12,7 @@ from medcf.inferers.method import Method
 from medcf.inferers.options import option_names, unknown_option
 from medcf.registry import METHODS, create, lookup
 
-__all__ = ["check_method_options", "create_method", "method_arguments", "select_method"]
+__all__ = ["check_method_options", "create_method", "merged_options", "method_arguments", "select_method"]
 
 _SCALES = {"guidance_scale", "guidance_w"}
 
@@ -67,13 +67,25 @@ def select_method(
     """
     check_method_options(name, options, shared, given)
     known, takes_any = method_arguments(lookup(METHODS, name))
-    every: dict[str, Any] = {}
-    for layer in (shared or {}, (options or {}).get(name) or {}, given):
-        if _SCALES & set(layer):  # one replaces the other, with the same meaning
-            every = {key: value for key, value in every.items() if key not in _SCALES}
-        every.update(layer)
+    every = {key: value for key, (value, _) in merged_options(name, options, shared, given).items()}
     made = create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
     return with_explain(made, every.get("classifier"), every.get("target"))
+
+
+def merged_options(
+    name: str,
+    options: Mapping[str, Mapping[str, Any]] | None,
+    shared: Mapping[str, Any] | None,
+    given: Mapping[str, Any],
+) -> dict[str, tuple[Any, str]]:
+    """Return each part and option that `select_method` has for a method, accepted or not, and which layer sets it."""
+    layers = {"shared_options": shared or {}, "method_options": (options or {}).get(name) or {}, "inferer": given}
+    every: dict[str, tuple[Any, str]] = {}
+    for origin, layer in layers.items():
+        if _SCALES & set(layer):  # one replaces the other, with the same meaning
+            every = {key: value for key, value in every.items() if key not in _SCALES}
+        every.update({key: (value, origin) for key, value in layer.items()})
+    return every
 
 
 def check_method_options(

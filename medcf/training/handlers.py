@@ -21,7 +21,7 @@ from monai.engines import IterationEvents
 from monai.handlers import ValidationHandler
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
-from monai.utils import CommonKeys
+from monai.utils import AdversarialKeys, CommonKeys
 from torch import nn
 
 from medcf.runtime.atomic import replace_file, write_json
@@ -45,7 +45,10 @@ Handler = TypeVar("Handler")
 def loss_of(output: Any) -> float:
     """Read the loss from a trainer's output, decollated or not."""
     first = output[0] if isinstance(output, list) else output
-    return float(torch.as_tensor(first[CommonKeys.LOSS]).detach())
+    loss = first.get(CommonKeys.LOSS)
+    if loss is None:  # MONAI's AdversarialTrainer sums its losses without naming the sum
+        loss = first[AdversarialKeys.RECONSTRUCTION_LOSS] + first[AdversarialKeys.GENERATOR_LOSS]
+    return float(torch.as_tensor(loss).detach())
 
 
 @dataclass(eq=False)
@@ -55,14 +58,16 @@ class GradientClipping:
     Args:
         network: the trained network.
         max_norm: maximum norm of all gradients together.
+        event: when; that of the generator for MONAI's `AdversarialTrainer`.
     """
 
     network: nn.Module
     max_norm: float = 1.0
+    event: Any = IterationEvents.BACKWARD_COMPLETED
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI trainer."""
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        engine.add_event_handler(self.event, self)
 
     def __call__(self, engine: Engine) -> None:
         """Clip.

@@ -95,6 +95,8 @@ class ResumableCheckpoint(Checkpoint):
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
+        # MONAI's AdversarialTrainer would store whole modules; what a training needs is in save_dict, by name
+        engine.state_dict_user_keys.clear()
         self.to_save = {**self.to_save, "trainer": engine}
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every) | Events.COMPLETED, self)

@@ -213,3 +213,31 @@ def test_a_loaded_explainer_goes_into_the_workers_of_a_data_loader(image):
     for item in items:
         assert torch.equal(item["image"].as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
     assert explainer.batch(items)[1].row["file"] == str(image)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        ({}, "method='diffice', classes=['NSP', 'SP'], target='SP', device='cpu'"),
+        ({"target": "nsp", "method": "sdedit"}, "method='sdedit', classes=['NSP', 'SP'], target='nsp', device='cpu'"),
+        ({"target": "opposite"}, "target='opposite'"),
+        ({"class_names": ["a", "b"], "target": 0}, "classes=['a', 'b'], target='a'"),
+    ],
+)
+def test_an_explainer_says_what_it_is_and_builds_nothing_for_it(monkeypatch, overrides, shown):
+    monkeypatch.setattr("medcf.runtime.weights.read_weights", lambda *_, **__: pytest.fail("weights were read"))
+    explain = medcf.load("diffice", **{"device": "cpu", **overrides})
+    assert repr(explain).startswith("BundleExplainer(bundle='diffice', method=")
+    assert shown in repr(explain)
+    assert "preprocessing" not in vars(explain)
+
+
+def test_what_cannot_be_evaluated_is_shown_as_it_is_written():
+    assert "classes='$1 / 0'" in repr(medcf.load("diffice", class_names="$1 / 0", device="cpu"))
+
+
+def test_an_explainer_that_was_shown_works_and_still_takes_changes(image, confidence):
+    explain = medcf.load(BUNDLE, **FAST)
+    assert "method='unchanged'" in repr(explain)
+    assert explain(image).row["confidence_before"] == confidence
+    assert "method='unchanged'" in repr(explain)

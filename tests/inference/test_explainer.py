@@ -330,6 +330,8 @@ def test_several_seeds_show_their_spread_and_leave_the_result_of_the_first(folde
         assert result.row["mean_expected_difference"] == pytest.approx(np.mean(shifts), rel=0.05)
         assert 0 <= result.row["confidence_expected"] <= 1
         assert result.row["seeds_flipped"] == 0.75
+        assert result.row["num_seeds"] == 4
+        assert result.row["num_function_evaluations"] == 4  # one for each seed
         assert result.row["mean_spread"] == pytest.approx(np.std(shifts, ddof=1), rel=0.05)
     saved = results[0].save(tmp_path / "out")
     written = nib.load(saved / "spread.nii.gz").get_fdata()[..., 0]

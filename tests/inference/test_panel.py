@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from medcf.inference.case_result import CaseResult
-from medcf.inference.drawing import LABEL_COLORS, Canvas, color_bar, colored_difference, colored_segmentation
+from medcf.inference.drawing import (
+    GAP,
+    LABEL_COLORS,
+    Canvas,
+    color_bar,
+    colored_difference,
+    colored_segmentation,
+    colored_spread,
+    gray,
+)
 from medcf.inference.panel import PanelWriter, draw_panel
 
 
@@ -46,6 +55,17 @@ def make_volume(**changes):
         affine, "nifti", (2.0, 3.0, 4.0), window=(0.0, 800.0), mask=image > 0, row=row,
     )  # fmt: skip
     return replace(result, **changes)
+
+
+def seeded(result, **row):
+    """The result with the outcome of four seeds: the mean changes half as much, the spread is 0.1 where it changes."""
+    low, high = result.window
+    change = result.difference / 2
+    row = result.row | {"num_seeds": 4, "seeds_flipped": 0.75, "confidence_expected": 0.62} | row
+    return replace(
+        result, expected=result.original + change * (high - low), expected_difference=change,
+        spread=np.where(result.difference > 0, 0.1, 0).astype(np.float32), row=row,
+    )  # fmt: skip
 
 
 def words(panel) -> list[str]:
@@ -108,13 +128,15 @@ def test_a_panel_says_that_novelty_was_not_tested(make):
     assert any("novelty NOT tested" in text for text in words(draw_panel(result)))
 
 
+@pytest.mark.parametrize("seeds", [1, 4])
 @pytest.mark.parametrize("make", [make_result, make_volume])
-def test_text_stays_on_the_panel_and_off_its_neighbors_however_long_it_is(make):
+def test_text_stays_on_the_panel_and_off_its_neighbors_however_long_it_is(make, seeds):
     names = ["a class with a very long name that nobody reads in one line", "another one with as long a name as that"]
-    result = make()
+    result = make() if seeds == 1 else seeded(make())
     result = replace(result, case="folder__" * 30, row=result.row | {"out_of_distribution": True})
     if result.original.ndim == 2:  # the smallest tiles: a narrow image with many iterates
-        parts = {name: getattr(result, name)[:9] for name in ("original", "counterfactual", "difference")}
+        several = ("expected", "expected_difference", "spread") if seeds > 1 else ()
+        parts = {name: getattr(result, name)[:9] for name in ("original", "counterfactual", "difference", *several)}
         path = np.tile(result.trajectory[:2, :9], (3, 1, 1))
         result = replace(result, **parts, trajectory=path, segmentation=result.segmentation[:, :9], spacing=None)
     panel = draw_panel(result, class_names=names, label_names=names * 2)
@@ -135,7 +157,7 @@ def test_text_stays_on_the_panel_and_off_its_neighbors_however_long_it_is(make):
 
 def test_the_color_bar_is_the_overlay_so_that_both_have_one_zero():
     canvas = Canvas(30, 240)
-    color_bar(canvas, 0, 0, 240, 0.5)
+    color_bar(canvas, 0, 0, 240, -0.5, 0.5)
     bar = np.asarray(canvas.image, dtype=float)[4, 50:190] / 255
     overlay = colored_difference(np.full((1, 140), 0.5), np.linspace(-0.5, 0.5, 140)[None], 0.5)[0]
     np.testing.assert_allclose(bar, overlay, atol=0.02)
@@ -214,3 +236,45 @@ def test_the_brain_is_outlined_on_the_difference():
     green = [((p[..., 1] > p[..., 0] + 0.3) & (p[..., 1] > p[..., 2] + 0.3)).sum() for p in pictures]
     assert green[0] > 100
     assert green[1] == 0
+
+
+@pytest.mark.parametrize("make", [make_result, make_volume])
+def test_after_several_seeds_a_panel_says_how_many_there_were_how_many_flip_and_what_the_units_are(make):
+    one, several = words(draw_panel(make())), words(draw_panel(seeded(make())))
+    assert not any("seed" in text for text in one)
+    assert "expected: mean of 4 seeds" in several
+    assert "75 % of the seeds flip; the mean has p = 0.62" in several
+    assert any("standard deviation" in text for text in several)
+    assert several.count("SYNTHETIC") > one.count("SYNTHETIC")  # the mean was generated, too
+    assert several.count("fraction of the full intensity range") == 3  # of both differences, and of the spread
+    assert [several.count(end) for end in ("-0.5", "+0.5", "0", "0.25")] == [2, 2, 1, 1]
+
+
+def test_the_tiles_of_several_seeds_are_the_mean_its_difference_and_the_spread():
+    result = replace(seeded(make_result()), segmentation=None)
+    panel = draw_panel(result)
+    size = (panel.image.width - GAP) // 6 - GAP
+    picture = np.asarray(panel.image, dtype=float) / 255
+    center = [picture[64 + 120, GAP + column * (size + GAP) + size // 2 - 8] for column in range(6)]
+    wanted = [
+        gray(np.full((1, 1), 0.4 + 0.15)),
+        colored_difference(np.full((1, 1), 0.4), np.full((1, 1), 0.15), 0.5),
+        colored_spread(np.full((1, 1), 0.4), np.full((1, 1), 0.1), 0.25),
+    ]
+    for found, color in zip(center[3:], wanted, strict=True):
+        np.testing.assert_allclose(found, color[0, 0], atol=0.02)
+
+
+def test_an_image_that_came_back_unchanged_has_no_share_of_seeds_that_flip():
+    result = seeded(make_result(unchanged=True, flipped=False), seeds_flipped=0.0)
+    assert not any("of the seeds flip" in text for text in words(draw_panel(result)))
+
+
+def test_the_bar_of_a_spread_begins_at_the_image_and_ends_at_full_color():
+    canvas = Canvas(30, 240)
+    color_bar(canvas, 0, 0, 240, 0.0, 0.25)
+    bar = np.asarray(canvas.image, dtype=float)[4, 50:190] / 255
+    overlay = colored_spread(np.full((1, 140), 0.5), np.linspace(0, 0.25, 140)[None], 0.25)[0]
+    np.testing.assert_allclose(bar, overlay, atol=0.02)
+    np.testing.assert_allclose(bar[0], 0.4, atol=0.02)
+    assert [text.words for text in canvas.texts[:2]] == ["0", "0.25"]

@@ -115,6 +115,7 @@ def test_seeds_that_run_together_give_the_samples_of_separate_runs(gaussian_netw
     calls: list[int] = []
     network.register_forward_hook(lambda _module, _inputs, output: calls.append(len(output)))
     found = explain_seeds(make(), images, network, ["a", "b", "c"], seeds=seeds, stacked=stacked)
+    assert found.num_function_evaluations.sum() == sum(calls)  # of all seeds
     assert max(calls) == {1: 2, 6: 4, 9: 6}[stacked]  # of three images the last is of the target class already
     singles = [make(seed=seed).explain(images, network, ["a", "b", "c"]) for seed in seeds]
     for number, single in enumerate(singles):
@@ -123,6 +124,8 @@ def test_seeds_that_run_together_give_the_samples_of_separate_runs(gaussian_netw
     torch.testing.assert_close(found.spread, torch.stack([each.image for each in singles]).std(0), rtol=0, atol=1e-4)
     assert found.flip_share.tolist() == torch.stack([each.flipped for each in singles]).float().mean(0).tolist()
     assert torch.equal(found.counterfactual.iterations, singles[0].iterations)
+    each = torch.stack([single.num_function_evaluations for single in singles])
+    assert torch.equal(found.num_function_evaluations, each.sum(0))
     assert not found.spread[2].any()
 
 
