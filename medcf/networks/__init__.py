@@ -9,6 +9,7 @@ from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.classifier_adapter import ClassifierAdapter
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.condition import Condition, Conditioner
+from medcf.networks.controlled_unet import ControlledUNet, StructureMask
 from medcf.networks.denoiser import Denoiser, References
 from medcf.networks.pooled_features import pooled_features
 from medcf.networks.prompts import prompt_conditioner
@@ -26,11 +27,13 @@ __all__ = [
     "ConceptBottleneck",
     "Condition",
     "Conditioner",
+    "ControlledUNet",
     "Denoiser",
     "References",
     "ResizedDenseNet",
     "SegmentationGuidedClassifier",
     "SonoNet",
+    "StructureMask",
     "pooled_features",
     "prompt_conditioner",
 ]
