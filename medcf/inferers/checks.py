@@ -137,7 +137,7 @@ def check_scheduler(scheduler: object) -> None:
             "medcf.schedulers.RespacedScheduler, which has everything but posterior."
         )
     ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
-    remedy = f"give medcf.schedulers.{ours} with the same noise schedule and prediction_type"
+    remedy = f"give medcf.schedulers.adapt_scheduler(scheduler), a {ours} with the same schedule"
     if name == "RFlowScheduler":
         remedy = f"train the network with medcf.schedulers.{ours}; one trained with rectified flow cannot be used"
     raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")

@@ -100,7 +100,7 @@ class DDIMInversionInferer(Method):
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the inverted samples, and a hook that compares the edit with the error of the inversion."""
         state = run.state
-        source = Denoiser(run.network, self.scheduler, source_condition(self, state, index))
+        source = self.denoiser(run, index, source_condition(self, state, index))
         noise = self._invert(source, chain.start, run.bar)
         hooks: list[Hook] = []
         if self.options.measure_round_trip:

@@ -85,6 +85,8 @@ class Method(Inferer):
             is what is not black.
         subject: images to a mask in [0, 1], for ``region="subject"`` in place of the segmenter's outline, such as
             `medcf.guidance.SegmentedRegion`.
+        control: images (B, C, *spatial) to what a ControlNet follows (B, channels, *spatial), for a network that takes
+            ``control`` (`medcf.networks.ControlledUNet`), such as `medcf.networks.StructureMask`.
         options: those of ``Options``.
 
     Raises:
@@ -111,6 +113,7 @@ class Method(Inferer):
         conditioner: Conditioner | None = None,
         segmenter: Callable[[Tensor], Tensor] | None = None,
         subject: Callable[[Tensor], Tensor] | None = None,
+        control: Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -121,7 +124,7 @@ class Method(Inferer):
         self.options = read_options(self.Options, options, type(self).__name__)
         self.classifier, self.target, self.perceptual = classifier, target, perceptual
         self.space: Space = PixelSpace() if space is None else space
-        self.segmenter, self.subject = segmenter, subject
+        self.segmenter, self.subject, self.control = segmenter, subject, control
         self.given = options
         if self.needs_network:
             check_scheduler(scheduler)
@@ -279,7 +282,7 @@ class Method(Inferer):
         """Run the passes on checked images; ``extras`` are per-image values (B,) that a method's passes need."""
         options = self.options
         bar = progress_bar(self.num_steps(), self.title, unit="step", show=options.progress, inner=True)
-        networks = (network, self.classifier, self.perceptual, self.segmenter, *self.space.networks)
+        networks = (network, self.classifier, self.perceptual, self.segmenter, self.control, *self.space.networks)
         with torch.no_grad(), frozen(*networks), bar:
             confidence, hit = self.judge(image, wanted)
             state = BatchState(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
@@ -372,8 +375,15 @@ class Method(Inferer):
             mask=None if state.region is None else self.space.mask(state.region[index], original.shape[2:]),
             progress=run.bar,
         )
-        denoiser = Denoiser(run.network, self.scheduler, condition, self.references(run, index, chain))
+        denoiser = self.denoiser(run, index, condition, self.references(run, index, chain))
         return replace(chain, denoiser=denoiser)
+
+    def denoiser(
+        self, run: Pass, index: Tensor, condition: Sequence[Condition], references: References | None = None
+    ) -> Denoiser:
+        """Return the network with a condition of the images ``index`` (N,), and what a ControlNet follows in them."""
+        inputs = None if self.control is None else {"control": self.control(run.state.original[index])}
+        return Denoiser(run.network, self.scheduler, condition, references, inputs)
 
     def kept(self, chain: Chain) -> list[Hook]:
         """Return the method's hooks, and the one that keeps what lies outside the region."""

@@ -10,6 +10,7 @@ from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.classifier_adapter import ClassifierAdapter
 from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.condition import Condition, Conditioner
+from medcf.networks.controlled_unet import ControlledUNet, StructureMask
 from medcf.networks.denoiser import Denoiser, References
 from medcf.networks.pooled_features import pooled_features
 from medcf.networks.prompt_unet import PromptUNet
@@ -30,12 +31,14 @@ __all__ = [
     "ConceptBottleneck",
     "Condition",
     "Conditioner",
+    "ControlledUNet",
     "Denoiser",
     "PromptUNet",
     "References",
     "ResizedDenseNet",
     "SegmentationGuidedClassifier",
     "SonoNet",
+    "StructureMask",
     "TextEncoder",
     "pooled_features",
     "prompt_conditioner",
