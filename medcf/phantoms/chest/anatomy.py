@@ -175,7 +175,7 @@ def _lung(shape: ChestShape, x: Array, y: Array, side: int, pixel: float) -> Lun
     apex = -122.0 * shape.height
     outer = cage(shape, y) - x
     below = np.maximum(y - apex, 0.0)
-    inner = x - (19.0 + 24.0 * np.exp(-below / 17.0) + 5.0 * np.exp(-((y + 5.0) / 30.0) ** 2))
+    inner = x - (19.0 + 24.0 * np.exp(-below / 17.0) + 5.0 * np.exp(-(((y + 5.0) / 30.0) ** 2)))
     floor = _diaphragm(shape, x, side) - y
     top = y - apex - 0.004 * (x - 46.0) ** 2
     edge = np.minimum(np.minimum(outer, inner), np.minimum(floor, top))
@@ -186,9 +186,7 @@ def _lung(shape: ChestShape, x: Array, y: Array, side: int, pixel: float) -> Lun
     recess = 0.17 * largest * round_ * np.clip(1.0 + floor / 44.0, 0.0, 1.0) * (floor < 34.0)
     across = np.clip(inner / np.maximum(inner + outer, 1.0), 0.0, 1.0)
     along = np.clip((y - apex) / (96.0 - apex), 0.0, 1.0)
-    return Lung(
-        coverage(-edge, pixel), np.maximum(thickness, recess), across, np.broadcast_to(along, across.shape)
-    )
+    return Lung(coverage(-edge, pixel), np.maximum(thickness, recess), across, np.broadcast_to(along, across.shape))
 
 
 def _heart(shape: ChestShape, x: Array, y: Array, pixel: float) -> tuple[Array, Array]:

@@ -58,7 +58,7 @@ class Skeleton:
         return (self.density * (bone + self._girdle(shape, x, y, pixel))).astype(np.float32)
 
     def _ribs(self, shape: ChestShape, x: Array, y: Array, pixel: float) -> Array:
-        """Ribs are tilted rings: x = C sin(a), y = back + drop (1 - cos a) / 2, from the spine (0) to the front (pi)."""
+        """Ribs are tilted rings: x = C sin(a), y = back + drop (1 - cos a) / 2, from the spine (0) to the front."""
         reach = cage(shape, y + 0.5 * self.drop) + 5.0
         share = np.minimum(np.abs(x) / reach, 1.0)
         lateral = np.sqrt(1.0 - share * share)

@@ -70,9 +70,7 @@ class VesselTree:
         return result
 
 
-def splat(
-    points: Array, volumes: Array, pixel: float, shape: tuple[int, int], origin: tuple[float, float]
-) -> Array:
+def splat(points: Array, volumes: Array, pixel: float, shape: tuple[int, int], origin: tuple[float, float]) -> Array:
     """Distribute volumes bilinearly onto a grid.
 
     Args:
