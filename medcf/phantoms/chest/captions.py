@@ -1,113 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report would say of a chest: several wordings for each state, some of them kept out of training.
+"""Captions of chest states: several wordings for each, some of which no training sees.
 
-Sides are the patient's. No caption names the heart's size, the age, the machine or a device.
+Sides are the patient's. No caption names the heart, the age, a device or the machine.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
-from string import Formatter
 
 import numpy as np
 
-from medcf.phantoms.chest.states import LARGE, ChestState, Disease
+from medcf.phantoms.chest.states import DISEASES, LARGE, ChestState
 
-__all__ = ["HELD_OUT", "WORDINGS", "captions", "draw_caption", "training_captions"]
+__all__ = ["HELD_OUT", "captions", "draw_caption", "training_captions"]
 
-#: Severity from which a diffuse disease is called severe.
-SEVERE = 0.65
-
-_OPACITY = (
-    "lung opacity",
-    "{size} lung opacity",
-    "lung opacity {on_side}",
-    "{size} lung opacity {on_side}",
-    "chest x-ray with {size} opacity in the {lung}",
-    "opacity in the {lung}",
-    "{size} opacity in the {lobe} lobe {on_side}",
-    "{lobe} lobe opacity {on_side}",
-    "{size} opacity in the {lung}, {lobe} lobe",
-    "chest radiograph: {size} lung opacity {on_side}, {lobe} lobe",
-)
-
-#: Training wordings by disease; the words in braces are filled in from the state.
-WORDINGS: dict[Disease, tuple[str, ...]] = {
-    "normal": (
-        "normal chest x-ray",
-        "normal chest radiograph",
-        "chest x-ray without findings",
-        "clear lungs, no opacity",
-        "no pneumonia",
+# {size} is "large" or "small", {severity} "severe" or "mild", {where} a place such as "in the left lower lobe".
+_TRAINING: dict[str, tuple[str, ...]] = {
+    "normal": ("normal chest x-ray", "chest x-ray without findings", "healthy lungs", "no acute findings"),
+    "lung_opacity": (
+        "lung opacity",
+        "chest x-ray with lung opacity",
+        "lung opacity {where}",
+        "opacity {where}",
+        "{size} lung opacity {where}",
+        "{size} opacity {where}",
+        "chest x-ray with a {size} opacity {where}",
+        "consolidation {where}",
     ),
-    "lung_opacity": _OPACITY,
     "covid": (
-        "covid-19",
         "covid-19 pneumonia",
         "chest x-ray with covid-19",
-        "{grade} covid-19 pneumonia",
-        "{grade} covid-19 in both lungs",
-        "chest radiograph: covid-19 on both sides",
+        "covid-19 with ground glass in both lungs",
+        "{severity} covid-19 pneumonia",
     ),
     "viral_pneumonia": (
         "viral pneumonia",
         "chest x-ray with viral pneumonia",
-        "viral pneumonia in both lungs",
-        "{grade} viral pneumonia",
-        "chest radiograph: {grade} viral pneumonia",
+        "viral pneumonia with streaks in both lungs",
+        "{severity} viral pneumonia",
     ),
 }
 
-#: Wordings that no training sees; all their words occur in those above.
-HELD_OUT: dict[Disease, tuple[str, ...]] = {
-    "normal": ("chest radiograph with clear lungs", "x-ray without pneumonia"),
-    "lung_opacity": ("{lung} with {size} opacity", "chest radiograph with {lobe} lobe opacity in the {lung}"),
-    "covid": ("chest radiograph with covid-19 pneumonia", "both lungs with {grade} covid-19"),
-    "viral_pneumonia": ("chest radiograph with viral pneumonia", "both lungs with {grade} viral pneumonia"),
+#: Wordings that no training caption has, by disease. All their words occur in training captions.
+HELD_OUT: dict[str, tuple[str, ...]] = {
+    "normal": ("lungs without opacity", "healthy chest x-ray"),
+    "lung_opacity": ("x-ray with a {size} consolidation {where}", "{size} consolidation {where}"),
+    "covid": ("lungs with covid-19", "chest x-ray with {severity} covid-19 in both lungs"),
+    "viral_pneumonia": ("lungs with viral pneumonia", "chest x-ray with {severity} viral pneumonia in both lungs"),
 }
 
-_SIDES = {
-    "left": {"on_side": "on the left", "lung": "left lung"},
-    "right": {"on_side": "on the right", "lung": "right lung"},
-    "both": {"on_side": "on both sides", "lung": "both lungs"},
-}
+_SEVERE = 0.675  # severity from which a pneumonia is called severe: the middle of those that are drawn
 
 
-def captions(state: ChestState, *, held_out: bool = False) -> list[str]:
-    """Return all wordings that are true of a state.
+def captions(state: ChestState, split: str = "train", *, held_out: bool | None = None) -> list[str]:
+    """List the captions that describe a state; all are true of it, some leave details out.
 
     Args:
-        state: the disease, where and how large.
-        held_out: the wordings that no training sees, instead of those for training.
+        state: the state.
+        split: "train", "val" or "oracle" for the training's wordings; any other, such as "test" or "demo", for the
+            training's and the held-out ones.
+        held_out: True for only the wordings in ``HELD_OUT``, False for only the others; None decides by the split.
+
+    Returns:
+        Lower-case texts without repetition.
+
+    Example:
+        >>> captions(ChestState(), held_out=True)
+        ['lungs without opacity', 'healthy chest x-ray']
     """
+    if held_out is None:
+        kept = split in ("train", "val", "oracle")
+        wordings = _TRAINING[state.disease] + (() if kept else HELD_OUT[state.disease])
+    else:
+        wordings = HELD_OUT[state.disease] if held_out else _TRAINING[state.disease]
     words = {
         "size": "large" if state.extent >= LARGE else "small",
-        "grade": "severe" if state.severity >= SEVERE else "mild",
-        **({} if state.side is None else _SIDES[state.side]),
-        **({} if state.lobe is None else {"lobe": state.lobe}),
+        "severity": "severe" if state.severity >= _SEVERE else "mild",
     }
-    wordings = (HELD_OUT if held_out else WORDINGS)[state.disease]
-    return [one.format(**words) for one in wordings if _slots(one) <= set(words)]
+    places = _places(state)
+    texts = [wording.format(where=place, **words) for wording in wordings for place in places]
+    return list(dict.fromkeys(texts))
 
 
 def draw_caption(state: ChestState, rng: np.random.Generator, *, held_out: bool = False) -> str:
-    """Draw one of the wordings of a state, each as often."""
-    wordings = captions(state, held_out=held_out)
-    return wordings[int(rng.integers(len(wordings)))]
+    """Draw a wording for a state, each with the same probability, then one of its places.
+
+    Args:
+        state: the state.
+        rng: source of randomness.
+        held_out: whether to draw from ``HELD_OUT`` instead of the training's wordings.
+
+    Returns:
+        A caption, as `captions` lists them.
+    """
+    wordings = HELD_OUT[state.disease] if held_out else _TRAINING[state.disease]
+    wording = wordings[int(rng.integers(len(wordings)))]
+    places = _places(state)
+    words = {
+        "where": places[int(rng.integers(len(places)))],
+        "size": "large" if state.extent >= LARGE else "small",
+        "severity": "severe" if state.severity >= _SEVERE else "mild",
+    }
+    return wording.format(**words)
 
 
-def training_captions() -> list[str]:
-    """Return every caption that a training can contain, sorted: what a tokenizer is made from."""
-    found = {text for disease in WORDINGS if disease != "lung_opacity" for text in _of(disease)}
-    for side, lobe in product(_SIDES, ("upper", "lower", None)):
-        found |= {text for text in _of("lung_opacity", side=side, lobe=lobe)}
-    return sorted(found)
+@lru_cache(maxsize=1)
+def training_captions() -> tuple[str, ...]:
+    """Return every caption that a training can see, sorted: the text from which a vocabulary is built."""
+    texts: set[str] = set()
+    for extent, severity in product((0.0, 1.0), repeat=2):
+        for disease in DISEASES:
+            if disease != "lung_opacity":
+                texts.update(captions(ChestState(disease, extent=extent, severity=severity)))
+        for side, lobe in product(("left", "right", "both"), ("upper", "lower", None)):
+            state = ChestState("lung_opacity", side, lobe, extent, severity)  # type: ignore[arg-type]
+            texts.update(captions(state))
+    return tuple(sorted(texts))
 
 
-def _of(disease: Disease, **place: str | None) -> list[str]:
-    states = (ChestState(disease, **place, extent=n, severity=n) for n in (0.0, 1.0))  # type: ignore[arg-type]
-    return [text for state in states for text in captions(state)]
-
-
-def _slots(wording: str) -> set[str]:
-    return {name for _, name, _, _ in Formatter().parse(wording) if name}
+def _places(state: ChestState) -> tuple[str, ...]:
+    """Where an opacity is, from exact to rough; a lobe is never named without its side."""
+    if state.disease != "lung_opacity":
+        return ("",)
+    if state.side == "both":
+        rough = ("on both sides", "in both lungs")
+        return rough if state.lobe is None else (f"in both {state.lobe} lobes", *rough)
+    rough = (f"on the {state.side}", f"in the {state.side} lung")
+    return rough if state.lobe is None else (f"in the {state.side} {state.lobe} lobe", *rough)
