@@ -26,6 +26,7 @@ __all__ = [
     "background",
     "check_mask",
     "composite",
+    "region_mask",
     "subject_mask",
 ]
 
@@ -161,6 +162,32 @@ def background(image: torch.Tensor) -> torch.Tensor:
     black = (image == -1).all(dim=1).cpu().numpy()
     outside = np.stack([one & ~ndimage.binary_fill_holes(~one) for one in black])
     return torch.from_numpy(outside)[:, None].to(image.device)
+
+
+def region_mask(
+    region: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
+    image: torch.Tensor,
+    source: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return where images may change (B, 1, *spatial), bool or float in [0, 1].
+
+    Args:
+        region: a mask (1 or B, 1, *spatial), or a function from the images to one.
+        image: (B, C, *spatial).
+        source: which of the caller's images each of them is (B,), if they are repeated.
+
+    Raises:
+        ValueError: if the mask has another shape, or values outside [0, 1].
+    """
+    mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device).as_subclass(torch.Tensor)
+    if source is not None and not callable(region) and len(mask) > 1:
+        mask = mask[source]
+    if mask.shape[1:] != (1, *image.shape[2:]) or mask.shape[0] not in (1, len(image)):
+        raise ValueError(f"region has shape {tuple(mask.shape)}: it must be (1 or B, 1, *spatial) like the images.")
+    mask = mask.float() if mask.is_floating_point() else mask.bool()
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise ValueError("region holds values outside [0, 1] or NaN: 0 keeps a pixel, 1 lets it change.")
+    return mask.expand(len(image), *mask.shape[1:])
 
 
 def subject_mask(

@@ -15,7 +15,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from medcf.guidance.loss import Features
-from medcf.guidance.regions import KnownRegion, composite, subject_mask
+from medcf.guidance.regions import KnownRegion, composite, region_mask, subject_mask
 from medcf.inferers.checks import (
     REACHED,
     Target,
@@ -216,34 +216,28 @@ class Method(Inferer):
         if seeds is not None and len(seeds) != len(image):
             raise ValueError(f"seeds holds {len(seeds)} for a batch of {len(image)} images: give one per image.")
         requested = self.target if target is None else target
-        if isinstance(requested, str) and requested == REACHED:
-            return self._follow_prompt(image, ids, network, seeds, inputs)
+        follows = isinstance(requested, str) and requested == REACHED
+        method = self
+        if follows:
+            self._check_follows_prompt()
+            method = self.with_options(confidence_threshold=None)  # of which class, is known in the end
         with torch.no_grad(), frozen(self.classifier):
-            wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
-        result = self.advance(image, ids, wanted, network, run_unchanged, seeds=seeds)
+            if follows:
+                wanted = self.logits(image).argmax(1)
+            else:
+                wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
+        result = method.advance(image, ids, wanted, network, run_unchanged or follows, seeds=seeds)
+        if follows:
+            with torch.no_grad(), frozen(self.classifier):
+                result = reached_class(result, self.logits)
         return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
 
-    def _follow_prompt(
-        self,
-        image: Tensor,
-        ids: Sequence[Hashable],
-        network: Network | None,
-        seeds: Sequence[int] | None,
-        inputs: Tensor,
-    ) -> Counterfactual:
-        """Run all images toward the prompt, and judge them by the class that they reach."""
+    def _check_follows_prompt(self) -> None:
         if not self.needs_network or self.needs_gradients or self.conditioner.prompt is None:
             raise TargetError(
                 f"target={REACHED!r} takes a method that follows a prompt of its own, and {type(self).__name__} has a "
                 "class to go to here: give its index, from 0."
             )
-        method = self if self.options.confidence_threshold is None else self.with_options(confidence_threshold=None)
-        with torch.no_grad(), frozen(self.classifier):
-            before = self.logits(image).argmax(1)
-        result = method.advance(image, ids, before, network, run_unchanged=True, seeds=seeds)
-        with torch.no_grad(), frozen(self.classifier):
-            result = reached_class(result, self.logits)
-        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
 
     def check(
         self, inputs: Tensor, network: Network | None, sample_ids: Sequence[Hashable] | None
@@ -397,21 +391,9 @@ class Method(Inferer):
             source: which of the caller's images each of them is, if they are repeated.
         """
         region = self.options.region
-        if region is None:
-            return None
         if isinstance(region, str):
-            if self.subject is None:
-                return subject_mask(image, self.segmenter)
-            region = self.subject
-        mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device).as_subclass(Tensor)
-        if source is not None and not callable(region) and len(mask) > 1:
-            mask = mask[source]
-        if mask.shape[1:] != (1, *image.shape[2:]) or mask.shape[0] not in (1, len(image)):
-            raise ValueError(f"region has shape {tuple(mask.shape)}: it must be (1 or B, 1, *spatial) like the images.")
-        mask = mask.float() if mask.is_floating_point() else mask.bool()
-        if not bool(((mask >= 0) & (mask <= 1)).all()):
-            raise ValueError("region holds values outside [0, 1] or NaN: 0 keeps a pixel, 1 lets it change.")
-        return mask.expand(len(image), *mask.shape[1:])
+            region = self.subject or partial(subject_mask, segmenter=self.segmenter)
+        return None if region is None else region_mask(region, image, source)
 
     def finish(self, image: Tensor, state: BatchState, index: Tensor) -> Tensor:
         """Return the decoded output of a pass over the images ``index``: in [-1, 1], the input outside the region."""

@@ -52,7 +52,8 @@ def upper_half(image):
 
 
 def explain(path, change, **options):
-    steps = Compose([LoadImaged("image", reader=StudyReader(), expanduser=False), ToGridd("image", size=(32, 40), spacing=1.75)])
+    reader = LoadImaged("image", reader=StudyReader(), expanduser=False)
+    steps = Compose([reader, ToGridd("image", size=(32, 40), spacing=1.75)])
     explainer = Explainer(
         steps, Change(change), torch.nn.Identity(), AddDifferenced(), Brightness(), writers=[NiftiWriter()],
         attribution=Attribution(upper_half, normal_class=0), **options,
