@@ -172,9 +172,12 @@ def _open(configs: list[Path], kind: str) -> ConfigWorkflow:
 
 
 def _check_network(path: Path) -> list[str]:
+    """Run the network on fake input: the image of the metadata, or what ``latent_data_format`` says of latents."""
     configs = path / "configs"
     parser = ConfigParser()
     parser.read_meta(str(configs / "metadata.json"))
+    latents = parser["_meta_"].get("latent_data_format")
+    given = {} if latents is None else {"_meta_::network_data_format": latents}
     spatial = parser["_meta_::network_data_format::inputs::image::spatial_shape"]
     if not spatial:
         return ["metadata: network_data_format has no spatial_shape for the image"]
@@ -187,5 +190,6 @@ def _check_network(path: Path) -> list[str]:
         any=32,
         device="cpu",
         bundle_root=str(path.resolve()),
+        **given,
     )
     return []

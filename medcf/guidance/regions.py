@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,18 @@ from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
 from medcf.schedulers import Step
 
-__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "background", "check_mask", "composite", "subject_mask"]
+__all__ = [
+    "KnownNoise",
+    "KnownRegion",
+    "Level",
+    "SegmentedRegion",
+    "SelfMask",
+    "background",
+    "check_mask",
+    "composite",
+    "region_mask",
+    "subject_mask",
+]
 
 KnownNoise = Literal["fresh", "shared"]
 Level = Literal["exact", "published_code"]
@@ -153,6 +164,32 @@ def background(image: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(outside)[:, None].to(image.device)
 
 
+def region_mask(
+    region: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
+    image: torch.Tensor,
+    source: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return where images may change (B, 1, *spatial), bool or float in [0, 1].
+
+    Args:
+        region: a mask (1 or B, 1, *spatial), or a function from the images to one.
+        image: (B, C, *spatial).
+        source: which of the caller's images each of them is (B,), if they are repeated.
+
+    Raises:
+        ValueError: if the mask has another shape, or values outside [0, 1].
+    """
+    mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device).as_subclass(torch.Tensor)
+    if source is not None and not callable(region) and len(mask) > 1:
+        mask = mask[source]
+    if mask.shape[1:] != (1, *image.shape[2:]) or mask.shape[0] not in (1, len(image)):
+        raise ValueError(f"region has shape {tuple(mask.shape)}: it must be (1 or B, 1, *spatial) like the images.")
+    mask = mask.float() if mask.is_floating_point() else mask.bool()
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise ValueError("region holds values outside [0, 1] or NaN: 0 keeps a pixel, 1 lets it change.")
+    return mask.expand(len(image), *mask.shape[1:])
+
+
 def subject_mask(
     image: torch.Tensor,
     segmenter: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -176,10 +213,57 @@ def subject_mask(
             outline = _hull(structures)
             if outline.any():
                 inside[number] = outline
+    return torch.from_numpy(_softened(inside, margin, softness))[:, None].to(image.device)
+
+
+class SegmentedRegion:
+    """Where structures of a segmenter are, such as both lungs: a region for any method, and the organ of a map.
+
+    Unlike `subject_mask` it takes each structure by itself: two lungs are not joined across the mediastinum.
+
+    Args:
+        segmenter: images (B, C, *spatial) in [-1, 1] to logits (B, K, *spatial), the background first.
+        labels: the structures that count; None takes all but the background.
+        hull: take the convex hull of each structure's largest part, so that a lung includes what the heart hides of it;
+            False takes the structures as they are, with their holes filled.
+        margin: pixels by which they are dilated.
+        softness: standard deviation of the transition in pixels; 0 has a sharp border.
+    """
+
+    def __init__(
+        self,
+        segmenter: Callable[[torch.Tensor], torch.Tensor],
+        labels: Sequence[int] | None = None,
+        *,
+        hull: bool = False,
+        margin: int = 0,
+        softness: float = 0.0,
+    ) -> None:
+        check_numbers(margin=margin, whole=True)
+        if margin < 0 or softness < 0:
+            raise ValueError(f"margin={margin}, softness={softness}: give 0 or more pixels.")
+        self.segmenter, self.hull, self.margin, self.softness = segmenter, hull, margin, softness
+        self.labels = None if labels is None else [int(label) for label in labels]
+
+    @torch.no_grad()
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the mask (B, 1, *spatial) in [0, 1]; of an image without any of the structures, what is not black."""
+        logits = self.segmenter(image)
+        labels = list(range(1, logits.shape[1])) if self.labels is None else self.labels
+        found = logits.argmax(1).cpu().numpy()
+        solid: Callable[[Any], Any] = _hull if self.hull else ndimage.binary_fill_holes
+        inside = np.stack([np.logical_or.reduce([solid(one == label) for label in labels]) for one in found])
+        empty = ~inside.reshape(len(inside), -1).any(1)
+        if empty.any():
+            inside[empty] = ~background(image)[:, 0].cpu().numpy()[empty]
+        return torch.from_numpy(_softened(inside, self.margin, self.softness))[:, None].to(image.device)
+
+
+def _softened(inside: Any, margin: int, softness: float) -> Any:
+    """Return masks (B, *spatial), bool, dilated and with a soft border, in [0, 1]."""
     grown = [ndimage.binary_dilation(one, iterations=margin) if margin else one for one in inside]
     soft = [ndimage.gaussian_filter(one.astype(np.float32), softness) if softness else one for one in grown]
-    mask = np.stack([np.where(value < 1e-3, 0, value) for value in soft]).astype(np.float32)
-    return torch.from_numpy(mask)[:, None].to(image.device)
+    return np.stack([np.where(value < 1e-3, 0, value) for value in soft]).astype(np.float32)
 
 
 def _hull(mask: Any) -> Any:

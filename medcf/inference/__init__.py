@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from medcf.inference.attribution import Attribution
 from medcf.inference.case_result import CaseResult
 from medcf.inference.evaluator import CaseWriter, CounterfactualEvaluator
 from medcf.inference.explainer import Explainer
@@ -13,6 +14,7 @@ from medcf.inference.summary import finish_run
 from medcf.inference.writers import NiftiWriter, create_writers
 
 __all__ = [
+    "Attribution",
     "CaseList",
     "CaseResult",
     "CaseWriter",

@@ -47,6 +47,10 @@ class CaseResult:
         expected_difference: (*spatial) float32, ``expected`` minus input, like ``difference``: what to measure with.
         spread: (*spatial) float32, standard deviation of the counterfactual over seeds, in fractions of the full
             intensity range; None after a single seed.
+        organ: (*spatial) bool, what the map is limited to; None without a map.
+        attribution: (*spatial) float32, the abnormal minus the normal image inside the organ, 0 outside, in fractions
+            of the full intensity range; of the expected difference after several seeds. ``row["attribution_sign"]``
+            says which of the two images is the input. None without a map.
         region: for a picture, first column and row, end column and row of the part that the network saw; None for all.
         window: the original's values that are black and white for the network, the full intensity range.
         mask: (*spatial) bool, the subject of a volume; None if there is none.
@@ -68,6 +72,8 @@ class CaseResult:
     expected: NDArray[np.float32] | None = field(default=None, repr=False)
     expected_difference: NDArray[np.float32] | None = field(default=None, repr=False)
     spread: NDArray[np.float32] | None = field(default=None, repr=False)
+    organ: NDArray[np.bool_] | None = field(default=None, repr=False)
+    attribution: NDArray[np.float32] | None = field(default=None, repr=False)
     region: tuple[int, int, int, int] | None = None
     window: tuple[float, float] = (0.0, 1.0)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)

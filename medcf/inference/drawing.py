@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -29,9 +29,11 @@ __all__ = [
     "colored_difference",
     "colored_segmentation",
     "colored_spread",
+    "floor_of",
     "gray",
     "stamp",
     "title_lines",
+    "warnings_of",
 ]
 
 LABEL_COLORS = np.array([[0.95, 0.85, 0.35], [0.95, 0.45, 0.25], [0.30, 0.80, 0.95], [0.45, 0.85, 0.40]])
@@ -236,15 +238,21 @@ def stamp(canvas: Canvas, x: float, y: float, width: float, size: int = 14) -> N
     )
 
 
-def color_bar(canvas: Canvas, top: int, left: int, width: int, low: float, high: float) -> None:
+def color_bar(
+    canvas: Canvas, top: int, left: int, width: int, low: float, high: float, *, floor: float | None = None
+) -> None:
     """Draw a color bar in an area ``width`` wide and 22 high: for signed differences, or from 0 on for a spread.
 
-    It is the overlay itself on a medium gray: without a difference, both show the image.
+    It is the overlay itself on a medium gray: without a difference, both show the image. A line under it reaches from
+    minus to plus the ``floor``, what a space adds where nothing changed.
     """
     steps = np.linspace(low, high, max(width - 100, 20))[None]
     overlay = colored_difference if low < 0 else colored_spread
     bar = overlay(np.full_like(steps, 0.5), steps, high)
     canvas.paste(bar, top, left + (width - steps.size) // 2, 8, steps.size)
+    if floor is not None:
+        reach = max(round(min(floor, high) / (high - low) * steps.size), 1)
+        canvas.paste(np.ones((1, 1, 3)), top + 9, left + width // 2 - reach, 2, 2 * reach)
     edge, sign = (width - steps.size) // 2 - 4, "+" if low < 0 else ""
     canvas.text(left + edge, top + 4, f"{low:g}", width=edge, size=11, anchor="rm")
     canvas.text(left + width - edge, top + 4, f"{sign}{high:g}", width=edge, size=11, anchor="lm")
@@ -266,13 +274,28 @@ def title_lines(canvas: Canvas, result: CaseResult, class_names: Sequence[str]) 
         parts.append("already of the target class, returned unchanged")
     elif "flipped" in row:
         parts.append("flipped" if row["flipped"] else "NOT flipped")
+    if (floor := floor_of(row)) is not None and not row.get("unchanged"):
+        parts.append(f"change {row['edit_rms']:.3f}, floor {floor:.4f}, autoencoder {row['floor']:.3f} (RMS)")
     if "out_of_distribution" not in row:
         parts.append("novelty NOT tested")
     notice = "SYNTHETIC counterfactual, not for diagnosis" if result.synthetic else "unchanged input, not for diagnosis"
     right = canvas.text(width - GAP, 16, notice, width=width / 2, size=15, anchor="rm", color=_YELLOW, bold=True).box[0]
     canvas.text(GAP, 16, result.case, width=right - 3 * GAP, size=17, anchor="lm", bold=True)
     canvas.text(GAP, 42, "      ".join(parts), width=width - 2 * GAP, size=15, anchor="lm")
-    if row.get("out_of_distribution"):
-        warning = "OUT OF DISTRIBUTION: unlike the training data; do not interpret"
-        style: dict[str, Any] = {"size": 17, "bold": True, "background": "#b00020"}
-        canvas.text(width / 2, HEAD + 8, warning, width=width - 4 * GAP, **style)
+    style: dict[str, Any] = {"size": 17, "bold": True, "background": "#b00020"}
+    for number, warning in enumerate(warnings_of(row)):
+        canvas.text(width / 2, HEAD + 8 + number * (LINE + 6), warning, width=width - 4 * GAP, **style)
+
+
+def warnings_of(row: Mapping[str, Any]) -> list[str]:
+    """Return the warnings that a case's scores ask for."""
+    words = {
+        "out_of_distribution": "OUT OF DISTRIBUTION: unlike the training data; do not interpret",
+        "below_floor": "BELOW THE FLOOR: the change is smaller than the autoencoder's own; do not interpret",
+    }
+    return [warning for name, warning in words.items() if row.get(name)]
+
+
+def floor_of(row: Mapping[str, Any]) -> float | None:
+    """Return the floor that counts for a case, in fractions of the full intensity range; None in pixels."""
+    return row.get("difference_floor", row.get("floor"))

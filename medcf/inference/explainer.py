@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from medcf.data import Case
 from medcf.data.case import as_case
 from medcf.data.image import channels_first, digest
+from medcf.inference.attribution import Attribution
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.inference.cases import case_bar, case_loader, prepare_case
 from medcf.inference.inputs import list_cases
@@ -56,6 +57,7 @@ class Explainer:
         classifier: the explained classifier, images to logits.
         segmenter: images to logits of structures, for the report.
         novelty: images to a dictionary of tensors (B,); `medcf.metrics.NoveltyDetector`.
+        attribution: makes the map of a finding inside an organ.
         writers: called by `CaseResult.save` and `run`.
         listing: options of `medcf.inference.list_cases` for `run`.
         class_names: names of the classes 0, 1, ..., by which a target may be given.
@@ -80,6 +82,7 @@ class Explainer:
         *,
         segmenter: Callable[[Tensor], Tensor] | None = None,
         novelty: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        attribution: Attribution | None = None,
         writers: Sequence[Writer] = (),
         listing: Mapping[str, Any] | None = None,
         class_names: Sequence[str] = (),
@@ -98,6 +101,7 @@ class Explainer:
         self.classifier = classifier
         self.segmenter = segmenter
         self.novelty = novelty
+        self.attribution = attribution
         self.writers = writers
         self.listing = dict(listing or {})
         self.class_names = tuple(class_names)
@@ -273,6 +277,8 @@ class Explainer:
         if self.segmenter is not None:
             labels = [self.segmenter(picture).argmax(1) for picture in (image, pred)]
             columns["segmentation"] = torch.stack(labels, dim=1).to(torch.uint8)
+        if self.attribution is not None:
+            columns |= self.attribution.columns(image, columns["label_before"])
         if self.novelty is not None:
             scores = {name: values.tolist() for name, values in self.novelty(image).items()}
             columns["novelty"] = [{name: values[index] for name, values in scores.items()} for index in count]

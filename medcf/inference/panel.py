@@ -22,9 +22,11 @@ from medcf.inference.drawing import (
     colored_difference,
     colored_segmentation,
     colored_spread,
+    floor_of,
     gray,
     stamp,
     title_lines,
+    warnings_of,
 )
 from medcf.inference.slices import Slice, cropped, focus, slices_through
 
@@ -48,6 +50,7 @@ class _Column:
         synthetic: whether its image was generated.
         bar: first and last value of its color bar; None if it has none.
         note: words in place of a color bar.
+        outline: mask (*spatial) of the case whose border is drawn; None draws the subject's on the difference.
     """
 
     title: str
@@ -55,6 +58,7 @@ class _Column:
     synthetic: bool = False
     bar: tuple[float, float] | None = None
     note: str = ""
+    outline: NDArray[np.bool_] | None = None
 
 
 class PanelWriter:
@@ -101,7 +105,7 @@ def draw_panel(
     sizes = _sizes(planes, flat)
     width = max(size[1] for size in sizes) if flat else max(*(size[1] for size in sizes), _NARROWEST)
     left_of = [GAP + (0 if flat else _SIDE) + index * (width + GAP) for index in range(len(columns))]
-    banner = LINE + 6 if result.row.get("out_of_distribution") else 0
+    banner = (LINE + 6) * len(warnings_of(result.row))
     top = HEAD + banner + (0 if flat else LINE)
     heights = [size[0] if flat else max(size[0], _LOWEST) for size in sizes]
     bottom = top + sum(heights) + GAP * len(planes)
@@ -114,7 +118,8 @@ def draw_panel(
     for left, column in zip(left_of, columns, strict=True):
         canvas.text(left + width / 2, bottom + 8 if flat else HEAD + banner + LINE - 10, column.title, width=width)
         if column.bar is not None:
-            color_bar(canvas, under, left, width, *column.bar)
+            floor = floor_of(result.row) if column.bar[0] < 0 else None
+            color_bar(canvas, under, left, width, *column.bar, floor=floor)
         if column.note:
             canvas.text(left + width / 2, under + 8, column.note, width=width, size=11)
     if flat:
@@ -148,6 +153,15 @@ def _columns(result: CaseResult, limit: float) -> list[_Column]:
                 synthetic=True,
             ),
         ]
+    if (attribution := result.attribution) is not None:
+        columns.append(
+            _Column(
+                f"finding: {result.row['attribution_sign']}, in the organ",
+                lambda plane: colored_difference(plane.image, plane.cut(attribution), limit),
+                bar=(-limit, limit),
+                outline=result.organ,
+            )
+        )
     expected, change, spread = result.expected, result.expected_difference, result.spread
     if expected is None or change is None or spread is None:
         return columns
@@ -208,6 +222,8 @@ def _draw_plane(
         canvas.paste(column.draw(plane), upper, inset, height, inner)
         if index == 2 and plane.mask is not None:
             canvas.outline(plane.mask, upper, inset, height, inner, _OUTLINE)
+        if column.outline is not None:
+            canvas.outline(plane.cut(column.outline), upper, inset, height, inner, _OUTLINE)
         if result.original.ndim == 3:
             _letters(canvas, plane.letters, top, inset, room, inner)
         if column.synthetic and result.synthetic:

@@ -15,6 +15,7 @@ from nibabel.orientations import aff2axcodes
 from medcf.data import GridRecord, get_spacing, grid_record
 from medcf.data.image import geometry, meta_of
 from medcf.data.resample import resample_labels
+from medcf.inference.attribution import SIGNS, Attribution, organ_on
 from medcf.inference.case_result import CaseResult, Writer
 from medcf.transforms import AddDifference
 from medcf.transforms.difference import shown_original
@@ -55,6 +56,11 @@ def case_result(
     if "spread" in output:
         spread = record.back(output["spread"].cpu())[0] / 2
         expected = [each[0] for each in AddDifference()(output["expected"].cpu(), item["image"])]
+    mapped: dict[str, Any] = {}
+    if "organ" in output:
+        change = (difference if expected is None else expected[1]).numpy()
+        mapped["organ"] = organ_on(output["organ"], record.back)
+        mapped["attribution"] = Attribution.of(change, mapped["organ"], output["attribution_sign"])
     back = np.linalg.inv(record.matrix)
     return CaseResult(
         case=str(item["case"]),
@@ -70,10 +76,13 @@ def case_result(
         expected=None if expected is None else expected[0].numpy(),
         expected_difference=None if expected is None else expected[1].numpy(),
         spread=None if spread is None else spread.numpy(),
+        **mapped,
         region=_region(record) if plain.ndim == 2 else None,
         window=record.intensity,
         mask=None if record.mask is None else record.mask.numpy()[0],
-        row=score_row(item, output, record, difference) | _seed_columns(record, output, spread, expected),
+        row=score_row(item, output, record, difference)
+        | _seed_columns(record, output, spread, expected)
+        | _organ_columns(output, mapped),
         on_grid={"image": item["image"], "pred": pred},
         writers=writers,
     )
@@ -116,8 +125,9 @@ def score_row(
         row["overlay_fraction"] = _number(float(meta.get("overlay_fraction", 0.0)))
     for scores in (output.get("extras", {}), output.get("novelty", {})):
         row |= {name: _number(value) for name, value in scores.items()}
-    if "out_of_distribution" in row:
-        row["out_of_distribution"] = bool(row["out_of_distribution"])
+    for name in ("out_of_distribution", "below_floor"):
+        if name in row:
+            row[name] = bool(row[name])
     row |= {f"confidence_{index}": value for index, value in enumerate(confidences)}
     return row | {"confidences": confidences}
 
@@ -139,6 +149,14 @@ def _seed_columns(
         "mean_spread": _number(_mean_magnitude(spread, inside)),
         "mean_expected_difference": _number(_mean_magnitude(expected[1], inside)),
     }
+
+
+def _organ_columns(output: Mapping[str, Any], mapped: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how much of the picture the organ of the map is, and the sign of the map."""
+    if not mapped:
+        return {}
+    sign = SIGNS[int(output["attribution_sign"])]
+    return {"organ_fraction": _number(float(mapped["organ"].mean())), "attribution_sign": sign}
 
 
 def _mean_magnitude(difference: torch.Tensor, inside: torch.Tensor) -> float:

@@ -136,7 +136,7 @@ def cropped(result: CaseResult) -> CaseResult:
         return replace(result, region=None)
     window = (..., slice(left, right), slice(top, bottom))
     names = ["original", "counterfactual", "difference", "trajectory", "segmentation"]
-    names += ["expected", "expected_difference", "spread"]
+    names += ["expected", "expected_difference", "spread", "organ", "attribution"]
     images = {name: getattr(result, name) for name in names}
     windows: dict[str, Any] = {name: None if image is None else image[window] for name, image in images.items()}
     return replace(result, **windows)

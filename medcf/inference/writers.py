@@ -34,7 +34,9 @@ class NiftiWriter:
     own units; ``difference`` is signed, in fractions of the full intensity range. With several seeds, their mean is
     ``expected``, its difference ``expected_difference``, and their standard deviation ``spread``. All are float32 and
     say SYNTHETIC in the header's ``descrip``, or that the input was returned unchanged. A volume with a mask also gets
-    ``saliency``, the magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``.
+    ``saliency``, the magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``. A
+    bundle with a map of findings writes ``attribution``, whose header says which image is subtracted from which, and
+    ``organ``.
 
     Args:
         trajectory: whether to write the trajectory; None does so only for pictures, whose methods have one.
@@ -61,6 +63,12 @@ class NiftiWriter:
             write("saliency", saliency)
             del saliency
             write("mask", result.mask.astype(np.float32))
+        if result.attribution is not None and result.organ is not None:
+            stored = to_nifti(result.attribution, result)
+            if result.synthetic:
+                stored.header["descrip"] = f"SYNTHETIC {result.row['attribution_sign']} in the organ (medcf)".encode()
+            nib.save(stored, folder / "attribution.nii.gz")
+            write("organ", result.organ.astype(np.float32))
         if result.trajectory is not None and (
             self.trajectory or (self.trajectory is None and result.original.ndim == 2)
         ):

@@ -9,7 +9,6 @@ from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
 from medcf.inferers.residuals import ResidualOptions, follow
-from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, noised
 from medcf.schedulers import RespacedScheduler
@@ -45,7 +44,7 @@ class DDPMInversionInferer(Method):
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the start of the path, and its residuals."""
         condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
-        source = Denoiser(run.network, self.scheduler, condition)
+        source = self.denoiser(run, index, condition)
         generators = chain.generators("pass")
         path = [noised(self.scheduler, chain.start, t, generators) for t in chain.timesteps]
         return follow([*path, chain.start], chain, source, run, index)

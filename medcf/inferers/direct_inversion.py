@@ -9,7 +9,6 @@ from medcf.inferers.conditional import edit
 from medcf.inferers.ddim_inversion import check_source, source_condition
 from medcf.inferers.method import Method, Pass
 from medcf.inferers.residuals import ResidualOptions, follow
-from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler
@@ -47,7 +46,7 @@ class DirectInversionInferer(Method):
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the end of the way up, and the residuals of the way down."""
         condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
-        source = Denoiser(run.network, self.scheduler, condition)
+        source = self.denoiser(run, index, condition)
         self.inverse.keep(chain.timesteps[::-1])
         path = [chain.start]
         for t in self.inverse.kept:

@@ -14,10 +14,12 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from medcf.guidance.loss import BoundLoss, Features
-from medcf.guidance.regions import KnownRegion, composite, subject_mask
+from medcf.guidance.loss import Features
+from medcf.guidance.regions import KnownRegion, composite, region_mask, subject_mask
 from medcf.inferers.checks import (
+    REACHED,
     Target,
+    TargetError,
     check_image,
     check_logits,
     check_network,
@@ -28,6 +30,7 @@ from medcf.inferers.checks import (
 )
 from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.inferers.options import ChainOptions, EditOptions, Options, StrengthOptions, read_options
+from medcf.inferers.outcome import floor_scores, reached_class
 from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
 from medcf.networks.condition import Condition, Conditioner
 from medcf.networks.denoiser import Denoiser, Network, References
@@ -72,13 +75,18 @@ class Method(Inferer):
         scheduler: a scheduler from ``medcf.schedulers``; copied, not modified.
         classifier: f, images in [-1, 1] to logits (B, K).
         target: target class y, for all images or one per image; "opposite" selects, of two classes, the one that the
-            classifier does not predict for an image.
+            classifier does not predict for an image; "reached", for a prompt of one's own (``conditioner.prompt``), is
+            the class that each result has in the end.
         perceptual: phi, such as ``PerceptualFeatures``, for guided methods; None omits the proximity term.
         space: where the chain runs; the pixels by default.
         conditioner: turns target classes into conditions of the network, in place of ``null_class_labels``; by default
             its class labels.
         segmenter: images to logits of structures, background first, for ``region="subject"``; without one, the subject
             is what is not black.
+        subject: images to a mask in [0, 1], for ``region="subject"`` in place of the segmenter's outline, such as
+            `medcf.guidance.SegmentedRegion`.
+        control: images (B, C, *spatial) to what a ControlNet follows (B, channels, *spatial), for a network that takes
+            ``control`` (`medcf.networks.ControlledUNet`), such as `medcf.networks.StructureMask`.
         options: those of ``Options``.
 
     Raises:
@@ -104,6 +112,8 @@ class Method(Inferer):
         space: Space | None = None,
         conditioner: Conditioner | None = None,
         segmenter: Callable[[Tensor], Tensor] | None = None,
+        subject: Callable[[Tensor], Tensor] | None = None,
+        control: Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -114,7 +124,7 @@ class Method(Inferer):
         self.options = read_options(self.Options, options, type(self).__name__)
         self.classifier, self.target, self.perceptual = classifier, target, perceptual
         self.space: Space = PixelSpace() if space is None else space
-        self.segmenter = segmenter
+        self.segmenter, self.subject, self.control = segmenter, subject, control
         self.given = options
         if self.needs_network:
             check_scheduler(scheduler)
@@ -206,10 +216,28 @@ class Method(Inferer):
         if seeds is not None and len(seeds) != len(image):
             raise ValueError(f"seeds holds {len(seeds)} for a batch of {len(image)} images: give one per image.")
         requested = self.target if target is None else target
+        follows = isinstance(requested, str) and requested == REACHED
+        method = self
+        if follows:
+            self._check_follows_prompt()
+            method = self.with_options(confidence_threshold=None)  # of which class, is known in the end
         with torch.no_grad(), frozen(self.classifier):
-            wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
-        result = self.advance(image, ids, wanted, network, run_unchanged, seeds=seeds)
+            if follows:
+                wanted = self.logits(image).argmax(1)
+            else:
+                wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
+        result = method.advance(image, ids, wanted, network, run_unchanged or follows, seeds=seeds)
+        if follows:
+            with torch.no_grad(), frozen(self.classifier):
+                result = reached_class(result, self.logits)
         return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
+
+    def _check_follows_prompt(self) -> None:
+        if not self.needs_network or self.needs_gradients or self.conditioner.prompt is None:
+            raise TargetError(
+                f"target={REACHED!r} takes a method that follows a prompt of its own, and {type(self).__name__} has a "
+                "class to go to here: give its index, from 0."
+            )
 
     def check(
         self, inputs: Tensor, network: Network | None, sample_ids: Sequence[Hashable] | None
@@ -248,7 +276,7 @@ class Method(Inferer):
         """Run the passes on checked images; ``extras`` are per-image values (B,) that a method's passes need."""
         options = self.options
         bar = progress_bar(self.num_steps(), self.title, unit="step", show=options.progress, inner=True)
-        networks = (network, self.classifier, self.perceptual, self.segmenter, *self.space.networks)
+        networks = (network, self.classifier, self.perceptual, self.segmenter, self.control, *self.space.networks)
         with torch.no_grad(), frozen(*networks), bar:
             confidence, hit = self.judge(image, wanted)
             state = BatchState(image, wanted, ids, confidence, unchanged=hit & (not run_unchanged))
@@ -264,6 +292,7 @@ class Method(Inferer):
                 if options.confidence_threshold is not None:
                     active = active & (state.confidence < options.confidence_threshold)
             state.flipped &= ~hit
+            state.extras.update(floor_scores(self.space, state))
             bar.total = bar.n
         return state.result()
 
@@ -310,7 +339,6 @@ class Method(Inferer):
         index: Tensor,
         condition: Sequence[Condition],
         start: Tensor | None = None,
-        loss: BoundLoss | None = None,
     ) -> Chain:
         """Return the pass over the images ``index`` (N,) of the batch.
 
@@ -319,7 +347,6 @@ class Method(Inferer):
             index: the images, in any order, also repeated.
             condition: what they are denoised toward.
             start: images from which it starts (N, C, *spatial); None takes the current ones.
-            loss: loss of samples for guided chains.
         """
         state, (timesteps, level) = run.state, self.schedule(run.number)
         ids, seeds = ([values[i] for i in index.tolist()] for values in (state.ids, state.seeds))
@@ -339,12 +366,18 @@ class Method(Inferer):
             level=level,
             denoiser=None,
             scheduler=self.scheduler,
-            loss=loss,
             mask=None if state.region is None else self.space.mask(state.region[index], original.shape[2:]),
             progress=run.bar,
         )
-        denoiser = Denoiser(run.network, self.scheduler, condition, self.references(run, index, chain))
+        denoiser = self.denoiser(run, index, condition, self.references(run, index, chain))
         return replace(chain, denoiser=denoiser)
+
+    def denoiser(
+        self, run: Pass, index: Tensor, condition: Sequence[Condition], references: References | None = None
+    ) -> Denoiser:
+        """Return the network with a condition of the images ``index`` (N,), and what a ControlNet follows in them."""
+        inputs = None if self.control is None else {"control": self.control(run.state.original[index])}
+        return Denoiser(run.network, self.scheduler, condition, references, inputs)
 
     def kept(self, chain: Chain) -> list[Hook]:
         """Return the method's hooks, and the one that keeps what lies outside the region."""
@@ -358,19 +391,9 @@ class Method(Inferer):
             source: which of the caller's images each of them is, if they are repeated.
         """
         region = self.options.region
-        if region is None:
-            return None
         if isinstance(region, str):
-            return subject_mask(image, self.segmenter)
-        mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device).as_subclass(Tensor)
-        if source is not None and not callable(region) and len(mask) > 1:
-            mask = mask[source]
-        if mask.shape[1:] != (1, *image.shape[2:]) or mask.shape[0] not in (1, len(image)):
-            raise ValueError(f"region has shape {tuple(mask.shape)}: it must be (1 or B, 1, *spatial) like the images.")
-        mask = mask.float() if mask.is_floating_point() else mask.bool()
-        if not bool(((mask >= 0) & (mask <= 1)).all()):
-            raise ValueError("region holds values outside [0, 1] or NaN: 0 keeps a pixel, 1 lets it change.")
-        return mask.expand(len(image), *mask.shape[1:])
+            region = self.subject or partial(subject_mask, segmenter=self.segmenter)
+        return None if region is None else region_mask(region, image, source)
 
     def finish(self, image: Tensor, state: BatchState, index: Tensor) -> Tensor:
         """Return the decoded output of a pass over the images ``index``: in [-1, 1], the input outside the region."""

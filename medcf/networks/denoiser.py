@@ -7,7 +7,7 @@ call, so methods need not know how a network was parameterized or conditioned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ class Denoiser:
         scheduler: provides ``convert(model_output, t, sample)``, which interprets the network's raw output at t.
         condition: what the samples are denoised toward: one factor, several, or none.
         references: images that the samples read by attention injection.
+        inputs: further inputs of the network by keyword, one row per sample (B, ...): those of a sample are given to
+            each of its rows, and to the reference that it reads.
 
     Raises:
         ValueError: if a class index is outside the network's embedding, or a network that is conditioned by classes or
@@ -72,11 +74,13 @@ class Denoiser:
         scheduler: RespacedScheduler,
         condition: Conditions = (),
         references: References | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.network = network
         self.scheduler = scheduler
         self.factors = (condition,) if isinstance(condition, Condition) else tuple(condition)
         self.references = references
+        self.inputs = dict(inputs or {})
         _check_classes(self.factors, getattr(unwrap(network), "num_class_embeds", None))
         if getattr(unwrap(network), "with_conditioning", False) and all(one.context is None for one in self.factors):
             raise ValueError(
@@ -102,7 +106,7 @@ class Denoiser:
             The scheduler's ``Prediction``, in float32 even under autocast.
         """
         if self._plan is None or self._plan.batch != len(sample):
-            self._plan, self._calls = _Plan(self.stack(len(sample)), sample), 0
+            self._plan, self._calls = _Plan(self.stack(len(sample)), sample, self._shown(len(sample))), 0
         plan, references = self._plan, self.references
         self._calls += 1
         stack = sample
@@ -118,6 +122,17 @@ class Denoiser:
             output = self.network(stack, timesteps=timesteps, **plan.given)
         return self.scheduler.convert(plan.combined(output, sample.shape[1]), t, sample)
 
+    def _shown(self, batch: int) -> dict[str, Tensor]:
+        """Return the further inputs of the samples and of the references, which have those of their first reader."""
+        for name, value in self.inputs.items():
+            if len(value) != batch:
+                raise ValueError(f"{name} has {len(value)} rows for a batch of {batch} images: give one per image.")
+        if self.references is None or not self.inputs:
+            return self.inputs
+        source = list(self.references.source)
+        readers = torch.tensor([*range(batch), *(source.index(one) for one in range(max(source) + 1))])
+        return {name: value[readers.to(value.device)] for name, value in self.inputs.items()}
+
     def stack(self, batch: int) -> Stack:
         """Return the rows of a call for some number of samples."""
         references = self.references
@@ -129,12 +144,13 @@ class Denoiser:
 class _Plan:
     """A stack's indices and conditions on the device of the samples."""
 
-    def __init__(self, stack: Stack, sample: Tensor) -> None:
+    def __init__(self, stack: Stack, sample: Tensor, inputs: Mapping[str, Tensor]) -> None:
         device, batch = sample.device, len(sample)
         self.cost = torch.tensor(stack.cost)
         self.reference = stack.reference
         self.origin = None if stack.origin == list(range(batch)) else torch.tensor(stack.origin, device=device)
-        self.given: dict[str, Tensor] = {}
+        own = slice(None) if self.origin is None else self.origin
+        self.given: dict[str, Tensor] = {name: value.to(device)[own] for name, value in inputs.items()}
         if stack.contexts is not None:
             context = torch.stack([one.to(device) for one in stack.contexts])
             self.given["context"] = context.to(sample.dtype) if context.is_floating_point() else context

@@ -7,6 +7,7 @@ from medcf.sampling.chain import Chain
 from medcf.sampling.loop import Hook, denoise
 from medcf.sampling.noise import make_generators, noised, standard_noise
 from medcf.sampling.space import LatentSpace, PixelSpace, Space
+from medcf.sampling.stable_diffusion import StableDiffusion, load_stable_diffusion
 
 __all__ = [
     "Chain",
@@ -14,7 +15,9 @@ __all__ = [
     "LatentSpace",
     "PixelSpace",
     "Space",
+    "StableDiffusion",
     "denoise",
+    "load_stable_diffusion",
     "make_generators",
     "noised",
     "standard_noise",

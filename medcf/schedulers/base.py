@@ -13,12 +13,13 @@ from monai.utils import unsqueeze_right
 
 from medcf.runtime.choices import check_choice
 from medcf.schedulers.prediction import Prediction, working_dtype
-from medcf.schedulers.spacing import Spacing, kept_timesteps
+from medcf.schedulers.spacing import SpacingRule, kept_timesteps
 from medcf.schedulers.step import Step
 
-__all__ = ["RespacedScheduler", "StartVariant"]
+__all__ = ["RespacedScheduler", "StartVariant", "StrengthRule"]
 
 StartVariant = Literal["exact", "published_code"]
+StrengthRule = Literal["rounded", "truncated"]
 
 
 class RespacedScheduler(Scheduler):
@@ -35,6 +36,8 @@ class RespacedScheduler(Scheduler):
         rescale_zero_terminal_snr: shift and stretch √A so that it ends at 0 and starts where it did (Lin et al. 2023,
             arXiv 2305.08891, algorithm 1): the last timestep is then pure noise, from which sampling starts. The
             network must be trained with it, on "v_prediction" or "sample".
+        strength_rule: how many of n steps a strength is: "rounded", round(strength n), or "truncated", int(strength n),
+            which is how diffusers' image-to-image pipelines count.
         options: keyword options of MONAI's scheduler: ``clip_sample``, ``prediction_type`` ("epsilon", "sample" or
             "v_prediction"), ``clip_sample_min``, ``clip_sample_max``; for DDIM ``set_alpha_to_one`` (whether the chain
             ends at the clean image or at the noise level of timestep 0) and ``steps_offset``; and arguments of the
@@ -48,13 +51,21 @@ class RespacedScheduler(Scheduler):
     clip_sample: bool
     clip_sample_values: Any
     steps_offset: int = 0
-    spacing: Spacing = "respaced"
+    spacing: SpacingRule = "respaced"
+    strength_rule: StrengthRule = "rounded"
 
     def __init__(
-        self, *args: Any, spacing: Spacing = "respaced", rescale_zero_terminal_snr: bool = False, **options: Any
+        self,
+        *args: Any,
+        spacing: SpacingRule = "respaced",
+        rescale_zero_terminal_snr: bool = False,
+        strength_rule: StrengthRule = "rounded",
+        **options: Any,
     ) -> None:
+        check_choice("strength_rule", strength_rule, StrengthRule)
         super().__init__(*args, **options)
         self.spacing = spacing
+        self.strength_rule = strength_rule
         table = torch.cumprod(1 - self.betas.double(), dim=0)
         if not torch.allclose(table, self.alphas_cumprod.double(), rtol=1e-3, atol=1e-6):
             table = self.alphas_cumprod.double()  # third-party schedule: its alphas are not the product of its betas
@@ -73,10 +84,37 @@ class RespacedScheduler(Scheduler):
     def _rescaled(self, table: torch.Tensor) -> torch.Tensor:
         """Return A with √A shifted and stretched to end at 0; updates MONAI's tables too."""
         signal = table.sqrt()
-        table = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+        return self._set_tables(((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2)
+
+    def _set_tables(self, table: torch.Tensor) -> torch.Tensor:
+        """Make MONAI's tables those of the cumulative alphas (T,), which are returned."""
         alphas = torch.cat([table[:1], table[1:] / table[:-1]])
         self.betas, self.alphas, self.alphas_cumprod = ((1 - alphas).float(), alphas.float(), table.float())
         return table
+
+    def set_noise_levels(self, alpha_bars: torch.Tensor, final_alpha_bar: float = 1.0) -> Self:
+        """Replace the noise schedule; keeps every step.
+
+        Args:
+            alpha_bars: cumulative alpha of each training timestep, (num_train_timesteps,), falling.
+            final_alpha_bar: the noise level at which the chain ends: 1 is the clean image.
+
+        Returns:
+            This scheduler.
+
+        Raises:
+            ValueError: if there is not one level for each training timestep.
+        """
+        if alpha_bars.shape != (self.num_train_timesteps,):
+            raise ValueError(
+                f"alpha_bars has shape {tuple(alpha_bars.shape)}: give one for each of the {self.num_train_timesteps} "
+                "training timesteps."
+            )
+        self._alpha_bars = self._set_tables(alpha_bars.double().cpu()).tolist()
+        self._final_alpha_bar = float(final_alpha_bar)
+        self._noising_tables = {}
+        self.set_timesteps(self.num_train_timesteps)
+        return self
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Choose the chain.
@@ -110,7 +148,7 @@ class RespacedScheduler(Scheduler):
         self.timesteps = torch.tensor(kept[::-1], dtype=torch.int64, device=device)
 
     def copy_schedule(self, other: RespacedScheduler) -> Self:
-        """Copy another scheduler's noise levels, spacing rule and prediction type; keeps every step.
+        """Copy another scheduler's noise levels, rules and prediction type; keeps every step.
 
         Args:
             other: a scheduler with any solver.
@@ -121,6 +159,7 @@ class RespacedScheduler(Scheduler):
         self.num_train_timesteps = other.num_train_timesteps
         self.betas, self.alphas, self.alphas_cumprod = other.betas, other.alphas, other.alphas_cumprod
         self.prediction_type, self.steps_offset, self.spacing = other.prediction_type, other.steps_offset, other.spacing
+        self.strength_rule = other.strength_rule
         self._alpha_bars, self._final_alpha_bar = list(other._alpha_bars), other._final_alpha_bar
         self._noising_tables = {}
         self.set_timesteps(self.num_train_timesteps)
@@ -165,7 +204,8 @@ class RespacedScheduler(Scheduler):
         """List the timesteps of a chain that starts from a noised image instead of noise.
 
         Args:
-            strength: fraction of the kept steps to run, in (0, 1]; N = round(strength * n) denoising steps.
+            strength: fraction of the kept steps to run, in (0, 1]; ``strength_rule`` makes it the number N of denoising
+                steps.
 
         Returns:
             N kept timesteps, noisiest first; the first entry is the noise level of the start.
@@ -173,13 +213,18 @@ class RespacedScheduler(Scheduler):
         Raises:
             ValueError: if the strength amounts to no step, or to more than there are.
         """
-        depth = round(strength * len(self._kept))
+        return self._kept[: self._depth(strength)][::-1]
+
+    def _depth(self, strength: float) -> int:
+        """Return how many of the kept steps a strength is."""
+        share = len(self._kept) * strength
+        depth = int(share) if self.strength_rule == "truncated" else round(share)
         if not 1 <= depth <= len(self._kept):
             raise ValueError(
                 f"`strength` {strength} amounts to {depth} of {len(self._kept)} kept steps; "
                 f"it must give 1 to {len(self._kept)}."
             )
-        return self._kept[:depth][::-1]
+        return depth
 
     def start_timestep(self, strength: float, variant: StartVariant = "exact") -> int:
         """Return the timestep to which an image is noised before running ``timesteps_from(strength)``.

@@ -54,12 +54,17 @@ class _Update(NamedTuple):
 
 @dataclass(eq=False)
 class _Run:
-    """A chain in progress: its updates from the first step on, and its predictions, latest first."""
+    """A chain in progress: its timesteps, its updates from the first step on, and its predictions, latest first."""
 
+    timesteps: Sequence[int]
     updates: list[_Update]
-    upcoming: int
     done: int = 0
     history: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def upcoming(self) -> int:
+        """The timestep of the next call; -1 at the end."""
+        return self.timesteps[self.done] if self.done < len(self.timesteps) else -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +183,7 @@ class DiffusersScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[misc
 
     def _started(self, timestep: int) -> _Run:
         chain = self._kept[: self.position(timestep) + 1][::-1]
-        return _Run(self._updates_for((*(self.alpha_bar(t) for t in chain), self._final_alpha_bar)), timestep)
+        return _Run(chain, self._updates_for((*(self.alpha_bar(t) for t in chain), self._final_alpha_bar)))
 
     def _entry(self, original: torch.Tensor, noise: torch.Tensor, alpha_bar: float, sample: torch.Tensor) -> tuple:
         """Return what the solver integrates, and how far a unit gradient moves it."""
@@ -204,7 +209,7 @@ class DiffusersScheduler(RespacedScheduler, DDIMScheduler):  # type: ignore[misc
         entry, effect = self._entry(original, prediction.noise, self.alpha_bar(t), sample)
         scale, weights = run.updates[run.done]
         run.history = [entry.detach(), *run.history][: max(len(update.weights) for update in run.updates)]
-        run.upcoming, run.done = self.previous(t), run.done + 1
+        run.done += 1
         mean = scale * sample.to(original.dtype) + weights[0] * entry
         for weight, earlier in zip(weights[1:], run.history[1:], strict=False):
             mean = mean + weight * earlier

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import accumulate, repeat
 from typing import Literal, get_args
 
 import torch
 
-__all__ = ["Spacing", "kept_timesteps"]
+__all__ = ["SpacingRule", "Spacing", "kept_timesteps"]
 
 Spacing = Literal["respaced", "leading", "trailing", "linspace"]
+#: The name of a rule, or a function from the number of steps to the ascending list of timesteps.
+SpacingRule = Spacing | Callable[[int], Sequence[int]]
 
 
 def kept_timesteps(
-    num_train_timesteps: int, num_inference_steps: int, spacing: Spacing = "respaced", steps_offset: int = 0
+    num_train_timesteps: int, num_inference_steps: int, spacing: SpacingRule = "respaced", steps_offset: int = 0
 ) -> list[int]:
     """List the training timesteps that a chain of ``num_inference_steps`` visits, in ascending order.
 
@@ -32,7 +35,7 @@ def kept_timesteps(
     Args:
         num_train_timesteps: T, number of steps the model was trained with.
         num_inference_steps: n, number of steps to keep, 1 to T.
-        spacing: the rule.
+        spacing: the rule, or a function from n to the list, which ignores the offset.
         steps_offset: shifts every kept step up by this number; rules other than ``"leading"`` then distribute over
             T - ``steps_offset`` steps, so that the last one stays T - 1.
 
@@ -46,7 +49,7 @@ def kept_timesteps(
         >>> kept_timesteps(1000, 400)[:4], kept_timesteps(1000, 400)[-2:]
         ([0, 3, 5, 8], [996, 999])
     """
-    if spacing not in get_args(Spacing):
+    if not callable(spacing) and spacing not in get_args(Spacing):
         raise ValueError(f"`spacing` is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}.")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
@@ -57,6 +60,8 @@ def kept_timesteps(
         raise ValueError(f"`steps_offset` is {steps_offset}; it must be in [0, {num_train_timesteps}).")
     if num_inference_steps == num_train_timesteps:
         return list(range(num_train_timesteps))
+    if callable(spacing):
+        return [int(t) for t in spacing(num_inference_steps)]
 
     total, count = num_train_timesteps - steps_offset, num_inference_steps
     if spacing == "leading":

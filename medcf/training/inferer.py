@@ -57,6 +57,7 @@ class DiffusionTrainingInferer(DiffusionInferer):
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
         reference: Sequence[int] | None = None,
+        control: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Add noise to the images and let the network predict.
 
@@ -68,6 +69,7 @@ class DiffusionTrainingInferer(DiffusionInferer):
             class_labels: integers (B,).
             condition: context for cross-attention, (B, tokens, features).
             reference: the row that each row reads by attention injection (B,), see `medcf.networks.AttentionInjection`.
+            control: what a ControlNet follows (B, channels, *spatial), see `medcf.networks.ControlledUNet`.
 
         Returns:
             The network's output in float32.
@@ -77,4 +79,5 @@ class DiffusionTrainingInferer(DiffusionInferer):
             if injection is not None:
                 injection.reference = reference
             options = {"timesteps": timesteps, "context": condition, "class_labels": class_labels}
+            options |= {} if control is None else {"control": control}
             return self.autocast(noisy, network, **options).float()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.guidance.regions import KnownRegion, SelfMask, changed_region, subject_mask
+from medcf.guidance.regions import KnownRegion, SegmentedRegion, SelfMask, changed_region, subject_mask
 from medcf.sampling import Chain
 from medcf.schedulers import RespacedDDPMScheduler
 from medcf.schedulers.step import Step
@@ -114,3 +114,58 @@ def test_a_soft_mask_mixes_the_sample_with_the_input_at_its_level(chain):
     found = KnownRegion(chain, mask).after_step(chain.original + 1, make_step(chain.original, last))
     assert torch.equal(found[..., :3], chain.original[..., :3])
     torch.testing.assert_close(found[..., 3:], chain.original[..., 3:] + 0.25)
+
+
+def two_lungs(hidden):
+    """Two discs, labels 1 and 2, of the right one of which a heart, label 3, hides a part."""
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(80), indexing="ij")
+    labels = torch.zeros(40, 80, dtype=torch.long)
+    right = (rows - 20) ** 2 + (columns - 20) ** 2 <= 12**2
+    left = (rows - 20) ** 2 + (columns - 60) ** 2 <= 12**2
+    labels[right], labels[left] = 1, 2
+    heart = (columns >= 40) & (columns < 56) & ((rows - 20).abs() < 3)
+    if hidden:
+        labels[heart] = 3
+    logits = torch.nn.functional.one_hot(labels, 4).permute(2, 0, 1)[None].float()
+    return right, left, lambda pictures: logits.expand(len(pictures), -1, -1, -1)
+
+
+def test_a_region_of_structures_has_each_of_them_and_nothing_between():
+    right, left, segmenter = two_lungs(hidden=False)
+    image = torch.zeros(2, 1, 40, 80)
+    mask = SegmentedRegion(segmenter, [1, 2], hull=True)(image)
+    assert mask.shape == (2, 1, 40, 80)
+    assert (mask[1, 0][right | left] == 1).all()
+    assert not mask[..., 34:46].any()  # but for the pixels that a hull adds along an edge
+    assert torch.equal(SegmentedRegion(segmenter, [1])(image)[0, 0] == 1, right)
+    assert torch.equal(SegmentedRegion(segmenter)(image)[0, 0] == 1, right | left)
+
+
+def test_a_hull_includes_what_the_heart_hides_of_a_lung():
+    right, left, segmenter = two_lungs(hidden=True)
+    image = torch.zeros(1, 1, 40, 80)
+    seen = SegmentedRegion(segmenter, [1, 2])(image)[0, 0] == 1
+    assert int(((right | left) & ~seen).sum()) > 20
+    whole = SegmentedRegion(segmenter, [1, 2], hull=True)(image)[0, 0] == 1
+    hidden = (right | left) & ~seen
+    assert whole[seen].all()
+    assert float(whole[hidden].float().mean()) > 0.7  # all but the tip, which no lung around it shows
+    assert not whole[:, 34:46].any()
+
+
+def test_a_region_grows_by_its_margin_and_fades_out():
+    _right, _left, segmenter = two_lungs(hidden=False)
+    image = torch.zeros(1, 1, 40, 80)
+    grown = SegmentedRegion(segmenter, [1, 2], margin=2)(image)[0, 0]
+    assert grown[20, 34] == 1
+    assert grown[20, 35] == 0
+    soft = SegmentedRegion(segmenter, [1, 2], margin=2, softness=1.0)(image)[0, 0]
+    assert 0 < soft[20, 35] < soft[20, 33] <= 1
+    with pytest.raises(ValueError, match="margin=-1"):
+        SegmentedRegion(segmenter, margin=-1)
+
+
+def test_of_an_image_without_the_structures_everything_that_is_not_black_is_the_region():
+    image, radius, _ = picture_of_a_disc()
+    mask = SegmentedRegion(lambda pictures: torch.eye(3)[0].reshape(1, 3, 1, 1).expand(1, 3, 40, 40), [1])(image)
+    assert torch.equal(mask[0, 0] == 1, radius < 16)
