@@ -59,7 +59,7 @@ class Gate:
         aims: for each class, the smallest permitted share of recognized samples.
         null_class: class index trained as "no class"; the error is that of this branch.
         prompts: for each class a prompt, or several that its samples take in turn, for a network that holds its
-            ``text_encoder`` (`medcf.networks.PromptUNet`). Its null is the prompt "". Empty for networks without prompts.
+            ``text_encoder`` (`medcf.networks.PromptUNet`), whose null is the prompt "". Empty for other networks.
         space: space of the network; errors are those of its samples, judges see decoded images.
         limits: for each noise level, in thousandths of the training schedule, the largest permitted ratio of error to
             bound.

@@ -12,8 +12,8 @@ from medcf.networks.concept_bottleneck import ConceptBottleneck
 from medcf.networks.condition import Condition, Conditioner
 from medcf.networks.denoiser import Denoiser, References
 from medcf.networks.pooled_features import pooled_features
-from medcf.networks.prompts import prompt_conditioner
 from medcf.networks.prompt_unet import PromptUNet
+from medcf.networks.prompts import prompt_conditioner
 from medcf.networks.resized_densenet import ResizedDenseNet
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
 from medcf.networks.sononet import SonoNet

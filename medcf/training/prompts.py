@@ -142,9 +142,7 @@ class PriorPreservationLoss(nn.Module):
             ValueError: if the rows cannot be halved.
         """
         if len(prediction) % 2:
-            raise ValueError(
-                f"A batch of {len(prediction)} rows has no halves; prepare it by DreamBoothPrepareBatch."
-            )
+            raise ValueError(f"A batch of {len(prediction)} rows has no halves; prepare it by DreamBoothPrepareBatch.")
         pairs = zip(prediction.chunk(2), target.chunk(2), strict=True)
         instance, prior = (functional.mse_loss(*pair) for pair in pairs)
         return instance + self.weight * prior

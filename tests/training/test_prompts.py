@@ -7,9 +7,6 @@ import copy
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")
-
 from monai.networks.nets import AutoencoderKL
 
 from medcf.networks import BundleUNet, PromptUNet, TextEncoder
@@ -31,7 +28,9 @@ CAPTIONS = ["normal", "opacity left", "opacity right"]
 def parts(tmp_path):
     """A tiny model of everything: autoencoder, U-Net and text encoder."""
     torch.manual_seed(0)
-    encoder = TextEncoder.small_bert(fit_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 6, hidden_size=8, num_heads=2)
+    encoder = TextEncoder.small_bert(
+        fit_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 6, hidden_size=8, num_heads=2
+    )
     levels = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
     unet = BundleUNet(2, 2, 2, num_head_channels=4, with_conditioning=True, cross_attention_dim=8, **levels)
     for weight in unet.parameters():
