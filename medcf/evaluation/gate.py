@@ -114,6 +114,8 @@ class Gate:
         start = time.perf_counter()
         Path(self.path).unlink(missing_ok=True)  # a verdict on other weights must not stay if this one fails
         network = self._loaded()
+        if self.space.range is None:
+            self.scheduler.clip_sample = False  # as in `medcf.inferers.Method`
         training = self._encoded(_images(self.training, self.num_training_images))
         bound = GaussianBound.fit(training, self.num_components, self.seed)
         images = _images(self.held_out, self.num_images)
