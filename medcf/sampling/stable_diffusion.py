@@ -14,7 +14,7 @@ from typing import Any
 from medcf.networks.prompt_unet import PromptUNet
 from medcf.networks.stable_diffusion import StableDiffusionAutoencoder, StableDiffusionUNet
 from medcf.networks.text_encoder import TextEncoder
-from medcf.sampling.space import LatentSpace, Results
+from medcf.sampling.space import LatentSpace
 from medcf.schedulers import RespacedScheduler, adapt_scheduler
 
 __all__ = ["StableDiffusion", "load_stable_diffusion"]
@@ -99,7 +99,7 @@ def load_stable_diffusion(
     *,
     solver: str | None = None,
     image_channels: int = 1,
-    results: Results = "difference",
+    **space: Any,
 ) -> StableDiffusion:
     """Load a checkpoint folder in diffusers' format: ``unet``, ``vae``, ``text_encoder``, ``tokenizer``, ``scheduler``.
 
@@ -112,7 +112,7 @@ def load_stable_diffusion(
             model and its tokenizer, whose prompts are padded as the pipelines pad them.
         solver: "plms", "ddim", "ddpm", "unipc", "dpmpp" or "euler" in place of the folder's.
         image_channels: channels of the images, 1 or 3.
-        results: see `LatentSpace`; "decoded" is what the pipelines return.
+        **space: options of `LatentSpace`: ``results="decoded"`` is what the pipelines return.
 
     Raises:
         ImportError: if diffusers or transformers is not installed.
@@ -140,7 +140,7 @@ def load_stable_diffusion(
     scheduler = _folder_scheduler(path, solver)
     return StableDiffusion(
         network=PromptUNet(unet, encoder).eval(),
-        space=LatentSpace(autoencoder, results=results),
+        space=LatentSpace(autoencoder, **space),
         scheduler=adapt_scheduler(scheduler),
         folder_scheduler=scheduler,
     )
