@@ -6,6 +6,7 @@ from __future__ import annotations
 from medcf.guidance.estimators import DiMEGradient, GradientEstimator, NoisyL1, X0Gradient, XtGradient
 from medcf.guidance.loss import CounterfactualLoss, LossTerms
 from medcf.guidance.perceptual import PerceptualFeatures
+from medcf.guidance.regions import SegmentedRegion
 
 __all__ = [
     "CounterfactualLoss",
@@ -14,6 +15,7 @@ __all__ = [
     "LossTerms",
     "NoisyL1",
     "PerceptualFeatures",
+    "SegmentedRegion",
     "X0Gradient",
     "XtGradient",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,17 @@ from medcf.runtime.choices import check_numbers
 from medcf.sampling import Chain, Hook, noised
 from medcf.schedulers import Step
 
-__all__ = ["KnownNoise", "KnownRegion", "Level", "SelfMask", "background", "check_mask", "composite", "subject_mask"]
+__all__ = [
+    "KnownNoise",
+    "KnownRegion",
+    "Level",
+    "SegmentedRegion",
+    "SelfMask",
+    "background",
+    "check_mask",
+    "composite",
+    "subject_mask",
+]
 
 KnownNoise = Literal["fresh", "shared"]
 Level = Literal["exact", "published_code"]
@@ -176,10 +186,52 @@ def subject_mask(
             outline = _hull(structures)
             if outline.any():
                 inside[number] = outline
+    return torch.from_numpy(_softened(inside, margin, softness))[:, None].to(image.device)
+
+
+class SegmentedRegion:
+    """Where structures of a segmenter are, such as both lungs: a region for any method, and the organ of a map.
+
+    Unlike `subject_mask` it takes the structures as they are, however many parts they have, with their holes filled.
+
+    Args:
+        segmenter: images (B, C, *spatial) in [-1, 1] to logits (B, K, *spatial), the background first.
+        labels: the structures that count; None takes all but the background.
+        margin: pixels by which they are dilated.
+        softness: standard deviation of the transition in pixels; 0 has a sharp border.
+    """
+
+    def __init__(
+        self,
+        segmenter: Callable[[torch.Tensor], torch.Tensor],
+        labels: Sequence[int] | None = None,
+        *,
+        margin: int = 0,
+        softness: float = 0.0,
+    ) -> None:
+        check_numbers(margin=margin, whole=True)
+        if margin < 0 or softness < 0:
+            raise ValueError(f"margin={margin}, softness={softness}: give 0 or more pixels.")
+        self.segmenter, self.margin, self.softness = segmenter, margin, softness
+        self.labels = None if labels is None else [int(label) for label in labels]
+
+    @torch.no_grad()
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the mask (B, 1, *spatial) in [0, 1]; of an image without any of the structures, what is not black."""
+        found = self.segmenter(image).argmax(1)
+        wanted = found > 0 if self.labels is None else torch.isin(found, found.new_tensor(self.labels))
+        inside = np.stack([ndimage.binary_fill_holes(one) for one in wanted.cpu().numpy()])
+        empty = ~inside.reshape(len(inside), -1).any(1)
+        if empty.any():
+            inside[empty] = ~background(image)[:, 0].cpu().numpy()[empty]
+        return torch.from_numpy(_softened(inside, self.margin, self.softness))[:, None].to(image.device)
+
+
+def _softened(inside: Any, margin: int, softness: float) -> Any:
+    """Return masks (B, *spatial), bool, dilated and with a soft border, in [0, 1]."""
     grown = [ndimage.binary_dilation(one, iterations=margin) if margin else one for one in inside]
     soft = [ndimage.gaussian_filter(one.astype(np.float32), softness) if softness else one for one in grown]
-    mask = np.stack([np.where(value < 1e-3, 0, value) for value in soft]).astype(np.float32)
-    return torch.from_numpy(mask)[:, None].to(image.device)
+    return np.stack([np.where(value < 1e-3, 0, value) for value in soft]).astype(np.float32)
 
 
 def _hull(mask: Any) -> Any:

@@ -13,6 +13,7 @@ from medcf.networks.denoiser import Network, unwrap
 from medcf.runtime.choices import check_choice, check_numbers
 
 __all__ = [
+    "REACHED",
     "TargetError",
     "check_choice",
     "check_classes",
@@ -27,7 +28,10 @@ __all__ = [
     "resolve_target",
 ]
 
-Target = int | Sequence[int] | torch.Tensor | Literal["opposite"]
+Target = int | Sequence[int] | torch.Tensor | Literal["opposite", "reached"]
+
+#: Target of a prompt of one's own: the class that a result has in the end.
+REACHED = "reached"
 
 
 class TargetError(ValueError):
@@ -44,12 +48,12 @@ def check_target(target: Target) -> None:
     """Refuse words that are not a target, before any image is seen.
 
     Raises:
-        TargetError: if the target is a word other than "opposite".
+        TargetError: if the target is a word other than "opposite" and "reached".
     """
-    if isinstance(target, str) and target != "opposite":
+    if isinstance(target, str) and target not in ("opposite", REACHED):
         raise TargetError(
             f"target={target!r} is not a class: give its index, from 0, or with two classes 'opposite' for the one "
-            "that is not predicted."
+            f"that is not predicted, or with a prompt {REACHED!r} for the one that the result has."
         )
 
 
@@ -169,6 +173,8 @@ def resolve_target(
             target is a word other than "opposite", or "opposite" is used without exactly two classes.
     """
     check_target(target)
+    if isinstance(target, str) and target == REACHED:
+        raise TargetError(f"target={target!r} is for methods that follow a prompt: give the index of a class, from 0.")
     if isinstance(target, str):
         known = logits()
         if known.ndim != 2 or known.shape[1] != 2:

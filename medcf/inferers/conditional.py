@@ -18,7 +18,7 @@ from medcf.inferers.method import Method, Pass
 from medcf.networks.stack import plan_stack
 from medcf.sampling.memory import budget_bytes, micro_batches, peak_bytes
 
-__all__ = ["condition_of", "edit", "finished"]
+__all__ = ["condition_of", "edit", "finished", "own_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def edit(method: Method, run: Pass) -> None:
     state, options, pair = run.state, method.options, None
     stacked: Callable[[Sequence[int]], list[int]] = list
     if options.subtract_reconstruction:
-        own = method.logits(state.original).argmax(1)
+        own = own_class(method, state.original)
         pair = TargetAndOwnClass(state, own, options.scale, shared=run.number == 0)
         run, stacked = replace(run, state=pair.edits), pair.stacked
     groups = _groups(method, run, stacked)
@@ -43,13 +43,16 @@ def edit(method: Method, run: Pass) -> None:
         index, rows = (torch.tensor(each, device=state.current.device) for each in (chosen, stacked(chosen)))
         chain = method.chain(run, rows, condition_of(method, run.state, rows))
         sample, more = method.start(run, rows, chain)
-        image = method.space.decode(chain.run([*method.kept(chain), *more], sample))
+        decode = method.space.decode  # of a difference, the space's own part cancels
+        if pair is None:
+            decode = method.space.decoder(state.current[index], chain.start)
+        image = decode(chain.run([*method.kept(chain), *more], sample))
         run.state.count(rows, chain.denoiser.num_function_evaluations)
         if pair is not None:
             image = state.current[index] + pair.difference(image, chosen)
         state.current[index] = finished(method, image, state, index)
     if pair is not None:
-        state.evaluations += pair.evaluations()
+        pair.report(state)
     current = state.current[run.index]
     state.confidence[run.index], state.flipped[run.index] = method.judge(current, state.target[run.index])
 
@@ -59,7 +62,15 @@ def condition_of(method: Method, state: BatchState, index: Tensor) -> Any:
     scale = method.options.scale
     if "guidance_scale" in state.extras:
         scale = state.extras["guidance_scale"][index].tolist()
-    return method.conditioner(state.target[index], scale, state.inputs(index))
+    own = state.extras.get("own")
+    return method.conditioner(state.target[index], scale, state.inputs(index), None if own is None else own[index])
+
+
+def own_class(method: Method, image: Tensor) -> Tensor:
+    """Return the images' own class (B,): the method's option, or what the classifier predicts; never a label."""
+    given = method.options.own_class
+    found = method.logits(image).argmax(1)
+    return found if given is None else torch.full_like(found, given)
 
 
 def finished(method: Method, image: Tensor, state: BatchState, index: Tensor) -> Tensor:
@@ -143,6 +154,7 @@ class TargetAndOwnClass:
         scales = torch.full((self.count,), guidance_scale, device=device)
         extras = {"source": torch.arange(self.count, device=device), "guidance_scale": scales} | state.extras
         self.edits.extras.update({name: values.repeat(2) for name, values in extras.items()})
+        self.edits.extras["own"] = torch.arange(2 * self.count, device=device) >= self.count
         sources = extras["source"].tolist() if shared else range(self.count)
         self._keys = list(zip(sources, extras["guidance_scale"].tolist(), strict=True))
 
@@ -162,9 +174,14 @@ class TargetAndOwnClass:
         own = torch.tensor([len(first) + place[i] for i in first], device=image.device)
         return image[: len(first)] - image[own]
 
-    def evaluations(self) -> Tensor:
-        """Network evaluations per image (B,); a shared evaluation counts for the first image that uses it."""
-        return self.edits.evaluations.reshape(2, -1).sum(0)
+    def report(self, state: BatchState) -> None:
+        """Add the network evaluations to the B images, and what the method measured on the way to their targets.
+
+        A shared evaluation counts for the first image that uses it.
+        """
+        state.evaluations += self.edits.evaluations.reshape(2, -1).sum(0)
+        measured = self.edits.extras.keys() - {"source", "guidance_scale", "own"}
+        state.extras.update({name: self.edits.extras[name][: self.count] for name in measured})
 
     def _first(self, chosen: Sequence[int]) -> list[int]:
         """Return, for each image, the first image with the same input and guidance scale."""

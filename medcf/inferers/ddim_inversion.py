@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medcf.inferers.conditional import edit, finished
+from medcf.inferers.conditional import edit, finished, own_class
 from medcf.inferers.method import Method, Pass
 from medcf.inferers.options import EditOptions
 from medcf.networks.condition import Condition
@@ -38,7 +38,8 @@ class DDIMInversionOptions(EditOptions):
         num_inversion_steps: kept steps of the full chain on the way up; None uses ``num_inference_steps``.
         inversion_iterations: evaluations per step on the way up. 1 is the usual explicit step, with an error of
             O(1 / steps); more solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
-        source_condition: class on the way up: the one "predicted" by the classifier, or the "null" class.
+        source_condition: class on the way up: the image's own, "predicted" by the classifier (see ``own_class``), or
+            the "null" class.
         measure_round_trip: measure the error of the inversion, at the cost of another way down.
     """
 
@@ -48,7 +49,6 @@ class DDIMInversionOptions(EditOptions):
     source_condition: SourceCondition = "predicted"
     measure_round_trip: bool = True
     clip_denoised: bool = field(default=False, init=False)
-    subtract_reconstruction: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Refuse a depth that is no fraction."""
@@ -107,10 +107,13 @@ class DDIMInversionInferer(Method):
             if "round_trip_error" not in state.extras:
                 state.extras["round_trip_error"] = torch.full_like(state.confidence, float("nan"))
             back = denoise(source, self.scheduler, noise, chain.timesteps, progress=run.bar)
-            errors = self._differences(back, run, index)
+            differences = partial(self._differences, chain=chain, run=run, index=index)
+            errors = differences(back)
             state.extras["round_trip_error"][index] = errors
             logger.info("Round-trip error before the edit: %s", _figures(chain, errors))
-            hooks.append(_Compare(chain, errors, partial(self._differences, run=run, index=index)))
+            if "own" in state.extras:  # toward its own class, an image is not edited
+                errors = errors.masked_fill(state.extras["own"][index], float("nan"))
+            hooks.append(_Compare(chain, errors, differences))
         state.count(index, source.num_function_evaluations)
         return noise, hooks
 
@@ -123,9 +126,10 @@ class DDIMInversionInferer(Method):
             sample = candidate
         return sample
 
-    def _differences(self, sample: Tensor, run: Pass, index: Tensor) -> Tensor:
+    def _differences(self, sample: Tensor, chain: Chain, run: Pass, index: Tensor) -> Tensor:
         """Return the mean absolute difference (N,) from the start, as the user will see it."""
-        image = finished(self, self.space.decode(sample), run.state, index)
+        decode = self.space.decoder(run.state.current[index], chain.start)
+        image = finished(self, decode(sample), run.state, index)
         return (image - run.state.current[index]).abs().flatten(1).mean(1)
 
 
@@ -158,7 +162,8 @@ def source_condition(method: Method, state: Any, index: Tensor, scale: float = 1
     """Return the condition under which the images ``index`` are inverted."""
     if method.options.source_condition == "null":
         return method.conditioner.unconditional(state.inputs(index))
-    return method.conditioner(method.logits(state.current[index]).argmax(1), scale, state.inputs(index))
+    own = own_class(method, state.current[index])
+    return method.conditioner(own, scale, state.inputs(index), torch.ones_like(own, dtype=torch.bool))
 
 
 def _figures(chain: Chain, errors: Tensor) -> str:

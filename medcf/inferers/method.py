@@ -14,10 +14,12 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from medcf.guidance.loss import BoundLoss, Features
+from medcf.guidance.loss import Features
 from medcf.guidance.regions import KnownRegion, composite, subject_mask
 from medcf.inferers.checks import (
+    REACHED,
     Target,
+    TargetError,
     check_image,
     check_logits,
     check_network,
@@ -28,6 +30,7 @@ from medcf.inferers.checks import (
 )
 from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.inferers.options import ChainOptions, EditOptions, Options, StrengthOptions, read_options
+from medcf.inferers.outcome import floor_scores, reached_class
 from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
 from medcf.networks.condition import Condition, Conditioner
 from medcf.networks.denoiser import Denoiser, Network, References
@@ -72,13 +75,16 @@ class Method(Inferer):
         scheduler: a scheduler from ``medcf.schedulers``; copied, not modified.
         classifier: f, images in [-1, 1] to logits (B, K).
         target: target class y, for all images or one per image; "opposite" selects, of two classes, the one that the
-            classifier does not predict for an image.
+            classifier does not predict for an image; "reached", for a prompt of one's own (``conditioner.prompt``), is
+            the class that each result has in the end.
         perceptual: phi, such as ``PerceptualFeatures``, for guided methods; None omits the proximity term.
         space: where the chain runs; the pixels by default.
         conditioner: turns target classes into conditions of the network, in place of ``null_class_labels``; by default
             its class labels.
         segmenter: images to logits of structures, background first, for ``region="subject"``; without one, the subject
             is what is not black.
+        subject: images to a mask in [0, 1], for ``region="subject"`` in place of the segmenter's outline, such as
+            `medcf.guidance.SegmentedRegion`.
         options: those of ``Options``.
 
     Raises:
@@ -104,6 +110,7 @@ class Method(Inferer):
         space: Space | None = None,
         conditioner: Conditioner | None = None,
         segmenter: Callable[[Tensor], Tensor] | None = None,
+        subject: Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -114,7 +121,7 @@ class Method(Inferer):
         self.options = read_options(self.Options, options, type(self).__name__)
         self.classifier, self.target, self.perceptual = classifier, target, perceptual
         self.space: Space = PixelSpace() if space is None else space
-        self.segmenter = segmenter
+        self.segmenter, self.subject = segmenter, subject
         self.given = options
         if self.needs_network:
             check_scheduler(scheduler)
@@ -206,9 +213,33 @@ class Method(Inferer):
         if seeds is not None and len(seeds) != len(image):
             raise ValueError(f"seeds holds {len(seeds)} for a batch of {len(image)} images: give one per image.")
         requested = self.target if target is None else target
+        if isinstance(requested, str) and requested == REACHED:
+            return self._follow_prompt(image, ids, network, seeds, inputs)
         with torch.no_grad(), frozen(self.classifier):
             wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
         result = self.advance(image, ids, wanted, network, run_unchanged, seeds=seeds)
+        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
+
+    def _follow_prompt(
+        self,
+        image: Tensor,
+        ids: Sequence[Hashable],
+        network: Network | None,
+        seeds: Sequence[int] | None,
+        inputs: Tensor,
+    ) -> Counterfactual:
+        """Run all images toward the prompt, and judge them by the class that they reach."""
+        if not self.needs_network or self.needs_gradients or self.conditioner.prompt is None:
+            raise TargetError(
+                f"target={REACHED!r} takes a method that follows a prompt of its own, and {type(self).__name__} has a "
+                "class to go to here: give its index, from 0."
+            )
+        method = self if self.options.confidence_threshold is None else self.with_options(confidence_threshold=None)
+        with torch.no_grad(), frozen(self.classifier):
+            before = self.logits(image).argmax(1)
+        result = method.advance(image, ids, before, network, run_unchanged=True, seeds=seeds)
+        with torch.no_grad(), frozen(self.classifier):
+            result = reached_class(result, self.logits)
         return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
 
     def check(
@@ -264,6 +295,7 @@ class Method(Inferer):
                 if options.confidence_threshold is not None:
                     active = active & (state.confidence < options.confidence_threshold)
             state.flipped &= ~hit
+            state.extras.update(floor_scores(self.space, state))
             bar.total = bar.n
         return state.result()
 
@@ -310,7 +342,6 @@ class Method(Inferer):
         index: Tensor,
         condition: Sequence[Condition],
         start: Tensor | None = None,
-        loss: BoundLoss | None = None,
     ) -> Chain:
         """Return the pass over the images ``index`` (N,) of the batch.
 
@@ -319,7 +350,6 @@ class Method(Inferer):
             index: the images, in any order, also repeated.
             condition: what they are denoised toward.
             start: images from which it starts (N, C, *spatial); None takes the current ones.
-            loss: loss of samples for guided chains.
         """
         state, (timesteps, level) = run.state, self.schedule(run.number)
         ids, seeds = ([values[i] for i in index.tolist()] for values in (state.ids, state.seeds))
@@ -339,7 +369,6 @@ class Method(Inferer):
             level=level,
             denoiser=None,
             scheduler=self.scheduler,
-            loss=loss,
             mask=None if state.region is None else self.space.mask(state.region[index], original.shape[2:]),
             progress=run.bar,
         )
@@ -361,7 +390,9 @@ class Method(Inferer):
         if region is None:
             return None
         if isinstance(region, str):
-            return subject_mask(image, self.segmenter)
+            if self.subject is None:
+                return subject_mask(image, self.segmenter)
+            region = self.subject
         mask = torch.as_tensor(region(image) if callable(region) else region, device=image.device).as_subclass(Tensor)
         if source is not None and not callable(region) and len(mask) > 1:
             mask = mask[source]

@@ -170,10 +170,12 @@ class EditOptions(ChainOptions):
             only one of the two.
         keep_background: restore everything that is exactly -1 in the input and connected to its border, outside a
             skull-stripped brain. The published methods do not do this; they disregard differences outside the brain.
-        subtract_reconstruction: run the chain a second time toward the class that the classifier predicts for the
-            input, with the same noise, and return the input plus the difference of the two results. What both runs
-            change is not due to the class and cancels; toward its own class an input stays unchanged. This is ours, not
-            from a paper. It doubles the cost, except for shared work.
+        subtract_reconstruction: run the chain a second time toward the input's own class (or prompt), with the same
+            noise, and return the input plus the difference of the two results. What both runs change is not due to the
+            class and cancels; toward its own class an input stays unchanged. This is ours, not from a paper. It doubles
+            the cost, except for shared work.
+        own_class: class of the inputs, for ``subtract_reconstruction`` and the source of the inversions; None takes
+            what the classifier predicts for each.
         memory_budget: gigabytes (10^9 bytes) for the activations of one network call; images that do not fit together
             run one after another. "auto" uses the GPU's free memory, None sets no limit. The first call is measured.
     """
@@ -184,6 +186,7 @@ class EditOptions(ChainOptions):
     guidance_w: float | None = None
     keep_background: bool = True
     subtract_reconstruction: bool = False
+    own_class: int | None = None
     memory_budget: MemoryBudget = None
 
     @property
@@ -197,6 +200,8 @@ class EditOptions(ChainOptions):
         """Refuse a scale that is given twice or below 1, and a budget that is none."""
         super().__post_init__()
         check_budget(self.memory_budget)
+        if self.own_class is not None and self.own_class < 0:
+            raise ValueError(f"own_class={self.own_class} is not a class: give its index, from 0.")
         if self.guidance_scale is not None and self.guidance_w is not None:
             raise ValueError(
                 f"guidance_scale={self.guidance_scale:g} and guidance_w={self.guidance_w:g} specify the same value "

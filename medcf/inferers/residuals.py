@@ -9,7 +9,7 @@ source condition itself it walks the path: nothing asked, nothing changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -31,14 +31,14 @@ class ResidualOptions(EditOptions, StrengthOptions):
 
     Attributes:
         strength: fraction of the kept steps to walk back and forth, or one per pass.
-        source_condition: condition of the path: the class "predicted" by the classifier, or the "null" class.
+        source_condition: condition of the path: the image's own class, "predicted" by the classifier (see
+            ``own_class``), or the "null" class.
         source_guidance_scale: guidance scale along the path.
     """
 
     strength: float | Sequence[float] = 0.7
     source_condition: SourceCondition = "predicted"
     source_guidance_scale: float = 1.0
-    subtract_reconstruction: bool = field(default=False, init=False)
 
 
 def follow(

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,10 +42,11 @@ def search_scales(method: Method, run: Pass) -> None:
         if attempt:
             run.bar.total += len(method.schedule(run.number)[0])
         index = waiting.repeat(len(scales))
-        guided = _bound(method, run, loss, index, scales)
         condition = _condition(method, state.target[index], state.inputs(index))
-        chain = method.chain(run, index, condition, start[index], loss=guided)
-        image = method.finish(method.space.decode(chain.run(method.kept(chain))), state, index)
+        chain = method.chain(run, index, condition, start[index])
+        decode = method.space.decoder(start[index], chain.start)
+        chain = replace(chain, loss=_bound(run, loss, index, scales, decode))
+        image = method.finish(decode(chain.run(method.kept(chain))), state, index)
         state.count(index, chain.denoiser.num_function_evaluations)
         undecided = torch.ones_like(waiting, dtype=torch.bool)
         for scale, candidate in zip(scales, image.chunk(len(scales)), strict=True):
@@ -61,9 +63,15 @@ def search_scales(method: Method, run: Pass) -> None:
             break
 
 
-def _bound(method: Method, run: Pass, loss: CounterfactualLoss, index: Tensor, scales: Sequence[float]) -> BoundLoss:
+def _bound(
+    run: Pass,
+    loss: CounterfactualLoss,
+    index: Tensor,
+    scales: Sequence[float],
+    decode: Callable[[Tensor], Tensor],
+) -> BoundLoss:
     """Return the loss of decoded samples, for a stack in which all images of the first scale come first."""
-    state, decode = run.state, method.space.decode
+    state = run.state
     scale: float | Tensor = scales[0]
     if len(scales) > 1:
         scale = torch.tensor(scales, device=index.device).repeat_interleave(len(index) // len(scales))

@@ -106,6 +106,8 @@ class Conditioner:
         null_context: (1, tokens, features), the embedding of "no prompt".
         by_class: whether the network takes class labels.
         held: further factors, which all classes share: their scale is their own, 1 to hold them.
+        prompt: (1, tokens, features), takes the place of the target's prompt, whatever class that is.
+        own_prompt: (1, tokens, features), takes the place of the own class's prompt where inputs are described.
 
     Raises:
         ValueError: if there is neither a class nor a prompt, or the prompts and "no prompt" differ in their shape.
@@ -116,6 +118,8 @@ class Conditioner:
     null_context: Tensor | None = None
     by_class: bool = True
     held: Sequence[Condition] = ()
+    prompt: Tensor | None = None
+    own_prompt: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse prompts that cannot share a call of the network."""
@@ -123,29 +127,57 @@ class Conditioner:
             raise ValueError("held has labels, but the network takes one class per image, the target's: hold contexts.")
         if not self.by_class and self.contexts is None:
             raise ValueError("by_class=False leaves nothing to condition on: give contexts, one prompt per class.")
-        shapes = [tuple(one.shape) for one in (self.contexts, self.null_context) if one is not None]
-        if any(len(shape) != 3 or shape[1:] != shapes[0][1:] for shape in shapes) or (
-            self.null_context is not None and len(self.null_context) != 1
+        singles = ("null_context", "prompt", "own_prompt")
+        given = {name: getattr(self, name) for name in ("contexts", *singles)}
+        shapes = {name: tuple(one.shape) for name, one in given.items() if one is not None}
+        first = next(iter(shapes.values()), ())
+        if any(
+            len(shape) != 3 or shape[1:] != first[1:] or (name in singles and shape[0] != 1)
+            for name, shape in shapes.items()
         ):
             raise ValueError(
-                f"contexts and null_context have shapes {' and '.join(map(str, shapes))}: they must be (K, tokens, "
-                "features) and (1, tokens, features), padded to the same tokens."
+                f"{' and '.join(shapes)} have shapes {' and '.join(map(str, shapes.values()))}: they must be (K, "
+                "tokens, features) and (1, tokens, features), padded to the same tokens."
             )
+        if self.contexts is None and (self.prompt is not None or self.own_prompt is not None):
+            raise ValueError("prompt and own_prompt take the place of a class's: give contexts, one prompt per class.")
 
     def __call__(
-        self, target: Tensor, scale: float | Sequence[float] = 1.0, index: Tensor | None = None
+        self,
+        target: Tensor,
+        scale: float | Sequence[float] = 1.0,
+        index: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> list[Condition]:
-        """Return the factors for target classes (B,) with the guidance scale, or one scale per sample.
+        """Return the factors for target classes with the guidance scale.
+
+        Args:
+            target: class of each sample (B,).
+            scale: guidance scale, or one per sample.
+            index: which image of the caller's each sample is (B,), for ``held``.
+            own: samples (B,), bool, whose class describes the input instead of what is asked for; None means none.
 
         Raises:
             ValueError: if a class has no prompt.
         """
         given: dict[str, Any] = {"labels": target if self.by_class else None}
         if self.contexts is not None:
-            if int(target.max()) >= len(self.contexts):
-                raise ValueError(f"Class {int(target.max())} has no prompt: contexts holds {len(self.contexts)}.")
-            given["context"] = self.contexts.to(target.device)[target]
+            given["context"] = self._prompts(
+                self.contexts, target, torch.zeros_like(target).bool() if own is None else own
+            )
         return [*self._held(index), Condition(**given, null=self.null(), scale=scale)]
+
+    def _prompts(self, contexts: Tensor, target: Tensor, own: Tensor) -> Tensor:
+        """Return the prompt of each sample (B, tokens, features): its class's, or the one in its place."""
+        found = contexts.to(target.device)[target.clamp(max=len(contexts) - 1)]
+        lacking = target >= len(contexts)
+        for prompt, rows in ((self.prompt, ~own), (self.own_prompt, own)):
+            if prompt is not None:
+                found = torch.where(rows[:, None, None], prompt.to(found), found)
+                lacking = lacking & ~rows
+        if bool(lacking.any()):
+            raise ValueError(f"Class {int(target[lacking].max())} has no prompt: contexts holds {len(contexts)}.")
+        return found
 
     def _held(self, index: Tensor | None) -> list[Condition]:
         """Return the shared factors of the images ``index``."""

@@ -48,7 +48,7 @@ def training_dataset(
     phantom: str = "fetal_head",
     count: int = 1000,
     size: Sequence[int] = (64, 80),
-    spacing: float = 1.75,
+    spacing: float | None = 1.75,
     seed: int = 0,
     sp_fraction: float = 0.45,
     cache_dir: str | Path | None = None,
@@ -65,12 +65,12 @@ def training_dataset(
             ``preprocessing`` and ``transform``.
         dataset_dir: folder to which the table's paths are relative; without a table, one with a subfolder per class. If
             neither is given, phantoms are rendered, which have all targets and are already on the grid.
-        phantom: name of the phantom: ``"fetal_head"`` (2D) or ``"brain_mri"`` (3D).
+        phantom: name of the phantom: ``"fetal_head"``, ``"chest_xray"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
-        spacing: spacing of the grid in mm.
+        spacing: spacing of the grid in mm; None, for radiographs, fits the exposed field into it.
         seed: seed of poses and speckle.
-        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms.
+        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal classes.
         cache_dir: folder for caching the results; None recomputes them in each run. Under torchrun the main process
             computes them while the others wait.
         targets: what the training needs in addition to the image.
@@ -93,10 +93,11 @@ def training_dataset(
         if own:
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
-        from medcf.phantoms import BrainDataset, PhantomDataset
+        from medcf.phantoms import BrainDataset, ChestDataset, PhantomDataset
 
         grid = "x".join(str(n) for n in size)
-        name = f"{phantom}_{split}_{count}_{grid}_{spacing:g}mm_{sp_fraction:g}_seed{seed}.npz"
+        step = "field" if spacing is None else f"{spacing:g}mm"
+        name = f"{phantom}_{split}_{count}_{grid}_{step}_{sp_fraction:g}_seed{seed}.npz"
         options: dict[str, Any] = {
             "seed": seed,
             "size": tuple(int(n) for n in size),
@@ -104,6 +105,10 @@ def training_dataset(
             "cache_file": None if folder is None else folder / name,
             "transform": transform,
         }
+        if phantom == "chest_xray":
+            return ChestDataset(split, count, **options)
+        if spacing is None:
+            raise ValueError(f"spacing is None: {phantom} needs the spacing of the grid in mm.")
         if phantom == "brain_mri":
             return BrainDataset(split, count, ad_fraction=sp_fraction, **options)
         return PhantomDataset(phantom, split, count, sp_fraction=sp_fraction, **options)

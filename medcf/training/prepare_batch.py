@@ -14,49 +14,31 @@ from monai.utils import CommonKeys
 from medcf.schedulers import RespacedScheduler, kept_timesteps
 from medcf.training.losses import learns_variance
 
-__all__ = ["ClassConditionalPrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
+__all__ = ["ClassConditionalPrepareBatch", "NoisePrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
 
 Batch = dict[str, torch.Tensor]
 Device = str | torch.device | None
 
 
-class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
-    """Noise, timesteps, class labels and the target that the scheduler's ``prediction_type`` asks for.
-
-    Part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional model,
-    the other the class-conditional model, in one network. For inferers that accept ``noise``, ``timesteps`` and
-    ``class_labels``, such as `medcf.training.inferer.DiffusionTrainingInferer`.
+class NoisePrepareBatch(DiffusionPrepareBatch):
+    """Noise, timesteps and the target that the scheduler's ``prediction_type`` asks for.
 
     Args:
         scheduler: noise scheduler with MONAI's ``get_velocity``; timesteps are drawn from its ``num_train_timesteps``.
             Its ``prediction_type`` determines the target: the noise ("epsilon"), the image ("sample"), or
             "v_prediction" (Salimans and Ho 2022, v = sqrt(A) noise - sqrt(1 - A) x). If its ``variance_type`` is
             "learned_range", the target is a dictionary for `medcf.training.losses.HybridLoss`.
-        null_class: index of the null class, ``num_class_embeds - 1``.
-        dropout: probability of the null class.
         timestep_power: timesteps are ``floor(T u ** power)`` for uniform u. 1 is the uniform distribution of the
             papers; above 1, small timesteps occur more often, those that a partially noised image passes through.
         matched_steps: train only on the timesteps that a chain with this number of steps visits, and sample with that
             number (Fast-DDPM, Jiang et al. 2024, arXiv 2405.14802); None trains on all of them.
-
-    Raises:
-        ValueError: if an option is out of range.
     """
 
     def __init__(
-        self,
-        scheduler: RespacedScheduler,
-        null_class: int = 2,
-        dropout: float = 0.5,
-        timestep_power: float = 1.0,
-        matched_steps: int | None = None,
+        self, scheduler: RespacedScheduler, timestep_power: float = 1.0, matched_steps: int | None = None
     ) -> None:
         super().__init__(num_train_timesteps=scheduler.num_train_timesteps)
-        if not 0.0 <= dropout <= 1.0:
-            raise ValueError(f"dropout is {dropout}; it must be a probability.")
         self.scheduler = scheduler
-        self.null_class = null_class
-        self.dropout = dropout
         self.timestep_power = timestep_power
         total = scheduler.num_train_timesteps
         self.trained_steps = torch.tensor(kept_timesteps(total, matched_steps or total, scheduler.spacing))
@@ -75,6 +57,55 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
             return self.scheduler.get_velocity(images, noise, timesteps)
         return images if kind == "sample" else noise
 
+    def __call__(
+        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, Any, tuple, dict]:
+        """Prepare a batch.
+
+        Returns:
+            Images, the target, no positional arguments, and ``noise`` and ``timesteps``. With a learned variance the
+            target is a dictionary of ``output``, what the first half of the network's channels should be, ``original``,
+            the images, and ``timesteps``.
+        """
+        target: Any
+        images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
+        if learns_variance(self.scheduler):
+            target = {"output": target, "original": images, "timesteps": arguments["timesteps"]}
+        return images, target, args, arguments
+
+
+class ClassConditionalPrepareBatch(NoisePrepareBatch):
+    """Noise, timesteps, class labels and target.
+
+    Part of the labels is replaced by the null class (classifier-free guidance): that branch is the unconditional model,
+    the other the class-conditional model, in one network. For inferers that accept ``noise``, ``timesteps`` and
+    ``class_labels``, such as `medcf.training.inferer.DiffusionTrainingInferer`.
+
+    Args:
+        scheduler: see `NoisePrepareBatch`.
+        null_class: index of the null class, ``num_class_embeds - 1``.
+        dropout: probability of the null class.
+        timestep_power: see `NoisePrepareBatch`.
+        matched_steps: see `NoisePrepareBatch`.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        scheduler: RespacedScheduler,
+        null_class: int = 2,
+        dropout: float = 0.5,
+        timestep_power: float = 1.0,
+        matched_steps: int | None = None,
+    ) -> None:
+        super().__init__(scheduler, timestep_power, matched_steps)
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout is {dropout}; it must be a probability.")
+        self.null_class = null_class
+        self.dropout = dropout
+
     def get_class_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Replace a random part of ``labels`` (B,) by the null class."""
         dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
@@ -86,14 +117,9 @@ class ClassConditionalPrepareBatch(DiffusionPrepareBatch):
         """Prepare a batch.
 
         Returns:
-            Images, the target, no positional arguments, and ``noise``, ``timesteps``, and ``class_labels`` (B,),
-            integers. With a learned variance the target is a dictionary of ``output``, what the first half of the
-            network's channels should be, ``original``, the images, and ``timesteps``.
+            What `NoisePrepareBatch` returns, and ``class_labels`` (B,), integers.
         """
-        target: Any
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
-        if learns_variance(self.scheduler):
-            target = {"output": target, "original": images, "timesteps": arguments["timesteps"]}
         labels = batchdata[CommonKeys.LABEL].to(device=images.device, non_blocking=non_blocking).long()
         return images, target, args, {**arguments, "class_labels": self.get_class_labels(labels)}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.inferers import create_method, select_method
+from medcf.inferers import create_method
 from medcf.schedulers import RespacedDDIMScheduler, RespacedDDPMScheduler
 
 MEANS, STD = (-0.3, 0.3, 0.0), 0.2  # of two classes and the null class
@@ -142,18 +142,46 @@ def test_a_second_pass_starts_where_the_first_ended(network, volumes):
     assert (twice.image - once.image).abs().max() > 1e-3
 
 
-def test_ilvr_takes_it_and_ddim_inversion_says_that_it_does_not(network, volumes):
-    options = {"downsample_factor": 2, "stop_timestep": 500, "clip_denoised": False}
-    plain = make("ilvr", subtract_reconstruction=False, **options)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ilvr", {"downsample_factor": 2, "stop_timestep": 500, "clip_denoised": False}),
+        ("sdedit", {"strength": 0.5, "clip_denoised": False, "keep_background": True}),
+        ("ddim_inversion", {"depth": 0.5, "guidance_scale": 2.0}),
+        ("ddpm_inversion", {"clip_denoised": False}),
+        ("direct_inversion", {"clip_denoised": False}),
+    ],
+)
+def test_every_conditional_method_takes_it(network, volumes, name, options):
+    options = {"null_class_labels": 2, **options}
+    plain = make(name, subtract_reconstruction=False, **options)
     wanted, source = (plain.explain(volumes, network, list("abc"), target=k, run_unchanged=True).image for k in (0, 1))
-    result = make("ilvr", **options).explain(volumes, network, list("abc")).image
+    assert (wanted - source).abs().max() > 1e-3
+    result = make(name, **options).explain(volumes, network, list("abc")).image
+    inside = (wanted.abs() < 1) & (source.abs() < 1)
+    expected = (volumes + wanted - source).clamp(-1, 1)
+    torch.testing.assert_close(result[inside], expected[inside], rtol=0, atol=5e-4)
+
+
+def test_the_own_class_may_be_given_in_place_of_the_predicted_one(network, volumes):
+    plain = make(subtract_reconstruction=False, clip_denoised=False)
+    wanted, source = (plain.explain(volumes, network, list("abc"), target=k, run_unchanged=True).image for k in (0, 2))
+    result = make(own_class=2, clip_denoised=False).explain(volumes, network, list("abc")).image
     inside = (wanted.abs() < 1) & (source.abs() < 1)
     expected = (volumes + wanted - source).clamp(-1, 1)
     torch.testing.assert_close(result[inside], expected[inside], rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="subtract_reconstruction"):
-        make("ddim_inversion")
-    with pytest.raises(ValueError, match="subtract_reconstruction"):
-        select_method("ddim_inversion", options={"ddim_inversion": {"subtract_reconstruction": True}})
+    with pytest.raises(ValueError, match="own_class=-1 is not a class"):
+        make(own_class=-1)
+
+
+def test_what_an_inversion_measures_is_that_of_the_way_to_the_target(network, volumes, caplog):
+    options = {"depth": 0.5, "null_class_labels": 2}
+    plain, pair = (
+        make("ddim_inversion", subtract_reconstruction=on, **options).explain(volumes, network, list("abc"))
+        for on in (False, True)
+    )
+    torch.testing.assert_close(pair.extras["round_trip_error"], plain.extras["round_trip_error"], rtol=0, atol=1e-4)
+    assert not {"own", "source", "guidance_scale"} & pair.extras.keys()
 
 
 def test_the_background_stays_black(network, volumes):
