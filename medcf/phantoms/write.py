@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medcf.phantoms.brain.files import write_brain_demo
+from medcf.phantoms.chest.files import write_chest_demo
 from medcf.phantoms.head.files import write_demo
 
 __all__ = ["write_phantoms"]
@@ -18,12 +19,12 @@ def write_phantoms(
     """Write demo phantoms: subjects that no training has seen.
 
     Args:
-        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; others are non-standard planes,
-            as PNG, NIfTI and DICOM files in rotation.
+        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; chests are normal and sick in
+            turn, as DICOM, PNG and NIfTI files in rotation; others are non-standard planes, as PNG, NIfTI and DICOM.
         out_dir: folder for the images.
         count: number of subjects.
-        truth_dir: folder for their truth, the same subjects in the other class; None writes none.
-        options: options of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`; ``overlays=True`` burns
+        truth_dir: folder for their truth, the same subjects in the other class, chests without disease; None writes none.
+        options: options of `medcf.phantoms.write_brain_demo`, `write_chest_demo` or `write_demo`; ``overlays=True`` burns
             text and calipers into every second plane.
 
     Returns:
@@ -31,6 +32,8 @@ def write_phantoms(
     """
     if name == "brain_mri":
         return write_brain_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
+    if name == "chest_xray":
+        return write_chest_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
     if isinstance(options.get("overlays"), bool):
         options["overlays"] = (False, options["overlays"])
     return write_demo(out_dir, "demo", count, 0, name=name, truth_dir=truth_dir, **options)
