@@ -111,7 +111,9 @@ class DreamBoothPrepareBatch(PromptPrepareBatch):
     def __call__(  # type: ignore[override]
         self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> Prepared:
-        """Prepare a batch of `medcf.training.dreambooth.DreamBoothDataset`: ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
+        """Prepare a batch of `medcf.training.dreambooth.DreamBoothDataset`.
+
+        It holds ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
 
         Returns:
             What `PromptPrepareBatch` returns, for 2B rows.
