@@ -56,7 +56,7 @@ class BundleAutoencoder(AutoencoderKL):
         if pixel_unshuffle > 1 and spatial_dims != 2:
             raise ValueError(f"pixel_unshuffle={pixel_unshuffle} is for images; give pixel_unshuffle=1 for volumes.")
         factor = pixel_unshuffle**2
-        channels = {"in_channels": in_channels * factor, "out_channels": out_channels * factor}
+        channels: dict[str, Any] = {"in_channels": in_channels * factor, "out_channels": out_channels * factor}
         super().__init__(spatial_dims, **channels, latent_channels=latent_channels, **kwargs)
         self.pixel_unshuffle = pixel_unshuffle
         self.register_buffer("latent_shift", torch.zeros(latent_channels))

@@ -65,15 +65,17 @@ class StableDiffusion:
             ValueError: if the text encoder has a projection, for which diffusers has no place.
         """
         path, encoder = Path(folder), self.text_encoder
+        config: Any = encoder.model.config
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path} exists: give a new folder.")
-        if encoder.num_features != encoder.model.config.hidden_size:
+        if encoder.num_features != config.hidden_size:
             raise ValueError(
-                f"The text encoder maps its {encoder.model.config.hidden_size} features to {encoder.num_features}, and "
+                f"The text encoder maps its {config.hidden_size} features to {encoder.num_features}, and "
                 "diffusers has no place for that layer: save network.state_dict(), or train a text encoder without."
             )
-        model, tokenizer = copy.copy(encoder.model), copy.deepcopy(encoder.tokenizer)
-        model.config = copy.deepcopy(encoder.model.config)
+        model: Any = copy.copy(encoder.model)
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        model.config = copy.deepcopy(config)
         model.config.use_attention_mask = not encoder.keep_padding
         tokenizer.model_max_length = encoder.max_length
         pipeline = _diffusers().StableDiffusionPipeline(

@@ -84,9 +84,7 @@ class PromptPrepareBatch(NoisePrepareBatch):
         dropped = (torch.rand(len(captions)) < self.dropout).tolist()
         return self.text_encoder.tokenize(["" if drop else one for drop, one in zip(dropped, captions, strict=True)])
 
-    def __call__(  # type: ignore[override]
-        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> Prepared:
+    def __call__(self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any) -> Prepared:
         """Prepare a batch with ``image`` (B, C, *spatial) in [-1, 1] and ``caption``, B texts, or ``label`` (B,).
 
         Returns:
@@ -95,7 +93,7 @@ class PromptPrepareBatch(NoisePrepareBatch):
         image = batchdata[CommonKeys.IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
         with torch.no_grad():
             latent = self.space.encode(image)
-        batch = {CommonKeys.IMAGE: latent, CommonKeys.LABEL: latent}
+        batch: dict[str, Tensor] = {str(CommonKeys.IMAGE): latent, str(CommonKeys.LABEL): latent}
         latents, target, args, arguments = super().__call__(batch, device, non_blocking, **kwargs)
         condition = self.get_condition(self.get_captions(batchdata)).to(latents.device)
         return latents, target, args, {**arguments, "condition": condition}
@@ -108,9 +106,7 @@ class DreamBoothPrepareBatch(PromptPrepareBatch):
     numbers of the instances are drawn first, so they are those of a training without priors.
     """
 
-    def __call__(  # type: ignore[override]
-        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> Prepared:
+    def __call__(self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any) -> Prepared:
         """Prepare a batch of `medcf.training.dreambooth.DreamBoothDataset`.
 
         It holds ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
