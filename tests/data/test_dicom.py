@@ -276,7 +276,7 @@ def test_multiframe_magnetic_resonance_is_a_volume(tmp_path: Path) -> None:
 
 def test_other_modalities_are_read_with_a_warning(caplog) -> None:
     assert read(bundled("CT_small.dcm")).shape == (1, 128, 128)
-    assert "CT_small.dcm is not an ultrasound image (modality CT)" in caplog.text
+    assert "CT_small.dcm is neither an ultrasound image nor a radiograph (modality CT)" in caplog.text
 
 
 def test_messages_name_the_file_but_nothing_from_inside(tmp_path: Path, gray: np.ndarray, caplog) -> None:

@@ -35,8 +35,10 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
     dataset = open_dicom(path)
     use_functional_groups(dataset, frame)
     modality = str(dataset.get("Modality", "") or "")
-    if modality not in ("US", "IVUS", "OT", "SC", ""):
-        logger.warning("%s is not an ultrasound image (modality %s); reading it anyway", path.name, modality)
+    if modality not in ("US", "IVUS", "CR", "DX", "OT", "SC", ""):
+        logger.warning(
+            "%s is neither an ultrasound image nor a radiograph (modality %s); reading it anyway", path.name, modality
+        )
     with np.errstate(all="ignore"):
         stored = decode_frame(path, dataset, frame)
         try:
