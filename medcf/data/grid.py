@@ -95,7 +95,8 @@ class Grid:
 
     Attributes:
         size: size of the grid: rows and columns, or voxels along ``axes``.
-        spacing: mm between grid points: one number, or one per axis.
+        spacing: mm between grid points: one number, or one per axis. None fits every picture into the grid, as if its
+            spacing were unknown: for radiographs, whose field is collimated to the patient.
         axes: ``"screen"``: rows run down and columns run right, as viewers show the picture; or the directions of a
             volume's axes, such as ``"RAS"``.
         subject: how to find the subject if no mask is given: ``"picture"``; for a volume ``"auto"``, ``"nonzero"``,
@@ -111,7 +112,7 @@ class Grid:
     """
 
     size: Sequence[int] = (64, 80)
-    spacing: float | Sequence[float] = 1.75
+    spacing: float | Sequence[float] | None = 1.75
     axes: str = "screen"
     subject: str | Callable[[torch.Tensor], torch.Tensor] = "picture"
     center: str = "subject"
@@ -119,8 +120,9 @@ class Grid:
     intensity: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        sizes, steps = np.asarray(self.size), np.asarray(self.spacing)
         count = 2 if self.axes == "screen" else 3
+        fitted = count == 2 and self.spacing is None
+        sizes, steps = np.asarray(self.size), np.asarray(1.0 if fitted else self.spacing)
         if sizes.shape != (count,) or sizes.dtype.kind != "i" or sizes.min() < 1:
             raise ValueError(f"size must be {('two', 'three')[count - 2]} positive numbers, got {self.size!r}")
         right = steps.shape in ((), (count,)) and steps.dtype.kind in "if"
@@ -211,7 +213,8 @@ class Grid:
         size = np.array(self.size, dtype=float)
         # pixel edges run from 0 to n, so the center of pixel 0 is at 0.5
         center = lengths / 2
-        steps = np.broadcast_to(np.asarray(self.spacing, dtype=float), 2) / edges[along] if known else None
+        wanted = self.spacing if known else None
+        steps = None if wanted is None else np.broadcast_to(np.asarray(wanted, dtype=float), 2) / edges[along]
         if steps is None or (lengths > size * steps + 1).any():
             low, high = picture_box(source, intensity)
             box = np.array([[low[axis], high[axis]] for axis in along], dtype=float)

@@ -30,7 +30,7 @@ from medcf.networks import Condition, Denoiser
 from medcf.runtime.atomic import write_json
 from medcf.runtime.performance import accelerate
 from medcf.runtime.weights import load_weights
-from medcf.sampling import denoise, make_generators, noised, standard_noise
+from medcf.sampling import PixelSpace, Space, denoise, make_generators, noised, standard_noise
 from medcf.schedulers import RespacedScheduler
 
 __all__ = ["Gate", "check_gate", "report_gate"]
@@ -58,6 +58,9 @@ class Gate:
         class_names: the classes to sample, in the order of their indices.
         aims: for each class, the smallest permitted share of recognized samples.
         null_class: class index trained as "no class"; the error is that of this branch.
+        prompts: for each class a prompt, or several that its samples take in turn, for a network that holds its
+            ``text_encoder`` (`medcf.networks.PromptUNet`), whose null is the prompt "". Empty for other networks.
+        space: space of the network; errors are those of its samples, judges see decoded images.
         limits: for each noise level, in thousandths of the training schedule, the largest permitted ratio of error to
             bound.
         num_images: number of held-out images, spread evenly over the dataset.
@@ -83,6 +86,8 @@ class Gate:
     class_names: Sequence[str] = ()
     aims: Sequence[float] = ()
     null_class: int | None = None
+    prompts: Sequence[str | Sequence[str]] = ()
+    space: Space = field(default_factory=PixelSpace)
     limits: Mapping[int | str, float] = field(default_factory=lambda: dict(LIMITS))
     num_images: int = 64
     num_training_images: int = 1000
@@ -109,16 +114,19 @@ class Gate:
         start = time.perf_counter()
         Path(self.path).unlink(missing_ok=True)  # a verdict on other weights must not stay if this one fails
         network = self._loaded()
-        bound = GaussianBound.fit(_images(self.training, self.num_training_images), self.num_components, self.seed)
-        images = _images(self.held_out, self.num_images).to(self.device)
+        if self.space.range is None:
+            self.scheduler.clip_sample = False  # as in `medcf.inferers.Method`
+        training = self._encoded(_images(self.training, self.num_training_images))
+        bound = GaussianBound.fit(training, self.num_components, self.seed)
+        images = _images(self.held_out, self.num_images)
         figures: Figures = {
             "weights": None if self.weights is None else str(self.weights),
             "images": len(images),
             "training_images": bound.num_images,
             "components": len(bound.variances),
-            "denoising": self._denoising(network, images, bound.to(self.device)),
+            "denoising": self._denoising(network, self._encoded(images).to(self.device), bound.to(self.device)),
         }
-        figures["samples"], figures["skipped"] = self._samples(network, images[0])
+        figures["samples"], figures["skipped"] = self._samples(network, images[0].to(self.device))
         figures["failures"] = _failures(figures)
         figures["passed"] = not figures["failures"]
         figures["seconds"] = round(time.perf_counter() - start, 1)
@@ -160,6 +168,15 @@ class Gate:
             load_weights(network, self.weights, remedy="Train it first, or name another file with --export_path FILE.")
         return accelerate(network.eval().to(self.device), channels_last=True)
 
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Return images as samples of the space, on the CPU."""
+        return torch.cat([self.space.encode(part.to(self.device)).cpu() for part in images.split(self.batch_size)])
+
+    def _clipped(self, sample: Tensor) -> Tensor:
+        """Clip a predicted clean sample as the samplers do."""
+        return sample if self.space.range is None else sample.clamp(*self.space.range)
+
     def _timesteps(self) -> dict[int, float]:
         """Map the noise levels to trained timesteps, each with its limit."""
         total = self.scheduler.num_train_timesteps
@@ -171,9 +188,10 @@ class Gate:
     def _denoising(self, network: nn.Module, images: Tensor, bound: GaussianBound) -> list[Figures]:
         """Compare the errors of network and bound for the same noisy images, without a class.
 
-        Both predictions are clipped to [-1, 1], as the samplers clip them.
+        Both predictions are clipped to the space's range, as the samplers clip them.
         """
-        denoiser = Denoiser(network, self.scheduler, () if _has_no_classes(network) else Condition(self.null_class))
+        unknown = _has_no_classes(network) and not self.prompts
+        denoiser = Denoiser(network, self.scheduler, () if unknown else self._null(network))
         rows = []
         for t, limit in self._timesteps().items():
             squares = {"error": 0.0, "bound": 0.0}
@@ -186,7 +204,7 @@ class Gate:
                     "bound": bound(noisy, self.scheduler.alpha_bar(t)),
                 }
                 for name, predicted in predictions.items():
-                    squares[name] += float(((predicted.clamp(-1, 1) - clean) ** 2).double().sum())
+                    squares[name] += float(((self._clipped(predicted) - clean) ** 2).double().sum())
             errors = {name: value / images.numel() for name, value in squares.items()}
             ratio = errors["error"] / errors["bound"] if errors["bound"] else math.inf
             rows.append({"t": t, **errors, "ratio": ratio, "limit": limit, "passed": ratio <= limit})
@@ -195,7 +213,7 @@ class Gate:
     def _samples(self, network: nn.Module, like: Tensor) -> tuple[dict[str, list[Figures]], list[str]]:
         """Draw samples and let the judges recognize them; also the sentences on what was not measured."""
         judges, skipped = load_judges(self.judges, like)
-        if _has_no_classes(network):
+        if _has_no_classes(network) and not self.prompts:
             judges, skipped = {}, ["The class samples were not checked: the network knows no classes."]
         elif not judges:
             skipped.append("The class samples were not checked: there is no classifier to recognize them.")
@@ -215,14 +233,29 @@ class Gate:
 
     @torch.no_grad()
     def _drawn(self, network: nn.Module, label: int, ids: Tensor, like: Tensor) -> Tensor:
-        """Draw one sample of a class per id, from the noise of that id."""
+        """Draw the image of one sample of a class per id, from the noise of that id."""
         generators = make_generators(self.seed, ids.tolist(), self.device, ("gate", "samples"))
-        noise = standard_noise(like.expand(len(ids), *like.shape), generators)
+        sample = self.space.encode(like[None])
+        noise = standard_noise(sample.expand(len(ids), *sample.shape[1:]), generators)
         self.scheduler.set_timesteps(self._steps)
-        condition = Condition(label, null=Condition(self.null_class), scale=self.guidance_scale)
-        denoiser = Denoiser(network, self.scheduler, condition)
+        denoiser = Denoiser(network, self.scheduler, self._condition(network, label, ids))
         steps = self.scheduler.timesteps_from(1.0)
-        return denoise(denoiser, self.scheduler, noise, steps, generators=generators).clamp(-1, 1)
+        drawn = denoise(denoiser, self.scheduler, noise, steps, generators=generators)
+        return self.space.decode(self._clipped(drawn)).clamp(-1, 1)
+
+    def _condition(self, network: Any, label: int, ids: Tensor) -> Condition:
+        """Return the guided condition of a class, with one of its prompts for each sample."""
+        null = self._null(network)
+        if not self.prompts:
+            return Condition(label, null=null, scale=self.guidance_scale)
+        own = self.prompts[label]
+        choice = [own] if isinstance(own, str) else list(own)
+        context = network.text_encoder.embed([choice[i % len(choice)] for i in ids.tolist()])
+        return Condition(null.labels, context, null, self.guidance_scale)
+
+    def _null(self, network: Any) -> Condition:
+        """Return the condition that was trained in place of the class and of the prompt."""
+        return Condition(self.null_class, network.text_encoder.embed([""]) if self.prompts else None)
 
 
 def check_gate(gate: Gate | Literal[False] | None) -> Figures:

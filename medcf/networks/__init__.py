@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.networks.autoencoder import BundleAutoencoder
 from medcf.networks.cascaded_unet import CascadedUNet
 from medcf.networks.class_token import ClassTokenUNet
 from medcf.networks.classifier_adapter import ClassifierAdapter
@@ -12,14 +13,17 @@ from medcf.networks.condition import Condition, Conditioner
 from medcf.networks.controlled_unet import ControlledUNet, StructureMask
 from medcf.networks.denoiser import Denoiser, References
 from medcf.networks.pooled_features import pooled_features
+from medcf.networks.prompt_unet import PromptUNet
 from medcf.networks.prompts import prompt_conditioner
 from medcf.networks.resized_densenet import ResizedDenseNet
 from medcf.networks.segmentation_guided import SegmentationGuidedClassifier
 from medcf.networks.sononet import SonoNet
+from medcf.networks.text_encoder import TextEncoder
 from medcf.networks.wrapper import BundleUNet
 
 __all__ = [
     "AttentionInjection",
+    "BundleAutoencoder",
     "BundleUNet",
     "CascadedUNet",
     "ClassTokenUNet",
@@ -29,11 +33,13 @@ __all__ = [
     "Conditioner",
     "ControlledUNet",
     "Denoiser",
+    "PromptUNet",
     "References",
     "ResizedDenseNet",
     "SegmentationGuidedClassifier",
     "SonoNet",
     "StructureMask",
+    "TextEncoder",
     "pooled_features",
     "prompt_conditioner",
 ]

@@ -17,7 +17,7 @@ class BundleAutoencoder(AutoencoderKL):
     """MONAI's `AutoencoderKL` behind a pixel unshuffle, with the mean and the spread of its latents.
 
     Most of an autoencoder's time goes into its finest level. Here r x r pixels become channels of one pixel first, and
-    return at the end (Shi et al. 2016, arXiv 1609.05158), so that the finest level has 1 / r² of the pixels. The buffers
+    return at the end (Shi et al. 2016, arXiv 1609.05158), so the finest level has 1 / r² of the pixels. The buffers
     ``latent_shift`` and ``latent_scale``, one number per channel, make the latents of the training images unit normal:
     ``(latent - shift) * scale``. `medcf.training.autoencoder.MeasureLatents` measures them when the training is
     complete, they are stored with the weights, and `medcf.sampling.LatentSpace` finds them here.

@@ -174,7 +174,7 @@ class TextEncoder(nn.Module):
         Returns:
             (B, max_length, features).
         """
-        version = self._version()
+        version = self._state_of_weights()
         if self.training or version != self._cached_for:
             self._cache, self._cached_for = {}, version
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
@@ -185,7 +185,7 @@ class TextEncoder(nn.Module):
             self._cache = {}
         return found
 
-    def _version(self) -> tuple[Any, ...]:
+    def _state_of_weights(self) -> tuple[Any, ...]:
         """Return what changes with any parameter: torch counts the in-place changes of each."""
         own = [*self.parameters(), *self.buffers()]
         return tuple((each.data_ptr(), each._version, each.dtype, each.device) for each in own)

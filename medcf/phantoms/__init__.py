@@ -12,6 +12,10 @@ from medcf.phantoms.brain.brain_mri import TISSUES, BrainMRI, BrainSample, Brain
 from medcf.phantoms.brain.dataset import BrainDataset, PairedBrainDataset, draw_brain
 from medcf.phantoms.brain.degradation import DegradeBrain
 from medcf.phantoms.brain.files import write_brain_demo, write_brains
+from medcf.phantoms.chest.captions import captions, draw_caption, training_captions
+from medcf.phantoms.chest.chest_xray import ChestSample, ChestXray
+from medcf.phantoms.chest.dataset import ChestDataset, PairedChestDataset, draw_chest
+from medcf.phantoms.chest.states import ChestState
 from medcf.phantoms.head.concepts import CONCEPTS, QUALITY_THRESHOLD
 from medcf.phantoms.head.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
 from medcf.phantoms.head.fetal_head import FetalHead
@@ -30,18 +34,27 @@ __all__ = [
     "BrainMRI",
     "BrainSample",
     "BrainState",
+    "ChestDataset",
+    "ChestSample",
+    "ChestState",
+    "ChestXray",
     "DegradeBrain",
     "FetalHead",
     "HeadPose",
     "PairedBrainDataset",
+    "PairedChestDataset",
     "PairedPhantomDataset",
     "PhantomDataset",
     "PhantomSample",
     "PhantomSubject",
     "burn_in",
+    "captions",
     "draw_brain",
+    "draw_caption",
     "draw_case",
+    "draw_chest",
     "subject_seed",
+    "training_captions",
     "write_brain_demo",
     "write_brains",
     "write_demo",

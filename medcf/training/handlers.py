@@ -25,6 +25,7 @@ from monai.utils import AdversarialKeys, CommonKeys
 from torch import nn
 
 from medcf.runtime.atomic import replace_file, write_json
+from medcf.sampling import Space
 
 __all__ = [
     "GradientClipping",
@@ -191,7 +192,7 @@ class Validation(ValidationHandler):
 
 @dataclass(eq=False)
 class SampleGrid:
-    """Sample images from pure noise, always the same noise, one row per class, as PNG files and to TensorBoard.
+    """Sample images from pure noise, always the same, as PNG files and to TensorBoard; one row per class or prompt.
 
     A failing preview is logged, and training continues. Place it after the checkpoint.
 
@@ -199,8 +200,10 @@ class SampleGrid:
         network: the network to sample from, usually ``ema_model`` of `EMAHandler`.
         scheduler: a scheduler with MONAI's ``step``, such as DDIM.
         directory: folder for the PNG files, ``samples_<iteration>.png``.
-        shape: shape (C, *spatial) of an image; for a volume (X, Y, Z) the middle axial slice is shown, anterior up.
+        shape: shape (C, *spatial) of a sample; for a volume (X, Y, Z) the middle axial slice is shown, anterior up.
         class_labels: one row of images per label.
+        prompts: one row of images per prompt, in place of the labels, for `medcf.networks.PromptUNet`; not guided.
+        space: space of the network, to which ``shape`` belongs; None is the pixels.
         columns: images per row.
         num_inference_steps: steps of the sampler.
         every: epochs between two grids; the last epoch is always sampled.
@@ -213,6 +216,8 @@ class SampleGrid:
     directory: str | Path
     shape: Sequence[int]
     class_labels: Sequence[int] = (0, 1, 2)
+    prompts: Sequence[str] = ()
+    space: Space | None = None
     columns: int = 4
     num_inference_steps: int = 20
     every: int = 5
@@ -246,14 +251,21 @@ class SampleGrid:
     def sample(self) -> np.ndarray:
         """Sample a grid; uint8 of shape (rows * H, columns * W)."""
         device = next(self.network.parameters()).device
-        labels = torch.tensor(self.class_labels, device=device).repeat_interleave(self.columns)
+        count = len(self.prompts or self.class_labels)
         generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn((self.columns, *self.shape), generator=generator).repeat(
-            len(self.class_labels), *[1] * len(self.shape)
-        )
+        noise = torch.randn((self.columns, *self.shape), generator=generator).repeat(count, *[1] * len(self.shape))
+        network: Any = self.network
+        context = None
+        if self.prompts:
+            context = network.text_encoder.tokenize(self.prompts).repeat_interleave(self.columns, dim=0)
+        else:
+            labels = torch.tensor(self.class_labels, device=device).repeat_interleave(self.columns)
+            network = partial(network, class_labels=labels)
         self.scheduler.set_timesteps(self.num_inference_steps)  # type: ignore[operator]
-        network: Any = partial(self.network, class_labels=labels)
-        images = DiffusionInferer(self.scheduler).sample(noise.to(device), network, self.scheduler, verbose=False)
+        options: dict[str, Any] = {"conditioning": context, "verbose": False}
+        images: Any = DiffusionInferer(self.scheduler).sample(noise.to(device), network, self.scheduler, **options)
+        if self.space is not None:
+            images = self.space.decode(images)
         gray = (torch.as_tensor(images).float().clamp(-1, 1) + 1) * 127.5
         pixels = gray.round().to(torch.uint8).cpu().numpy()[:, 0]
         if pixels.ndim == 4:

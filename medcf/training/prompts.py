@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from medcf.networks.text_encoder import TextEncoder
 from medcf.sampling import PixelSpace, Space
 from medcf.schedulers import RespacedScheduler
 from medcf.training.prepare_batch import Device, NoisePrepareBatch
 
-__all__ = ["DreamBoothDataset", "DreamBoothPrepareBatch", "PriorPreservationLoss", "PromptPrepareBatch"]
+__all__ = ["DreamBoothPrepareBatch", "PriorPreservationLoss", "PromptPrepareBatch", "captions_of"]
 
 Batch = Mapping[str, Any]
 Prepared = tuple[Tensor, Any, tuple, dict]
@@ -112,7 +111,7 @@ class DreamBoothPrepareBatch(PromptPrepareBatch):
     def __call__(  # type: ignore[override]
         self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> Prepared:
-        """Prepare a batch of `DreamBoothDataset`: ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
+        """Prepare a batch of `medcf.training.dreambooth.DreamBoothDataset`: ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
 
         Returns:
             What `PromptPrepareBatch` returns, for 2B rows.
@@ -142,50 +141,16 @@ class PriorPreservationLoss(nn.Module):
             ValueError: if the rows cannot be halved.
         """
         if len(prediction) % 2:
-            raise ValueError(
-                f"A batch of {len(prediction)} rows has no halves; prepare it by DreamBoothPrepareBatch."
-            )
+            raise ValueError(f"A batch of {len(prediction)} rows has no halves; prepare it by DreamBoothPrepareBatch.")
         pairs = zip(prediction.chunk(2), target.chunk(2), strict=True)
         instance, prior = (functional.mse_loss(*pair) for pair in pairs)
         return instance + self.weight * prior
 
 
-class DreamBoothDataset(Dataset):
-    """Instances, each with a prior: the i-th instance and the i-th prior, which start over when they are fewer.
-
-    Args:
-        instances: dataset with ``image`` and ``caption``.
-        priors: dataset with ``image`` and ``caption``.
-        instance_prompt: caption of all instances; None keeps their own.
-        prior_prompt: caption of all priors; None keeps their own.
-    """
-
-    def __init__(
-        self,
-        instances: Any,
-        priors: Any,
-        instance_prompt: str | None = None,
-        prior_prompt: str | None = None,
-    ) -> None:
-        self.instances = instances
-        self.priors = priors
-        self.prompts = (instance_prompt, prior_prompt)
-        sizes: list[Sized] = [instances, priors]
-        if not all(map(len, sizes)):
-            raise ValueError(f"There are {len(instances)} instances and {len(priors)} priors; give at least one each.")
-
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        instance, prior = self.instances[index], self.priors[index % len(self.priors)]
-        captions = [
-            one["caption"] if prompt is None else prompt
-            for one, prompt in zip((instance, prior), self.prompts, strict=True)
-        ]
-        return {
-            **instance,
-            "caption": captions[0],
-            "prior_image": prior[CommonKeys.IMAGE],
-            "prior_caption": captions[1],
-        }
+def captions_of(dataset: Any, class_prompts: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the captions of a dataset, as far as it has any, then the prompts of its classes."""
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if "caption" in item:
+            yield str(item["caption"])
+    yield from class_prompts

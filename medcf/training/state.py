@@ -95,8 +95,6 @@ class ResumableCheckpoint(Checkpoint):
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
-        # MONAI's AdversarialTrainer would store whole modules; what a training needs is in save_dict, by name
-        engine.state_dict_user_keys.clear()
         self.to_save = {**self.to_save, "trainer": engine}
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every) | Events.COMPLETED, self)
@@ -112,6 +110,8 @@ class ResumableCheckpoint(Checkpoint):
             ValueError: if the checkpoint is damaged, belongs to another training, or was trained for longer than now
                 requested.
         """
+        # MONAI's AdversarialTrainer would store whole modules; what a training needs is in save_dict, by name
+        engine.state_dict_user_keys.clear()
         if not (self.resume and self.path.is_file()):
             return
         content = self._read()

@@ -45,7 +45,7 @@ class ToGrid(InvertibleTransform):
     def __init__(
         self,
         size: Sequence[int] = (64, 80),
-        spacing: float | Sequence[float] = 1.75,
+        spacing: float | Sequence[float] | None = 1.75,
         axes: str | None = None,
         subject: str | Callable[[torch.Tensor], torch.Tensor] | None = None,
         center: str = "subject",

@@ -132,6 +132,21 @@ def test_unknown_spacing_fits_the_picture_and_keeps_its_aspect() -> None:
         torch.testing.assert_close(gridded(image)[0].as_tensor(), grid.as_tensor())
 
 
+def test_a_grid_without_spacing_fits_every_picture_and_the_result_keeps_its_millimetres() -> None:
+    array = np.zeros((400, 500))
+    array[50:350, 100:400] = disc((300, 300), (1, 1), (150, 150), 150)
+    fitted = Grid(size=(64, 80), spacing=None)
+    known, unknown = study(array, (0.2, 0.2)), study(array, None)
+    records = [fitted.fit(image) for image in (known, unknown)]
+    torch.testing.assert_close(
+        fitted.to(known, records[0]).as_tensor(), PLANE.to(unknown, PLANE.fit(unknown)).as_tensor()
+    )
+    step = np.linalg.norm(records[1].matrix[:2, 0])
+    assert get_spacing(fitted.to(known, records[0])) == pytest.approx((0.2 * step, 0.2 * step))
+    with pytest.raises(ValueError, match="spacing must be positive"):
+        Grid(size=(8, 8, 8), spacing=None, axes="RAS")
+
+
 @pytest.mark.parametrize(
     ("shape", "spacing"), [((300, 400), (0.37, 0.35)), ((128, 160), (0.875, 0.875)), ((50, 60), (2.0, 2.1))]
 )
