@@ -63,6 +63,26 @@ def test_the_page_s_overlay_puts_the_method_of_a_bundle_into_latents(tmp_path: P
     assert short(image, network.eval()).shape == image.shape
 
 
+def test_the_page_s_overlay_trains_stable_diffusion_by_a_bundle_s_config(tmp_path: Path, monkeypatch) -> None:
+    for package in ("diffusers", "transformers"):
+        pytest.importorskip(package)
+    (overlay,) = blocks("stable_diffusion.md", "json")
+    monkeypatch.chdir(tmp_path)
+    stable_diffusion.write(Path("stable-diffusion"))
+    stable_diffusion.bert(Path("RadBERT"))
+    Path("overlay.json").write_text(overlay, encoding="utf-8")
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "bundles" / "valdmd" / "configs" / "train.json"), "overlay.json"])
+    parser.update({"bundle_root": str(ROOT / "bundles" / "valdmd"), "device": "cpu"})
+    prepare, network, space = (parser.get_parsed_content(name) for name in ("prepare_batch", "network", "space"))
+    assert network.text_encoder is prepare.text_encoder
+    latents = space.encode(torch.zeros(2, 1, 16, 16))  # the training's dataset holds them
+    images, target, _, given = prepare({"image": latents, "caption": ["normal", "covid"]})
+    assert torch.equal(target, given["noise"])
+    network(images, given["timesteps"], given["condition"]).sum().backward()
+    assert network.text_encoder.model.embeddings.word_embeddings.weight.grad.any()
+
+
 def test_no_page_uses_words_of_earlier_versions() -> None:
     for page in [
         ROOT / "README.md",

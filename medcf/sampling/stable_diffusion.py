@@ -65,17 +65,16 @@ class StableDiffusion:
             ValueError: if the text encoder has a projection, for which diffusers has no place.
         """
         path, encoder = Path(folder), self.text_encoder
-        config: Any = encoder.model.config
+        own: Any = encoder.model
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path} exists: give a new folder.")
-        if encoder.num_features != config.hidden_size:
+        if encoder.num_features != own.config.hidden_size:
             raise ValueError(
-                f"The text encoder maps its {config.hidden_size} features to {encoder.num_features}, and "
+                f"The text encoder maps its {own.config.hidden_size} features to {encoder.num_features}, and "
                 "diffusers has no place for that layer: save network.state_dict(), or train a text encoder without."
             )
-        model: Any = copy.copy(encoder.model)
-        tokenizer = copy.deepcopy(encoder.tokenizer)
-        model.config = copy.deepcopy(config)
+        model, tokenizer = copy.copy(own), copy.deepcopy(encoder.tokenizer)
+        model.config = copy.deepcopy(own.config)
         model.config.use_attention_mask = not encoder.keep_padding
         tokenizer.model_max_length = encoder.max_length
         pipeline = _diffusers().StableDiffusionPipeline(
