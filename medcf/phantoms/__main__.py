@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write phantoms to a folder: ``python -m medcf.phantoms fetal_head --out DIR --count N``, ``brain_mri`` or ``chest_xray``."""
+"""Write phantoms to a folder: ``python -m medcf.phantoms fetal_head --out DIR --count N``; also other phantoms."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         "--label",
         type=int,
         choices=(0, 1, 2, 3),
-        help="only one class: 0 non-standard, CN or normal, 1 standard, AD or lung opacity, 2 COVID-19, 3 viral pneumonia",
+        help="only one class: 0 non-standard, CN or normal, 1 standard, AD or opacity, 2 COVID-19, 3 viral pneumonia",
     )
     parser.add_argument("--overlays", action="store_true", help="burn in text and calipers")
     parser.add_argument("--color", action="store_true", help="with --overlays: yellow marks, RGB files")
     parser.add_argument("--seed", type=int, default=0, help="seed of the set (default 0)")
     parser.add_argument(
-        "--truth", action="store_true", help="also write the truth: the same subjects in the other class, chests without disease"
+        "--truth", action="store_true", help="also write the truth: the same subjects in the other class"
     )
     for name, what in {"bias": "bias field", "motion": "motion in mm and degrees", "noise": "noise"}.items():
         parser.add_argument(f"--{name}", type=float, default=0.0, help=f"brains: strength of the {what} (default 0)")

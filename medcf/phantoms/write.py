@@ -19,13 +19,13 @@ def write_phantoms(
     """Write demo phantoms: subjects that no training has seen.
 
     Args:
-        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; chests are normal and sick in
-            turn, as DICOM, PNG and NIfTI files in rotation; others are non-standard planes, as PNG, NIfTI and DICOM.
+        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; chests are radiographs, half of
+            them sick, as DICOM, PNG and NIfTI files in rotation; others are non-standard planes in the same formats.
         out_dir: folder for the images.
         count: number of subjects.
-        truth_dir: folder for their truth, the same subjects in the other class, chests without disease; None writes none.
-        options: options of `medcf.phantoms.write_brain_demo`, `write_chest_demo` or `write_demo`; ``overlays=True`` burns
-            text and calipers into every second plane.
+        truth_dir: folder for their truth, the same subjects in the other class; None writes none.
+        options: options of `medcf.phantoms.write_brain_demo`, ``write_chest_demo`` or `medcf.phantoms.write_demo`;
+            ``overlays=True`` burns text and calipers into every second plane.
 
     Returns:
         One record per case: its row in the truth's table, and ``path`` of the image.

@@ -8,13 +8,14 @@ radiological convention), y down. Lengths are those of an adult, multiplied by t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Array", "ChestShape", "Lung", "Soft", "coverage", "dome_of", "project"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32
 
 
 def coverage(distance: Array, width: float) -> Array:

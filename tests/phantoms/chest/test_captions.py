@@ -12,7 +12,10 @@ from medcf.phantoms import HELD_OUT, ChestState, captions, draw_caption, trainin
 
 STATES = [
     ChestState(),
-    *(ChestState(name, extent=e, severity=s) for name, e, s in product(("covid", "viral_pneumonia"), (0.2, 0.9), (0.4, 0.9))),  # type: ignore[arg-type]
+    *(
+        ChestState(name, extent=e, severity=s)
+        for name, e, s in product(("covid", "viral_pneumonia"), (0.2, 0.9), (0.4, 0.9))
+    ),  # type: ignore[arg-type]
     *(
         ChestState("lung_opacity", side, lobe, extent)  # type: ignore[arg-type]
         for side, lobe, extent in product(("left", "right", "both"), ("upper", "lower", None), (0.2, 0.9))

@@ -17,7 +17,7 @@ from medcf.inference import list_cases
 from medcf.phantoms import ChestDataset, ChestState, draw_chest, write_chest_demo, write_chests
 from medcf.phantoms.__main__ import main
 
-SIZE = (48, 48)
+SIZE = (96, 96)
 
 
 @pytest.fixture(scope="module")
