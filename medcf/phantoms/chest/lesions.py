@@ -36,13 +36,15 @@ def lesion_thickness(state: ChestState, lungs: tuple[Lung, Lung], x: Array, y: A
     Returns:
         mm of air replaced, (H, W) float32; 0 outside the affected lungs.
     """
-    result = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
+    result = np.zeros(x.shape, np.float32)
     for side in state.sides:
         number = int(side == "left")
         key = [0x1E51, subject, state.label, number, (None, "upper", "lower").index(state.lobe)]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-        outward = x if number else -x
-        result += _PATTERNS[state.disease](state, lungs[number], outward, y, rng)
+        part = _extent(lungs[number].share)  # nothing is computed outside the lung
+        lung = Lung(*(values[part] for values in vars(lungs[number]).values()))
+        outward = x[part] if number else -x[part]
+        result[part] += _PATTERNS[state.disease](state, lung, outward, y[part], rng)
     return result
 
 
@@ -91,6 +93,14 @@ _PATTERNS: dict[str, Callable[[ChestState, Lung, Array, Array, np.random.Generat
     "covid": _ground_glass,
     "viral_pneumonia": _interstitial,
 }
+
+
+def _extent(share: Array) -> tuple[slice, slice]:
+    """Return the rows and columns of the lung, or all of them if it is outside the image."""
+    rows, cols = (np.flatnonzero(share.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(None), slice(None)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
 
 
 def _smooth(share: Array) -> Array:
