@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medcf.evaluation.evidence import AbsentError
-from medcf.evaluation.measurement import Figure, Measurement
+from medcf.evaluation.measurement import Measurement
 from medcf.evaluation.table import COLUMNS, TableRow, read_rows
 from medcf.registry import METRICS, load_plugins
 from medcf.runtime.errors import Failure, UnreadableImage
@@ -181,11 +181,7 @@ def _failure(row: TableRow, error: Exception, metric: str = "") -> Failure:
 
 def _figures(made: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
     """Return the figures of those that measured any case."""
-    figures: dict[str, Figure] = {name: each.figure() for name, each in made.items() if () in each.parts}
-    return {
-        name: {"mean": each.value, "interval": [each.low, each.high] if each.count else None, "cases": each.count}
-        for name, each in figures.items()
-    }
+    return {name: each.figure().shown() for name, each in made.items() if () in each.parts}
 
 
 def show_scores(found: Mapping[str, Any]) -> str:
@@ -206,6 +202,9 @@ def show_scores(found: Mapping[str, Any]) -> str:
 
 
 def _shown(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"] or (math.nan, math.nan)
-    interval = f"[{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+    if figure["interval"] is not None:
+        low, high = figure["interval"]
+        interval = f"[{low:.3f}, {high:.3f}]"
+    else:
+        interval = "n too small" if figure["cases"] else ""
     return f"{figure['mean']:>9.3f}  {interval:<18}  {figure['cases']:>5} cases"

@@ -53,7 +53,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
 def table(tmp_path: Path, pairs: list[dict[str, Any]]) -> Path:
     rows = []
     for index, item in enumerate(pairs):
-        row: dict[str, Any] = {"case": item["case"], "subject": index // 2, "scanner": "AB"[index % 2]}
+        row: dict[str, Any] = {"case": item["case"], "subject": index % 5, "scanner": "AB"[index % 2]}
         row |= {"weeks": 20 + index, "flipped": index != 0}
         images = {"input": item["image"], "truth": item["image_true"], "counterfactual": counterfactual(item)}
         images |= {"own": item["image"] + 0.2 * (item["image_true"] - item["image"])}
@@ -76,14 +76,14 @@ def table(tmp_path: Path, pairs: list[dict[str, Any]]) -> Path:
 def test_files_of_all_formats_give_the_figures_of_the_arrays(table: Path, pairs: list[dict[str, Any]]) -> None:
     found = score_table(table, structures={"cavum": 3})
     figures = found["figures"]
-    assert (found["cases"], found["subjects"], found["failures"]) == (COUNT, 3, [])
+    assert (found["cases"], found["subjects"], found["failures"]) == (COUNT, 5, [])
     columns = [torch.stack([item[key] for item in pairs]) for key in ("image", "image_true")]
     pred = torch.stack([counterfactual(item) for item in pairs])
     for name, kind in (("effectiveness", Effectiveness), ("relative_truth_error", RelativeTruthError)):
         metric = kind()
         metric(pred, columns[1], image=columns[0])
         assert figures[name]["mean"] == pytest.approx(metric.aggregate(), abs=0.005), name
-        assert figures[name]["interval"] == pytest.approx(metric.interval(groups=[0, 0, 1, 1, 2, 2]), abs=0.02)
+        assert figures[name]["interval"] == pytest.approx(metric.interval(groups=[0, 1, 2, 3, 4, 0]), abs=0.02)
     assert figures["effectiveness"]["mean"] == pytest.approx(SHARE, abs=0.005)
     assert figures["amplification"]["mean"] == pytest.approx(0, abs=0.03)
     assert figures["class_effectiveness"]["mean"] == pytest.approx(SHARE - 0.2, abs=0.005)
@@ -134,6 +134,16 @@ def test_subgroups_have_their_own_counts_and_quantiles_are_those_of_numbers(tabl
     }
     main([str(table), "--metrics", "effectiveness", "--by", "scanner"])
     assert "scanner = B\neffectiveness" in capsys.readouterr().out
+
+
+def test_few_subjects_get_no_interval_and_the_table_says_so(table: Path, tmp_path: Path, capsys) -> None:
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    write_table(table, [{**row, "subject": number % 4} for number, row in enumerate(rows)])
+    out = tmp_path / "scores.json"
+    main([str(table), "--metrics", "effectiveness", "flipped", "--output", str(out)])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert "n too small" in lines["effectiveness"]
+    assert json.loads(out.read_text())["figures"]["effectiveness"]["interval"] is None
 
 
 def test_volumes_are_compared_on_one_position_and_in_the_units_of_the_input(tmp_path: Path) -> None:
