@@ -82,7 +82,7 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is a fraction of the resamples: use a value between 0 and 1.")
     members = list(np.arange(len(values[0]))[:, None]) if groups is None else group_members(groups)
-    exact = _exact(statistic, values, len(members), confidence)
+    exact = _exact(statistic, values, members, confidence)
     if exact is not None or len(members) < MIN_GROUPS:
         return exact or (math.nan, math.nan)
     options: dict[str, Any] = {"confidence_level": confidence, "n_resamples": num_resamples, "rng": seed}
@@ -100,19 +100,21 @@ def bootstrap_interval(
 
 
 def _exact(
-    statistic: Callable[..., float], values: Sequence[NDArray[Any]], trials: int, confidence: float
+    statistic: Callable[..., float],
+    values: Sequence[NDArray[Any]],
+    members: Sequence[NDArray[np.int64]],
+    confidence: float,
 ) -> tuple[float, float] | None:
-    """Return the interval of Clopper and Pearson; None unless it is a proportion of that many independent trials."""
-    cases = values[0]
-    if statistic is not np.mean or len(values) > 1 or cases.ndim > 1:
+    """Return the interval of Clopper and Pearson with the groups as trials; None unless it is such a proportion."""
+    if statistic is not np.mean or len(values) > 1 or values[0].ndim > 1:
         return None
-    if cases.dtype != bool and set(cases.tolist()) != {0.0, 1.0}:
-        return None
-    if trials != len(cases) and not (cases == cases[0]).all():
-        return None
-    hits = int(cases.sum()) if trials == len(cases) else int(cases[0]) * trials
-    found = binomtest(hits, trials).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    cases = values[0].astype(float)
+    proportion = values[0].dtype == bool or set(cases.tolist()) == {0.0, 1.0}
+    if proportion and (len(members) == len(cases) or (cases == cases[0]).all()):
+        hits = int(cases.sum()) if len(members) == len(cases) else int(cases[0]) * len(members)
+        found = binomtest(hits, len(members)).proportion_ci(confidence, method="exact")
+        return float(found.low), float(found.high)
+    return None
 
 
 def _ratio_of_sums(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
