@@ -119,3 +119,11 @@ def test_every_column_of_the_scores_is_explained(tmp_path: Path, bundle: str, op
     several = {"num_seeds", "seeds_flipped", "confidence_expected", "mean_expected_difference", "mean_spread"}
     assert several.issubset(columns) == ("seeds" in options)
     assert several.issubset(explained)
+
+
+def test_no_generated_section_of_a_page_is_empty() -> None:
+    marked = re.compile(r"<!-- ([\w.-]+): begin -->(.*?)<!-- \1: end -->", re.DOTALL)
+    pages = {page: page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/**/*.md"))}
+    found = [(page, part) for page, text in pages.items() for part in marked.finditer(text)]
+    assert len(found) > 10  # the pages still mark their sections this way
+    assert [f"{page.relative_to(ROOT)}: {part[1]}" for page, part in found if not part[2].strip()] == []

@@ -118,22 +118,26 @@ def read_table(
     return rows
 
 
-def read_records(table: Path) -> list[dict[str, Any]]:
+def read_records(table: Path, kind: str = "datalist") -> list[dict[str, Any]]:
     """Read the rows of a CSV or JSON table that hold anything.
+
+    Args:
+        table: the file.
+        kind: what errors call it.
 
     Raises:
         FileNotFoundError: if the table does not exist.
         ValueError: if it cannot be parsed or is empty.
     """
     if not table.is_file():
-        raise FileNotFoundError(f"datalist {str(table)!r} does not exist: give a CSV or JSON file")
+        raise FileNotFoundError(f"{kind} {str(table)!r} does not exist: give a CSV or JSON file")
     try:
-        records = _json_records(table) if table.suffix.lower() == ".json" else _csv_records(table)
+        records = _json_records(table, kind) if table.suffix.lower() == ".json" else _csv_records(table)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"datalist {table.name!r} cannot be parsed ({error}): give CSV or JSON in UTF-8") from error
+        raise ValueError(f"{kind} {table.name!r} cannot be parsed ({error}): give CSV or JSON in UTF-8") from error
     records = [record for record in records if _filled(record)]
     if not records:
-        raise ValueError(f"datalist {table.name!r} has no rows: list at least one file")
+        raise ValueError(f"{kind} {table.name!r} has no rows: list at least one file")
     return records
 
 
@@ -148,7 +152,7 @@ def _csv_records(table: Path) -> list[dict[str, Any]]:
         return [dict(record) for record in reader]
 
 
-def _json_records(table: Path) -> list[dict[str, Any]]:
+def _json_records(table: Path, kind: str) -> list[dict[str, Any]]:
     content = json.loads(table.read_text(encoding="utf-8-sig"))
     if isinstance(content, Mapping):
         parts = {name: part for name, part in content.items() if isinstance(part, list)}
@@ -158,7 +162,7 @@ def _json_records(table: Path) -> list[dict[str, Any]]:
             for item in part
         ]
     if not isinstance(content, list):
-        raise ValueError(f"datalist {table.name!r} must hold a list of objects, or an object of such lists")
+        raise ValueError(f"{kind} {table.name!r} must hold a list of objects, or an object of such lists")
     return [dict(item) if isinstance(item, Mapping) else {"file": item} for item in content]
 
 

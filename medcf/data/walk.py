@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medcf.data.nifti import header_of_pair
 from medcf.runtime.errors import Failure
-from medcf.runtime.owned import DEMO_FOLDER, RECORD, is_ours
+from medcf.runtime.owned import DEMO_FOLDER, DEMO_TRUTH, RECORD, is_ours
 
 __all__ = ["walk_files"]
 
@@ -40,7 +40,8 @@ def walk_files(root: Path, exclude: Sequence[str | PathLike[str]] = ()) -> tuple
     Raises:
         ValueError: if the folder itself holds the results of a run.
     """
-    if is_ours(root / "manifest.json") or ((root / RECORD).is_file() and root.name != DEMO_FOLDER):
+    demo = root.name in (DEMO_FOLDER, DEMO_TRUTH)
+    if is_ours(root / "manifest.json") or ((root / RECORD).is_file() and not demo):
         raise ValueError(f"dataset_dir {str(root)!r} holds output of medcf: give the folder with the images instead")
     unwanted = {os.path.realpath(path) for path in exclude}
     failures: list[Failure] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score a table of counterfactuals, whoever made them: ``python -m medcf.evaluation TABLE.csv``."""
+"""Score a table of anybody's counterfactuals, or the results folder of a run: ``python -m medcf.evaluation TABLE``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             bins=options.bins,
             structures=dict(options.structures),
             dataset_dir=options.dataset_dir,
+            truth=options.truth,
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -44,15 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _structure(text: str) -> tuple[str, int]:
-    """Take NAME=LABEL apart; argparse reports its ValueError."""
+    """Take NAME=LABEL apart."""
     name, _, label = text.partition("=")
+    if not name or not label.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} names no label: write NAME=LABEL, such as cavum=3")
     return name, int(label)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m medcf.evaluation", description=__doc__)
     parser.add_argument(
-        "table", type=Path, help="CSV or JSON with the columns input and counterfactual; see docs/metrics.md"
+        "table",
+        type=Path,
+        help="CSV or JSON with the columns input and counterfactual, or a run's output_dir; see docs/metrics.md",
     )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="default: all that the columns allow")
     parser.add_argument(
@@ -63,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--structures", nargs="+", type=_structure, default=[], metavar="NAME=LABEL", help="labels in the segmentations"
     )
     parser.add_argument("--dataset_dir", type=Path, help="folder to which paths are relative (default: the table's)")
+    parser.add_argument("--truth", type=Path, metavar="DIR", help="true images of a run's cases, named like the inputs")
     parser.add_argument("--output", type=Path, help="JSON file for figures, failures and the values of every case")
     return parser
 

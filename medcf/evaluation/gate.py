@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from medcf.evaluation.gaussian_bound import GaussianBound
 from medcf.evaluation.judges import Judge, load_judges
 from medcf.evaluation.run import finite
+from medcf.evaluation.verdict import denoising_row, report, share_row, verdict
 from medcf.networks import Condition, Denoiser
 from medcf.runtime.atomic import write_json
 from medcf.runtime.performance import accelerate
@@ -104,8 +104,9 @@ class Gate:
         """Measure, print the table and the verdict, and write the figures.
 
         Returns:
-            ``passed``, ``failures`` and ``skipped`` (sentences), ``denoising`` (one entry per noise level), ``samples``
-            (per judge, one entry per class), and the numbers of images.
+            ``passed``, ``verdict``, ``failures``, ``weak`` and ``skipped`` (sentences, see `medcf.evaluation.verdict`),
+            ``denoising`` (one entry per noise level), ``samples`` (per judge, one entry per class), and the numbers of
+            images and samples.
 
         Raises:
             FileNotFoundError: if the denoiser's weights do not exist.
@@ -124,39 +125,15 @@ class Gate:
             "images": len(images),
             "training_images": bound.num_images,
             "components": len(bound.variances),
+            "samples_per_class": self.num_samples,
             "denoising": self._denoising(network, self._encoded(images).to(self.device), bound.to(self.device)),
         }
         figures["samples"], figures["skipped"] = self._samples(network, images[0].to(self.device))
-        figures["failures"] = _failures(figures)
-        figures["passed"] = not figures["failures"]
+        figures |= verdict(figures, len(self.held_out), self.num_images)
         figures["seconds"] = round(time.perf_counter() - start, 1)
         write_json(Path(self.path), finite(figures))
-        sys.stdout.write(self.table(figures))
+        sys.stdout.write(report(figures, f"guidance scale {self.guidance_scale:g}, {self._steps} steps"))
         return figures
-
-    def table(self, figures: Figures) -> str:
-        """Return the printed report on the figures of `run`."""
-        lines = [
-            f"Gate of {figures['weights'] or 'the network'}: {figures['images']} held-out images, Gaussian bound from "
-            f"{figures['components']} components of {figures['training_images']} training images",
-            f"{'t':>6} {'x0 error':>10} {'bound':>10} {'ratio':>8} {'limit':>8}",
-        ]
-        for row in figures["denoising"]:
-            numbers = f"{row['t']:>6} {row['error']:>10.4f} {row['bound']:>10.4f} {row['ratio']:>8.3f}"
-            lines.append(f"{numbers} {row['limit']:>8.2f}  {_word(row)}")
-        if figures["samples"]:
-            lines.append(
-                f"Share of {self.num_samples} samples per class that are recognized (guidance scale "
-                f"{self.guidance_scale:g}, {self._steps} steps)"
-            )
-        for judge, rows in figures["samples"].items():
-            lines += [
-                f"  {judge}, {row['class']}: {row['share']:.2f}, at least {row['aim']:.2f}  {_word(row)}"
-                for row in rows
-            ]
-        lines += figures["skipped"]
-        lines.append("FAIL: " + "; ".join(figures["failures"]) if figures["failures"] else "PASS")
-        return "\n".join(lines) + "\n"
 
     @property
     def _steps(self) -> int:
@@ -194,7 +171,7 @@ class Gate:
         denoiser = Denoiser(network, self.scheduler, () if unknown else self._null(network))
         rows = []
         for t, limit in self._timesteps().items():
-            squares = {"error": 0.0, "bound": 0.0}
+            errors: dict[str, list[Tensor]] = {"error": [], "bound": []}
             for ids in torch.arange(len(images)).split(self.batch_size):
                 clean = images[ids]
                 generators = make_generators(self.seed, ids.tolist(), self.device, ("gate", t))
@@ -204,10 +181,10 @@ class Gate:
                     "bound": bound(noisy, self.scheduler.alpha_bar(t)),
                 }
                 for name, predicted in predictions.items():
-                    squares[name] += float(((self._clipped(predicted) - clean) ** 2).double().sum())
-            errors = {name: value / images.numel() for name, value in squares.items()}
-            ratio = errors["error"] / errors["bound"] if errors["bound"] else math.inf
-            rows.append({"t": t, **errors, "ratio": ratio, "limit": limit, "passed": ratio <= limit})
+                    squares = (self._clipped(predicted) - clean) ** 2
+                    errors[name].append(squares.double().flatten(1).mean(1).cpu())
+            network_errors, bound_errors = (torch.cat(each).numpy() for each in errors.values())
+            rows.append(denoising_row(t, network_errors, bound_errors, limit))
         return rows
 
     def _samples(self, network: nn.Module, like: Tensor) -> tuple[dict[str, list[Figures]], list[str]]:
@@ -227,8 +204,7 @@ class Gate:
                 for judge, recognize in judges.items():
                     hits[judge] += int((recognize(samples) == label).sum())
             for judge, count in hits.items():
-                share = count / self.num_samples
-                found[judge].append({"class": name, "share": share, "aim": aim, "passed": share >= aim})
+                found[judge].append(share_row(name, count, self.num_samples, aim))
         return found, skipped
 
     @torch.no_grad()
@@ -300,19 +276,3 @@ def _images(dataset: Any, count: int) -> Tensor:
 
 def _has_no_classes(network: nn.Module) -> bool:
     return getattr(network, "num_class_embeds", None) is None
-
-
-def _word(row: Mapping[str, Any]) -> str:
-    return "pass" if row["passed"] else "FAIL"
-
-
-def _failures(figures: Figures) -> list[str]:
-    """Say in words which limits were missed."""
-    steps = ", ".join(str(row["t"]) for row in figures["denoising"] if not row["passed"])
-    failures = [f"the x0 error is above its limit at t = {steps}"] if steps else []
-    return failures + [
-        f"{judge} recognizes {row['share']:.2f} of the {row['class']} samples, less than {row['aim']:.2f}"
-        for judge, rows in figures["samples"].items()
-        for row in rows
-        if not row["passed"]
-    ]

@@ -30,7 +30,7 @@ class Figure:
 
     Attributes:
         value: the figure; NaN if no case counts.
-        low: lower end of its 95 % interval; NaN if there is none.
+        low: lower end of its 95 % interval; NaN if there is none, as with fewer than five subjects.
         high: upper end.
         count: number of cases that count.
     """
@@ -39,6 +39,11 @@ class Figure:
     low: float = float("nan")
     high: float = float("nan")
     count: int = 0
+
+    def shown(self) -> dict[str, Any]:
+        """Return JSON values: ``mean``, ``interval`` (None if there is none) and ``cases``."""
+        interval = [self.low, self.high] if math.isfinite(self.low) and math.isfinite(self.high) else None
+        return {"mean": self.value, "interval": interval, "cases": self.count}
 
 
 class Measurement:
@@ -163,9 +168,7 @@ class Measurement:
         metric, subjects, _ = self.parts[path]
         if not self.interval:
             return _plain(_read(metric, self.read)) if subjects else None
-        figure = self.figure(path)
-        interval = [figure.low, figure.high] if figure.count else None
-        return {"mean": figure.value, "interval": interval, "cases": figure.count}
+        return self.figure(path).shown()
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns that the metric adds to the table of cases."""

@@ -159,7 +159,9 @@ def run_evaluation(
 
 
 def refuse_foreign(file: Path, remedy: str) -> None:
-    """Refuse to replace a file that no evaluation wrote."""
+    """Refuse to replace a file that no evaluation wrote, or a folder."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder: {remedy}.")
     if file.exists() and '"per_case"' not in file.read_text(encoding="utf-8", errors="replace"):
         raise FileExistsError(f"{file} was not written by medcf: {remedy}.")
 

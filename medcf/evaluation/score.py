@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from medcf.evaluation.evidence import AbsentError
-from medcf.evaluation.measurement import Figure, Measurement
+from medcf.evaluation.measurement import Measurement
+from medcf.evaluation.results import read_results
 from medcf.evaluation.table import COLUMNS, TableRow, read_rows
 from medcf.registry import METRICS, load_plugins
 from medcf.runtime.errors import Failure, UnreadableImage
@@ -56,30 +57,34 @@ def score_table(
     bins: int = 3,
     structures: Mapping[str, int] | None = None,
     dataset_dir: str | Path | None = None,
+    truth: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure every row of a table; a row that cannot be read is one failure, and the others go on.
+    """Measure every row of a table; a row that cannot be read or measured is one failure, and the others go on.
 
     Args:
         table: CSV or JSON with the columns ``input`` and ``counterfactual``, and any of ``truth``, ``own`` (the result
             toward the input's own class), ``segmentation_input``, ``segmentation_counterfactual``,
             ``segmentation_truth``, ``organ`` (a mask), ``subject``, ``case``, ``flipped``, ``confirmed``, or
             ``target``, ``class_input`` and ``class_counterfactual``. Images may have any format that `medcf.read`
-            takes.
+            takes. Or the results folder of a run, see `medcf.evaluation.results.read_results`.
         metrics: figures of `table_metrics`, or names of metrics; None takes all that the columns allow.
         by: columns by which to divide the cases; numbers with many values become ``bins`` quantiles.
         bins: number of quantiles.
         structures: label of each structure in the segmentations, by name.
         dataset_dir: folder to which paths are relative; None takes that of the table.
+        truth: of a results folder, the folder with the true images.
 
     Returns:
-        ``cases`` and ``subjects``; ``figures``, each with ``mean``, ``interval`` and ``cases``; ``by`` column and group
-        the same; ``failures``; and ``per_case``, a list of rows.
+        ``cases`` and ``subjects``; ``figures``, each with ``mean``, ``interval`` (None with fewer than five subjects,
+        except of shares) and ``cases``; ``by`` column and group the same; ``left_out``, the cases of a run that were
+        already of the target class; ``failures``; and ``per_case``, a list of rows.
 
     Raises:
         FileNotFoundError: if the table does not exist.
         ValueError: if it cannot be parsed, or a metric or column is unknown, or no row can provide what a metric needs.
     """
-    rows, structures = read_rows(table, dataset_dir), structures or {}
+    structures = structures or {}
+    rows, left_out = _rows(table, dataset_dir, truth)
     known = dict.fromkeys(key for row in rows for key in row.cells)
     if unknown := [name for name in by if name not in known]:
         raise ValueError(f"The table has no column {unknown[0]!r}; its columns are {', '.join(known)}.")
@@ -94,7 +99,7 @@ def score_table(
     for index, row in enumerate(rows):
         try:
             cases = row.evidence(structures)
-        except (UnreadableImage, ValueError, OSError) as error:
+        except Exception as error:
             failures.append({"row": row.number, **vars(_failure(row, error))})
             continue
         line: dict[str, Any] = {"case": row.case, "subject": row.subject}
@@ -106,7 +111,7 @@ def score_table(
                     made.setdefault(heading, Measurement(heading, entry)).update(cases)
             except AbsentError as error:
                 absent[heading] = str(error)
-            except ValueError as error:
+            except Exception as error:
                 failures.append({"row": row.number, **vars(_failure(row, error, heading))})
             else:
                 line[heading] = float(parts["", ""][heading].parts[()][0].per_case()[-1])
@@ -120,9 +125,23 @@ def score_table(
         "by": {
             name: {group: found.get((name, group), {}) for group in _ordered(labels)} for name, labels in groups.items()
         },
+        "left_out": left_out,
         "failures": failures,
         "per_case": per_case,
     }
+
+
+def _rows(
+    table: str | Path, dataset_dir: str | Path | None, truth: str | Path | None
+) -> tuple[list[TableRow], list[str]]:
+    """Read the rows of a table, or of a results folder with the cases that it leaves out."""
+    if Path(table).is_dir():
+        if dataset_dir is not None:
+            raise ValueError("a results folder holds its own images: leave out dataset_dir")
+        return read_results(table, truth)
+    if truth is not None:
+        raise ValueError("truth goes with a results folder: give a table a column 'truth' instead")
+    return read_rows(table, dataset_dir), []
 
 
 def _chosen(metrics: Sequence[str] | None, structures: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -176,16 +195,16 @@ def _number(text: str | None) -> float:
 def _failure(row: TableRow, error: Exception, metric: str = "") -> Failure:
     if isinstance(error, UnreadableImage):
         return Failure.of(error)
-    return Failure(row.case, "measure" if metric else "read", f"{metric}: {error}" if metric else str(error), "")
+    reason = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+    if not metric:
+        return Failure(row.case, "read", reason, "")
+    remedy = "" if isinstance(error, ValueError) else "Check its images, or name the other figures with --metrics."
+    return Failure(row.case, "measure", f"{metric}: {reason}", remedy)
 
 
 def _figures(made: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
     """Return the figures of those that measured any case."""
-    figures: dict[str, Figure] = {name: each.figure() for name, each in made.items() if () in each.parts}
-    return {
-        name: {"mean": each.value, "interval": [each.low, each.high] if each.count else None, "cases": each.count}
-        for name, each in figures.items()
-    }
+    return {name: each.figure().shown() for name, each in made.items() if () in each.parts}
 
 
 def show_scores(found: Mapping[str, Any]) -> str:
@@ -197,6 +216,8 @@ def show_scores(found: Mapping[str, Any]) -> str:
         for group, figures in groups.items():
             lines += ["", f"{column} = {group}"]
             lines += [f"{name:<{width}}  {_shown(figure)}" for name, figure in figures.items()]
+    if found["left_out"]:
+        lines += ["", f"left out, already of the target class: {len(found['left_out'])}"]
     if found["failures"]:
         lines += ["", f"failures: {len(found['failures'])}"]
     for each in found["failures"]:
@@ -206,6 +227,9 @@ def show_scores(found: Mapping[str, Any]) -> str:
 
 
 def _shown(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"] or (math.nan, math.nan)
-    interval = f"[{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+    if figure["interval"] is not None:
+        low, high = figure["interval"]
+        interval = f"[{low:.3f}, {high:.3f}]"
+    else:
+        interval = "n too small" if figure["cases"] else ""
     return f"{figure['mean']:>9.3f}  {interval:<18}  {figure['cases']:>5} cases"

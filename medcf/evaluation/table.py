@@ -21,7 +21,7 @@ from medcf.evaluation.evidence import AbsentError, Evidence
 from medcf.metrics.structures import StructureDice
 from medcf.runtime.errors import UnreadableImage
 
-__all__ = ["COLUMNS", "TableRow", "read_rows"]
+__all__ = ["COLUMNS", "TableRow", "read_cells", "read_rows"]
 
 #: Columns of the table with images, label maps, and Booleans, and the evidence that they become.
 IMAGES = {"input": "image", "counterfactual": "pred", "truth": "image_true", "own": "own", "again": "again"}
@@ -47,11 +47,13 @@ class TableRow:
         number: its number, from 1.
         cells: its filled cells, as text.
         root: folder to which its paths are relative.
+        problem: why it cannot be measured, with a remedy; empty if it can.
     """
 
     number: int
     cells: Mapping[str, str]
     root: Path
+    problem: str = ""
 
     @property
     def case(self) -> str:
@@ -77,8 +79,11 @@ class TableRow:
 
         Raises:
             UnreadableImage: if a file cannot be read, or is on another grid than the input.
-            ValueError: if a required cell is empty, or a cell that should be true or false is neither.
+            ValueError: if it has a problem, a required cell is empty, or a cell that should be true or false is
+                neither.
         """
+        if self.problem:
+            raise ValueError(self.problem)
         for name in _REQUIRED:
             if name not in self.cells:
                 raise ValueError(f"the column {name!r} is empty: name the file")
@@ -116,8 +121,8 @@ def read_rows(table: str | Path, dataset_dir: str | Path | None = None) -> list[
         ValueError: if it cannot be parsed, is empty, or lacks the columns ``input`` and ``counterfactual``.
     """
     path = Path(table)
-    records = read_records(path)
-    known = dict.fromkeys(str(name) for record in records for name in record if name)
+    cells = read_cells(path)
+    known = dict.fromkeys(name for each in cells for name in each)
     lacking = [name for name in _REQUIRED if name not in known]
     if lacking:
         raise ValueError(
@@ -125,9 +130,24 @@ def read_rows(table: str | Path, dataset_dir: str | Path | None = None) -> list[
             f"{', '.join(known)}): name the columns with the images {' and '.join(map(repr, _REQUIRED))}"
         )
     root = path.parent if dataset_dir is None else Path(dataset_dir)
-    cells = [{str(k): str(v).strip() for k, v in each.items() if k and v is not None} for each in records]
     filled = [{key: value for key, value in each.items() if value} for each in cells]
     return [TableRow(number, each, root) for number, each in enumerate(filled, start=1)]
+
+
+def read_cells(table: Path) -> list[dict[str, str]]:
+    """Read the rows of a table as text, with every column that they have.
+
+    Raises:
+        OSError: if the table does not exist, or cannot be opened.
+        ValueError: if it cannot be parsed or is empty.
+    """
+    try:
+        records = read_records(table, "table")
+    except PermissionError as error:
+        raise PermissionError(
+            f"table {str(table)!r} cannot be opened ({error.strerror}): allow it to be read"
+        ) from error
+    return [{str(k): str(v).strip() for k, v in each.items() if k and v is not None} for each in records]
 
 
 def _expect_grid(path: Path, image: MetaTensor, reference: MetaTensor) -> None:

@@ -16,14 +16,21 @@ from medcf.data.case import file_name
 from medcf.phantoms import write_phantoms
 from medcf.runtime.errors import Failure
 from medcf.runtime.manifest import MANIFEST
-from medcf.runtime.owned import DEMO_FOLDER, RECORD, check_output_dir, fill_folder, is_ours, remove_files, written_files
+from medcf.runtime.owned import (
+    DEMO_FOLDER,
+    DEMO_TRUTH,
+    RECORD,
+    check_output_dir,
+    fill_folder,
+    is_ours,
+    remove_files,
+    written_files,
+)
 from medcf.runtime.ranks import run_on_main
 
-__all__ = ["DEMO_TRUTH", "CaseList", "list_cases"]
+__all__ = ["CaseList", "list_cases"]
 
 logger = logging.getLogger(__name__)
-
-DEMO_TRUTH = "demo_truth"
 
 
 @dataclass(frozen=True)

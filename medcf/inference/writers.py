@@ -20,6 +20,7 @@ __all__ = ["NiftiWriter", "create_writers", "to_nifti"]
 
 DESCRIPTION = b"SYNTHETIC counterfactual (medcf)"  # the header field holds 80 bytes
 UNCHANGED = b"input returned unchanged (medcf)"
+ORIGINAL = b"input after preprocessing (medcf)"
 
 _GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -28,15 +29,17 @@ _GEOMETRY = (
 
 
 class NiftiWriter:
-    """Write ``counterfactual``, ``difference`` and ``trajectory``, each as ``.nii.gz`` in the input's geometry.
+    """Write ``original``, ``counterfactual``, ``difference``, ``trajectory`` as ``.nii.gz`` in the input's geometry.
 
+    ``original`` is the input as preprocessing left it, without burned-in text: what to compare ``counterfactual`` with,
+    because ``counterfactual`` minus ``difference`` is not exactly that where gray values were clipped. ``original``,
     ``counterfactual`` and ``trajectory`` hold the intensities as read: 0 black and 1 white for a picture, a volume's
     own units; ``difference`` is signed, in fractions of the full intensity range. With several seeds, their mean is
-    ``expected``, its difference ``expected_difference``, and their standard deviation ``spread``. All are float32 and
-    say SYNTHETIC in the header's ``descrip``, or that the input was returned unchanged. A volume with a mask also gets
-    ``saliency``, the magnitude of the difference within the mask and 0 outside (ControlCG, section 2), and ``mask``. A
-    bundle with a map of findings writes ``attribution``, whose header says which image is subtracted from which, and
-    ``organ``.
+    ``expected``, its difference ``expected_difference``, and their standard deviation ``spread``. All are float32. All
+    but ``original`` say SYNTHETIC in the header's ``descrip``, or that the input was returned unchanged. A volume with
+    a mask also gets ``saliency``, the magnitude of the difference within the mask and 0 outside (ControlCG, section 2),
+    and ``mask``. A bundle with a map of findings writes ``attribution``, whose header says which image is subtracted
+    from which, and ``organ``.
 
     Args:
         trajectory: whether to write the trajectory; None does so only for pictures, whose methods have one.
@@ -48,9 +51,10 @@ class NiftiWriter:
     def __call__(self, result: CaseResult, folder: Path) -> None:
         """Write the images of ``result`` to ``folder``."""
 
-        def write(name: str, image: NDArray[np.floating]) -> None:
-            nib.save(to_nifti(image, result), folder / f"{name}.nii.gz")
+        def write(name: str, image: NDArray[np.floating], description: bytes | None = None) -> None:
+            nib.save(to_nifti(image, result, description), folder / f"{name}.nii.gz")
 
+        write("original", result.original, ORIGINAL)
         write("counterfactual", result.counterfactual)
         write("difference", result.difference)
         for name in ("expected", "expected_difference", "spread"):
@@ -75,7 +79,7 @@ class NiftiWriter:
             write("trajectory", np.moveaxis(result.trajectory, 0, -1))
 
 
-def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image:
+def to_nifti(image: NDArray[np.floating], result: CaseResult, description: bytes | None = None) -> nib.Nifti1Image:
     """Convert an image to the shape and geometry in which its input was stored.
 
     A NIfTI input's own shape, affine and header fields are restored exactly. Other formats keep their axes, columns
@@ -84,6 +88,7 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
     Args:
         image: (*spatial), or (*spatial, T).
         result: the case, for its affine and its input file.
+        description: the header's ``descrip``, at most 80 bytes; None says whether the case is synthetic.
 
     Returns:
         Image of shape (X, Y, 1), (X, Y, Z) or, for a NIfTI input, of that file's shape; T, if any, is the fourth axis.
@@ -109,11 +114,13 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult) -> nib.Nifti1Image
             stored.set_qform(result.affine, code=1)
             stored.set_sform(result.affine, code=1)
         stored.header.set_xyzt_units("mm" if result.spacing else 0)
-    stored.header["descrip"] = DESCRIPTION if result.synthetic else UNCHANGED
+    stored.header["descrip"] = description or (DESCRIPTION if result.synthetic else UNCHANGED)
     return stored
 
 
-WRITERS.add("nifti", "Counterfactual, difference and trajectory as NIfTI in the input's geometry", NiftiWriter)
+WRITERS.add(
+    "nifti", "Original, counterfactual, difference and trajectory as NIfTI in the input's geometry", NiftiWriter
+)
 WRITERS.add("panel", "One picture per case: input, counterfactual, difference", PanelWriter)
 
 

@@ -93,7 +93,7 @@ class CaseMetric(CumulativeIterationMetric):
             seed: seed for the resampling.
 
         Returns:
-            Lower and upper ends; NaN if no case counts.
+            Lower and upper ends; NaN if no case counts, or if fewer than five groups do and it is not a share.
 
         Raises:
             ValueError: if groups and cases differ in length.

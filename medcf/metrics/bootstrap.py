@@ -12,9 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap
 
-__all__ = ["bootstrap_interval", "group_members", "groups_of_entered", "half_sampled_indices", "interval_of_entered"]
+__all__ = [
+    "MIN_GROUPS",
+    "bootstrap_interval",
+    "group_members",
+    "groups_of_entered",
+    "half_sampled_indices",
+    "interval_of_entered",
+]
 
 Groups = Sequence[Hashable] | NDArray[Any]
+#: Fewest groups that are resampled: n groups have only (2n - 1)! / (n! (n - 1)!) different resamples, 35 for four, and
+#: their spread says little about that of the population.
+MIN_GROUPS = 5
 
 
 def group_members(groups: Groups) -> list[NDArray[np.int64]]:
@@ -39,10 +49,11 @@ def bootstrap_interval(
     """Confidence interval of a statistic over cases or groups of cases.
 
     This is the bias-corrected and accelerated bootstrap (Efron & Tibshirani 1993, chapter 14; `scipy.stats.bootstrap`),
-    with two exceptions. The mean of Booleans, or of zeros and ones that both occur, is a proportion: if every group is
-    one case, or all values agree, the interval is the exact one of Clopper and Pearson (1934) with the groups as
-    trials, so 64 hits of 64 give [0.944, 1]. And if BCa is undefined, because the resamples have no finite value or all
-    the same one, it is the percentile interval of the finite resamples.
+    with three exceptions. The mean of Booleans, or of zeros and ones that both occur, is a proportion: if every group
+    is one case, or all values agree, the interval is the exact one of Clopper and Pearson (1934) with the groups as
+    trials, so 64 hits of 64 give [0.944, 1]. Of anything else there is no interval over fewer than five groups. And if
+    BCa is undefined, because the resamples have no finite value or all the same one, it is the percentile interval of
+    the finite resamples.
 
     Args:
         statistic: function of the arrays, each indexed by the same resampled cases along axis 0; ``np.mean`` of one
@@ -54,7 +65,7 @@ def bootstrap_interval(
         seed: seed for the resampling.
 
     Returns:
-        Lower and upper ends; NaN if no resample gives a finite value.
+        Lower and upper ends; NaN if there are fewer than ``MIN_GROUPS`` groups, or no resample gives a finite value.
 
     Raises:
         ValueError: if arrays differ in length, there is no case, or the confidence is outside (0, 1).
@@ -71,6 +82,9 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is a fraction of the resamples: use a value between 0 and 1.")
     members = list(np.arange(len(values[0]))[:, None]) if groups is None else group_members(groups)
+    exact = _exact(statistic, values, members, confidence)
+    if exact is not None or len(members) < MIN_GROUPS:
+        return exact or (math.nan, math.nan)
     options: dict[str, Any] = {"confidence_level": confidence, "n_resamples": num_resamples, "rng": seed}
     if statistic is not np.mean or len(values) > 1 or values[0].ndim > 1:
 
@@ -80,14 +94,27 @@ def bootstrap_interval(
 
         return _bca((np.arange(len(members)),), of_groups, vectorized=False, **options)
     cases = values[0].astype(float)
-    proportion = values[0].dtype == bool or set(cases.tolist()) == {0.0, 1.0}
-    if proportion and (len(members) == len(cases) or (cases == cases[0]).all()):
-        hits = int(cases.sum()) if len(members) == len(cases) else int(cases[0]) * len(members)
-        exact = binomtest(hits, len(members)).proportion_ci(confidence, method="exact")
-        return float(exact.low), float(exact.high)
     sums = np.array([cases[each].sum() for each in members])
     sizes = np.array([float(len(each)) for each in members])
     return _bca((sums, sizes), _ratio_of_sums, vectorized=True, paired=True, **options)
+
+
+def _exact(
+    statistic: Callable[..., float],
+    values: Sequence[NDArray[Any]],
+    members: Sequence[NDArray[np.int64]],
+    confidence: float,
+) -> tuple[float, float] | None:
+    """Return the interval of Clopper and Pearson with the groups as trials; None unless it is such a proportion."""
+    if statistic is not np.mean or len(values) > 1 or values[0].ndim > 1:
+        return None
+    cases = values[0].astype(float)
+    proportion = values[0].dtype == bool or set(cases.tolist()) == {0.0, 1.0}
+    if proportion and (len(members) == len(cases) or (cases == cases[0]).all()):
+        hits = int(cases.sum()) if len(members) == len(cases) else int(cases[0]) * len(members)
+        found = binomtest(hits, len(members)).proportion_ci(confidence, method="exact")
+        return float(found.low), float(found.high)
+    return None
 
 
 def _ratio_of_sums(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
@@ -98,16 +125,13 @@ def _ratio_of_sums(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: 
 def _bca(data: tuple[NDArray[Any], ...], statistic: Callable[..., Any], **options: Any) -> tuple[float, float]:
     """Return scipy's BCa interval, or if undefined the percentile interval of the finite resamples."""
     confidence = options["confidence_level"]
-    if len(data[0]) == 1:  # scipy needs two; only one resample exists
-        drawn = np.atleast_1d(statistic(*data))
-    else:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # degenerate distributions are handled below
-            found = bootstrap(data, statistic, method="BCa", **options)
-        low, high = found.confidence_interval
-        if math.isfinite(low) and math.isfinite(high):
-            return float(low), float(high)
-        drawn = found.bootstrap_distribution
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # degenerate distributions are handled below
+        found = bootstrap(data, statistic, method="BCa", **options)
+    low, high = found.confidence_interval
+    if math.isfinite(low) and math.isfinite(high):
+        return float(low), float(high)
+    drawn = found.bootstrap_distribution
     finite = drawn[np.isfinite(drawn)]
     if not finite.size:
         return math.nan, math.nan

@@ -29,7 +29,7 @@ class Summary:
     Attributes:
         count: number of cases with a value.
         mean: their mean; NaN if there are none.
-        interval: lower and upper ends of its confidence interval; NaN if there are no cases.
+        interval: lower and upper ends of its confidence interval; NaN with fewer than five subjects, except of shares.
     """
 
     count: int

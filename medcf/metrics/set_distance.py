@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medcf.metrics.base import QUANTITIES, Counts, collected
-from medcf.metrics.bootstrap import group_members, groups_of_entered, half_sampled_indices
+from medcf.metrics.bootstrap import MIN_GROUPS, group_members, groups_of_entered, half_sampled_indices
 
 __all__ = ["SetDistance", "feature_pair", "of_subsets", "pooled_features"]
 
@@ -183,7 +183,7 @@ class SetDistance(CumulativeIterationMetric):
             seed: seed for drawing them.
 
         Returns:
-            Lower and upper ends; NaN with fewer than four groups, or fewer than four images in a fixed reference.
+            Lower and upper ends; NaN with fewer than five groups, or fewer than five images in a fixed reference.
 
         Raises:
             ValueError: if groups and cases differ in length.
@@ -203,7 +203,7 @@ class SetDistance(CumulativeIterationMetric):
         names = groups_of_entered(groups, kept.numpy())
         members = _alone(generated) if names is None else group_members(names)
         others = members if self._paired else _alone(reference)
-        if min(len(members), len(others)) < 4:
+        if min(len(members), len(others)) < MIN_GROUPS:
             logger.warning("%s: %d and %d groups are too few for an interval.", self.name, len(members), len(others))
             return float("nan"), np.empty(0), 1.0
         statistic = self._statistic(generated, reference)

@@ -21,6 +21,7 @@ from medcf.runtime.atomic import replace_file
 
 __all__ = [
     "DEMO_FOLDER",
+    "DEMO_TRUTH",
     "NOTICE",
     "RECORD",
     "check_output_dir",
@@ -35,6 +36,8 @@ __all__ = [
 
 RECORD = ".medcf.json"
 DEMO_FOLDER = "demo_inputs"
+#: The true images of those phantoms.
+DEMO_TRUTH = "demo_truth"
 NOTICE = "SYNTHETIC counterfactual images made by medcf. Not for diagnosis."
 
 

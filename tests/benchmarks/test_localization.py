@@ -97,6 +97,8 @@ def test_the_command_writes_both_files_and_says_how_they_were_made(
     with out.with_suffix(".csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len({row["map"] for row in rows}) * 6 == len(rows)
-    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+    known = [row for row in rows if row["low"] != "nan"]  # two heads are too few for an interval, except of shares
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in known)
+    assert 0 < len(known) < len(rows)
     with pytest.raises(SystemExit):
         localization.main(["--count", "0"])

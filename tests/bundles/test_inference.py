@@ -114,7 +114,8 @@ def test_every_case_has_all_files(job, finished, studies):
     assert len(cases) == 5
     for case in cases:
         files = {path.name for path in (finished / case).iterdir() if not path.name.startswith(".")}
-        assert files == {"counterfactual.nii.gz", "difference.nii.gz", "trajectory.nii.gz", "panel.png", "case.json"}
+        images = {f"{name}.nii.gz" for name in ("original", "counterfactual", "difference", "trajectory")}
+        assert files == {*images, "panel.png", "case.json"}
         assert Image.open(finished / case / "panel.png").width > 1000
     assert {row["format"] for row in job.scores(finished)} == {"raster", "nifti", "dicom"}
     assert any(float(row["overlay_fraction"]) > 0 for row in job.scores(finished))

@@ -145,7 +145,7 @@ def test_a_training_ends_with_its_gate_which_also_runs_alone(tmp_path, cache):
 
     alone = start("check_gate", output_dir=tmp_path / "alone", **{"gate#limits": "{300: 1000.0}", "gate#aims": "[0,0]"})
     again = json.loads((tmp_path / "alone" / "gate.json").read_text())
-    assert alone.splitlines()[-1] == "PASS"
+    assert alone.splitlines()[-1] == again["verdict"] == "PASS (weak: 4 images; use --num_val 64)"
     assert [path.name for path in (tmp_path / "alone").iterdir()] == ["gate.json"]
     assert again["denoising"] == [{**figures["denoising"][2], "limit": 1000.0, "passed": True}]
 

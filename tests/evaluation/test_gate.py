@@ -134,15 +134,18 @@ def test_the_error_is_that_of_the_clipped_prediction(make_gate):
 
 def test_the_verdict_follows_the_limits(make_gate, capsys):
     ratio = {row["t"]: row["ratio"] for row in make_gate(lambda x, *_: 0 * x).run()["denoising"]}
-    gate = make_gate(lambda x, *_: 0 * x, limits={"300": ratio[300] * 1.01, "450": ratio[450] * 1.01})
-    assert gate.run()["passed"]
+    gate = make_gate(lambda x, *_: 0 * x, limits={"300": ratio[300] * 1.5, "450": ratio[450] * 1.5})
+    figures = gate.run()
+    assert (figures["passed"], figures["verdict"], figures["weak"]) == (True, "PASS", [])
     assert capsys.readouterr().out.endswith("\nPASS\n")
-    gate.limits = {"300": ratio[300] * 0.99, "450": ratio[450] * 1.01, "600": 0.0}
+    gate.limits = {"300": ratio[300] * 0.99, "450": ratio[450] * 1.5, "600": 0.0}
     figures = gate.run()
     assert not figures["passed"]
     assert [row["passed"] for row in figures["denoising"]] == [False, True, False]
     printed = capsys.readouterr().out
     assert printed.endswith("\nFAIL: the x0 error is above its limit at t = 300, 600\n")
+    low, high = figures["denoising"][0]["interval"]
+    assert f"{ratio[300]:.3f}   [{low:.3f}, {high:.3f}] " in printed
     assert [line.split()[-1] for line in printed.splitlines()[2:5]] == ["FAIL", "pass", "FAIL"]
     assert json.loads(gate.path.read_text()) == figures
 
@@ -234,8 +237,8 @@ def test_samples_are_recognized_by_those_who_can(class_gate, capsys):
     assert shares(figures, "oracle") == [1.0, 1.0]  # with guidance 2 the brighter class is 0.6
     assert figures["failures"] == ["never recognizes 0.00 of the bright samples, less than 0.60"]
     printed = capsys.readouterr().out
-    assert "Share of 5 samples per class that are recognized (guidance scale 2, 4 steps)" in printed
-    assert "  never, bright: 0.00, at least 0.60  FAIL" in printed
+    assert "Share of 5 samples per class that are recognized, 95 % interval (guidance scale 2, 4 steps)" in printed
+    assert "  never, bright: 0.00 [0.00, 0.52], at least 0.60  FAIL" in printed
     weak = class_gate(judges={"oracle": Judge(Brightness(), threshold=0.55)}, guidance_scale=1.0)
     assert shares(weak.run(), "oracle") == [1.0, 0.0]
 

@@ -74,6 +74,7 @@ def test_the_values_are_the_results(tmp_path):
     images = {path.name.split(".")[0]: nib.load(path).get_fdata() for path in tmp_path.glob("*.nii.gz")}
     np.testing.assert_array_equal(images["counterfactual"], result.counterfactual)
     np.testing.assert_array_equal(images["difference"], result.difference)
+    np.testing.assert_array_equal(images["original"], result.original)
     assert images["saliency"][3, 2, 1] == 0.25
     assert images["saliency"][0, 0, 0] == 0  # outside of the brain
     assert "trajectory" not in images
@@ -113,7 +114,8 @@ def test_a_picture_lies_where_its_input_lies_columns_first(tmp_path, spacing):
     np.testing.assert_allclose(image.affine, affine)
     assert image.header.get_xyzt_units()[0] == ("mm" if spacing else "unknown")
     assert nib.load(tmp_path / "trajectory.nii.gz").shape == (6, 5, 1, 3)
-    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"counterfactual", "difference", "trajectory"}
+    names = {path.name.split(".")[0] for path in tmp_path.iterdir()}
+    assert names == {"original", "counterfactual", "difference", "trajectory"}
 
 
 def test_writers_are_made_by_name_and_mistakes_are_named():

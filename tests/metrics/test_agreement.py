@@ -47,7 +47,15 @@ def test_the_reference_is_about_the_same_cases_as_the_share() -> None:
         input_logits=decide(NSP, NSP, NSP, SP),
     )
     assert (metric.reference().mean, metric.reference().count) == (0.5, 2)  # two flips, one input called target
-    assert metric.reference(groups=["a", "a", "b", "c"]).interval == (0.5, 0.5)
+    for _ in range(4):
+        metric(
+            decide(SP, SP, NSP, SP),
+            decide(NSP, SP, SP, SP),
+            logits=decide(SP, SP, NSP, SP),
+            input_logits=decide(NSP, NSP, NSP, SP),
+        )
+    subjects = [name for batch in range(5) for name in (f"a{batch}", f"a{batch}", f"b{batch}", f"c{batch}")]
+    assert metric.reference(groups=subjects).interval == (0.5, 0.5)  # half of the flips of every subject
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])

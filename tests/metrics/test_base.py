@@ -40,9 +40,17 @@ def test_mean_and_counts_are_of_the_cases_that_entered(metric: Given) -> None:
 
 
 def test_interval_draws_the_cases_that_entered_by_their_own_subjects(metric: Given) -> None:
-    expected = bootstrap_interval(np.mean, [0.0, 1.0, 5.0], groups=["a", "b", "b"])
-    assert metric.interval(groups=["a", "x", "b", "b", "x"]) == expected
-    assert expected != bootstrap_interval(np.mean, [0.0, 1.0, 5.0])
+    metric(torch.tensor([2.0, math.nan, 3.0, 9.0]))
+    entered, subjects = [0.0, 1.0, 5.0, 2.0, 3.0, 9.0], ["a", "b", "b", "c", "d", "e"]
+    expected = bootstrap_interval(np.mean, entered, groups=subjects)
+    assert metric.interval(groups=["a", "x", "b", "b", "x", "c", "y", "d", "e"]) == expected
+    assert expected != bootstrap_interval(np.mean, entered)
+
+
+def test_a_mean_over_four_subjects_has_no_interval_whatever_the_number_of_cases(metric: Given) -> None:
+    metric(torch.arange(20.0))
+    assert all(math.isnan(end) for end in metric.interval(groups=[case % 4 for case in range(25)]))
+    assert all(math.isfinite(end) for end in metric.interval(groups=[case % 5 for case in range(25)]))
 
 
 def test_nobody_entered_is_not_a_number() -> None:

@@ -114,17 +114,17 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_groups_are_drawn_whole_and_repeatedly() -> None:
-    groups = ["b", "a", "b", "c", "a", "b"]
-    assert [members.tolist() for members in group_members(groups)] == [[1, 4], [0, 2, 5], [3]]
+    groups = ["b", "a", "b", "c", "a", "b", "d", "e"]
+    assert [members.tolist() for members in group_members(groups)] == [[1, 4], [0, 2, 5], [3], [6], [7]]
 
     def check(cases: np.ndarray) -> float:
-        counts = np.bincount(cases, minlength=6)
+        counts = np.bincount(cases, minlength=8)
         assert counts[0] == counts[2] == counts[5]
         assert counts[1] == counts[4]
-        assert counts[0] + counts[1] + counts[3] in (3, 2)  # a resample, or one group left out for the acceleration
+        assert counts[[0, 1, 3, 6, 7]].sum() in (5, 4)  # a resample, or one group left out for the acceleration
         return float(counts[0])
 
-    assert bootstrap_interval(check, np.arange(6), groups=groups, num_resamples=50)[1] > 1
+    assert bootstrap_interval(check, np.arange(8), groups=groups, num_resamples=50)[1] > 1
 
 
 def test_half_samples_never_repeat_a_case_and_keep_groups_whole() -> None:
@@ -138,9 +138,21 @@ def test_half_samples_never_repeat_a_case_and_keep_groups_whole() -> None:
 
 
 def test_resamples_without_a_finite_value_are_passed_over() -> None:
-    values = np.array([np.nan, 1.0, 1.0, 1.0])
+    values = np.array([np.nan, 1.0, 1.0, 1.0, 1.0])
     assert bootstrap_interval(np.mean, values) == (1.0, 1.0)
-    assert np.isnan(bootstrap_interval(np.mean, values[:1])).all()
+    assert np.isnan(bootstrap_interval(np.mean, np.full(6, np.nan))).all()
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+def test_four_subjects_have_no_interval_but_the_exact_one_of_a_share(statistic) -> None:
+    values, subjects = np.random.default_rng(8).normal(size=40), np.repeat(np.arange(4), 10)
+    assert np.isnan(bootstrap_interval(statistic, values, groups=subjects)).all()
+    assert np.isnan(bootstrap_interval(statistic, values[:4])).all()
+    assert np.isfinite(bootstrap_interval(statistic, values[:5])).all()
+    assert bootstrap_interval(np.mean, np.ones(4, bool)) == pytest.approx((0.025**0.25, 1.0))
+    assert bootstrap_interval(np.mean, np.ones(40, bool), groups=subjects) == pytest.approx((0.025**0.25, 1.0))
+    # several images of a subject that disagree are no trials
+    assert np.isnan(bootstrap_interval(np.mean, np.arange(40) % 3 == 0, groups=subjects)).all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medcf.metrics import Amplification, ClassEffectiveness, Effectiveness, RelativeTruthError, Sharpness, TruthError
 
-SUBJECTS = [0, 0, 1, 2, 2, 3]
+SUBJECTS = [0, 0, 1, 2, 3, 4]
 
 
 def images(shape: tuple[int, ...] = (6, 1, 16, 20), count: int = 4) -> list[Tensor]:

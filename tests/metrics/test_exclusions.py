@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
 
+from medcf.metrics.bootstrap import bootstrap_interval
 from medcf.metrics.exclusions import ExclusionMetric, calls_target, check_logits, summarize
 
 
@@ -49,11 +51,13 @@ def test_aggregating_before_any_case_says_so() -> None:
 
 def test_the_interval_resamples_subjects_and_forgets_those_left_out() -> None:
     metric = Halves()
-    metric(torch.tensor([2.0, 2.0, 2.0, -5.0, 4.0, 4.0, 4.0]))
-    subjects = ["a", "a", "a", "b", "c", "c", "c"]
-    assert metric.interval(groups=subjects) == (1.0, 2.0)  # two subjects: a draw may hold one of them alone
-    low, high = metric.interval()
-    assert 1.0 < low < 1.5 < high < 2.0 or (low, high) == (1.0, 2.0)
+    values, subjects = [2.0] * 9 + [-5.0] + [4.0] * 9, [*"aaabbbccc", "x", *"dddeeefff"]
+    metric(torch.tensor(values))
+    low, high = metric.interval(groups=subjects)
+    kept = [name for name in subjects if name != "x"]
+    assert (low, high) == bootstrap_interval(np.mean, [1.0] * 9 + [2.0] * 9, groups=kept)
+    alone = metric.interval()
+    assert low < alone[0] < 1.5 < alone[1] < high  # six subjects tell less than 18 cases would
     with pytest.raises(ValueError, match="has 2 cases"):
         metric.interval(groups=["a", "b"])
 

@@ -28,10 +28,10 @@ def test_an_input_at_the_threshold_counts_as_good() -> None:
 
 
 def test_the_unchanged_input_gains_nothing_and_a_ruined_one_loses() -> None:
-    quality = torch.tensor([0.1, 0.3, 0.45])
+    quality = torch.tensor([0.1, 0.3, 0.45, 0.2, 0.4])
     same, ruined = MeanQualityDifference(), MeanQualityDifference()
     same(quality, quality)
-    ruined(torch.zeros(3), quality)
+    ruined(torch.zeros(5), quality)
     assert same.aggregate() == 0
     assert ruined.aggregate() == pytest.approx(-quality.mean().item())
     assert ruined.interval()[1] < 0
@@ -78,7 +78,7 @@ def test_structures_are_told_apart_where_their_mean_hides_them() -> None:
     before = torch.tensor([[0.5, 0.5, 0.1], [0.5, 0.25, 0.9]])
     after = torch.tensor([[1.0, 0.0, 0.2], [1.0, 0.0, 0.8]])
     metric = StructureQualityDifference({"FP": 0, "CSP": 1})
-    metric(after, before)
+    metric(after.repeat(3, 1), before.repeat(3, 1))
     rows = metric.by_structure()
     assert (rows["FP"].mean, rows["CSP"].mean) == (0.5, -0.375)
     assert metric.aggregate() == pytest.approx(0.0625)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -179,9 +180,10 @@ def test_nothing_follows_a_constant_whose_mean_is_rounded(changes, value, count)
 
 
 def test_resamples_of_one_subject_alone_do_not_enter_the_interval():
-    found, true = torch.tensor([[0.07, 0.21, 0.33], [0.1, 0.7, 0.3]], dtype=torch.float64)
-    ends = filled(found, true).interval_of("slope")  # each ninth resample holds one case three times
-    slopes = [(found[i] - found[j]) / (true[i] - true[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    found = torch.tensor([0.07, 0.21, 0.33, 0.2, 0.1], dtype=torch.float64)
+    true = torch.tensor([0.1, 0.7, 0.3, 0.5, 0.2], dtype=torch.float64)
+    ends = filled(found, true).interval_of("slope", num_resamples=5000)  # one in 625 holds one case five times
+    slopes = [(found[i] - found[j]) / (true[i] - true[j]) for i, j in combinations(range(5), 2)]
     assert min(slopes) - 1e-6 <= ends[0] <= ends[1] <= max(slopes) + 1e-6
 
 
