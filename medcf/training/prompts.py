@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from medcf.sampling import PixelSpace, Space
 from medcf.schedulers import RespacedScheduler
 from medcf.training.prepare_batch import Device, NoisePrepareBatch
 
-__all__ = ["DreamBoothDataset", "DreamBoothPrepareBatch", "PriorPreservationLoss", "PromptPrepareBatch"]
+__all__ = ["DreamBoothDataset", "DreamBoothPrepareBatch", "PriorPreservationLoss", "PromptPrepareBatch", "captions_of"]
 
 Batch = Mapping[str, Any]
 Prepared = tuple[Tensor, Any, tuple, dict]
@@ -187,3 +187,12 @@ class DreamBoothDataset(Dataset):
             "prior_image": prior[CommonKeys.IMAGE],
             "prior_caption": captions[1],
         }
+
+
+def captions_of(dataset: Any, class_prompts: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the captions of a dataset, as far as it has any, then the prompts of its classes."""
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if "caption" in item:
+            yield str(item["caption"])
+    yield from class_prompts
