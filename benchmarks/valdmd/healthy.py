@@ -84,7 +84,9 @@ def saliency(task: ChestTask) -> Iterator[tuple[str, Tensor]]:
     """Yield maps (N, 1, H, W), not negative, that explain the class that f predicts, and some that know nothing."""
     classifier, images = task.classifier, task.cases.image
     for name, layer in (("last block", -1), ("last block but one", -2)):
-        layers = [found for found, _ in classifier.named_modules() if found.startswith("blocks.") and found.count(".") == 1]
+        layers = [
+            found for found, _ in classifier.named_modules() if found.startswith("blocks.") and found.count(".") == 1
+        ]
         # MONAI's default postprocessing turns the map upside down and stretches it to its own range.
         cam = GradCAM(classifier, layers[layer], postprocessing=lambda values: values)
         pairs = zip(images.split(1), task.predicted.tolist(), strict=True)

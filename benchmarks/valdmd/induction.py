@@ -6,10 +6,12 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.counterfactual.measure import costs
 from benchmarks.counterfactual.run import Setup, obtain
 from benchmarks.counterfactual.tables import Figure, Measure
 from benchmarks.counterfactual.task import Cases, apply
@@ -42,7 +44,8 @@ PAIRS = (
     Measure("larger", "pairs in which large is larger than small", _PAIRS, "↑", 0, True),
     Measure("ratio", "area, large / small", _PAIRS, "", 2),
 )
-SWEPT = tuple(replace(m, theme="strength × guidance") for m in INDUCED if m.key in ("judge", "f", "side", "half", "one", "outside", "seconds"))
+_CHOSEN = ("judge", "f", "side", "half", "one", "outside", "seconds")
+SWEPT = tuple(replace(each, theme="strength × guidance") for each in INDUCED if each.key in _CHOSEN)
 
 
 def induced_figures(task: ChestTask, cases: Cases, images: Tensor, wording: Wording) -> dict[str, Figure]:
@@ -95,11 +98,63 @@ def pair_figures(cases: Cases, made: dict[str, Tensor]) -> list[tuple[str, dict[
     for side in ("left", "right"):
         small = made[f"small lung opacity on the {side}"]
         count = len(small)
-        areas = [area((images - cases.image)[:count], anywhere[:count]) for images in (_first(made, side, count), small)]
+        both = (made[f"large lung opacity on the {side}"][:count], small)
+        areas = [area(images - cases.image[:count], anywhere[:count]) for images in both]
         columns = {"larger": areas[0] > areas[1], "ratio": areas[0] / areas[1].clamp(min=1e-3)}
         rows.append((f"large and small on the {side}", {key: summary(v, cases) for key, v in columns.items()}))
     return rows
 
 
-def _first(made: dict[str, Tensor], side: str, count: int) -> Tensor:
-    return made[f"large lung opacity on the {side}"][:count]
+def induction_sections(task: ChestTask, setup: Setup, work: Path) -> list[Section]:
+    """Run every wording, compare prompts in pairs, and measure the true states in the same way.
+
+    Args:
+        task: normal cases.
+        setup: where to run.
+        work: folder of stored results.
+    """
+    wordings, made = Section(INDUCED), {}
+    for wording in WORDINGS:
+        kind = "held-out wording: " if wording.held_out else ""
+        made[wording.prompt] = _run(task, wordings, wording, setup, work, label=f"{kind}{wording.prompt}")
+    for wording in WORDINGS[:2]:
+        _run(task, wordings, replace(wording, share=2), setup, work, label=f"plain: {wording.prompt}", plain=True)
+    truths = {}
+    for wording in (*WORDINGS[:8], *(each for each in WORDINGS if each.state.label > 1 and not each.held_out)):
+        cases = _first(task.cases, wording.share)
+        truths[wording.prompt] = task.rendered(wording.state, len(cases))
+        wordings.add(f"truth: {wording.prompt}", induced_figures(task, cases, truths[wording.prompt], wording))
+    pairs = Section(PAIRS)
+    for kind, images in (("", made), ("truth: ", truths)):
+        for label, figures in pair_figures(task.cases, images):
+            pairs.add(kind + label, figures)
+    return [wordings, pairs]
+
+
+def induction_sweep(task: ChestTask, setup: Setup, work: Path) -> Section:
+    """Put a large opacity on either side by strength and guidance, with and without subtraction of the own prompt."""
+    section = Section(SWEPT)
+    for strength, guidance in INDUCTION_SWEEP:
+        setting = {"method_options#sdedit#strength": strength, "guidance_scale": guidance}
+        for number, wording in enumerate(WORDINGS[:2]):
+            label = f"strength {strength:g}, guidance {guidance:g}, {('left', 'right')[number]}"
+            _run(task, section, wording, setup, work, label=label, name=f"{wording.name}_{strength:g}_{guidance:g}",
+                 **setting)  # fmt: skip
+    return section
+
+
+def _run(
+    task: ChestTask, section: Section, wording: Wording, setup: Setup, work: Path, *, label: str, **row: Any
+) -> Tensor:
+    """Run a wording over its share of the cases, add the figures to a section, and return the images."""
+    cases = _first(task.cases, wording.share)
+    result = obtain(induce(wording.prompt, **row), task.recipe, cases, setup, work)
+    figures = induced_figures(task, cases, result.image, wording)
+    section.add(label, figures | {"seconds": costs(result)["seconds"]})
+    logger.info("%s: measured", label)
+    return result.image
+
+
+def _first(cases: Cases, share: int) -> Cases:
+    """Return the first of so many parts of the cases, at least two."""
+    return cases.where(torch.arange(len(cases)) < max(len(cases) // share, 2))

@@ -51,6 +51,8 @@ def summary(values: Tensor, cases: Cases, kept: Tensor | None = None) -> Figure:
         cases: whose they are.
         kept: cases (N,) that count; None counts all.
     """
-    columns = values.double().masked_fill(torch.zeros(len(values), dtype=torch.bool) if kept is None else ~kept, torch.nan)
+    columns = values.double().masked_fill(
+        torch.zeros(len(values), dtype=torch.bool) if kept is None else ~kept, torch.nan
+    )
     found = summarize(columns, groups=cases.subject[: len(values)], share=values.dtype == torch.bool)
     return Figure(found.mean, *found.interval, found.count)
