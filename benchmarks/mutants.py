@@ -54,7 +54,7 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = tuple(Mutant(*row) for row in (
     ("strength-truncated", "schedulers/base.py",
-     "round(strength * len(self._kept))", "int(strength * len(self._kept))"),
+     'int(share) if self.strength_rule == "truncated" else round(share)', "int(share)"),
     ("start-two-steps-further", "schedulers/base.py", "min(depth, len(self._kept)", "min(depth + 1, len(self._kept)"),
     ("copy-forgets-final-alpha", "schedulers/base.py",
      "self._alpha_bars, self._final_alpha_bar = list(other._alpha_bars), other._final_alpha_bar",
@@ -102,8 +102,8 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("reference-of-last-pass", "inferers/attention_injection.py", "start=chain.original[first]",
      "start=chain.start[first]"),
     ("round-trip-of-raw-image", "inferers/ddim_inversion.py",
-     "finished(self, self.space.decode(sample), run.state, index)",
-     "self.space.decode(sample)"),
+     "finished(self, decode(sample), run.state, index)",
+     "decode(sample)"),
 
     ("variance-of-null", "networks/denoiser.py", "[mixed, below[:, channels:]]",
      "[mixed, output[self.first][:, channels:]]"),

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 
 import medcf
 from medcf.sampling import LatentSpace
+from tests import stable_diffusion
 
 ROOT = Path(__file__).parents[1]
 #: Words of before the methods were composed of parts.
@@ -27,8 +28,14 @@ def blocks(page: str, kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["conditions.md", "phantoms.md"])
-def test_the_page_s_examples_print_what_it_says(page: str) -> None:
+@pytest.mark.parametrize("page", ["conditions.md", "phantoms.md", "stable_diffusion.md"])
+def test_the_page_s_examples_print_what_it_says(page: str, tmp_path: Path, monkeypatch) -> None:
+    if page == "stable_diffusion.md":
+        for package in ("diffusers", "transformers"):
+            pytest.importorskip(package)
+        monkeypatch.chdir(tmp_path)
+        stable_diffusion.write(Path("stable-diffusion"))
+        stable_diffusion.bert(Path("RadBERT"))
     torch.manual_seed(0)
     names: dict[str, object] = {}
     for code in blocks(page, "python"):

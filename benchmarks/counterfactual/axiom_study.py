@@ -18,12 +18,12 @@ from benchmarks.counterfactual.task import Cases, Recipe, Task, apply
 from medcf.metrics import axioms
 from medcf.metrics.exclusions import summarize
 
-__all__ = ["AXIOMS", "CYCLES", "Asked", "axiom_figures", "axiom_rows"]
+__all__ = ["AXIOMS", "CYCLES", "REPEATS", "Asked", "axiom_figures", "axiom_rows"]
 
 logger = logging.getLogger(__name__)
 
-#: After how many runs composition and reversibility are measured. Each method runs 3 * 5 times.
-CYCLES = (1, 5)
+#: After how many runs composition is measured, and after how many times there and back: 20 runs of each method.
+REPEATS, CYCLES = (1, 10), (1, 5)
 _THEME = "axioms"
 
 
@@ -33,7 +33,7 @@ def _times(number: int) -> str:
 
 AXIOMS = (
     Measure("flips", "flips of f", _THEME, "↑", 0, True),
-    *(Measure(f"composition_{n}", f"composition, {_times(n)}", _THEME, "↓", 3) for n in CYCLES),
+    *(Measure(f"composition_{n}", f"composition, {_times(n)}", _THEME, "↓", 3) for n in REPEATS),
     *(Measure(f"reversibility_{n}", f"there and back, {_times(n)}", _THEME, "↓", 3) for n in CYCLES),
     Measure("minimality", "distance to the input", _THEME, "↓", 3),
     Measure("regenerated", "of it, regeneration", _THEME, "↓", 2),
@@ -87,7 +87,7 @@ def axiom_figures(asked: Asked, row: Row, setup: Setup, work: Path) -> dict[str,
         return found
 
     known = {} if recover is None else {"recover": lambda x: apply(recover, x), "std": asked.std}
-    columns = axioms(explain, cases.image, own, 1 - own, cycles=CYCLES, **known)
+    columns = axioms(explain, cases.image, own, 1 - own, repeats=REPEATS, cycles=CYCLES, **known)
     before, after = (apply(asked.classifier, images) for images in (cases.image, made[0]))
     reached = (after.argmax(1) != own) & after.isfinite().all(1)
     columns["flips"] = reached.double().masked_fill(before.argmax(1) != own, torch.nan)

@@ -124,8 +124,8 @@ METHODS = (
     *(expected(row, count) for row in (DIFFICE,) for count in (4, 8)),
     _method("unchanged", "control: unchanged input", control=True),
     _method("attack", "control: gradient attack", control=True),
-    *(toward_own_class(row) for row in (DIFFICE, EVERYWHERE, IN_SUBJECT, *CONDITIONAL)),
-    *(unguided(row) for row in (DIFFICE, EVERYWHERE)),
+    *(toward_own_class(row) for row in (DIFFICE, EVERYWHERE, IN_SUBJECT, *CONDITIONAL, expected(DIFFICE, 4))),
+    *(unguided(row) for row in (DIFFICE, EVERYWHERE, expected(DIFFICE, 4))),
 )
 
 #: The paper's schedule on the demo networks: tau = 120 of 400, five passes for every image, three scales.

@@ -59,7 +59,7 @@ class Gate:
         aims: for each class, the smallest permitted share of recognized samples.
         null_class: class index trained as "no class"; the error is that of this branch.
         prompts: for each class a prompt, or several that its samples take in turn, for a network that holds its
-            ``text_encoder`` (`medcf.networks.PromptUNet`). Its null is the prompt "". Empty for networks without prompts.
+            ``text_encoder`` (`medcf.networks.PromptUNet`), whose null is the prompt "". Empty for other networks.
         space: space of the network; errors are those of its samples, judges see decoded images.
         limits: for each noise level, in thousandths of the training schedule, the largest permitted ratio of error to
             bound.
@@ -114,6 +114,8 @@ class Gate:
         start = time.perf_counter()
         Path(self.path).unlink(missing_ok=True)  # a verdict on other weights must not stay if this one fails
         network = self._loaded()
+        if self.space.range is None:
+            self.scheduler.clip_sample = False  # as in `medcf.inferers.Method`
         training = self._encoded(_images(self.training, self.num_training_images))
         bound = GaussianBound.fit(training, self.num_components, self.seed)
         images = _images(self.held_out, self.num_images)

@@ -98,7 +98,8 @@ class Evaluation:
         if self.inferer is not None:
             with autocast(device, enabled=self.amp):
                 result = self.inferer.explain(columns["image"], self.network, sample_ids=list(batch["case"]))
-            columns = {**vars(result), **getattr(result, "extras", {}), **columns, "pred": result.image.as_subclass(Tensor).float()}
+            told, pred = getattr(result, "extras", {}), result.image.as_subclass(Tensor).float()
+            columns = {**vars(result), **told, **columns, "pred": pred}
         columns = {name: at_hand(values) for name, values in columns.items()}
         return Evidence(columns, self.networks, structures=self.structures)
 

@@ -38,6 +38,7 @@ def axioms(
     own: Tensor,
     target: Tensor,
     *,
+    repeats: Sequence[int] = (1, 10),
     cycles: Sequence[int] = (1, 5),
     recover: Callable[[Tensor], Tensor] | None = None,
     std: Sequence[float] | Tensor | None = None,
@@ -45,14 +46,15 @@ def axioms(
 ) -> dict[str, Tensor]:
     """Run a method and measure what it must leave as it is.
 
-    The method runs ``max(cycles)`` times toward the own class, and there and back, so ``3 max(cycles)`` times in all.
+    The method runs ``max(repeats)`` times toward the own class, and ``max(cycles)`` times there and back.
 
     Args:
         explain: the method.
         images: inputs (B, C, *spatial) in [-1, 1].
         own: their classes (B,).
         target: other classes (B,).
-        cycles: after how many runs composition and reversibility are measured, for example (1, 10).
+        repeats: after how many runs toward the own class composition is measured.
+        cycles: after how many times there and back reversibility is measured.
         recover: images to factors (B, P) that are no part of the class, such as
             ``lambda images: identity_network(images)["parameters"]``; None measures none.
         std: standard deviation (P,) of each factor over the population; needed with ``recover``.
@@ -67,19 +69,18 @@ def axioms(
         better for all.
 
     Raises:
-        ValueError: if a class is its own target, the cycles are not positive, ``std`` is missing, or the method returns
-            images of another shape.
+        ValueError: if a class is its own target, repeats or cycles are not positive, ``std`` is missing, or the method
+            returns images of another shape.
 
     Example:
         >>> images, own = torch.zeros(2, 1, 8, 8), torch.tensor([0, 0])
-        >>> found = axioms(lambda images, target: images + 0.5, images, own, 1 - own, cycles=(1, 2))
+        >>> found = axioms(lambda images, target: images + 0.5, images, own, 1 - own, repeats=(1, 3), cycles=(1, 2))
         >>> {name: round(float(values.mean()), 3) for name, values in found.items()}
-        {'composition_1': 0.5, 'composition_2': 1.0, 'reversibility_1': 1.0, 'reversibility_2': 2.0, \
+        {'composition_1': 0.5, 'composition_3': 1.5, 'reversibility_1': 1.0, 'reversibility_2': 2.0, \
 'minimality': 0.5, 'regenerated': 1.0}
     """
-    wanted = sorted({int(number) for number in cycles})
-    if not wanted or wanted[0] < 1:
-        raise ValueError(f"cycles={tuple(cycles)}: give numbers of runs, at least 1.")
+    if not repeats or not cycles or min(*repeats, *cycles) < 1:
+        raise ValueError(f"repeats={tuple(repeats)}, cycles={tuple(cycles)}: give numbers of runs, at least 1.")
     if own.shape != target.shape or bool((own == target).any()):
         raise ValueError("Every target must differ from the image's own class, one of each per image.")
     if recover is not None and std is None:
@@ -94,12 +95,13 @@ def axioms(
     inputs = images.as_subclass(Tensor)
     repeated, returned = [inputs], [inputs]
     there: list[Tensor] = []
-    for _ in range(wanted[-1]):
+    for _ in range(max(repeats)):
         repeated.append(run(repeated[-1], own))
+    for _ in range(max(cycles)):
         there.append(run(returned[-1], target))
         returned.append(run(there[-1], own))
-    found = {f"composition_{n}": distance(repeated[n], inputs) for n in wanted}
-    found |= {f"reversibility_{n}": distance(returned[n], inputs) for n in wanted}
+    found = {f"composition_{n}": distance(repeated[n], inputs) for n in sorted(set(repeats))}
+    found |= {f"reversibility_{n}": distance(returned[n], inputs) for n in sorted(set(cycles))}
     found["minimality"] = distance(there[0], inputs)
     alone = distance(repeated[1], inputs)
     found["regenerated"] = torch.where(found["minimality"] > 0, alone / found["minimality"], torch.nan)

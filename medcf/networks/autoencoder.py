@@ -17,7 +17,7 @@ class BundleAutoencoder(AutoencoderKL):
     """MONAI's `AutoencoderKL` behind a pixel unshuffle, with the mean and the spread of its latents.
 
     Most of an autoencoder's time goes into its finest level. Here r x r pixels become channels of one pixel first, and
-    return at the end (Shi et al. 2016, arXiv 1609.05158), so that the finest level has 1 / r² of the pixels. The buffers
+    return at the end (Shi et al. 2016, arXiv 1609.05158), so the finest level has 1 / r² of the pixels. The buffers
     ``latent_shift`` and ``latent_scale``, one number per channel, make the latents of the training images unit normal:
     ``(latent - shift) * scale``. `medcf.training.autoencoder.MeasureLatents` measures them when the training is
     complete, they are stored with the weights, and `medcf.sampling.LatentSpace` finds them here.
@@ -56,7 +56,7 @@ class BundleAutoencoder(AutoencoderKL):
         if pixel_unshuffle > 1 and spatial_dims != 2:
             raise ValueError(f"pixel_unshuffle={pixel_unshuffle} is for images; give pixel_unshuffle=1 for volumes.")
         factor = pixel_unshuffle**2
-        channels = {"in_channels": in_channels * factor, "out_channels": out_channels * factor}
+        channels: dict[str, Any] = {"in_channels": in_channels * factor, "out_channels": out_channels * factor}
         super().__init__(spatial_dims, **channels, latent_channels=latent_channels, **kwargs)
         self.pixel_unshuffle = pixel_unshuffle
         self.register_buffer("latent_shift", torch.zeros(latent_channels))

@@ -2,7 +2,7 @@
 """Phantoms with paired ground truth: every subject can be rendered in any state.
 
 ``python -m medcf.phantoms fetal_head --out DIR --count N`` writes them as PNG, NIfTI or DICOM, and
-``python -m medcf.phantoms brain_mri --out DIR --count N`` as NIfTI volumes.
+``python -m medcf.phantoms brain_mri --out DIR --count N`` as NIfTI volumes. ``chest_xray`` writes chest radiographs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from medcf.phantoms.brain.brain_mri import TISSUES, BrainMRI, BrainSample, Brain
 from medcf.phantoms.brain.dataset import BrainDataset, PairedBrainDataset, draw_brain
 from medcf.phantoms.brain.degradation import DegradeBrain
 from medcf.phantoms.brain.files import write_brain_demo, write_brains
-from medcf.phantoms.chest.captions import captions, draw_caption, training_captions
+from medcf.phantoms.chest.captions import HELD_OUT, captions, draw_caption, training_captions
 from medcf.phantoms.chest.chest_xray import ChestSample, ChestXray
 from medcf.phantoms.chest.dataset import ChestDataset, PairedChestDataset, draw_chest
-from medcf.phantoms.chest.states import ChestState
+from medcf.phantoms.chest.files import write_chest_demo, write_chests
+from medcf.phantoms.chest.states import CLASS_NAMES, ChestState
 from medcf.phantoms.head.concepts import CONCEPTS, QUALITY_THRESHOLD
 from medcf.phantoms.head.datasets import SPLITS, PhantomDataset, draw_case, subject_seed
 from medcf.phantoms.head.fetal_head import FetalHead
@@ -26,7 +27,9 @@ from medcf.phantoms.head.poses import HeadPose
 from medcf.phantoms.write import write_phantoms
 
 __all__ = [
+    "CLASS_NAMES",
     "CONCEPTS",
+    "HELD_OUT",
     "QUALITY_THRESHOLD",
     "SPLITS",
     "TISSUES",
@@ -57,6 +60,8 @@ __all__ = [
     "training_captions",
     "write_brain_demo",
     "write_brains",
+    "write_chest_demo",
+    "write_chests",
     "write_demo",
     "write_phantoms",
 ]

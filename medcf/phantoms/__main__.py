@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write phantoms to a folder: ``python -m medcf.phantoms fetal_head --out DIR --count N``, or ``brain_mri``."""
+"""Write phantoms to a folder: ``python -m medcf.phantoms fetal_head --out DIR --count N``; also other phantoms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medcf.phantoms.brain.degradation import DegradeBrain
 from medcf.phantoms.brain.files import write_brains
+from medcf.phantoms.chest.files import write_chests
 from medcf.phantoms.head.datasets import SPLITS
 from medcf.phantoms.head.files import write_demo
 from medcf.registry import PHANTOMS, load_plugins
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.count < 1:
         parser.error(f"--count must be at least 1, not {options.count}")
+    if options.label is not None and options.label > 1 and options.phantom != "chest_xray":
+        parser.error("--label 2 and 3 are for chest_xray")
     if options.phantom == "brain_mri":
         if options.format not in (None, "nifti") or options.overlays or options.color:
             parser.error("brains are written as NIfTI volumes: omit --format, --overlays and --color")
@@ -42,9 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             truth=options.truth,
             transform=DegradeBrain(**strengths, seed=options.seed) if any(strengths.values()) else None,
         )
+    elif options.bias or options.motion or options.noise:
+        parser.error("--bias, --motion and --noise are for brain_mri")
+    elif options.phantom == "chest_xray":
+        if options.format == "all" or options.overlays or options.color:
+            parser.error("chests are written in one format and without overlays: omit 'all', --overlays and --color")
+        write_chests(
+            options.out,
+            options.split,
+            options.count,
+            options.label,
+            seed=options.seed,
+            truth=options.truth,
+            kind=options.format or "png",
+        )
     else:
-        if options.bias or options.motion or options.noise:
-            parser.error("--bias, --motion and --noise are for brain_mri")
         kind = options.format or "png"
         write_demo(
             options.out,
@@ -72,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", choices=tuple(SPLITS), default="demo", help="whose subjects to use (default demo)")
     parser.add_argument(
-        "--label", type=int, choices=(0, 1), help="only one class: 0 non-standard or CN, 1 standard or AD"
+        "--label",
+        type=int,
+        choices=(0, 1, 2, 3),
+        help="only one class: 0 non-standard, CN or normal, 1 standard, AD or opacity, 2 COVID-19, 3 viral pneumonia",
     )
     parser.add_argument("--overlays", action="store_true", help="burn in text and calipers")
     parser.add_argument("--color", action="store_true", help="with --overlays: yellow marks, RGB files")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medcf.phantoms.brain.files import write_brain_demo
+from medcf.phantoms.chest.files import write_chest_demo
 from medcf.phantoms.head.files import write_demo
 
 __all__ = ["write_phantoms"]
@@ -18,19 +19,21 @@ def write_phantoms(
     """Write demo phantoms: subjects that no training has seen.
 
     Args:
-        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; others are non-standard planes,
-            as PNG, NIfTI and DICOM files in rotation.
+        name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; chests are radiographs, half of
+            them sick, as DICOM, PNG and NIfTI files in rotation; others are non-standard planes in the same formats.
         out_dir: folder for the images.
         count: number of subjects.
         truth_dir: folder for their truth, the same subjects in the other class; None writes none.
-        options: options of `medcf.phantoms.write_brain_demo` or `medcf.phantoms.write_demo`; ``overlays=True`` burns
-            text and calipers into every second plane.
+        options: options of `medcf.phantoms.write_brain_demo`, ``write_chest_demo`` or `medcf.phantoms.write_demo`;
+            ``overlays=True`` burns text and calipers into every second plane.
 
     Returns:
         One record per case: its row in the truth's table, and ``path`` of the image.
     """
     if name == "brain_mri":
         return write_brain_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
+    if name == "chest_xray":
+        return write_chest_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
     if isinstance(options.get("overlays"), bool):
         options["overlays"] = (False, options["overlays"])
     return write_demo(out_dir, "demo", count, 0, name=name, truth_dir=truth_dir, **options)

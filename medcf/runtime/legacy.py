@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import monai.config
 import monai.utils
@@ -24,9 +25,10 @@ def load_generative() -> ModuleType:
     Raises:
         ImportError: if it is not installed.
     """
-    absent = not hasattr(monai.config, "IgniteInfo")
+    config: Any = monai.config
+    absent = not hasattr(config, "IgniteInfo")
     if absent:
-        monai.config.IgniteInfo = monai.utils.IgniteInfo
+        config.IgniteInfo = monai.utils.IgniteInfo
     try:
         for part in ("networks.nets", "networks.schedulers", "inferers"):
             import_module(f"generative.{part}")
@@ -36,5 +38,5 @@ def load_generative() -> ModuleType:
         ) from error
     finally:
         if absent:
-            del monai.config.IgniteInfo
+            del config.IgniteInfo
     return import_module("generative")

@@ -98,6 +98,8 @@ class LatentSpace:
         range: bounds for predicted clean latents; None does not clip them.
         sampled: draw latents from the posterior, with a sample's generator, instead of taking its mean.
         results: "difference", as above, or "decoded", the decoded result alone, as in the published systems.
+        measure_floors: have methods report the autoencoder's floors with each result, see `floors`. It takes two more
+            encodings and decodings.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class LatentSpace:
         *,
         sampled: bool = False,
         results: Results = "difference",
+        measure_floors: bool = True,
     ) -> None:
         check_choice("results", results, Results)
         self.autoencoder = autoencoder
@@ -118,7 +121,8 @@ class LatentSpace:
         self.range = range
         self.sampled = sampled
         self.results = results
-        self.limit: str | None = "difference_floor" if results == "difference" else "floor"
+        limit = "difference_floor" if results == "difference" else "floor"
+        self.limit: str | None = limit if measure_floors else None
         if not bool((self.scale_factor > 0).all()):
             raise ValueError(f"scale_factor={self.scale_factor.tolist()}: use numbers above 0.")
 

@@ -14,7 +14,7 @@ from typing import Any
 from medcf.networks.prompt_unet import PromptUNet
 from medcf.networks.stable_diffusion import StableDiffusionAutoencoder, StableDiffusionUNet
 from medcf.networks.text_encoder import TextEncoder
-from medcf.sampling.space import LatentSpace, Results
+from medcf.sampling.space import LatentSpace
 from medcf.schedulers import RespacedScheduler, adapt_scheduler
 
 __all__ = ["StableDiffusion", "load_stable_diffusion"]
@@ -65,15 +65,17 @@ class StableDiffusion:
             ValueError: if the text encoder has a projection, for which diffusers has no place.
         """
         path, encoder = Path(folder), self.text_encoder
+        config: Any = encoder.model.config
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path} exists: give a new folder.")
-        if encoder.num_features != encoder.model.config.hidden_size:
+        if encoder.num_features != config.hidden_size:
             raise ValueError(
-                f"The text encoder maps its {encoder.model.config.hidden_size} features to {encoder.num_features}, and "
+                f"The text encoder maps its {config.hidden_size} features to {encoder.num_features}, and "
                 "diffusers has no place for that layer: save network.state_dict(), or train a text encoder without."
             )
-        model, tokenizer = copy.copy(encoder.model), copy.deepcopy(encoder.tokenizer)
-        model.config = copy.deepcopy(encoder.model.config)
+        model: Any = copy.copy(encoder.model)
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        model.config = copy.deepcopy(config)
         model.config.use_attention_mask = not encoder.keep_padding
         tokenizer.model_max_length = encoder.max_length
         pipeline = _diffusers().StableDiffusionPipeline(
@@ -99,7 +101,7 @@ def load_stable_diffusion(
     *,
     solver: str | None = None,
     image_channels: int = 1,
-    results: Results = "difference",
+    **space: Any,
 ) -> StableDiffusion:
     """Load a checkpoint folder in diffusers' format: ``unet``, ``vae``, ``text_encoder``, ``tokenizer``, ``scheduler``.
 
@@ -112,7 +114,7 @@ def load_stable_diffusion(
             model and its tokenizer, whose prompts are padded as the pipelines pad them.
         solver: "plms", "ddim", "ddpm", "unipc", "dpmpp" or "euler" in place of the folder's.
         image_channels: channels of the images, 1 or 3.
-        results: see `LatentSpace`; "decoded" is what the pipelines return.
+        **space: options of `LatentSpace`: ``results="decoded"`` is what the pipelines return.
 
     Raises:
         ImportError: if diffusers or transformers is not installed.
@@ -140,7 +142,7 @@ def load_stable_diffusion(
     scheduler = _folder_scheduler(path, solver)
     return StableDiffusion(
         network=PromptUNet(unet, encoder).eval(),
-        space=LatentSpace(autoencoder, results=results),
+        space=LatentSpace(autoencoder, **space),
         scheduler=adapt_scheduler(scheduler),
         folder_scheduler=scheduler,
     )

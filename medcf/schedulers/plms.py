@@ -17,7 +17,7 @@ from medcf.schedulers.spacing import SpacingRule
 __all__ = ["PLMSScheduler"]
 
 
-class PLMSScheduler(DiffusersScheduler):  # type: ignore[misc]  # as its base
+class PLMSScheduler(DiffusersScheduler):
     """diffusers' ``PNDMScheduler`` with ``skip_prk_steps``, step by step (Liu et al. 2022, arXiv 2202.09778).
 
     A chain from pure noise visits the second timestep twice: the second call improves the first step. An image-to-image

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-__all__ = ["SpacingRule", "Spacing", "kept_timesteps"]
+__all__ = ["Spacing", "SpacingRule", "kept_timesteps"]
 
 Spacing = Literal["respaced", "leading", "trailing", "linspace"]
 #: The name of a rule, or a function from the number of steps to the ascending list of timesteps.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of an autoencoder on MONAI's `AdversarialTrainer`: its forward pass, its losses, the scale of its latents."""
+"""Training of an autoencoder on MONAI's `AdversarialTrainer`: forward pass, losses, and the scale of its latents."""
 
 from __future__ import annotations
 

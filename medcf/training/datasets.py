@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 #: If a table has no column ``split``, each subject is assigned to one of these by the hash of its name.
 SHARES = {"train": 0.6, "val": 0.2, "oracle": 0.2}
-TARGETS = ("label", "segmentation", "quality", "concepts")
+TARGETS = ("label", "segmentation", "quality", "concepts", "caption")
 
 
 def training_dataset(
@@ -54,6 +54,7 @@ def training_dataset(
     cache_dir: str | Path | None = None,
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
+    num_classes: int = 2,
     preprocessing: Callable[[Any], Any] | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
@@ -75,6 +76,7 @@ def training_dataset(
             computes them while the others wait.
         targets: what the training needs in addition to the image.
         null_label: class index of images without a label.
+        num_classes: number of classes of the user's own images.
         preprocessing: as in inference.
         transform: applied to every sample, usually augmentation.
 
@@ -92,6 +94,7 @@ def training_dataset(
     with nullcontext() if folder is None else idist.one_rank_first():
         if own:
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
+            chosen["num_classes"] = num_classes
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
         from medcf.phantoms import BrainDataset, ChestDataset, PhantomDataset
 
@@ -125,12 +128,14 @@ def own_dataset(
     spatial_dims: int = 2,
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
+    num_classes: int = 2,
 ) -> Dataset:
     """Put the images from a table, or from a folder with a subfolder per class, onto the grid, once each.
 
     The table is read by `medcf.data.find_cases`: the column ``file``, and as far as the training needs them ``label``
     (class index or word), ``segmentation`` (image of class indices on the same pixels; for pictures also ``mask``),
-    ``quality`` (in [0, 1]) and ``concepts`` (numbers in [0, 1] separated by blanks), plus ``subject`` and ``split``.
+    ``quality`` (in [0, 1]), ``concepts`` (numbers in [0, 1] separated by blanks) and ``caption`` (text), plus
+    ``subject`` and ``split``.
     Without ``split``, images are split by subject (by file if there is no ``subject`` either). For folders see
     `medcf.training.labeled.labeled_cases`.
 
@@ -144,6 +149,7 @@ def own_dataset(
         spatial_dims: 2 or 3.
         targets: what each sample holds in addition to ``image``, ``case`` and ``subject``.
         null_label: label for images without one; None leaves them out if ``label`` is a target.
+        num_classes: number of classes.
 
     Returns:
         The dataset; its ``class_names`` are those of `medcf.training.labeled.LabeledCases`, its ``digest``
@@ -154,7 +160,7 @@ def own_dataset(
     """
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ValueError(f"targets: {', '.join(unknown)} is not one of {', '.join(TARGETS)}.")
-    found = labeled_cases(dataset_dir, datalist, spatial_dims=spatial_dims)
+    found = labeled_cases(dataset_dir, datalist, spatial_dims=spatial_dims, num_classes=num_classes)
     cases = choose_cases(found.cases, found.source, split, targets, null_label=null_label)
     if found.class_names is not None:
         counts = Counter(case.columns.get("label") for case in cases)
@@ -234,8 +240,8 @@ class TargetsOnGridd(Transform):
     """Turn a preprocessed case into a training sample: plain tensors, as required by ``targets``.
 
     Args:
-        targets: any of ``label`` int64, ``segmentation`` int64 (1, *grid), ``quality`` float32 and ``concepts``
-            float32.
+        targets: any of ``label`` int64, ``segmentation`` int64 (1, *grid), ``quality`` float32, ``concepts`` float32
+            and ``caption``, a text.
     """
 
     def __init__(self, targets: Sequence[str] = ("label",)) -> None:
@@ -257,6 +263,8 @@ class TargetsOnGridd(Transform):
             value = data[target]
             if target == "segmentation":
                 sample[target] = _labels_on_grid(Path(value), data["image"])
+            elif target == "caption":
+                sample[target] = str(value)
             elif target == "concepts":
                 parts = list(value) if isinstance(value, list | tuple) else str(value).split()
                 sample[target] = torch.tensor([_score(part, data) for part in parts])

@@ -192,7 +192,7 @@ class Validation(ValidationHandler):
 
 @dataclass(eq=False)
 class SampleGrid:
-    """Sample images from pure noise, always the same noise, one row per class or prompt, as PNG files and to TensorBoard.
+    """Sample images from pure noise, always the same, as PNG files and to TensorBoard; one row per class or prompt.
 
     A failing preview is logged, and training continues. Place it after the checkpoint.
 

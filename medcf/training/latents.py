@@ -34,9 +34,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         ['caption', 'image']
     """
 
-    def __init__(
-        self, dataset: Any, space: Space, batch_size: int = 64, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, dataset: Any, space: Space, batch_size: int = 64, device: torch.device | str = "cpu") -> None:
         for network in space.networks:
             network.eval().requires_grad_(False)
         self.class_names = getattr(dataset, "class_names", None)

@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from medcf.networks.text_encoder import TextEncoder
 from medcf.sampling import PixelSpace, Space
 from medcf.schedulers import RespacedScheduler
 from medcf.training.prepare_batch import Device, NoisePrepareBatch
 
-__all__ = ["DreamBoothDataset", "DreamBoothPrepareBatch", "PriorPreservationLoss", "PromptPrepareBatch", "captions_of"]
+__all__ = ["DreamBoothPrepareBatch", "PriorPreservationLoss", "PromptPrepareBatch", "captions_of"]
 
 Batch = Mapping[str, Any]
 Prepared = tuple[Tensor, Any, tuple, dict]
@@ -85,9 +84,7 @@ class PromptPrepareBatch(NoisePrepareBatch):
         dropped = (torch.rand(len(captions)) < self.dropout).tolist()
         return self.text_encoder.tokenize(["" if drop else one for drop, one in zip(dropped, captions, strict=True)])
 
-    def __call__(  # type: ignore[override]
-        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> Prepared:
+    def __call__(self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any) -> Prepared:
         """Prepare a batch with ``image`` (B, C, *spatial) in [-1, 1] and ``caption``, B texts, or ``label`` (B,).
 
         Returns:
@@ -96,7 +93,7 @@ class PromptPrepareBatch(NoisePrepareBatch):
         image = batchdata[CommonKeys.IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
         with torch.no_grad():
             latent = self.space.encode(image)
-        batch = {CommonKeys.IMAGE: latent, CommonKeys.LABEL: latent}
+        batch: dict[str, Tensor] = {str(CommonKeys.IMAGE): latent, str(CommonKeys.LABEL): latent}
         latents, target, args, arguments = super().__call__(batch, device, non_blocking, **kwargs)
         condition = self.get_condition(self.get_captions(batchdata)).to(latents.device)
         return latents, target, args, {**arguments, "condition": condition}
@@ -109,10 +106,10 @@ class DreamBoothPrepareBatch(PromptPrepareBatch):
     numbers of the instances are drawn first, so they are those of a training without priors.
     """
 
-    def __call__(  # type: ignore[override]
-        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> Prepared:
-        """Prepare a batch of `DreamBoothDataset`: ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
+    def __call__(self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any) -> Prepared:
+        """Prepare a batch of `medcf.training.dreambooth.DreamBoothDataset`.
+
+        It holds ``image``, ``caption``, ``prior_image`` and ``prior_caption``.
 
         Returns:
             What `PromptPrepareBatch` returns, for 2B rows.
@@ -146,47 +143,6 @@ class PriorPreservationLoss(nn.Module):
         pairs = zip(prediction.chunk(2), target.chunk(2), strict=True)
         instance, prior = (functional.mse_loss(*pair) for pair in pairs)
         return instance + self.weight * prior
-
-
-class DreamBoothDataset(Dataset):
-    """Instances, each with a prior: the i-th instance and the i-th prior, which start over when they are fewer.
-
-    Args:
-        instances: dataset with ``image`` and ``caption``.
-        priors: dataset with ``image`` and ``caption``.
-        instance_prompt: caption of all instances; None keeps their own.
-        prior_prompt: caption of all priors; None keeps their own.
-    """
-
-    def __init__(
-        self,
-        instances: Any,
-        priors: Any,
-        instance_prompt: str | None = None,
-        prior_prompt: str | None = None,
-    ) -> None:
-        self.instances = instances
-        self.priors = priors
-        self.prompts = (instance_prompt, prior_prompt)
-        sizes: list[Sized] = [instances, priors]
-        if not all(map(len, sizes)):
-            raise ValueError(f"There are {len(instances)} instances and {len(priors)} priors; give at least one each.")
-
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        instance, prior = self.instances[index], self.priors[index % len(self.priors)]
-        captions = [
-            one["caption"] if prompt is None else prompt
-            for one, prompt in zip((instance, prior), self.prompts, strict=True)
-        ]
-        return {
-            **instance,
-            "caption": captions[0],
-            "prior_image": prior[CommonKeys.IMAGE],
-            "prior_caption": captions[1],
-        }
 
 
 def captions_of(dataset: Any, class_prompts: Sequence[str] = ()) -> Iterator[str]:

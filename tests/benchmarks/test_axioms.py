@@ -83,7 +83,7 @@ def test_the_command_writes_a_row_per_method_and_what_it_found_of_the_images(pic
     main([*options, "--out", str(out), "--work", str(tmp_path / "work")])
     (row,) = csv.DictReader((out / "axioms_mine.csv").open(encoding="utf-8"))
     assert row["row"] == "unchanged"
-    assert float(row["composition_5"]) == float(row["flips"]) == float(row["other_factors"]) == 0
+    assert float(row["composition_10"]) == float(row["flips"]) == float(row["other_factors"]) == 0
     assert row["minimality_n"] == "3"
     page = (out / "axioms_mine.md").read_text(encoding="utf-8")
     assert "Out of distribution by the bundle's novelty: 0 of 3" in page

@@ -127,6 +127,6 @@ def test_doing_nothing_satisfies_the_axioms_and_flips_nothing(task, tmp_path):
     small = replace(task, cases=task.cases.where(torch.arange(COUNT) < 2))
     labels, (found,) = axiom_rows(small, Setup(), tmp_path, ["unchanged"])
     assert labels == ["control: unchanged input"]
-    assert {"composition_1", "composition_5", "reversibility_1", "reversibility_5", "other_factors"} < set(found)
+    assert {"composition_1", "composition_10", "reversibility_1", "reversibility_5", "other_factors"} < set(found)
     assert all(each.value == 0 for name, each in found.items() if name != "regenerated")
     assert found["minimality"].count == 2

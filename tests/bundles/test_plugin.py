@@ -23,31 +23,37 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.bundle
 
 
-def blocks():
-    """The page's Python and its entry point."""
+def blocks(number=0):
+    """The page's Python and its entry point, of the first or the second example."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    code, entry = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "toml"))
-    return code, tomllib.loads(entry)["project"]["entry-points"]
+    code, entry = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)[number] for kind in ("python", "toml"))
+    return code, tomllib.loads(entry)["project"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder into which pip has installed the page's package."""
+    """A folder into which pip has installed both of the page's packages."""
     folder = tmp_path_factory.mktemp("plugin")
-    code, points = blocks()
-    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in each.items()) for group, each in points.items()]
-    info = "my_method-1.0.dist-info"
-    wheel = folder / "my_method-1.0-py3-none-any.whl"
+    wheels = [write_wheel(folder, *blocks(number)) for number in range(2)]
+    target = folder / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(target)]
+    subprocess.run([*install, *map(str, wheels)], check=True)
+    return target
+
+
+def write_wheel(folder, code, project):
+    """Pack a module of the project's name, with the entry points of its pyproject.toml."""
+    points = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in each.items()) for group, each in points]
+    module = project["name"].replace("-", "_")
+    info, wheel = f"{module}-1.0.dist-info", folder / f"{module}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("my_method.py", code)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: my-method\nVersion: 1.0\n")
+        archive.writestr(f"{module}.py", code)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/entry_points.txt", "".join(lines))
         archive.writestr(f"{info}/RECORD", "")
-    target = folder / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(target)]
-    subprocess.run([*install, str(wheel)], check=True)
-    return target
+    return wheel
 
 
 def test_the_page_needs_twelve_lines():
@@ -79,3 +85,25 @@ def test_the_installed_method_runs_by_the_bundles_own_command(site, tmp_path, bu
     wrong = [*command, "--inferer#stepp", "0.2", "--overwrite", "True"]
     done = subprocess.run(wrong, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert "'my_method' does not take the option 'stepp'. Did you mean 'step'?" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_composed_method_runs_by_its_name_with_the_options_that_the_log_says(site, tmp_path):
+    write_demo(tmp_path / "images", count=1, label=0, formats=("png",))
+    config = ROOT / "bundles" / "diffice" / "configs" / "inference.json"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--method", "pulled_edit",
+               "--method_options#pulled_edit", "{'strength': 0.4, 'num_iterations': 1}", "--inferer#pull", "0.3",
+               "--shared_options#num_inference_steps", "10", "--dataset_dir", "images", "--output_dir", "out",
+               "--device", "cpu"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = "The bundle sets options of pulled_edit in place of the method's own defaults: "
+    (line,) = (line for line in done.stdout.splitlines() if said in line)
+    assert "num_inference_steps 10 (50)" in line
+    assert "strength 0.4 (0.6), by method_options" in line
+    options = json.loads((tmp_path / "out" / "manifest.json").read_text())["options"]
+    assert options["pull"] == {"value": 0.3, "from": "inferer", "default": 0.2}
+    (row,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/case.json"))
+    assert row["iterations"] == 1
+    assert row["num_function_evaluations"] == 8  # four steps, each with and without the class

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 pytest.importorskip("transformers")
 
+from medcf.metrics.novelty import fit_novelty
 from medcf.networks.tokenizer import fit_tokenizer
 from medcf.runtime.error_report import root_cause
 from medcf.sampling import LatentSpace
@@ -39,7 +40,6 @@ SMALL = {
     "num_inference_steps": 6,
     "device": "cpu",
     "progress": False,
-    "novelty": None,
 }
 
 pytestmark = pytest.mark.bundle
@@ -63,6 +63,12 @@ def options(tmp_path_factory):
         if name == "classifier":
             network.head.bias.data = torch.tensor([0.0, 3.0, 0.0, 0.0])
         torch.save(dict(network.state_dict()), folder / f"{name}.pt")
+    parser["novelty"].pop("state")
+    parser.parse(True)
+    noise = torch.randn(44, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    pictures = (2 * torch.from_numpy(radiograph(64, 64)) - 1 + 0.1 * noise).clamp(-1, 1)
+    statistics = fit_novelty(parser.get_parsed_content("novelty"), [pictures[:24]], [pictures[24:]])
+    torch.save(statistics, folder / "novelty.pt")
     return SMALL | {"models_dir": str(folder)}
 
 
@@ -89,7 +95,7 @@ def write_dicom(path, kind, inverted):
     data.Rows, data.Columns = values.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME1" if inverted else "MONOCHROME2"
-    data.ImagerPixelSpacing = [4.0, 4.0]
+    data.ImagerPixelSpacing, data.WindowCenter, data.WindowWidth = [4.0, 4.0], 2048, 4096
     data.PixelData = (4095 - values if inverted else values).tobytes()
     data.save_as(path, enforce_file_format=True)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -51,16 +52,31 @@ def test_most_confident_result_stays_when_no_scale_flips(make, brightness, netwo
     assert (result.confidences[:, 2] > result.confidences[:, 0]).all()
 
 
-class Told(DiffICEInferer):
-    """Its chains return images of a tenth of their scale."""
+@dataclass
+class ToldChain:
+    """Returns images of a tenth of its scale, which stands in place of its loss."""
 
-    def chain(self, run, index, condition, start, loss):
-        scale = loss(run.state.original[index]).classifier_scale
-        image = torch.zeros_like(start) + torch.as_tensor(scale).reshape(-1, 1, 1, 1) / 10
-        evaluations = torch.zeros(1, dtype=torch.long)
-        return SimpleNamespace(
-            mask=None, run=lambda _hooks: image, denoiser=SimpleNamespace(num_function_evaluations=evaluations)
-        )
+    start: torch.Tensor
+    loss: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    @property
+    def denoiser(self):
+        return SimpleNamespace(num_function_evaluations=torch.zeros(1, dtype=torch.long))
+
+    def run(self, _hooks):
+        return torch.zeros_like(self.start) + self.loss.reshape(-1, 1, 1, 1) / 10
+
+
+def scale_of_rows(run, loss, index, scales, decode):
+    return torch.tensor(scales).repeat_interleave(len(index) // len(scales))
+
+
+class Told(DiffICEInferer):
+    """Its chains are told their scale."""
+
+    def chain(self, run, index, condition, start, loss=None):
+        return ToldChain(start)
 
     def hooks(self, chain):
         return []
@@ -73,7 +89,8 @@ def three_classes(image):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_the_smallest_scale_that_flips_is_kept_though_one_that_does_not_was_surer(network, batched):
+def test_the_smallest_scale_that_flips_is_kept_though_one_that_does_not_was_surer(network, batched, monkeypatch):
+    monkeypatch.setattr("medcf.inferers.scales._bound", scale_of_rows)
     options = {"classifier_scales": (1, 2, 3), "batched_scales": batched, "num_inference_steps": 20}
     method = Told(RespacedDDPMScheduler(1000), three_classes, 1, num_iterations=1, progress=False, **options)
     result = method.explain(torch.zeros(2, 1, 4, 4), network)

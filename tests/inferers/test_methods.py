@@ -66,9 +66,9 @@ def test_text_in_place_of_a_number_is_refused_by_the_options_name(make_method, n
 @pytest.mark.parametrize(
     ("foreign", "ours"),
     [
-        (DDPMScheduler, "give medcf.schedulers.RespacedDDPMScheduler"),
-        (DDIMScheduler, "give medcf.schedulers.RespacedDDIMScheduler"),
-        (PNDMScheduler, "give medcf.schedulers.RespacedDDIMScheduler"),
+        (DDPMScheduler, "give medcf.schedulers.adapt_scheduler.*a RespacedDDPMScheduler"),
+        (DDIMScheduler, "give medcf.schedulers.adapt_scheduler.*a RespacedDDIMScheduler"),
+        (PNDMScheduler, "give medcf.schedulers.adapt_scheduler"),
         (RFlowScheduler, "train the network with medcf.schedulers.RespacedDDIMScheduler"),
     ],
 )

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import medcf
-import medcf.inferers
 from medcf.inference import RunFolder
 from medcf.inferers import EditOptions, Method, StrengthOptions, edit
 from medcf.inferers.origins import describe_options, option_origins
@@ -85,7 +84,7 @@ def test_a_user_s_option_reaches_a_plugin_and_is_named(name: str, override: dict
 
 def test_an_option_that_a_plugin_does_not_take_is_refused_however_it_is_given() -> None:
     for override in ({"method_options#own#strenght": 0.2}, {"method_options#own": {"strenght": 0.2}}):
-        with pytest.raises(ValueError, match="'own' does not take the option 'strenght'. Did you mean 'strength'"):
+        with pytest.raises(ValueError, match=r"'own' does not take the option 'strenght'\. Did you mean 'strength'"):
             load("diffice", method="own", **override)
     with pytest.raises(ValueError, match="Unknown option method_options#onw"):
         load("diffice", method="own", **{"method_options#onw": {"strength": 0.2}})

@@ -31,7 +31,7 @@ def toward_mean(images: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(6, 1, 8, 10), (4, 1, 6, 5, 4)])
 def test_a_linear_method_composes_and_returns_as_its_recursion_says(shape) -> None:
     images, own = inputs(shape)
-    found = axioms(toward_mean, images, own, 1 - own, cycles=(1, 3))
+    found = axioms(toward_mean, images, own, 1 - own, repeats=(1, 3), cycles=(1, 3))
     centered = [images - MEANS[each].double().reshape(-1, *[1] * (len(shape) - 1)) for each in (own, 1 - own)]
 
     def size(values: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def test_doing_nothing_satisfies_every_axiom_and_an_exact_shift_all_but_minimali
         now = (images.flatten(1).mean(1) > 0.1).long()
         return images + (MEANS[target] - MEANS[now]).to(images).reshape(-1, 1, 1, 1)
 
-    found = axioms(exact, images, own, 1 - own, cycles=(1, 4), recover=factors, std=[0.1])
+    found = axioms(exact, images, own, 1 - own, repeats=(1, 4), cycles=(1, 4), recover=factors, std=[0.1])
     for name in ("composition_1", "composition_4", "reversibility_1", "reversibility_4", "other_factors"):
         assert float(found[name].max()) == pytest.approx(0, abs=1e-6), name
     assert found["minimality"].tolist() == pytest.approx([1.0] * 6, abs=1e-6)
@@ -74,7 +74,9 @@ def test_a_factor_that_changes_with_the_class_is_found_in_its_own_units() -> Non
         return torch.where((target != own).reshape(-1, 1, 1, 1), 1.5 * images, images)
 
     contrast = images.flatten(1).std(1)
-    found = axioms(stretch, images, own, 1 - own, cycles=(1,), recover=lambda x: x.flatten(2).std(2), std=[0.02])
+    found = axioms(
+        stretch, images, own, 1 - own, repeats=(1,), cycles=(1,), recover=lambda x: x.flatten(2).std(2), std=[0.02]
+    )
     torch.testing.assert_close(found["other_factors"], 0.5 * contrast / 0.02)
     assert float(found["other_factors_own"].max()) == 0
 
@@ -87,14 +89,14 @@ def test_the_method_is_asked_for_the_classes_in_turn() -> None:
         asked.append(target.tolist())
         return images
 
-    axioms(listen, images, own, 1 - own, cycles=(2,))
+    axioms(listen, images, own, 1 - own, repeats=(2,), cycles=(2,))
     mine, other = own.tolist(), (1 - own).tolist()
-    assert asked == [mine, other, mine] * 2
+    assert asked == [mine] * 2 + [other, mine] * 2
 
 
 def test_figures_have_intervals_over_subjects() -> None:
     images, own = inputs()
-    column = axioms(toward_mean, images, own, 1 - own, cycles=(1,))["minimality"]
+    column = axioms(toward_mean, images, own, 1 - own, repeats=(1,), cycles=(1,))["minimality"]
     found = summarize(column, groups=[0, 0, 1, 1, 2, 2])
     assert found.interval[0] < found.mean < found.interval[1]
 
@@ -120,7 +122,7 @@ def test_an_inferer_of_the_registry_can_be_asked() -> None:
     def explain(images: Tensor, target: Tensor) -> Tensor:
         return inferer.explain(images, Noise(), list(range(len(images))), target, run_unchanged=True).image
 
-    found = axioms(explain, images, own, 1 - own, cycles=(1,))
+    found = axioms(explain, images, own, 1 - own, repeats=(1,), cycles=(1,))
     assert float(found["composition_1"].min()) > 0  # it regenerates what it should leave alone
     assert float(found["minimality"].min()) > 0
 
@@ -129,6 +131,7 @@ def test_an_inferer_of_the_registry_can_be_asked() -> None:
     ("change", "message"),
     [
         ({"cycles": (0, 1)}, "at least 1"),
+        ({"repeats": ()}, "at least 1"),
         ({"recover": lambda images: images.flatten(2).mean(2)}, "needs std"),
         ({"target": torch.zeros(6, dtype=torch.long)}, "must differ"),
         ({"explain": lambda images, target: images[..., :4]}, "returned"),

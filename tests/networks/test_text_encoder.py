@@ -7,8 +7,7 @@ import copy
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
+import transformers
 
 from medcf.networks import BundleUNet, PromptUNet, TextEncoder
 from medcf.networks.tokenizer import fit_tokenizer
@@ -215,5 +214,5 @@ def test_a_projection_fits_another_width(tokenizer, tmp_path):
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.json does not exist. Train the model first"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json does not exist. Train the model first"):
         TextEncoder.small_bert(tmp_path / "none.json")

@@ -345,3 +345,17 @@ def test_training_configs_get_volumes_where_the_grid_has_three_sizes(volumes, tm
     assert data[0]["image"].shape == (1, 12, 14, 11)
     assert int(data[0]["label"]) == 1
     assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_captions_and_more_than_two_classes_come_from_the_table(tmp_path):
+    rows = ["file,split,label,caption"]
+    for index, name in enumerate(("normal", "opacity", "covid")):
+        Image.fromarray(np.full((32, 40), 100 + index, np.uint8)).save(tmp_path / f"{name}.png")
+        rows.append(f'{name}.png,train,{name},"{name}, on the left"')
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    dataset = own(tmp_path / "t.csv", targets=["label", "caption"], num_classes=3)
+    assert dataset.class_names == ("covid", "normal", "opacity")
+    found = {str(item["caption"]): int(item["label"]) for item in dataset}
+    assert found == {"normal, on the left": 1, "opacity, on the left": 2, "covid, on the left": 0}
+    with pytest.raises(ValueError, match="networks have 2"):
+        own(tmp_path / "t.csv", targets=["label", "caption"])

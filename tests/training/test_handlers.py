@@ -14,7 +14,8 @@ from monai.engines import Evaluator, SupervisedTrainer
 from PIL import Image
 from torch import nn
 
-from medcf.schedulers import RespacedDDIMScheduler
+from medcf.sampling import PixelSpace
+from medcf.schedulers import RespacedDDIMScheduler, create_scheduler
 from medcf.training.handlers import (
     GradientClipping,
     LossCurve,
@@ -160,3 +161,33 @@ def test_metrics_that_are_not_finite_are_null(tmp_path):
     MetricsFile(evaluator, tmp_path / "metrics.json").attach(engine)
     engine.run([0], max_epochs=1)
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == {"val_loss": None}
+
+
+def test_prompts_are_previewed_in_images_one_row_each(tmp_path):
+    class Text(torch.nn.Module):
+        def tokenize(self, prompts):
+            return torch.tensor([[len(prompt)] for prompt in prompts])
+
+    class Prompted(torch.nn.Module):
+        """Predicts noise such that the image is its prompt's length, in hundredths."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.text_encoder = torch.nn.Parameter(torch.zeros(1)), Text()
+
+        def forward(self, x, timesteps, context):
+            assert not context.is_floating_point()
+            return (context / 100).reshape(-1, 1, 1, 1).expand_as(x)
+
+    class Doubled(PixelSpace):
+        def decode(self, sample):
+            return 2 * sample
+
+    scheduler = create_scheduler("ddim", num_train_timesteps=1000, schedule="linear_beta", prediction_type="sample")
+    grid = SampleGrid(
+        Prompted(), scheduler, tmp_path, (1, 4, 4), prompts=["a" * 10, "b" * 30], space=Doubled(), columns=2
+    ).sample()
+    assert grid.shape == (8, 8)
+    expected = [(2 * value + 1) * 127.5 for value in (0.1, 0.3)]
+    assert grid[:4].mean() == pytest.approx(expected[0], abs=1)
+    assert grid[4:].mean() == pytest.approx(expected[1], abs=1)

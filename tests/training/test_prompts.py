@@ -7,22 +7,15 @@ import copy
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")
-
 from monai.networks.nets import AutoencoderKL
 
 from medcf.networks import BundleUNet, PromptUNet, TextEncoder
 from medcf.networks.tokenizer import fit_tokenizer
 from medcf.sampling import LatentSpace
-from medcf.schedulers import RespacedDDPMScheduler
+from medcf.schedulers import RespacedDDPMScheduler, create_scheduler
+from medcf.training.dreambooth import DreamBoothDataset, PhasedSampler, drawn_priors
 from medcf.training.inferer import DiffusionTrainingInferer
-from medcf.training.prompts import (
-    DreamBoothDataset,
-    DreamBoothPrepareBatch,
-    PriorPreservationLoss,
-    PromptPrepareBatch,
-)
+from medcf.training.prompts import DreamBoothPrepareBatch, PriorPreservationLoss, PromptPrepareBatch, captions_of
 
 CAPTIONS = ["normal", "opacity left", "opacity right"]
 
@@ -31,7 +24,9 @@ CAPTIONS = ["normal", "opacity left", "opacity right"]
 def parts(tmp_path):
     """A tiny model of everything: autoencoder, U-Net and text encoder."""
     torch.manual_seed(0)
-    encoder = TextEncoder.small_bert(fit_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 6, hidden_size=8, num_heads=2)
+    encoder = TextEncoder.small_bert(
+        fit_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 6, hidden_size=8, num_heads=2
+    )
     levels = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
     unet = BundleUNet(2, 2, 2, num_head_channels=4, with_conditioning=True, cross_attention_dim=8, **levels)
     for weight in unet.parameters():
@@ -164,7 +159,57 @@ def test_priors_start_over_when_there_are_fewer():
     own = DreamBoothDataset(instances, priors)
     assert [int(own[i]["prior_image"]) for i in range(len(own))] == [0, -1, 0, -1, 0]
     assert [own[3][key] for key in ("caption", "prior_caption", "label")] == ["own 3", "prior 1", 3]
-    named = DreamBoothDataset(instances, priors, "COVID 19", "a chest scan")
-    assert [named[3][key] for key in ("caption", "prior_caption")] == ["COVID 19", "a chest scan"]
+    assert DreamBoothDataset(instances, priors, "COVID 19")[3]["caption"] == "COVID 19"
+    by_class = DreamBoothDataset(instances, priors, [f"class {i}" for i in range(5)])
+    assert [by_class[i]["caption"] for i in (4, 2)] == ["class 4", "class 2"]
     with pytest.raises(ValueError, match="at least one each"):
         DreamBoothDataset(instances, [])
+
+
+def test_classes_follow_one_another_each_shuffled_and_complete():
+    labels = [0, 1] * 6 + [2] * 2
+    sampler = PhasedSampler(labels, labels, [(1, 3), (0, 2), (2, 1)], batch_size=4, epoch_length=2)
+    seen = []
+    for epoch in (1, 2, 3, 4):
+        sampler.set_epoch(epoch)
+        seen += list(sampler)
+    drawn = [labels[index] for index in seen]
+    assert drawn == [1] * 12 + [0] * 8 + [2] * 12
+    assert sorted(seen[:6]) == sorted(seen[6:12]) == [1, 3, 5, 7, 9, 11]
+    assert seen[:6] != seen[6:12]
+
+
+def test_processes_share_each_phase():
+    labels = [0, 1] * 8
+    parts = [list(PhasedSampler(labels, labels, [(1, 2), (0, 2)], 2, 4, num_replicas=2, rank=rank)) for rank in (0, 1)]
+    assert all([labels[index] for index in part] == [1] * 4 + [0] * 4 for part in parts)
+    assert sorted(parts[0][:4] + parts[1][:4]) == [1, 3, 5, 7, 9, 11, 13, 15]
+
+
+@pytest.mark.parametrize("phases", [[], [(7, 2)], [(0, 0)]])
+def test_a_phase_without_images_or_iterations_is_refused(phases):
+    with pytest.raises(ValueError, match="each needs a class"):
+        PhasedSampler([0, 1], [0, 1], phases, 1, 1)
+
+
+def test_priors_are_drawn_once_from_the_general_prompt(parts, tmp_path):
+    network, _, _ = parts
+    scheduler = create_scheduler("ddim", num_train_timesteps=1000, prediction_type="v_prediction", clip_sample=False)
+    arguments = (network, scheduler, "normal", (2, 8, 8), tmp_path / "priors.pt")
+    options = {"count": 3, "num_inference_steps": 2, "batch_size": 2}
+    first = drawn_priors(*arguments, **options)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1)
+    again = drawn_priors(*arguments, **options)
+    assert [item["caption"] for item in first] == ["normal"] * 3
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
+    (tmp_path / "priors.pt").unlink()
+    assert not torch.equal(drawn_priors(*arguments, **options)[0]["image"], first[0]["image"])
+    with pytest.raises(ValueError, match="delete it"):
+        drawn_priors(*arguments, **{**options, "count": 4})
+
+
+def test_all_captions_and_class_prompts_are_read():
+    rows = [{"caption": "left"}, {"label": 1}]
+    assert list(captions_of(rows, ["normal"])) == ["left", "normal"]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stable Diffusion is trained by the parts that train every prompted model: U-Net and text encoder, not the autoencoder."""
+"""The parts that train every prompted model train Stable Diffusion: U-Net and text encoder, not the autoencoder."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_a_step_moves_u_net_and_text_encoder_and_no_bit_of_the_autoencoder(
     folder = tiny.write(tmp_path / "model")
     model = load_stable_diffusion(folder, tiny.bert(tmp_path / "bert") if with_bert else None)
     network, autoencoder = model.network, model.space.autoencoder
-    before, frozen = ({name: value.clone() for name, value in part.state_dict().items()} for part in (network, autoencoder))
+    before, frozen = (copy.deepcopy(part.state_dict()) for part in (network, autoencoder))
     batch: dict[str, Any] = {"image": images(2), "caption": ["normal chest x-ray", "covid 19"]}
     batch |= {"prior_image": images(2), "prior_caption": ["chest x-ray"] * 2}
     kind = DreamBoothPrepareBatch if dreambooth else PromptPrepareBatch

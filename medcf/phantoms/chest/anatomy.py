@@ -8,13 +8,14 @@ radiological convention), y down. Lengths are those of an adult, multiplied by t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Array", "ChestShape", "Lung", "Soft", "coverage", "dome_of", "project"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32
 
 
 def coverage(distance: Array, width: float) -> Array:
@@ -200,7 +201,7 @@ def _heart(shape: ChestShape, x: Array, y: Array, pixel: float) -> tuple[Array, 
     atrium = np.sqrt((ax / (29.0 * size)) ** 2 + (ay / (42.0 * size)) ** 2)
     distance = (np.minimum(ventricles, atrium) - 1.0) * 46.0 * size
     thick = np.maximum(98.0 * dome_of(1.0 - ventricles, 1.0), 78.0 * dome_of(1.0 - atrium, 1.0))
-    floor = np.where(x > 0, 92.0, 84.0) - y
+    floor = np.where(x > 0, np.float32(92.0), np.float32(84.0)) - y
     return (size * shape.depth * thick).astype(np.float32), np.minimum(coverage(distance, pixel), coverage(-floor, 8.0))
 
 

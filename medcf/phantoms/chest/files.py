@@ -50,8 +50,8 @@ def write_chest_demo(
         size: rows and columns.
         spacing: pixel spacing in mm; None fits each subject's field into the rows.
         truth_dir: folder for ``truth.csv``, the same subjects without disease and with other grain
-            (``<case>_normal.png``), the segmentation (``<case>_segmentation.png``), the lungs (``<case>_lungs.png``) and
-            the lesion (``<case>_lesion.nii.gz``, mm of tissue or fluid in place of air); None writes no truth.
+            (``<case>_normal.png``), the segmentation (``<case>_segmentation.png``), the lungs (``<case>_lungs.png``)
+            and the lesion (``<case>_lesion.nii.gz``, mm of tissue or fluid in place of air); None writes no truth.
 
     Returns:
         One record per case: its row of ``truth.csv``, and ``path`` of the image.
@@ -76,7 +76,8 @@ def write_chest_demo(
         path = out / f"{name}{_SUFFIXES[kind]}"
         write_radiograph(path, sample.image, sample)
         if truth_dir is not None:
-            _write_truth(Path(truth_dir), name, sample, case.render(ChestState(), again=True, size=size, spacing=spacing))
+            healthy = case.render(ChestState(), again=True, size=size, spacing=spacing)
+            _write_truth(Path(truth_dir), name, sample, healthy)
         records.append(_record(name, case, sample) | {"path": str(path)})
     if truth_dir is not None:
         write_table(Path(truth_dir) / "truth.csv", records)

@@ -99,7 +99,7 @@ class Skeleton:
     def _girdle(self, shape: ChestShape, x: Array, y: Array, pixel: float) -> Array:
         """Clavicles, shoulder blades and upper arms."""
         outward = np.abs(x)
-        rise = np.where(x < 0, self.clavicle[0], self.clavicle[1])
+        rise = np.where(x < 0, np.float32(self.clavicle[0]), np.float32(self.clavicle[1]))
         along = np.clip((outward - 16.0) / (112.0 * shape.width), 0.0, 1.15)
         line = -96.0 - shape.shoulders * 0.3 - rise * along + 6.0 * np.sin(2 * np.pi * along)
         half = 5.2 + 3.2 * (2.0 * np.minimum(along, 1.0) - 1.0) ** 2
