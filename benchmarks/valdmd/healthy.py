@@ -133,6 +133,8 @@ def floor_section(task: ChestTask) -> Section:
     names = ("normal", "lung opacity", "COVID-19", "viral pneumonia")
     for number, label in ((None, "all sick"), *((k, names[k]) for k in (1, 2, 3))):
         kept = torch.ones(len(image), dtype=torch.bool) if number is None else truth["label"] == number
+        if not kept.any():
+            continue
         figures = {key: summary(values, task.cases, kept) for key, values in columns.items()}
         for key, floor in (("floor_ratio", "floor"), ("difference_ratio", "difference_floor")):
             squares = [values[kept].square().double().numpy() for values in (task.floors[floor], true)]
