@@ -63,7 +63,8 @@ def healthy_sections(task: ChestTask, setup: Setup, work: Path, names: Sequence[
         result = _obtained(task, row, setup, work)
         own = _obtained(task, toward_own_class(row), setup, work) if toward_own_class(row) in CONTROLS else None
         section.add(row.label, measure(task, result, own))
-        shown.append((row.label, result))
+        if not row.control:
+            shown.append((row.label, result))
         logger.info("%s: measured", row.label)
     other = sick_task(task.recipe.bundle, split="val", count=CHOSEN_ON, overrides=task.recipe.overrides)
     sigma = best_blur(other.cases.image, other.cases.truth["image"])
@@ -77,7 +78,7 @@ def healthy_sections(task: ChestTask, setup: Setup, work: Path, names: Sequence[
     maps = Section(MAPS)
     for label, values in saliency(task):
         maps.add(label, measure_map(task, values))
-    section.pictures = shown
+    section.pictures = [*shown, ("the true healthy chest", uncomputed(task.cases, task.cases.truth["image"]))]
     return [section, maps]
 
 
