@@ -30,7 +30,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     Example:
         >>> from medcf.sampling import PixelSpace
         >>> images = [{"image": torch.ones(1, 4, 4), "caption": "normal", "segmentation": torch.ones(1, 4, 4)}]
-        >>> sorted(LatentDataset(images, PixelSpace())[0])
+        >>> sorted(map(str, LatentDataset(images, PixelSpace())[0]))
         ['caption', 'image']
     """
 
