@@ -23,7 +23,8 @@ from benchmarks.valdmd.measure import MAPS, MEASURES, SUBGROUPS, measure, measur
 from benchmarks.valdmd.rows import CONTROLS, HEALTHY_SWEEP, METHODS, SOLVERS, solver
 from benchmarks.valdmd.sections import Section, summary
 from benchmarks.valdmd.task import ChestTask, root_mean_square, sick_task
-from medcf.metrics.truth import blurred
+from medcf.metrics import bootstrap_interval
+from medcf.metrics.truth import blurred, ratio_of_sums
 from medcf.phantoms import ChestState
 
 __all__ = ["floor_section", "healthy_sections", "healthy_sweep", "solver_section", "subgroup_section"]
@@ -62,7 +63,8 @@ def healthy_sections(task: ChestTask, setup: Setup, work: Path, names: Sequence[
         result = _obtained(task, row, setup, work)
         own = _obtained(task, toward_own_class(row), setup, work) if toward_own_class(row) in CONTROLS else None
         section.add(row.label, measure(task, result, own))
-        shown.append((row.label, result))
+        if not row.control:
+            shown.append((row.label, result))
         logger.info("%s: measured", row.label)
     other = sick_task(task.recipe.bundle, split="val", count=CHOSEN_ON, overrides=task.recipe.overrides)
     sigma = best_blur(other.cases.image, other.cases.truth["image"])
@@ -76,7 +78,7 @@ def healthy_sections(task: ChestTask, setup: Setup, work: Path, names: Sequence[
     maps = Section(MAPS)
     for label, values in saliency(task):
         maps.add(label, measure_map(task, values))
-    section.pictures = shown
+    section.pictures = [*shown, ("the true healthy chest", uncomputed(task.cases, task.cases.truth["image"]))]
     return [section, maps]
 
 
@@ -126,15 +128,20 @@ def floor_section(task: ChestTask) -> Section:
     columns = {
         **task.floors,
         "change": true,
-        "floor_ratio": (task.floors["floor"] / true).square(),
-        "difference_ratio": (task.floors["difference_floor"] / true).square(),
         "area": area(change.abs(), truth["lungs"] > 0),
     }
     section = Section(FLOORS)
     names = ("normal", "lung opacity", "COVID-19", "viral pneumonia")
     for number, label in ((None, "all sick"), *((k, names[k]) for k in (1, 2, 3))):
         kept = torch.ones(len(image), dtype=torch.bool) if number is None else truth["label"] == number
-        section.add(label, {key: summary(values, task.cases, kept) for key, values in columns.items()})
+        if not kept.any():
+            continue
+        figures = {key: summary(values, task.cases, kept) for key, values in columns.items()}
+        for key, floor in (("floor_ratio", "floor"), ("difference_ratio", "difference_floor")):
+            squares = [values[kept].square().double().numpy() for values in (task.floors[floor], true)]
+            low, high = bootstrap_interval(ratio_of_sums, *squares)
+            figures[key] = Figure(ratio_of_sums(*squares), low, high, int(kept.sum()))
+        section.add(label, figures)
     section.add("grain alone", {"change": summary(grain, task.cases)})
     return section
 

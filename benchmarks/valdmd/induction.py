@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Findings put into normal chests by words: right disease, side, lobe and size."""
+"""Findings put into normal chests by words: the disease, the side, the lobe and the size that were named."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PAIRS = (
     Measure("ratio", "area, large / small", _PAIRS, "", 2),
 )
 _CHOSEN = ("judge", "f", "side", "half", "one", "outside", "seconds")
-SWEPT = tuple(replace(each, theme="strength x guidance") for each in INDUCED if each.key in _CHOSEN)
+SWEPT = tuple(replace(each, theme="strength and guidance") for each in INDUCED if each.key in _CHOSEN)
 
 
 def induced_figures(task: ChestTask, cases: Cases, images: Tensor, wording: Wording) -> dict[str, Figure]:
@@ -122,7 +122,7 @@ def induction_sections(task: ChestTask, setup: Setup, work: Path) -> list[Sectio
     truths = {}
     for wording in (*WORDINGS[:8], *(each for each in WORDINGS if each.state.label > 1 and not each.held_out)):
         cases = _first(task.cases, wording.share)
-        truths[wording.prompt] = task.rendered(wording.state, len(cases))
+        truths[wording.prompt] = task.rendered(wording.state, len(cases), again=False)
         wordings.add(f"truth: {wording.prompt}", induced_figures(task, cases, truths[wording.prompt], wording))
     pairs = Section(PAIRS)
     for kind, images in (("", made), ("truth: ", truths)):

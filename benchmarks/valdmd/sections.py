@@ -51,8 +51,7 @@ def summary(values: Tensor, cases: Cases, kept: Tensor | None = None) -> Figure:
         cases: whose they are.
         kept: cases (N,) that count; None counts all.
     """
-    columns = values.double().masked_fill(
-        torch.zeros(len(values), dtype=torch.bool) if kept is None else ~kept, torch.nan
-    )
+    left_out = torch.zeros(len(values), dtype=torch.bool) if kept is None else ~kept
+    columns = values.double().masked_fill(left_out, torch.nan)
     found = summarize(columns, groups=cases.subject[: len(values)], share=values.dtype == torch.bool)
     return Figure(found.mean, *found.interval, found.count)

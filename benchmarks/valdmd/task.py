@@ -32,9 +32,9 @@ class ChestTask:
 
     Attributes:
         recipe: the bundle whose inferer explains.
-        cases: inputs (N, 1, H, W); ``truth`` has ``lungs`` (1 the right, 2 the left), ``segmentation_before``,
-            ``child``, ``device``, ``label`` and ``heart_ratio``, and of sick ones the healthy ``image``, with other
-            grain than the input, and the visible ``lesion``.
+        cases: inputs (N, 1, H, W); ``truth`` has ``lungs`` (1 the patient's right, 2 the left),
+            ``segmentation_before``, ``child``, ``device``, ``label`` and ``heart_ratio``, and of sick ones the healthy
+            ``image``, with other grain than the input, and the visible ``lesion``.
         classifier: f, images to logits (B, 4).
         judge: independent of f, images to logits (B, 4).
         segmenter: images to logits of lungs, heart and device.
