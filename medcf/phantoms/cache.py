@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medcf.runtime.atomic import replace_file
 
-__all__ = ["Arrays", "cached_arrays", "make_rows"]
+__all__ = ["Arrays", "RenderedDataset", "cached_arrays", "make_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,43 @@ def make_rows(
     else:
         rows = [make(job) for job in tqdm(jobs, **bar)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+class RenderedDataset(Dataset[dict[str, Any]]):
+    """Rows of arrays as a dataset; a phantom's dataset sets the attributes and makes items of rows.
+
+    Attributes:
+        split: name of the split.
+        transform: applied to every item; None leaves it as it is.
+    """
+
+    split: str
+    transform: Callable[[dict[str, Any]], Any] | None
+    _arrays: Arrays
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self._arrays["label"])
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one case, after the transform if there is one."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"case {index} is outside a set of {len(self)}")
+        item = self._item(index)
+        return item if self.transform is None else self.transform(item)
+
+    def _item(self, index: int) -> dict[str, Any]:
+        """Return one case, before the transform."""
+        raise NotImplementedError
+
+    def _row(self, index: int) -> dict[str, Any]:
+        """Return what the arrays hold of one case."""
+        return {name: values[index] for name, values in self._arrays.items()}
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels of all cases, for weighted sampling."""
+        return self._arrays["label"].astype(np.int64)
 
 
 def _load(path: Path, key: str) -> Arrays | None:

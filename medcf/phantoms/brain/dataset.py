@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from medcf.phantoms.brain.brain_mri import TISSUES, BrainMRI, BrainSample, BrainState
-from medcf.phantoms.cache import cached_arrays, make_rows
+from medcf.phantoms.cache import RenderedDataset, cached_arrays, make_rows
 from medcf.phantoms.head.datasets import subject_seed
 
 __all__ = ["BrainDataset", "PairedBrainDataset", "brain_on_grid", "draw_brain"]
@@ -43,7 +42,7 @@ def draw_brain(
     return subject, subject.sample_state(rng, label), rng
 
 
-class BrainDataset(Dataset[dict[str, Any]]):
+class BrainDataset(RenderedDataset):
     """Brains on the network's grid, one subject per case.
 
     Volumes are rendered at 2 mm or finer and averaged over blocks. An item holds ``image`` float32 (1, X, Y, Z) in [-1,
@@ -98,20 +97,8 @@ class BrainDataset(Dataset[dict[str, Any]]):
             lambda: make_rows(_render_row, jobs, num_workers=num_workers, **bar),
         )
 
-    def __len__(self) -> int:
-        """Number of cases."""
-        return len(self._arrays["label"])
-
-    def __getitem__(self, index: int) -> Any:
-        """Return one case, after the transform if there is one."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"case {index} is outside a set of {len(self)}")
-        item = self._item(index)
-        return item if self.transform is None else self.transform(item)
-
     def _item(self, index: int) -> dict[str, Any]:
-        """Return one case before the transform."""
-        row = {name: values[index] for name, values in self._arrays.items()}
+        row = self._row(index)
         item: dict[str, Any] = {
             "label": torch.tensor(int(row["label"])),
             "age": torch.tensor(float(row["age"])),
@@ -125,11 +112,6 @@ class BrainDataset(Dataset[dict[str, Any]]):
             item[f"severity{suffix}"] = torch.tensor(float(row[f"severity{suffix}"]))
             item[f"volumes{suffix}"] = torch.from_numpy(row[f"volumes{suffix}"])
         return item
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The labels of all cases."""
-        return self._arrays["label"].astype(np.int64)
 
 
 class PairedBrainDataset(BrainDataset):

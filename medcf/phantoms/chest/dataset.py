@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from medcf.phantoms.cache import cached_arrays, make_rows
+from medcf.phantoms.cache import RenderedDataset, cached_arrays, make_rows
 from medcf.phantoms.chest.captions import draw_caption
 from medcf.phantoms.chest.chest_xray import ChestSample, ChestXray
 from medcf.phantoms.chest.devices import DEVICES, Device
@@ -96,7 +95,7 @@ def draw_chest(
     return ChestCase(subject, state, device, caption, (first_grain, second_grain))
 
 
-class ChestDataset(Dataset[dict[str, Any]]):
+class ChestDataset(RenderedDataset):
     """Chest radiographs on the network's grid, one subject per case.
 
     An item holds ``image`` float32 (1, H, W) in [-1, 1], ``label`` int64 (index in ``CLASS_NAMES``), ``caption``
@@ -162,20 +161,8 @@ class ChestDataset(Dataset[dict[str, Any]]):
             lambda: make_rows(_render_row, jobs, num_workers=num_workers, **bar),
         )
 
-    def __len__(self) -> int:
-        """Number of cases."""
-        return len(self._arrays["label"])
-
-    def __getitem__(self, index: int) -> Any:
-        """Return one case, after the transform if there is one."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"case {index} is outside a set of {len(self)}")
-        item = self._item(index)
-        return item if self.transform is None else self.transform(item)
-
     def _item(self, index: int) -> dict[str, Any]:
-        """Return one case before the transform."""
-        row = {name: values[index] for name, values in self._arrays.items()}
+        row = self._row(index)
         item: dict[str, Any] = {name: torch.tensor(int(row[name])) for name in ("label", "subject", "device")}
         for name in ("extent", "severity", "heart_ratio", "spacing_mm"):
             item[name] = torch.tensor(float(row[name]))
@@ -188,11 +175,6 @@ class ChestDataset(Dataset[dict[str, Any]]):
         for suffix in self.states:
             item[f"image{suffix}"] = torch.from_numpy(row[f"image{suffix}"].astype(np.float32))[None] / 127.5 - 1.0
         return item
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The labels of all cases, for weighted sampling."""
-        return self._arrays["label"].astype(np.int64)
 
     @property
     def captions(self) -> list[str]:

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.transform import resize_local_mean
-from torch.utils.data import Dataset
 
 from medcf.phantoms.base import PhantomSample
-from medcf.phantoms.cache import Arrays, cached_arrays, make_rows
+from medcf.phantoms.cache import Arrays, RenderedDataset, cached_arrays, make_rows
 from medcf.registry import PHANTOMS, load_plugins, lookup
 
 __all__ = ["SPLITS", "PhantomDataset", "draw_case", "native_size", "on_grid", "shrink", "subject_seed", "to_tensors"]
@@ -79,7 +78,7 @@ def draw_case(
     return subject, subject.render(pose, seed=int(rng.integers(2**31)), **render)
 
 
-class PhantomDataset(Dataset[dict[str, Any]]):
+class PhantomDataset(RenderedDataset):
     """Rendered phantoms on the network's grid, one subject per case.
 
     Images are rendered at 128 x 160 pixels of 0.875 mm and averaged over areas; labels are the most frequent ones in
@@ -129,31 +128,18 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         )
         self.concept_names: tuple[str, ...] = tuple(str(concept) for concept in self._arrays.pop("concept_names"))
 
-    def __len__(self) -> int:
-        """Number of cases."""
-        return len(self._arrays["label"])
-
-    def __getitem__(self, index: int) -> Any:
-        """Return one case, after the transform if there is one."""
-        arrays = self._arrays
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"case {index} is outside a set of {len(self)}")
-        image, segmentation = to_tensors(arrays["image"][index], arrays["segmentation"][index])
-        item = {
+    def _item(self, index: int) -> dict[str, Any]:
+        row = self._row(index)
+        image, segmentation = to_tensors(row["image"], row["segmentation"])
+        return {
             "image": image,
             "segmentation": segmentation,
-            "label": torch.tensor(int(arrays["label"][index])),
-            "concepts": torch.from_numpy(arrays["concepts"][index].astype(np.float32)),
-            "quality": torch.tensor(float(arrays["quality"][index]), dtype=torch.float32),
-            "subject": torch.tensor(int(arrays["subject"][index])),
-            "case": f"{self.split}-{int(arrays['subject'][index]):07d}",
+            "label": torch.tensor(int(row["label"])),
+            "concepts": torch.from_numpy(row["concepts"].astype(np.float32)),
+            "quality": torch.tensor(float(row["quality"]), dtype=torch.float32),
+            "subject": torch.tensor(int(row["subject"])),
+            "case": f"{self.split}-{int(row['subject']):07d}",
         }
-        return item if self.transform is None else self.transform(item)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The labels of all cases, for weighted sampling."""
-        return self._arrays["label"].astype(np.int64)
 
 
 _VERSION = 1  # of the renderer; caches from other versions are not used
