@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from medcf.phantoms.brain.brain_mri import TISSUES, BrainSample, BrainState
 from medcf.phantoms.brain.dataset import draw_brain
-from medcf.phantoms.head.files import write_table
+from medcf.phantoms.image_files import write_table
 
 __all__ = ["GEOMETRIES", "VolumeGeometry", "write_brain_demo", "write_brains"]
 

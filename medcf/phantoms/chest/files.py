@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from medcf.phantoms.chest.chest_xray import ChestSample
 from medcf.phantoms.chest.dataset import ChestCase, draw_chest
 from medcf.phantoms.chest.states import CLASS_NAMES, ChestState
-from medcf.phantoms.head.files import write_table
+from medcf.phantoms.image_files import phantom_instance, write_nifti, write_png, write_table
 
 __all__ = ["write_chest_demo", "write_chests", "write_radiograph"]
 
@@ -146,54 +143,20 @@ def write_radiograph(path: Path, image: NDArray[Any], sample: ChestSample) -> No
         sample: subject, state and spacing.
     """
     pixels = image if image.dtype == np.uint8 else np.rint(image * 255.0).astype(np.uint8)
-    row, col = sample.spacing_mm
     if path.name.endswith(".dcm"):
         _write_dicom(path, pixels, sample)
-    elif path.name.endswith(".nii.gz"):
-        _write_nifti(path, pixels, sample)
     else:
-        Image.fromarray(pixels).save(path, dpi=(25.4 / col, 25.4 / row))
-
-
-def _write_nifti(path: Path, values: NDArray[Any], sample: ChestSample) -> None:
-    row, col = sample.spacing_mm
-    image = nib.Nifti1Image(np.ascontiguousarray(values.T[..., None]), np.diag([-col, -row, 1.0, 1.0]))
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+        (write_nifti if path.name.endswith(".nii.gz") else write_png)(path, pixels, sample)
 
 
 def _write_dicom(path: Path, pixels: NDArray[np.uint8], sample: ChestSample) -> None:
-    """Write a Computed Radiography instance whose UIDs depend only on the phantom."""
-    key = [f"medcf-chest-{sample.subject}"]
-    ds = Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.SyntheticData = "YES"
+    """Write a Computed Radiography instance."""
+    ds = phantom_instance(pixels, f"medcf-chest-{sample.subject}", "", f"CHEST{sample.subject:07d}", sample.subject)
+    ds.SOPClassUID, ds.Modality = ComputedRadiographyImageStorage, "CR"
     ds.ImageType = ["DERIVED", "PRIMARY"]
-    ds.SOPClassUID = ComputedRadiographyImageStorage
-    ds.SOPInstanceUID = generate_uid(entropy_srcs=[*key, pixels.tobytes().hex()])
-    ds.StudyInstanceUID = generate_uid(entropy_srcs=[*key, "study"])
-    ds.SeriesInstanceUID = generate_uid(entropy_srcs=[*key, "series"])
-    ds.StudyDate, ds.StudyTime = "20000101", "120000"
-    ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ds.Laterality = ""
-    ds.LossyImageCompression = "00"
-    ds.Modality, ds.BodyPartExamined, ds.ViewPosition = "CR", "CHEST", "AP"
-    ds.Manufacturer = "medcf phantom"
-    ds.PatientName = f"PHANTOM^CHEST{sample.subject:07d}"
-    ds.PatientID = f"PHANTOM-{sample.subject:07d}"
-    ds.PatientSex = "O"
-    ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "1", 1, 1
+    ds.BodyPartExamined, ds.ViewPosition = "CHEST", "AP"
     ds.PatientOrientation = ["L", "F"]  # columns run to the patient's left, rows to the feet
-    spacing = [f"{value:.10g}" for value in sample.spacing_mm]
-    ds.ImagerPixelSpacing = ds.PixelSpacing = spacing
-    ds.Rows, ds.Columns = pixels.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated = ds.BitsStored = 8
-    ds.HighBit, ds.PixelRepresentation = 7, 0
-    data = pixels.tobytes()
-    ds.PixelData = data + b"\x00" * (len(data) % 2)
-    ds["PixelData"].VR = "OB"
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.ImagerPixelSpacing = ds.PixelSpacing = [f"{value:.10g}" for value in sample.spacing_mm]
     ds.save_as(path, enforce_file_format=True)
 
 
@@ -202,7 +165,7 @@ def _write_truth(folder: Path, name: str, sample: ChestSample, healthy: ChestSam
     write_radiograph(folder / f"{name}_normal.png", healthy.image, healthy)
     write_radiograph(folder / f"{name}_segmentation.png", sample.segmentation, sample)
     write_radiograph(folder / f"{name}_lungs.png", sample.lungs, sample)
-    _write_nifti(folder / f"{name}_lesion.nii.gz", sample.lesion_mm, sample)
+    write_nifti(folder / f"{name}_lesion.nii.gz", sample.lesion_mm, sample)
 
 
 def _record(name: str, case: ChestCase, sample: ChestSample) -> dict[str, Any]:

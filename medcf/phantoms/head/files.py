@@ -3,25 +3,23 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import UltrasoundImageStorage
 
 from medcf.phantoms.base import PhantomSample
 from medcf.phantoms.head.datasets import draw_case
 from medcf.phantoms.head.overlays import burn_in
+from medcf.phantoms.image_files import phantom_instance, write_nifti, write_png, write_table
 
-__all__ = ["write_demo", "write_dicom", "write_nifti", "write_png", "write_table"]
+__all__ = ["write_demo", "write_dicom"]
 
 _SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm"}
 
@@ -87,20 +85,6 @@ def write_demo(
     return records
 
 
-def write_png(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
-    """Write a PNG; its pHYs chunk holds the spacing."""
-    row, col = sample.spacing_mm
-    Image.fromarray(pixels).save(path, dpi=(25.4 / col, 25.4 / row))
-
-
-def write_nifti(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
-    """Write a NIfTI with shape (W, H, 1): first axis across, second axis down the image, affine in mm (RAS+)."""
-    row, col = sample.spacing_mm
-    image = nib.Nifti1Image(np.ascontiguousarray(pixels.T[..., None]), np.diag([-col, -row, 1.0, 1.0]))
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)
-
-
 def write_dicom(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) -> None:
     """Write an Ultrasound Image Storage instance whose UIDs depend only on the phantom.
 
@@ -109,47 +93,15 @@ def write_dicom(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) ->
         pixels: (H, W) or (H, W, 3) uint8 image.
         sample: subject, pose and spacing.
     """
-    key = [f"medcf-phantom-{sample.subject}"]
-    instance = [*key, repr(sample.pose), pixels.tobytes().hex()]
-    ds = Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.SyntheticData = "YES"
+    key = f"medcf-phantom-{sample.subject}"
+    ds = phantom_instance(pixels, key, repr(sample.pose), f"HEAD{sample.subject:07d}", sample.subject)
+    ds.SOPClassUID, ds.Modality = UltrasoundImageStorage, "US"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "OBSTETRICAL", "0001"]
-    ds.SOPClassUID = UltrasoundImageStorage
-    ds.SOPInstanceUID = generate_uid(entropy_srcs=instance)
-    ds.StudyInstanceUID = generate_uid(entropy_srcs=[*key, "study"])
-    ds.SeriesInstanceUID = generate_uid(entropy_srcs=[*key, "series"])
-    ds.StudyDate, ds.StudyTime = "20000101", "120000"
-    ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ds.Laterality = ""
-    ds.LossyImageCompression = "00"
-    ds.Modality = "US"
-    ds.Manufacturer = "medcf phantom"
-    ds.PatientName = f"PHANTOM^HEAD{sample.subject:07d}"
-    ds.PatientID = f"PHANTOM-{sample.subject:07d}"
-    ds.PatientSex = "O"
-    ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "1", 1, 1
     ds.PatientOrientation = ""
-    _set_pixels(ds, pixels)
-    ds.SequenceOfUltrasoundRegions = [_region(pixels.shape, sample.spacing_mm)]
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.save_as(path, enforce_file_format=True)
-
-
-def _set_pixels(ds: Dataset, pixels: NDArray[np.uint8]) -> None:
-    color = pixels.ndim == 3
-    ds.Rows, ds.Columns = pixels.shape[:2]
-    ds.SamplesPerPixel = 3 if color else 1
-    ds.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
-    if color:
-        ds.PlanarConfiguration = 0
+    if pixels.ndim == 3:
         ds.UltrasoundColorDataPresent = 1
-    ds.BitsAllocated = ds.BitsStored = 8
-    ds.HighBit = 7
-    ds.PixelRepresentation = 0
-    data = pixels.tobytes()
-    ds.PixelData = data + b"\x00" * (len(data) % 2)
-    ds["PixelData"].VR = "OB"
+    ds.SequenceOfUltrasoundRegions = [_region(pixels.shape, sample.spacing_mm)]
+    ds.save_as(path, enforce_file_format=True)
 
 
 def _region(shape: tuple[int, ...], spacing: tuple[float, float]) -> Dataset:
@@ -193,12 +145,3 @@ def _write_truth(folder: Path, case: str, sample: PhantomSample, paired: Phantom
     write_png(folder / f"{case}_standard.png", np.rint(paired.image * 255.0).astype(np.uint8), paired)
     write_png(folder / f"{case}_standard_segmentation.png", paired.segmentation, paired)
     write_png(folder / f"{case}_segmentation.png", sample.segmentation, sample)
-
-
-def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records as CSV, except the location of their files (``path``)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [key for key in records[0] if key != "path"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(records)
