@@ -22,7 +22,8 @@ from benchmarks.valdmd.localized import area
 from benchmarks.valdmd.measure import MAPS, MEASURES, SUBGROUPS, measure, measure_map
 from benchmarks.valdmd.rows import CONTROLS, HEALTHY_SWEEP, METHODS, SOLVERS, solver
 from benchmarks.valdmd.sections import Section, summary
-from benchmarks.valdmd.task import ChestTask, root_mean_square, sick_task
+from benchmarks.valdmd.task import ChestTask, sick_task
+from medcf.inferers.outcome import root_mean_square
 from medcf.metrics import bootstrap_interval
 from medcf.metrics.truth import blurred, ratio_of_sums
 from medcf.phantoms import ChestState

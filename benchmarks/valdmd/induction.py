@@ -18,7 +18,8 @@ from benchmarks.counterfactual.task import Cases, apply
 from benchmarks.valdmd.localized import LUNG, area, half, lobe, num_lesions, share
 from benchmarks.valdmd.rows import INDUCTION_SWEEP, WORDINGS, Wording, induce
 from benchmarks.valdmd.sections import Section, summary
-from benchmarks.valdmd.task import ChestTask, root_mean_square
+from benchmarks.valdmd.task import ChestTask
+from medcf.inferers.outcome import root_mean_square
 
 __all__ = ["INDUCED", "PAIRS", "SWEPT", "induced_figures", "induction_sections", "induction_sweep", "pair_figures"]
 

@@ -13,8 +13,9 @@ from benchmarks.counterfactual.measure import costs
 from benchmarks.counterfactual.run import Result
 from benchmarks.counterfactual.tables import Figure, Measure, measured
 from benchmarks.valdmd.localized import share
-from benchmarks.valdmd.task import DEVICE, NORMAL, ChestTask, root_mean_square
+from benchmarks.valdmd.task import DEVICE, NORMAL, ChestTask
 from medcf.evaluation import Evidence
+from medcf.inferers.outcome import root_mean_square
 from medcf.metrics.truth import blurred
 
 __all__ = ["MAPS", "MEASURES", "SUBGROUPS", "measure", "measure_map"]

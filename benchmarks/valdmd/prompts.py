@@ -17,7 +17,7 @@ from benchmarks.valdmd.task import ChestTask, labeled_chests
 from medcf.networks import Condition, Denoiser
 from medcf.phantoms import ChestState
 from medcf.phantoms.chest.captions import draw_caption
-from medcf.sampling import denoise, make_generators, standard_noise
+from medcf.sampling import draw_samples, make_generators
 
 __all__ = ["PROMPTED", "draw_prompts", "prompt_section", "sample"]
 
@@ -54,18 +54,14 @@ def sample(task: ChestTask, network: nn.Module, prompts: Sequence[str], *, guida
         (N, 1, H, W) in [-1, 1].
     """
     scheduler = task.recipe.open().get_parsed_content("scheduler")
-    scheduler.set_timesteps(STEPS)
-    latent, encoder = task.space.encode(task.cases.image[:1]), network.text_encoder
+    shape, encoder = task.space.encode(task.cases.image[:1]).shape[1:], network.text_encoder
     null = Condition(context=encoder.embed([""]))  # type: ignore[union-attr, operator]
     parts = []
     for chosen in torch.arange(len(prompts)).split(BATCH):
-        generators = make_generators(seed, chosen.tolist(), latent.device, ("prompts",))
+        generators = make_generators(seed, chosen.tolist(), task.cases.image.device, ("prompts",))
         context = encoder.embed([prompts[i] for i in chosen.tolist()])  # type: ignore[union-attr, operator]
         condition = Condition(context=context, null=null, scale=guidance)
-        noise = standard_noise(latent.expand(len(chosen), *latent.shape[1:]), generators)
-        denoiser = Denoiser(network, scheduler, condition)
-        steps = scheduler.timesteps_from(1.0)
-        drawn = denoise(denoiser, scheduler, noise, steps, generators=generators)
+        drawn = draw_samples(Denoiser(network, scheduler, condition), scheduler, shape, STEPS, generators)
         parts.append(task.space.decode(drawn).clamp(-1, 1))
     return torch.cat(parts)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.counterfactual.task import Cases, Recipe, apply
+from medcf.inferers.outcome import root_mean_square
 from medcf.metrics import pooled_pixels
 from medcf.phantoms import ChestDataset, ChestState, PairedChestDataset
 from medcf.phantoms.chest.dataset import draw_chest
@@ -76,11 +77,6 @@ class ChestTask:
         split, number = options.pop("split"), len(self.cases) if count is None else count
         samples = [draw_chest(split, i, **options).render(state, again=again, **grid) for i in range(number)]
         return torch.stack([torch.from_numpy(sample.image)[None] * 2 - 1 for sample in samples])
-
-
-def root_mean_square(difference: Tensor) -> Tensor:
-    """Return the root mean square (B,) of differences of images in [-1, 1], in fractions of the full range."""
-    return (difference / 2).square().flatten(1).mean(1).sqrt()
 
 
 def sick_task(bundle: str = "valdmd", **options: Any) -> ChestTask:

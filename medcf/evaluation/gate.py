@@ -30,7 +30,7 @@ from medcf.networks import Condition, Denoiser
 from medcf.runtime.atomic import write_json
 from medcf.runtime.performance import accelerate
 from medcf.runtime.weights import load_weights
-from medcf.sampling import PixelSpace, Space, denoise, make_generators, noised, standard_noise
+from medcf.sampling import PixelSpace, Space, draw_samples, make_generators, noised
 from medcf.schedulers import RespacedScheduler
 
 __all__ = ["Gate", "check_gate", "report_gate"]
@@ -196,11 +196,12 @@ class Gate:
             skipped.append("The class samples were not checked: there is no classifier to recognize them.")
         if not judges:
             return {}, skipped
+        shape = self._encoded(like[None]).shape[1:]
         found: dict[str, list[Figures]] = {name: [] for name in judges}
         for label, (name, aim) in enumerate(zip(self.class_names, self.aims, strict=True)):
             hits = dict.fromkeys(judges, 0)
             for ids in torch.arange(self.num_samples).split(self.batch_size):
-                samples = self._drawn(network, label, ids, like)
+                samples = self._drawn(network, label, ids, shape)
                 for judge, recognize in judges.items():
                     hits[judge] += int((recognize(samples) == label).sum())
             for judge, count in hits.items():
@@ -208,15 +209,11 @@ class Gate:
         return found, skipped
 
     @torch.no_grad()
-    def _drawn(self, network: nn.Module, label: int, ids: Tensor, like: Tensor) -> Tensor:
+    def _drawn(self, network: nn.Module, label: int, ids: Tensor, shape: Sequence[int]) -> Tensor:
         """Draw the image of one sample of a class per id, from the noise of that id."""
         generators = make_generators(self.seed, ids.tolist(), self.device, ("gate", "samples"))
-        sample = self.space.encode(like[None])
-        noise = standard_noise(sample.expand(len(ids), *sample.shape[1:]), generators)
-        self.scheduler.set_timesteps(self._steps)
         denoiser = Denoiser(network, self.scheduler, self._condition(network, label, ids))
-        steps = self.scheduler.timesteps_from(1.0)
-        drawn = denoise(denoiser, self.scheduler, noise, steps, generators=generators)
+        drawn = draw_samples(denoiser, self.scheduler, shape, self._steps, generators)
         return self.space.decode(self._clipped(drawn)).clamp(-1, 1)
 
     def _condition(self, network: Any, label: int, ids: Tensor) -> Condition:

@@ -12,7 +12,7 @@ from torch import Tensor
 from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.sampling import Space
 
-__all__ = ["floor_scores", "reached_class"]
+__all__ = ["floor_scores", "reached_class", "root_mean_square"]
 
 
 def floor_scores(space: Space, state: BatchState) -> dict[str, Tensor]:
@@ -31,8 +31,8 @@ def floor_scores(space: Space, state: BatchState) -> dict[str, Tensor]:
     """
     if space.limit is None:
         return {}
-    found = {name: _rms(error, state.region) for name, error in space.floors(state.original).items()}
-    edit = _rms(state.current - state.original, state.region)
+    found = {name: root_mean_square(error, state.region) for name, error in space.floors(state.original).items()}
+    edit = root_mean_square(state.current - state.original, state.region)
     return found | {"edit_rms": edit, "below_floor": ((edit < found[space.limit]) & ~state.unchanged).float()}
 
 
@@ -55,8 +55,13 @@ def reached_class(result: Counterfactual, logits: Callable[[Tensor], Tensor]) ->
     return replace(result, target=target, confidences=confidences, flipped=target != classes[:, 0])
 
 
-def _rms(image: Tensor, region: Tensor | None) -> Tensor:
-    """Return the root mean square (B,) of differences (B, C, *spatial) of images in [-1, 1], over a region."""
+def root_mean_square(image: Tensor, region: Tensor | None = None) -> Tensor:
+    """Return the root mean square (B,) of differences of images in [-1, 1], in fractions of the full intensity range.
+
+    Args:
+        image: differences (B, C, *spatial).
+        region: weights (B, 1, *spatial); None counts every pixel.
+    """
     square = (image / 2).square().mean(1, keepdim=True)
     weight = torch.ones_like(square) if region is None else region.to(square.dtype)
     total = weight.flatten(1).sum(1)

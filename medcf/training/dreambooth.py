@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medcf.networks import Condition, Denoiser
-from medcf.sampling import denoise, make_generators, standard_noise
+from medcf.sampling import draw_samples, make_generators
 from medcf.schedulers import RespacedScheduler
 from medcf.training.sampler import EpochSampler
 from medcf.training.state import save_atomically
@@ -115,12 +115,10 @@ def _draw(
     training, device = network.training, next(network.parameters()).device
     network.eval()
     generators = make_generators(seed, ids.tolist(), device, ("dreambooth", prompt))
-    noise = standard_noise(torch.zeros(len(ids), *shape, device=device), generators)
     embed = network.text_encoder.embed
     condition = Condition(None, embed([prompt]), Condition(None, embed([""])), guidance_scale)
-    scheduler.set_timesteps(num_inference_steps)
-    steps = scheduler.timesteps_from(1.0)
-    sample = denoise(Denoiser(network, scheduler, condition), scheduler, noise, steps, generators=generators)
+    denoiser = Denoiser(network, scheduler, condition)
+    sample = draw_samples(denoiser, scheduler, shape, num_inference_steps, generators)
     network.train(training)
     return sample.cpu()
 

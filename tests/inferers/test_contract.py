@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import nn
 
 from medcf.inferers import Method, with_explain
@@ -17,6 +16,7 @@ from medcf.inferers.options import option_of
 from medcf.networks import BundleUNet
 from medcf.registry import METHODS
 from medcf.sampling import Hook, LatentSpace, PixelSpace
+from tests.inferers.tiny import Blocks, Brightness
 
 IDS = ["a", "b", "c"]
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -37,33 +37,6 @@ def plugins():
 
 def test_the_page_s_method_is_short():
     assert len(PLUGINS["pulled_edit"].splitlines()) <= 36
-
-
-class Blocks(nn.Module):
-    """A linear autoencoder without loss: blocks of two pixels a side become channels."""
-
-    def __init__(self, dims):
-        super().__init__()
-        self.dims = dims
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
-    def encode(self, image):
-        return self.gain * pixelunshuffle(image, self.dims, 2)
-
-    def decode(self, latent):
-        return pixelshuffle(latent, self.dims, 2) / self.gain
-
-
-class Brightness(nn.Module):
-    """Class 1 is bright."""
-
-    def __init__(self):
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(5.0))
-
-    def forward(self, image):
-        logit = self.slope * image.flatten(1).mean(1)
-        return torch.stack([-logit, logit], dim=1)
 
 
 class Setting:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import nn
 
 from medcf.inferers import create_method
@@ -14,6 +13,7 @@ from medcf.networks import BundleUNet, prompt_conditioner
 from medcf.registry import METHODS
 from medcf.sampling import LatentSpace
 from medcf.schedulers import RespacedDDPMScheduler
+from tests.inferers.tiny import Blocks, Brightness
 
 IDS = ["a", "b"]
 TEXTS = ["", "normal", "pneumonia", "large pneumonia on the left", "old pneumonia"]
@@ -27,32 +27,6 @@ class Embedding:
     def embed(self, prompts):
         rows = [torch.full((3, 8), float(TEXTS.index(prompt))) for prompt in prompts]
         return torch.stack(rows) + torch.linspace(0, 0.5, 8)
-
-
-class Blocks(nn.Module):
-    """An autoencoder without loss: blocks of two pixels a side become channels."""
-
-    def __init__(self, dims):
-        super().__init__()
-        self.dims, self.gain = dims, nn.Parameter(torch.tensor(1.5))
-
-    def encode(self, image):
-        return self.gain * pixelunshuffle(image, self.dims, 2)
-
-    def decode(self, latent):
-        return pixelshuffle(latent, self.dims, 2) / self.gain
-
-
-class Brightness(nn.Module):
-    """Class 1 is bright."""
-
-    def __init__(self):
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(5.0))
-
-    def forward(self, image):
-        logit = self.slope * image.flatten(1).mean(1)
-        return torch.stack([-logit, logit], dim=1)
 
 
 class Setting:
