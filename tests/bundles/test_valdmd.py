@@ -125,7 +125,7 @@ def test_every_radiograph_gets_its_map_in_its_own_geometry(job, finished, images
     for row in rows:
         folder = finished / row["case"]
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        stored = ("counterfactual", "difference", "trajectory", "attribution", "organ")
+        stored = ("original", "counterfactual", "difference", "trajectory", "attribution", "organ")
         assert names == {"panel.png", "case.json", *(f"{name}.nii.gz" for name in stored)}
         assert (row["rows"], row["columns"]) == ("80", "64")
         difference, organ, attribution = (
