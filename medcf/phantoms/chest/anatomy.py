@@ -96,7 +96,7 @@ class ChestShape:
             shoulders=float(rng.normal(0.0, 9.0)),
             arms=float(rng.uniform(0.25, 2.0) if child else rng.uniform(0.15, 0.7)),
             bend=float(rng.normal(0.0, 4.0)),
-            shift=(float(rng.normal(0.0, 6.0)), float(rng.normal(-14.0, 7.0))),
+            shift=(float(rng.normal(0.0, 6.0)), float(rng.normal(-2.0, 6.0))),
             turn=float(rng.normal(0.0, 0.022)),
         )
 
@@ -182,9 +182,9 @@ def _lung(shape: ChestShape, x: Array, y: Array, side: int, pixel: float) -> Lun
     edge = np.minimum(np.minimum(outer, inner), np.minimum(floor, top))
     largest = 158.0 * shape.depth
     round_ = dome_of(outer, 36.0) * dome_of(inner, 20.0) * dome_of(top, 60.0)
-    thickness = largest * round_ * dome_of(floor, 34.0)
+    thickness = largest * round_ * dome_of(floor, 22.0)
     # the recess behind the dome, which shows through the upper abdomen
-    recess = 0.17 * largest * round_ * np.clip(1.0 + floor / 44.0, 0.0, 1.0) * (floor < 34.0)
+    recess = 0.17 * largest * round_ * np.clip(1.0 + floor / 44.0, 0.0, 1.0) * (floor < 22.0)
     across = np.clip(inner / np.maximum(inner + outer, 1.0), 0.0, 1.0)
     along = np.clip((y - apex) / (96.0 - apex), 0.0, 1.0)
     return Lung(coverage(-edge, pixel), np.maximum(thickness, recess), across, np.broadcast_to(along, across.shape))
@@ -200,7 +200,7 @@ def _heart(shape: ChestShape, x: Array, y: Array, pixel: float) -> tuple[Array, 
     ax, ay = x + 9.0 * size * shape.atrium, y - (74.0 - 40.0 * size)
     atrium = np.sqrt((ax / (29.0 * size)) ** 2 + (ay / (42.0 * size)) ** 2)
     distance = (np.minimum(ventricles, atrium) - 1.0) * 46.0 * size
-    thick = np.maximum(98.0 * dome_of(1.0 - ventricles, 1.0), 78.0 * dome_of(1.0 - atrium, 1.0))
+    thick = np.maximum(92.0 * dome_of(1.0 - ventricles, 0.6), 74.0 * dome_of(1.0 - atrium, 0.6))
     floor = np.where(x > 0, np.float32(92.0), np.float32(84.0)) - y
     return (size * shape.depth * thick).astype(np.float32), np.minimum(coverage(distance, pixel), coverage(-floor, 8.0))
 
@@ -248,6 +248,7 @@ def _body(shape: ChestShape, x: Array, y: Array) -> Array:
     """Trunk, shoulders, neck and arms."""
     outward = np.abs(x)
     trunk = cage(shape, np.maximum(y, -60.0)) + shape.wall + 6.0 * np.clip(-y / 60.0, 0.0, 2.0)
+    trunk = trunk + 44.0 * np.clip((-48.0 - y) / 34.0, 0.0, 1.0)  # the shoulders, above the armpits
     waist = np.clip((y - 90.0) / 120.0, 0.0, 1.0)
     inside = trunk * (1.0 - 0.05 * waist) - outward
     slope = y + 148.0 - shape.shoulders - 0.0042 * np.clip(outward - 38.0, 0.0, None) ** 2

@@ -25,7 +25,7 @@ __all__ = ["LABELS", "ChestSample", "ChestXray"]
 LABELS = ("right_lung", "left_lung", "heart", "device")
 
 _AIR = 0.74  # share of a lung that is air
-_FIELD = 318.0  # mm, width of the field around a mean adult
+_FIELD = 296.0  # mm, width of the field around a mean adult
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class _Healthy(NamedTuple):
     air: Array  # mm of lung that a lesion can fill, fine grid
     attenuation: Array
     scattered: Array
+    background: Array
     open_field: Array
     lung_labels: NDArray[np.uint8]
     segmentation: NDArray[np.uint8]
@@ -116,6 +117,7 @@ class ChestXray:
         size: tuple[int, int] = (128, 128),
         spacing: float | None = None,
         device: Device | None = None,
+        collimated: bool = True,
     ) -> ChestSample:
         """Image the chest.
 
@@ -125,6 +127,7 @@ class ChestXray:
             size: rows and columns.
             spacing: pixel spacing in mm; None fits the subject's field into the rows.
             device: "pacemaker", "wires" or None.
+            collimated: whether the collimator's dark borders are in the image; those who explain files crop them.
 
         Returns:
             The image and its ground truth.
@@ -140,8 +143,9 @@ class ChestXray:
         lesion = _blocks(np.minimum(lesion * _AIR, healthy.air), healthy.factor) * (healthy.lung_labels > 0)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x6EA1, self.seed, int(seed)])))
         noise = gaussian_filter(rng.standard_normal(size, dtype=np.float32), 0.45) * np.float32(1.7)
-        gray = self.machine.develop(healthy.attenuation + TISSUE * lesion, healthy.scattered, noise, pixel)
-        gray = gray * healthy.open_field
+        attenuation = healthy.attenuation + TISSUE * lesion
+        gray = self.machine.develop(attenuation, healthy.scattered, healthy.background, noise, pixel)
+        gray = gray * healthy.open_field if collimated else gray
         return ChestSample(
             image=(np.rint(gray * 255.0) / 255.0).astype(np.float32),
             segmentation=healthy.segmentation.copy(),
@@ -197,6 +201,7 @@ class ChestXray:
             air=air,
             attenuation=attenuation,
             scattered=self.machine.scattered(attenuation, pixel),
+            background=self.machine.background(attenuation, pixel),
             open_field=_blocks(self.machine.open_field(right, down, 1.0 / rows), factor),
             lung_labels=lungs,
             segmentation=labels.astype(np.uint8),

@@ -24,7 +24,7 @@ __all__ = ["CHILDREN", "ChestCase", "ChestDataset", "PairedChestDataset", "draw_
 #: data, where many of the viral pneumonias are children's. In a set without confounding it is their mean in each class.
 CHILDREN = (0.15, 0.15, 0.15, 0.6)
 
-_VERSION = 1  # of the renderer; caches from other versions are not used
+_VERSION = 2  # of the renderer; caches from other versions are not used
 _SUBJECTS = 250_000  # per split: of four neighboring seeds, the first is a child and the others are adults
 
 
@@ -143,7 +143,8 @@ class ChestDataset(RenderedDataset):
             raise ValueError(f"count must be in 1..{_SUBJECTS}, not {count}")
         if len(size) != 2:
             raise ValueError(f"size={tuple(size)}: a radiograph's grid has two sizes.")
-        grid = {"size": (int(size[0]), int(size[1])), "spacing": None if spacing is None else float(spacing)}
+        grid: dict[str, Any] = {"size": (int(size[0]), int(size[1])), "spacing": None if spacing is None else float(spacing)}
+        grid["collimated"] = False  # as `ToGrid` leaves files
         options = {
             "seed": int(seed),
             "balance": tuple(float(weight) for weight in balance),

@@ -28,6 +28,7 @@ class XrayMachine:
 
     Attributes:
         low, high: attenuation shown as black and as white.
+        compression: share of the large-scale contrast that the display processing takes away.
         gamma: exponent of the display's curve.
         scatter: scattered over direct radiation.
         blur: standard deviation of the detector's blur in mm.
@@ -40,6 +41,7 @@ class XrayMachine:
 
     low: float
     high: float
+    compression: float
     gamma: float
     scatter: float
     blur: float
@@ -52,15 +54,17 @@ class XrayMachine:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> XrayMachine:
         """Draw an acquisition."""
-        low = float(rng.uniform(0.35, 0.95))
+        compression = float(rng.uniform(0.25, 0.6))
+        low = float(rng.uniform(0.0, 0.5)) * (1.0 - compression)
         borders = rng.uniform(0.0, 0.07, 4) * (rng.random(4) < 0.25)
         return cls(
             low=low,
-            high=low + float(rng.uniform(3.6, 4.9)),
+            high=low + float(rng.uniform(3.3, 4.5)) * (1.0 - 0.7 * compression),
+            compression=compression,
             gamma=float(rng.uniform(0.8, 1.2)),
-            scatter=float(rng.uniform(0.1, 0.45)),
-            blur=float(rng.uniform(0.6, 1.8)),
-            grain=float(rng.uniform(0.002, 0.006)),
+            scatter=float(rng.uniform(0.05, 0.3)),
+            blur=float(rng.uniform(0.4, 1.2)),
+            grain=float(rng.uniform(0.001, 0.0035)),
             collimation=(float(borders[0]), float(borders[1]), float(borders[2]), float(borders[3])),
             marker=("R", "L", "")[int(rng.choice(3, p=(0.45, 0.15, 0.4)))],
             marker_place=(float(rng.uniform(0.4, 0.46)), float(rng.uniform(-0.46, 0.2))),
@@ -70,26 +74,29 @@ class XrayMachine:
     def scattered(self, attenuation: Array, pixel: float) -> Array:
         """Return the scattered radiation relative to the unattenuated beam, (H, W)."""
         direct = np.exp(-np.maximum(attenuation, 1.2))  # scatter comes from the patient, not from the air
-        factor = max(round(10.0 / pixel), 1)
-        rows, cols = (max(n // factor, 1) for n in direct.shape)
-        coarse = direct[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor).mean(axis=(1, 3))
-        wide = gaussian_filter(coarse, 28.0 / (factor * pixel), mode="nearest")
-        full = _between(direct.shape[0], rows, factor) @ wide @ _between(direct.shape[1], cols, factor).T
-        return (self.scatter * full).astype(np.float32)
+        return self.scatter * _wide(direct, 28.0, pixel)
 
-    def develop(self, attenuation: Array, scattered: Array, noise: Array, pixel: float) -> Array:
+    def background(self, attenuation: Array, pixel: float) -> Array:
+        """Return the large-scale attenuation that the display processing takes away, (H, W).
+
+        Taken from the chest without disease, as the scatter is, so that a lesion changes no pixel beside it.
+        """
+        return self.compression * _wide(np.clip(attenuation, 1.0, 5.0), 22.0, pixel)
+
+    def develop(self, attenuation: Array, scattered: Array, background: Array, noise: Array, pixel: float) -> Array:
         """Turn attenuation into gray values.
 
         Args:
             attenuation: (H, W) integral along the beam.
             scattered: (H, W) result of `scattered`.
+            background: (H, W) result of `background`.
             noise: (H, W) standard normal numbers.
             pixel: mm between pixels, of an adult.
 
         Returns:
             Gray values in [0, 1], bones bright.
         """
-        seen = -np.log(np.exp(-attenuation) + scattered) + np.log1p(self.scatter * np.float32(0.3))
+        seen = -np.log(np.exp(-attenuation) + scattered) + np.log1p(self.scatter * np.float32(0.3)) - background
         shown = np.clip((seen - self.low) / (self.high - self.low), 0.0, 1.25)
         # white is approached slowly, as on a film
         shown = np.where(shown > 0.8, 0.8 + 0.2 * np.tanh((shown - 0.8) / 0.2), shown) ** self.gamma
@@ -119,6 +126,16 @@ class XrayMachine:
         inside = (col >= 0) & (col < 5) & (row >= 0) & (row < 7)
         row, col = np.broadcast_arrays(np.clip(row, 0, 6), np.clip(col, 0, 4))
         return np.where(inside, 2.5 * letter[row, col], result)
+
+
+def _wide(array: Array, sigma: float, pixel: float) -> Array:
+    """Blur by a Gaussian of sigma mm, on a coarse grid."""
+    factor = max(round(10.0 / pixel), 1)
+    rows, cols = (max(n // factor, 1) for n in array.shape)
+    coarse = array[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor).mean(axis=(1, 3))
+    wide = gaussian_filter(coarse, sigma / (factor * pixel), mode="nearest")
+    full = _between(array.shape[0], rows, factor) @ wide @ _between(array.shape[1], cols, factor).T
+    return full.astype(np.float32)  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=16)

@@ -104,7 +104,7 @@ class Skeleton:
         line = -96.0 - shape.shoulders * 0.3 - rise * along + 6.0 * np.sin(2 * np.pi * along)
         half = 5.2 + 3.2 * (2.0 * np.minimum(along, 1.0) - 1.0) ** 2
         across = np.minimum(np.abs(y - line) / half, 1.0)
-        shaft = 13.0 * np.sqrt(1.0 - across**2) - 5.5 * np.sqrt(np.maximum(1.0 - (across / 0.7) ** 2, 0.0))
+        shaft = 21.0 * np.sqrt(1.0 - across**2) - 9.0 * np.sqrt(np.maximum(1.0 - (across / 0.7) ** 2, 0.0))
         bone = shaft * np.clip((outward - 16.0) / 3.0, 0.0, 1.0) * np.clip((1.1 - along) / 0.05, 0.0, 1.0)
 
         edge = 84.0 * shape.width + 0.42 * (y + 70.0) * (y < 20) - outward  # the medial border of the blade
