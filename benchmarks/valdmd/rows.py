@@ -108,7 +108,7 @@ WORDINGS = (
         for lobe in ("upper", "lower")
     ),
     Wording("lung opacity", _opacity("both"), 2),
-    Wording("COVID-19", ChestState("covid"), 2),
+    Wording("covid-19 pneumonia", ChestState("covid"), 2),
     Wording("viral pneumonia", ChestState("viral_pneumonia"), 2),
     *(Wording(f"large consolidation on the {side}", _opacity(side), 4, True) for side in ("left", "right")),
     Wording("lungs with covid-19", ChestState("covid"), 4, True),
