@@ -73,7 +73,7 @@ class ChestTask:
     def rendered(self, state: ChestState, count: int | None = None, *, again: bool = True) -> Tensor:
         """Render the first subjects in another state, with their own grain or ``again``: (N, 1, H, W) in [-1, 1]."""
         options = dict(self.options)
-        grid = {name: options.pop(name) for name in ("size", "spacing")}
+        grid = {"collimated": False, **{name: options.pop(name) for name in ("size", "spacing")}}
         split, number = options.pop("split"), len(self.cases) if count is None else count
         samples = [draw_chest(split, i, **options).render(state, again=again, **grid) for i in range(number)]
         return torch.stack([torch.from_numpy(sample.image)[None] * 2 - 1 for sample in samples])

@@ -143,8 +143,11 @@ class ChestDataset(RenderedDataset):
             raise ValueError(f"count must be in 1..{_SUBJECTS}, not {count}")
         if len(size) != 2:
             raise ValueError(f"size={tuple(size)}: a radiograph's grid has two sizes.")
-        grid: dict[str, Any] = {"size": (int(size[0]), int(size[1])), "spacing": None if spacing is None else float(spacing)}
-        grid["collimated"] = False  # as `ToGrid` leaves files
+        grid: dict[str, Any] = {
+            "size": (int(size[0]), int(size[1])),
+            "spacing": None if spacing is None else float(spacing),
+            "collimated": False,  # as `ToGrid` leaves files
+        }
         options = {
             "seed": int(seed),
             "balance": tuple(float(weight) for weight in balance),

@@ -135,7 +135,7 @@ def _wide(array: Array, sigma: float, pixel: float) -> Array:
     coarse = array[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor).mean(axis=(1, 3))
     wide = gaussian_filter(coarse, sigma / (factor * pixel), mode="nearest")
     full = _between(array.shape[0], rows, factor) @ wide @ _between(array.shape[1], cols, factor).T
-    return full.astype(np.float32)  # type: ignore[no-any-return]
+    return full.astype(np.float32)
 
 
 @lru_cache(maxsize=16)
