@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder with labels.csv and images")
     parser.add_argument("--dicom_dir", type=Path, help="folder of DICOM radiographs for the bundle's default command")
     parser.add_argument("--study", nargs="+", choices=STUDIES, default=list(STUDIES), help="default: all")
-    parser.add_argument("--count", type=int, default=64, help="radiographs with pneumonia to explain (default 64)")
+    parser.add_argument("--count", type=int, default=56, help="radiographs with pneumonia to explain (default 56)")
     parser.add_argument("--axiom_count", type=int, default=8, help="radiographs for the axioms (default 8)")
     parser.add_argument("--iterations", type=int, help="no training longer than this, to try the command out")
     parser.add_argument("--inception", nargs="+", metavar=("FILE", "SHA256"), help="weights of InceptionV3 for FID")

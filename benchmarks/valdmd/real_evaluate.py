@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 BATCH, BLUR = 32, 1.0
 ETIOLOGIES = ("bacteria", "virus")
-#: Methods by prompt; Diff-ICE needs a classifier's gradient and is measured on phantoms.
-PROMPTED = tuple(row for row in METHODS if row.name != "diffice")
+#: Methods by prompt that are measured here; the others are on phantoms.
+PROMPTED = tuple(row for row in METHODS if row.name not in ("diffice", "sdedit_subtracted"))
 
 
 def _mean(of: str, **entry: str) -> dict[str, str]:
@@ -226,12 +226,10 @@ def method_section(task: RealTask, setup: Setup, work: Path) -> Section:
         work: folder of stored results.
     """
     section, shown = Section(MEASURES), []
-    for row in (INVERSION, REGENERATED):
-        old = replace(row, name=f"{row.name}_before", label=f"BEFORE fine-tuning: {row.label}")
-        result = obtain(old, task.before.recipe, task.before.cases, setup, work)
-        section.add(old.label, measure(task, result, before=True))
-        shown.append((old.label, result))
-        logger.info("%s: measured", old.label)
+    old = replace(INVERSION, name=f"{INVERSION.name}_before", label=f"BEFORE fine-tuning: {INVERSION.label}")
+    result = obtain(old, task.before.recipe, task.before.cases, setup, work)
+    section.add(old.label, measure(task, result, before=True))
+    shown.append((old.label, result))
     for row in (*PROMPTED, *CONTROLS):
         result, own = _obtained(task, row, setup, work), None
         if toward_own_class(row) in CONTROLS:

@@ -47,10 +47,14 @@ class Step:
 #: Trainings by the name of the weights that they give, in their order. The classifiers start anew: they have two
 #: classes, not four.
 STEPS = {
-    "autoencoder": Step(("train.json", "train_autoencoder.json"), {"iterations": 300}, fine_tuned=True),
+    "autoencoder": Step(
+        ("train.json", "train_autoencoder.json"), {"iterations": 300, "learning_rate": 0.0005}, fine_tuned=True
+    ),
     "classifier": Step(("train.json", "train_classifier.json"), {"iterations": 300}),
     "oracle": Step(("train.json", "train_classifier.json", "train_oracle.json"), {"iterations": 400}),
-    "model": Step(("train.json",), {"iterations": 1200, "targets": ["label"]}, fine_tuned=True),
+    "model": Step(
+        ("train.json",), {"iterations": 1200, "learning_rate": 0.0003, "targets": ["label"]}, fine_tuned=True
+    ),
     "novelty": Step(("inference.json", "calibrate.json")),
 }
 
