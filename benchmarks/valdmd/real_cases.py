@@ -40,7 +40,7 @@ def in_own_geometry(file: Path, folder: Path) -> bool:
     """Tell whether all results of a case lie on the pixels of its file, and add up.
 
     Each must have as many columns and rows of the same spacing, the cleaned original must show the file's picture, and
-    the counterfactual must be the cleaned original plus the difference.
+    the counterfactual must be the cleaned original plus the difference, within the range of gray values.
 
     Args:
         file: DICOM, JPEG or PNG of one picture.
@@ -56,8 +56,8 @@ def in_own_geometry(file: Path, folder: Path) -> bool:
     if values["original"].std() == 0 or pixels.std() == 0:
         return False
     like = abs(np.corrcoef(values["original"].ravel(), pixels.T.ravel())[0, 1])
-    made = values["original"] + values["difference"]
-    return bool(like > ALIKE and np.allclose(values["counterfactual"], made, atol=1e-3 * np.ptp(values["original"])))
+    made = np.clip(values["original"] + values["difference"], 0, 1)  # gray values are fractions of the full range
+    return bool(like > ALIKE and np.allclose(values["counterfactual"], made, atol=1e-3))
 
 
 def run_bundle(images: str, weights: str, ids: Mapping[str, Any], out: Path, threads: int = 1) -> list[dict[str, str]]:
@@ -67,7 +67,7 @@ def run_bundle(images: str, weights: str, ids: Mapping[str, Any], out: Path, thr
         images: what they are called.
         weights: what the weights are called.
         ids: ids of the config, ``dataset_dir`` or ``datalist`` among them.
-        out: folder of the results; a run that was killed goes on.
+        out: folder of the results, which replace those of an earlier run.
         threads: threads on a CPU.
 
     Returns:
@@ -76,7 +76,7 @@ def run_bundle(images: str, weights: str, ids: Mapping[str, Any], out: Path, thr
     Raises:
         subprocess.CalledProcessError: the job as a whole failed; its message is on stderr.
     """
-    line = bundle_command("valdmd", ("inference.json",), {**ids, "output_dir": out})
+    line = bundle_command("valdmd", ("inference.json",), {**ids, "output_dir": out, "overwrite": True})
     subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     common = {"images": images, "weights": weights}
     rows = [common | _done(row, out / row["case"]) for row in _read(out / "scores.csv")]

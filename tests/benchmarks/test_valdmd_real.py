@@ -104,9 +104,9 @@ def test_trainings_that_are_done_are_kept_and_other_options_begin_anew(
     assert begun == [*STEPS, "model", *STEPS]
 
 
-def write_results(folder: Path, pixels: np.ndarray, spacing: float = 1.0, shift: float = 0.0) -> None:
-    original, difference = pixels.T[..., None].astype(np.float32), np.full((*pixels.T.shape, 1), 3.0, np.float32)
-    values = {"original": original, "difference": difference, "counterfactual": original + difference + shift}
+def write_results(folder: Path, gray: np.ndarray, spacing: float = 1.0, shift: float = 0.0) -> None:
+    original, difference = gray.T[..., None].astype(np.float32), np.full((*gray.T.shape, 1), 0.1, np.float32)
+    values = {"original": original, "difference": difference, "counterfactual": (original + 0.1).clip(0, 1) + shift}
     for name in VOLUMES:
         image = nib.Nifti1Image(values.get(name, difference), np.diag([-spacing, -spacing, 1, 1]))
         nib.save(image, folder / f"{name}.nii.gz")
@@ -114,18 +114,17 @@ def write_results(folder: Path, pixels: np.ndarray, spacing: float = 1.0, shift:
 
 def test_only_results_on_the_files_own_pixels_that_add_up_are_in_its_geometry(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40)).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    write_results(tmp_path, pixels)
-    assert in_own_geometry(tmp_path / "a.png", tmp_path)
-    write_results(tmp_path, 255.0 - pixels)  # MONOCHROME1
-    assert in_own_geometry(tmp_path / "a.png", tmp_path)
-    for wrong in (pixels.T, pixels[::-1], pixels[:, :-1]):
+    gray, file = pixels / 255, tmp_path / "a.png"
+    Image.fromarray(pixels).save(file)
+    for right in (gray, 1 - gray):  # the other way round as in MONOCHROME1
+        write_results(tmp_path, right)
+        assert in_own_geometry(file, tmp_path)
+    for wrong in (gray.T, gray[::-1], gray[:, :-1]):
         write_results(tmp_path, wrong)
-        assert not in_own_geometry(tmp_path / "a.png", tmp_path)
-    write_results(tmp_path, pixels, spacing=0.5)
-    assert not in_own_geometry(tmp_path / "a.png", tmp_path)
-    write_results(tmp_path, pixels, shift=20.0)
-    assert not in_own_geometry(tmp_path / "a.png", tmp_path)
+        assert not in_own_geometry(file, tmp_path)
+    for option in ({"spacing": 0.5}, {"shift": 0.05}):
+        write_results(tmp_path, gray, **option)
+        assert not in_own_geometry(file, tmp_path)
 
 
 @pytest.fixture(scope="module")
