@@ -5,11 +5,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["setting", "study_parser"]
+from medcf.bundle import bundle_folder
+
+__all__ = ["bundle_command", "setting", "study_parser"]
+
+
+def bundle_command(bundle: str, configs: Sequence[str], ids: Mapping[str, Any]) -> list[str]:
+    """Return the command line that runs a bundle.
+
+    Args:
+        bundle: its name.
+        configs: files of its ``configs``, later ones over earlier ones.
+        ids: ids of the configs and their values.
+    """
+    folder = bundle_folder(bundle) / "configs"
+    listed = "[" + ",".join(f"'{folder / name}'" for name in configs) + "]"
+    arguments = [part for name, value in ids.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", listed, *arguments]
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import bundle_command
 from benchmarks.labels import deal_folds, read_labels
-from medcf.bundle import bundle_folder
 
 __all__ = ["FOLDS", "SETS", "RealSet", "Step", "command", "prepare", "prepared", "train"]
 
@@ -158,8 +157,6 @@ def command(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | No
         out: folder that `prepare` wrote into; weights go to its ``models``.
         changes: further ids.
     """
-    root = bundle_folder("controlcg")
-    configs = [str(root / "configs" / name) for name in real.steps[step].configs]
     ids = {
         "datalist": out / "volumes.csv",
         "cache_dir": out / "cache",
@@ -169,9 +166,7 @@ def command(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | No
         **real.steps[step].overrides,
         **(changes or {}),
     }
-    listed = "[" + ",".join(f"'{each}'" for each in configs) + "]"
-    arguments = [part for name, value in ids.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", listed, *arguments]
+    return bundle_command("controlcg", real.steps[step].configs, ids)
 
 
 def train(real: RealSet, step: str, out: Path, changes: Mapping[str, Any] | None = None) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,9 @@ class Asked:
     std: Sequence[float] = ()
 
 
-def axiom_figures(asked: Asked, row: Row, setup: Setup, work: Path) -> dict[str, Figure]:
+def axiom_figures(
+    asked: Asked, row: Row, setup: Setup, work: Path, run: Callable[..., Any] = obtain
+) -> dict[str, Figure]:
     """Run a method there and back, and measure what it must leave as it is.
 
     Args:
@@ -71,6 +74,7 @@ def axiom_figures(asked: Asked, row: Row, setup: Setup, work: Path) -> dict[str,
         row: the method.
         setup: where to run.
         work: folder of stored results.
+        run: what runs it, called as `obtain` is; its result has an ``image``. By default each run is stored.
 
     Returns:
         Figures by the keys of ``AXIOMS``, with intervals over subjects.
@@ -81,7 +85,7 @@ def axiom_figures(asked: Asked, row: Row, setup: Setup, work: Path) -> dict[str,
 
     def explain(images: Tensor, target: Tensor) -> Tensor:
         wanted = replace(cases, image=images, target=target)
-        found = obtain(also_unchanged, asked.recipe, wanted, setup, work).image
+        found = run(also_unchanged, asked.recipe, wanted, setup, work).image
         if not torch.equal(target, own):  # first of the inputs themselves
             made.append(found)
         return found

@@ -18,7 +18,7 @@ from medcf.evaluation import Evidence
 from medcf.inferers.outcome import root_mean_square
 from medcf.metrics.truth import blurred
 
-__all__ = ["MAPS", "MEASURES", "SUBGROUPS", "measure", "measure_map"]
+__all__ = ["MAPS", "MEASURES", "SUBGROUPS", "measure", "measure_map", "own_over_made"]
 
 _VALID, _TRUTH, _MAP, _KEPT = "normal?", "paired truth", "finds the lesion", "keeps the rest"
 
@@ -123,7 +123,7 @@ def _evidence(task: ChestTask, images: Tensor, own: Tensor | None) -> Evidence:
             "healthy_change": _healthy_change,
             "outside_share": lambda known: share(known["pred"] - known["image"], known["lungs"] == 0),
             "outside": lambda known: _over(known["pred"] - known["image"], known["lungs"] == 0),
-            "composition": _composition,
+            "composition": own_over_made,
             "edit_over_floor": lambda known: root_mean_square(known["pred"] - known["image"]) / floor,
             "device_contrast": lambda known: _contrast(known, "pred") / _contrast(known, "image"),
             "device_change": lambda known: _over(known["pred"] - known["image"], _device(known)),
@@ -146,7 +146,7 @@ def _healthy_change(known: Evidence) -> Tensor:
     return _over(made, healthy) / _over(true, known["lesion"])
 
 
-def _composition(known: Evidence) -> Tensor:
+def own_over_made(known: Evidence) -> Tensor:
     """Change toward the own prompt over the change toward normal, (B,); NaN where the latter is none."""
     own, made = (root_mean_square(known[name] - known["image"]) for name in ("own", "pred"))
     return torch.where(made > 0, own / made, torch.nan)
