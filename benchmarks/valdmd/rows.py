@@ -33,7 +33,7 @@ def _sdedit(name: str, label: str, **overrides: Any) -> Row:
     return Row(name, label, {"method": "sdedit", **overrides})
 
 
-INVERSION = Row("ddpm_inversion", "edit-friendly inversion, the bundle's default", {"method": "ddpm_inversion"})
+INVERSION = Row("ddim_inversion", "DDIM inversion, the bundle's default", {"method": "ddim_inversion"})
 SUBTRACTED = _sdedit("sdedit_subtracted", "SDEdit, own prompt subtracted")
 REGENERATED = _sdedit("sdedit_plain", "SDEdit, plain (the paper's way)", **PLAIN)
 
@@ -43,7 +43,7 @@ METHODS = (
     REGENERATED,
     SUBTRACTED,
     Row("direct_inversion", "Direct Inversion", {"method": "direct_inversion"}),
-    Row("ddim_inversion", "DDIM inversion", {"method": "ddim_inversion"}),
+    Row("ddpm_inversion", "edit-friendly inversion", {"method": "ddpm_inversion"}),
     Row("diffice", "Diff-ICE, f through the decoder", {"method": "diffice"}),
 )
 #: Regeneration by the own prompt, the inversion in its own class, an attack on f, and nothing.
@@ -129,17 +129,17 @@ def induce(prompt: str, *, plain: bool = False, name: str = "", **overrides: Any
     return _sdedit(f"induce_{name}", prompt, prompt=prompt, **(PLAIN if plain else {}), **overrides)
 
 
-def _settings(method: str, strength: float, guidance: float) -> dict[str, Any]:
-    return {f"method_options#{method}#strength": strength, "guidance_scale": guidance}
+def _settings(option: str, strength: float, guidance: float) -> dict[str, Any]:
+    return {f"method_options#{option}": strength, "guidance_scale": guidance}
 
 
 #: Strength and guidance of the induction, each with both sides, and of the inversion.
 INDUCTION_SWEEP = tuple((strength, guidance) for strength in STRENGTHS for guidance in GUIDANCES)
 HEALTHY_SWEEP = tuple(
     Row(
-        f"ddpm_inversion_{strength:g}_{guidance:g}",
+        f"ddim_inversion_{strength:g}_{guidance:g}",
         f"strength {strength:g}, guidance {guidance:g}",
-        {"method": "ddpm_inversion", **_settings("ddpm_inversion", strength, guidance)},
+        {"method": "ddim_inversion", **_settings("ddim_inversion#depth", strength, guidance)},
     )
     for strength, guidance in INDUCTION_SWEEP
 )
