@@ -137,8 +137,8 @@ class Adapters:
         kind = getattr(torch, dtype) if dtype else None
         parts: dict[Part, dict[str, LayerWeights]] = {}
         for part, module, layer in self._layers(name):
-            weights = [each[name].weight.detach().to(kind) for each in (layer.lora_A, layer.lora_B)]
-            parts.setdefault(part, {})[module] = LayerWeights(*weights, float(layer.lora_alpha[name]))
+            down, up = (each[name].weight.detach().to(kind) for each in (layer.lora_A, layer.lora_B))
+            parts.setdefault(part, {})[module] = LayerWeights(down, up, float(layer.lora_alpha[name]))
         return write_adapter(path, parts, self.base_sha256)
 
     def use(self, ratios: str | Mapping[str, float]) -> None:
@@ -188,9 +188,7 @@ class Adapters:
     def module(self, name: str = "adapter") -> nn.ModuleList:
         """Return the matrices A and B of an adapter, for optimizer and checkpoint."""
         self._check([name])
-        return nn.ModuleList(
-            each[name] for _, _, layer in self._layers(name) for each in (layer.lora_A, layer.lora_B)
-        )
+        return nn.ModuleList(each[name] for _, _, layer in self._layers(name) for each in (layer.lora_A, layer.lora_B))
 
     def _inject(self, name: str, parts: Mapping[Part, Mapping[str, LayerWeights]]) -> None:
         """Let peft insert an adapter, without gradients and the only one in use."""
@@ -254,7 +252,8 @@ def _activate(layer: Any, names: list[str], enabled: bool) -> None:
 
 def _update(layer: Any, name: str) -> Tensor:
     """Return m (alpha / r) B A, (d_out, d_in)."""
-    down, up = (each[name].weight.float().flatten(1) for each in (layer.lora_A, layer.lora_B))
+    matrices = (each[name].weight.flatten(1) for each in (layer.lora_A, layer.lora_B))
+    down, up = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in matrices)
     product: Tensor = layer.scaling[name] * (up @ down)
     return product
 
