@@ -134,7 +134,7 @@ def test_rank_r_has_r_times_d_in_plus_d_out_parameters_a_layer(
 
 def test_a_starts_gaussian_with_a_deviation_of_one_over_r_and_b_at_zero() -> None:
     adapters = Adapters(unet(channels=(32, 64), num_head_channels=32)).add(rank=32, targets=ALL)
-    down, up = (torch.cat([each.weight.flatten() for each in list(adapters.module())[i::2]]) for i in (0, 1))
+    down, up = (torch.cat([each.weight.detach().flatten() for each in list(adapters.module())[i::2]]) for i in (0, 1))
     assert float(down.std()) == pytest.approx(1 / 32, rel=0.03)
     kurtosis = float(((down / down.std()) ** 4).mean())
     assert kurtosis == pytest.approx(3, abs=0.15)  # 1.8 if it were uniform

@@ -42,7 +42,7 @@ def randomized(adapters: Adapters) -> Adapters:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in adapters.module().parameters():
-            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     return adapters
 
 
@@ -75,7 +75,7 @@ def test_diffusers_loads_what_is_saved_here(folder: Path, targets: str, alpha: f
     pipe = pipeline(folder)
     pipe.load_lora_weights(path)
     ours = predicted(model.network)
-    assert (ours - base).abs().max() > 1e-2
+    assert (ours - base).abs().max() > 1e-3
     torch.testing.assert_close(theirs(pipe), ours, atol=1e-5, rtol=0)
 
     adapters.merge()
@@ -83,7 +83,10 @@ def test_diffusers_loads_what_is_saved_here(folder: Path, targets: str, alpha: f
     torch.testing.assert_close(drawn(pipe), drawn(pipeline(model.save(tmp_path / "merged"))), atol=1e-5, rtol=0)
 
 
-def test_what_diffusers_saves_loads_here(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("old_names", [False, True])  # its training scripts still write them
+def test_what_diffusers_saves_loads_here(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, old_names: bool
+) -> None:
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -96,7 +99,7 @@ def test_what_diffusers_saves_loads_here(folder: Path, tmp_path: Path, caplog: p
         network = getattr(pipe, part)
         network.add_adapter(LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False))
         state = get_peft_model_state_dict(network)
-        layers[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(state) if part == "unet" else state
+        layers[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(state) if old_names else state
         layers[f"{part}_lora_adapter_metadata"] = network.peft_config["default"].to_dict()
     pipe.save_lora_weights(tmp_path, **layers)
     adapters = Adapters(load_stable_diffusion(folder).network)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -196,8 +197,9 @@ class Adapters:
         if not name or "." in name or name in self._names():
             raise ValueError(f"The name {name!r} is taken, empty, or has a dot: give the adapter another one.")
         self.unmerge()
-        for part, layers in parts.items():
-            if layers:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+            for part, layers in ((part, layers) for part, layers in parts.items() if layers):
                 peft.inject_adapter_in_model(peft.LoraConfig(**peft_options(layers)), part.module, name)
         self.network.requires_grad_(False)
         self.use(name)

@@ -20,6 +20,14 @@ __all__ = ["AdapterFile", "LayerWeights", "read_adapter", "write_adapter"]
 _BASE = "medcf_base_sha256"
 _CONFIG = "lora_adapter_metadata"  # diffusers' name of peft's configs, packed by part
 _SHOWN = 3
+#: Ends of names: peft's, kohya's, and those that diffusers' training scripts still write for U-Net and text encoder.
+_KINDS = {
+    f"{kind}.weight": "up" if kind.endswith(("B", "up")) else "down"
+    for kind in (
+        *(".lora_A", ".lora_B", ".lora_down", ".lora_up", ".lora.down", ".lora.up"),
+        *(".lora_linear_layer.down", ".lora_linear_layer.up"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -147,10 +155,9 @@ def _names(parts: Sequence[Part]) -> dict[str, tuple[Part, str]]:
 
 def _split(key: str) -> tuple[str, str]:
     """Return the layer and the kind of a tensor: down, up, alpha, or its last word."""
-    kinds = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_down.weight": "down", "lora_up.weight": "up"}
-    for ending, kind in kinds.items():
-        if key.endswith(f".{ending}"):
-            return key.removesuffix(f".{ending}"), kind
+    for ending, kind in _KINDS.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), kind
     name, _, last = key.rpartition(".")
     return name, last
 
