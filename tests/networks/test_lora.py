@@ -153,7 +153,7 @@ def test_only_the_adapter_moves(tmp_path: Path) -> None:
         loss = network(sample, torch.tensor([3, 700]), ids).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert all(bool(each.weight.any()) for each in adapters.module())
     assert any("text_encoder" in path for path, each in network.named_modules() if hasattr(each, "lora_A"))
