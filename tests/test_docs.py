@@ -28,10 +28,10 @@ def blocks(page: str, kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["conditions.md", "phantoms.md", "stable_diffusion.md"])
+@pytest.mark.parametrize("page", ["conditions.md", "lora.md", "phantoms.md", "stable_diffusion.md"])
 def test_the_page_s_examples_print_what_it_says(page: str, tmp_path: Path, monkeypatch) -> None:
-    if page == "stable_diffusion.md":
-        for package in ("diffusers", "transformers"):
+    if page in ("lora.md", "stable_diffusion.md"):
+        for package in ("diffusers", "transformers", "peft"):
             pytest.importorskip(package)
         monkeypatch.chdir(tmp_path)
         stable_diffusion.write(Path("stable-diffusion"))
@@ -81,6 +81,27 @@ def test_the_page_s_overlay_trains_stable_diffusion_by_a_bundle_s_config(tmp_pat
     assert torch.equal(target, given["noise"])
     network(images, given["timesteps"], given["condition"]).sum().backward()
     assert network.text_encoder.model.embeddings.word_embeddings.weight.grad.any()
+
+
+def test_the_page_s_overlay_adapts_stable_diffusion_by_a_bundle_s_config(tmp_path: Path, monkeypatch) -> None:
+    for package in ("diffusers", "transformers", "peft"):
+        pytest.importorskip(package)
+    (overlay,) = blocks("lora.md", "json")
+    monkeypatch.chdir(tmp_path)
+    stable_diffusion.write(Path("stable-diffusion"))
+    Path("overlay.json").write_text(overlay, encoding="utf-8")
+    parser = ConfigParser()
+    configs = ROOT / "bundles" / "valdmd" / "configs"
+    parser.read_config([str(configs / "train.json"), str(configs / "train_lora.json"), "overlay.json"])
+    parser.update({"bundle_root": str(ROOT / "bundles" / "valdmd"), "device": "cpu"})
+    prepare, network, adapters = (parser.get_parsed_content(name) for name in ("prepare_batch", "network", "adapters"))
+    assert network is adapters.network
+    latents = parser.get_parsed_content("space").encode(torch.zeros(2, 1, 16, 16))
+    images, _, _, given = prepare({"image": latents, "caption": ["normal", "covid"]})
+    network(images, given["timesteps"], given["condition"]).sum().backward()
+    trained = {name for name, weight in network.named_parameters() if weight.grad is not None}
+    assert trained
+    assert all("attn2" in name and "lora_" in name for name in trained)
 
 
 def test_no_page_uses_words_of_earlier_versions() -> None:

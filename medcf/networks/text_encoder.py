@@ -185,6 +185,10 @@ class TextEncoder(nn.Module):
             self._cache = {}
         return found
 
+    def forget(self) -> None:
+        """Empty the cache of ``embed``, after a change that no weight shows, such as an adapter's ratio."""
+        self._cache = {}
+
     def _state_of_weights(self) -> tuple[Any, ...]:
         """Return what changes with any parameter: torch counts the in-place changes of each."""
         own = [*self.parameters(), *self.buffers()]

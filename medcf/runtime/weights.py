@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from medcf.runtime.atomic import write_json
 
-__all__ = ["class_names", "load_weights", "read_weights", "write_class_names"]
+__all__ = ["class_names", "load_weights", "read_weights", "weights_sha256", "write_class_names"]
 
 _CLASSES = "classes.json"
 
@@ -97,6 +98,23 @@ def load_weights(
     if frozen:
         module.eval().requires_grad_(False)
     return module if device is None else module.to(device)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash a network's weights by names, shapes and values; device, memory format and the type in a file do not matter.
+
+    Args:
+        module: the network; floating-point values are hashed in float32.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        kept = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+        digest.update(f"{name} {tuple(kept.shape)}\n".encode())
+        digest.update(kept.reshape(-1).numpy())
+    return digest.hexdigest()
 
 
 def _read(path: Path, remedy: str) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ _MODEL_AND_DATA = (
     *("images", "network_def", "predictor", "segmenter_def", "segmentation_guided", "spatial_size", "spacing"),
     *("preprocessing", "num_train", "train_split", "phantom_seed", "targets", "null_label", "train#dataset", "loss"),
     *("scheduler", "num_train_timesteps", "prediction_type", "epoch_length"),
+    *("rank", "alpha", "adapted_layers"),
 )
 
 

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -186,6 +186,44 @@ def test_a_method_that_needs_a_class_says_so(job, images, tmp_path):
     with pytest.raises(RuntimeError) as error:
         job.run(dataset_dir=str(images), output_dir=str(tmp_path), method="diffice", prompt="normal chest x-ray")
     assert "give its index" in str(root_cause(error.value))
+
+
+@pytest.fixture(scope="module")
+def adapter(options, tmp_path_factory):
+    """An adapter of the module's model, trained for four iterations at a high rate."""
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapter")
+    rest = {name: value for name, value in options.items() if name not in ("num_inference_steps", "progress")}
+    rest |= {"rank": 4, "adapted_layers": "all attention and feed-forward", "learning_rate": 0.05, "views": 2}
+    rest |= {"num_train": 4, "num_val": 2, "output_dir": str(folder), "cache_dir": str(folder / "phantoms")}
+    files = [str(CONFIGS / name) for name in ("train.json", "train_lora.json")]
+    workflow = ConfigWorkflow(files, logging_file=False, workflow_type="train", **rest)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    assert (folder / "loss.csv").read_text().count("\n") == 5  # two epochs of two iterations
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert all(value.shape[0] == 4 or value.shape[1] == 4 for value in checkpoint["network"].values())  # nothing else
+    return folder / "adapter.safetensors"
+
+
+def test_an_adapter_is_trained_alone_and_mixed_in_by_its_ratio(job, images, adapter, tmp_path):
+    assert adapter.stat().st_size < (Path(job.options["models_dir"]) / "model.pt").stat().st_size
+    words = {"dataset_dir": str(images), "method": "sdedit", "target": 0}
+    ratios = {"none": {}, "off": {"merging_ratio": 0.0}, "half": {"merging_ratio": 0.5}, "whole": {}}
+    results = {}
+    for name, ratio in ratios.items():
+        given = {} if name == "none" else {"adapter": str(adapter), **ratio}
+        out = job.run(**words, **given, output_dir=str(tmp_path / name))
+        results[name] = nib.load(out / "a" / "counterfactual.nii.gz").get_fdata()
+    np.testing.assert_array_equal(results["off"], results["none"])
+    assert np.abs(results["half"] - results["none"]).max() > 1e-4
+    assert np.abs(results["whole"] - results["half"]).max() > 1e-4
+    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+    assert manifest["weights"]["adapter 1"]["path"] == str(adapter)
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        job.run(**words, adapter=str(tmp_path / "no.safetensors"), output_dir=str(tmp_path / "no"))
+    assert "no.safetensors does not exist" in str(root_cause(error.value))
 
 
 def test_the_lungs_limit_the_change(job, images, tmp_path):
