@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcf.phantoms.head.anatomy import Array
+from medcf.phantoms.shapes import Array
 
 __all__ = ["FIELD", "HeadPose", "Plane", "far_pose", "near_pose", "pixel_grid"]
 
