@@ -3,7 +3,7 @@
 
 Everything is computed on beams (depth by line), where shadows are sums along a column and the point spread function is
 the same everywhere; the last step converts beams to pixels. Speckle is the envelope of complex Gaussian scatterers
-under a Gaussian pulse (Goodman 1975; Wagner et al. 1983), averaged over two looks as in compounding scanners.
+under a Gaussian pulse (Goodman 1975; Wagner et al. 1983), averaged over several looks as in compounding scanners.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from scipy import ndimage
 from medcf.phantoms.shapes import Array
 
 __all__ = ["BeamGrid", "Scanner"]
-
-_LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Scanner:
         lateral: standard deviation of the beam's width in lines.
         bone: attenuation of bone in dB per mm (both ways).
         haze: level of near-field reverberation, relative to a skull at normal incidence.
+        looks: independent views that the scanner averages (compounding); more of them leave less speckle.
     """
 
     radius: float
@@ -50,6 +49,7 @@ class Scanner:
     lateral: float
     bone: float
     haze: float
+    looks: int = 2
 
     @classmethod
     def draw(cls, rng: np.random.Generator, depth: float) -> Scanner:
@@ -119,11 +119,11 @@ class BeamGrid:
         """
         axial = self.scanner.axial * self.shape[0] / self.scanner.depth
         lateral = self.scanner.lateral
-        field = scatter * rng.standard_normal((2 * _LOOKS, *self.shape))
+        field = scatter * rng.standard_normal((2 * self.scanner.looks, *self.shape))
         field = ndimage.gaussian_filter1d(field, axial, axis=1, mode="nearest", truncate=3.0)
         field = ndimage.gaussian_filter1d(field, lateral, axis=2, mode="nearest", truncate=3.0)
         # Fraction of white noise energy kept by the pulse: 1 / (4 pi s_axial s_lateral).
-        power = (field * field).sum(axis=0) * (4 * np.pi * axial * lateral) / (2 * _LOOKS)
+        power = (field * field).sum(axis=0) * (4 * np.pi * axial * lateral) / (2 * self.scanner.looks)
         smooth = ndimage.gaussian_filter1d(specular, 0.8, axis=1, mode="nearest")
         # Interfaces are rough at the scale of the wavelength, so they carry their own speckle.
         grain = np.sqrt(power) / (scatter + 1e-6)

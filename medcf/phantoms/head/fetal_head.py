@@ -15,7 +15,7 @@ from medcf.phantoms.head.biometry import biometry
 from medcf.phantoms.head.concepts import QUALITY_THRESHOLD, fossa_absence, plane_quality, ramp, symmetry
 from medcf.phantoms.head.echoes import paint_head
 from medcf.phantoms.head.overlays import burn_in
-from medcf.phantoms.head.poses import FIELD, HeadPose, Plane, far_pose, near_pose, pixel_grid
+from medcf.phantoms.head.poses import FIELD, HeadPose, Plane, cut, far_pose, near_pose, pixel_grid
 from medcf.phantoms.maternal import MaternalTissue
 from medcf.phantoms.shapes import Array, coverage
 from medcf.phantoms.ultrasound import BeamGrid, Scanner
@@ -152,12 +152,7 @@ class FetalHead:
         return self._areas(self.standard_pose())
 
     def _plane(self, pose: HeadPose) -> Plane:
-        tilt, roll = np.deg2rad(pose.tilt), np.deg2rad(pose.roll)
-        turn = np.deg2rad(self.rotation + pose.rotation)
-        forward = (0.0, float(np.cos(tilt)), float(np.sin(tilt)))
-        lateral = (float(np.cos(roll)), float(-np.sin(tilt) * np.sin(roll)), float(np.cos(tilt) * np.sin(roll)))
-        center = (self.center[0] + pose.shift[0], self.center[1] + pose.shift[1])
-        return Plane(forward, lateral, pose.offset, center, float(np.cos(turn)), float(np.sin(turn)), self.facing)
+        return cut(pose, self.rotation, self.facing, self.center)
 
     def _shade(self, angle: Array, pose: HeadPose) -> Array:
         """Return the fraction of the sound that a pose's shadow leaves on beams at the given angles."""
