@@ -25,7 +25,7 @@ def femur(scene: Scene, fetus: Fetus, state: PlaneState) -> None:
         ellipse(scene.x, y, (-1.15 * half, 0.15 * flesh), (half * 0.75, flesh * 1.5), 25.0 * q[3]),
     )
     scene.surround(thigh)
-    scene.fill("thigh", thigh, 0.014, grain=0.45)
+    scene.fill("thigh", thigh, 0.011, grain=0.7)
     _muscle(scene, y, thigh, half)
     scene.line(thigh, 0.12, width=0.8)
     for end in (-1.0, 1.0):  # cartilage of knee and hip
@@ -34,7 +34,7 @@ def femur(scene: Scene, fetus: Fetus, state: PlaneState) -> None:
         scene.line(cartilage, 0.05)
     flare = 1.0 + 0.45 * np.clip(np.abs(scene.x) / half, 0.0, 1.0) ** 6
     shaft = np.maximum(np.abs(y) - thick * flare, np.abs(scene.x) - half)
-    scene.bone("femur", shaft, 0.85, facing=0.7, shadow=0.7, breaks=0.15)
+    scene.bone("femur", shaft, 0.7, facing=0.7, shadow=0.9, breaks=0.3)
     if state.offset > 0.3:  # the other thigh, farther from the probe
         far = np.maximum(np.abs(y - 3.1 * flesh) - thick, np.abs(scene.x - 0.3 * half) - 0.8 * half)
         scene.bone(None, far, 0.5, facing=1.0, shadow=0.4, breaks=0.2)
@@ -67,4 +67,4 @@ def _muscle(scene: Scene, y: Array, inside: Array, half: float) -> None:
     """Paint fibers of muscle along a bone."""
     _, stripes = scene.fetus.noise(scene.x * 0.25, y * 1.7 + 11.0)
     fibers = np.exp(-((stripes / 0.28) ** 2)) * np.clip(-inside / (0.08 * half), 0.0, 1.0)
-    scene.specular = scene.specular + 0.045 * fibers * (0.5 if scene.grid is not None else 0.0)
+    scene.specular = scene.specular + 0.09 * fibers * (0.5 if scene.grid is not None else 0.0)

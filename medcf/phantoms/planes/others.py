@@ -64,8 +64,8 @@ def profile(scene: Scene, fetus: Fetus, state: PlaneState) -> None:
     scene.surround(body)
     scene.fill("face", body, 0.018, grain=0.45)
     scene.line(body, 0.15, width=0.9, facing=1.5)
-    scene.fill(None, head + 4.0 * k, 0.010, grain=0.6)
-    scene.bone("skull", np.abs(head + 3.4 * k) - 1.2 * k, 0.75, facing=2.5)
+    scene.fill(None, head + 4.0 * k, 0.018, grain=0.6)
+    scene.bone("skull", np.abs(head + 3.4 * k) - 1.2 * k, 0.75, facing=2.5, shadow=0.3)
     jaw = -0.48 * b
     for start, stop, level in ((-0.25, -0.38, 0.9), (-0.50, -0.60, 0.7), (-0.72, -0.86, 0.7)):
         path = [(start * a, jaw - 5.0 * k), (stop * a, jaw - 3.0 * k + 2.0 * k * state.offset)]

@@ -27,7 +27,7 @@ STRUCTURES = (
 
 FLUID = 0.0008  # amplitude of diffuse scatter, relative to a skull at normal incidence
 BONE = 0.012
-_ENHANCEMENT = -0.10  # dB per mm: fluid attenuates less than the time-gain compensation expects
+_ENHANCEMENT = -0.13  # dB per mm: fluid attenuates less than the time-gain compensation expects
 
 
 class Scene:
@@ -87,6 +87,7 @@ class Scene:
             return
         distance = np.full(self.row.shape, 1e3) if body is None else body
         self.scatter, self.specular = self.mother.surround(self.grid, distance, self.layers, self.plane.center)
+        self.loss = np.where((self.scatter < 0.002) & (distance > 0), _ENHANCEMENT, 0.0)
 
     def fill(
         self,

@@ -116,10 +116,18 @@ def _outline(scene: Scene, fetus: Fetus, radii: tuple[float, float]) -> Array:
 
 
 def _wall(scene: Scene, body: Array) -> None:
-    """Paint skin and the dark and bright layers of the wall."""
-    scene.line(body, 0.30, width=0.9, facing=2.5)
+    """Paint limbs that lie beside the trunk, its skin, and the dark and bright layers of its wall."""
+    r, h = scene.fetus.trunk, scene.fetus.harmonics
+    for index in range(2):
+        angle, size = 200.0 * float(h[5 + index]) + 2.6 * index, r * (0.24 + 3.0 * abs(float(h[index])))
+        center = ((1.12 * r + size) * float(np.cos(angle)), (1.12 * r + size) * float(np.sin(angle)))
+        limb = np.maximum(ellipse(scene.x, scene.y, center, (size, 0.85 * size), 60.0 * index), -body)
+        scene.fill("limb", limb, 0.024, grain=0.4)
+        scene.line(limb, 0.20, facing=1.5)
+        scene.bone("bone", ellipse(scene.x, scene.y, center, (0.22 * size, 0.18 * size)), 0.8, facing=0.8, shadow=0.5)
+    scene.line(body, 0.38, width=0.9, facing=2.5)
     scene.fill(None, np.abs(body + 2.0) - 0.8, 0.009, grain=0.2, edge=1.0)
-    scene.line(body + 3.2, 0.07, width=0.7, facing=2.5)
+    scene.line(body + 3.2, 0.12, width=0.7, facing=2.5)
 
 
 def _great_vessels(scene: Scene, fetus: Fetus, r: float) -> None:
