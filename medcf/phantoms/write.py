@@ -26,7 +26,8 @@ def write_phantoms(
         out_dir: folder for the images.
         count: number of subjects.
         truth_dir: folder for their truth, the same subjects in the other class or at the other site; None writes none.
-        options: options of `medcf.phantoms.write_brain_demo`, ``write_chest_demo``, ``write_planes_demo`` or `medcf.phantoms.write_demo`;
+        options: options of `medcf.phantoms.write_brain_demo`, ``write_chest_demo``, ``write_planes_demo`` or
+            `medcf.phantoms.write_demo`;
             ``overlays=True`` burns text and calipers into every second plane.
 
     Returns:

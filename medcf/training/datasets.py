@@ -66,13 +66,13 @@ def training_dataset(
             ``preprocessing`` and ``transform``.
         dataset_dir: folder to which the table's paths are relative; without a table, one with a subfolder per class. If
             neither is given, phantoms are rendered, which have all targets and are already on the grid.
-        phantom: name of the phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"`` (2D) or ``"brain_mri"`` (3D).
+        phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
         spacing: spacing of the grid in mm; None, for radiographs, fits the exposed field into it.
         seed: seed of poses and speckle.
-        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal classes, fetal planes six as
-            unequal as FETAL_PLANES_DB's.
+        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal
+            classes, fetal planes six as unequal as FETAL_PLANES_DB's.
         cache_dir: folder for caching the results; None recomputes them in each run. Under torchrun the main process
             computes them while the others wait.
         targets: what the training needs in addition to the image.

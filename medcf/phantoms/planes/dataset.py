@@ -172,8 +172,8 @@ class PlanesDataset(RenderedDataset):
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
-        if not 1 <= count <= _SUBJECTS * planes:
-            raise ValueError(f"count must be in 1..{_SUBJECTS * planes}, not {count}")
+        if not 1 <= count <= _SUBJECTS * max(planes, 1):
+            raise ValueError(f"count must be in 1..{_SUBJECTS * max(planes, 1)}, not {count}")
         if len(size) != 2:
             raise ValueError(f"size={tuple(size)}: a picture's grid has two sizes.")
         grid = {

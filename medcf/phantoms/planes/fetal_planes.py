@@ -24,7 +24,7 @@ from medcf.registry import PHANTOMS
 __all__ = ["FetalPlanes", "PlaneSample"]
 
 _BEAMS = (1.6, 0.96)  # samples and beams for each pixel of a side
-_COARSEST = 100  # pixels for which beams are computed in a smaller picture
+_COARSEST = 80  # pixels for which beams are computed in a smaller picture
 _FINE = 128  # pixels; smaller pictures are averaged from twice their size
 _TILT = {"transthalamic": 0.0, "transventricular": 0.0, "transcerebellar": 19.0}
 _OFFSET = {"transthalamic": 0.0, "transventricular": 17.0, "transcerebellar": 0.0}

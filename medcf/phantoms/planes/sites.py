@@ -137,7 +137,7 @@ SITES: dict[str, Site] = {
         {
             "radius": (40.0, 58.0),
             "half_angle": (27.0, 37.0),
-            "gain": (-4.0, 2.5),
+            "gain": (-5.0, 1.5),
             "dynamic_range": (54.0, 64.0),
             "gamma": (1.25, 1.7),
             "tgc": (-0.02, 0.09),
