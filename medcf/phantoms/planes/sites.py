@@ -137,7 +137,7 @@ SITES: dict[str, Site] = {
         {
             "radius": (40.0, 58.0),
             "half_angle": (27.0, 37.0),
-            "gain": (-5.0, 1.5),
+            "gain": (-2.5, 4.0),
             "dynamic_range": (54.0, 64.0),
             "gamma": (1.25, 1.7),
             "tgc": (-0.02, 0.09),
@@ -157,7 +157,7 @@ SITES: dict[str, Site] = {
         {
             "radius": (44.0, 66.0),
             "half_angle": (29.0, 37.0),
-            "gain": (-6.5, 2.5),
+            "gain": (-5.0, 4.0),
             "dynamic_range": (60.0, 76.0),
             "gamma": (1.25, 1.75),
             "tgc": (0.0, 0.12),

@@ -81,7 +81,7 @@ def test_fluid_is_black_and_bone_is_bright_with_a_shadow_behind_it() -> None:
     thorax = subject.render(STANDARD["thorax"], size=(128, 128))
     assert gray(thorax, "chambers") < 0.7 * gray(thorax, "thorax")
     femur = subject.render(STANDARD["femur"], size=(128, 128))
-    assert gray(femur, "femur") > 2 * gray(femur, "thigh")
+    assert gray(femur, "femur") > 1.5 * gray(femur, "thigh")
     rows, cols = np.nonzero(femur.segmentation == STRUCTURES.index("femur") + 1)
     middle = cols == int(np.median(cols))
     top, bottom = rows[middle].min(), rows[middle].max()
@@ -134,15 +134,19 @@ def test_sites_differ_in_brightness_speckle_and_borders() -> None:
     found = {}
     for site in "AB":
         rows = []
-        for seed in range(16):
+        for seed in range(8):
             state = PlaneState.draw(np.random.default_rng(seed), seed % 4)
-            sample = FetalPlanes(seed).render(state, site=site, size=(128, 128))
-            own = FetalPlanes(seed).render(state, site=site, frame="A", size=(128, 128))
-            rows.append((own.image.mean(), speckle_width(own.image.astype(float), 0), sample.spacing_mm[0]))
+            subject = FetalPlanes(seed)
+            first, second = (subject.render(state, site=site, frame="A", seed=k, size=(128, 128)) for k in (0, 1))
+            speckle = 0.5 + (first.image - second.image).astype(float) / 2  # without the anatomy
+            side = subject.layout(state, site).side
+            rows.append((first.image.mean(), speckle_width(speckle, 0), speckle_width(speckle, 1), side))
         found[site] = np.mean(rows, axis=0)
-    assert found["B"][0] > found["A"][0] + 0.01  # brighter
-    assert found["B"][1] > 1.1 * found["A"][1]  # coarser along the beams
-    assert found["B"][2] > 1.1 * found["A"][2]  # shows more
+    brightness, along, across, side = found["B"] / found["A"]
+    assert brightness > 1.05
+    assert along > 1.05
+    assert across > 1.05
+    assert side > 1.1  # shows more
 
 
 def test_only_text_is_left_out_without_captions() -> None:
