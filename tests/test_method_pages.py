@@ -24,12 +24,19 @@ GROUPS = {
 }
 #: Rows of truth.md: row of the CSV; columns: figure of the CSV.
 TRUTH = {
-    "phantoms_truth.csv": {
+    "phantoms_methods.csv": {
+        "edit-friendly inversion, one sample": "edit-friendly inversion",
+        "the same toward the own class": "control: edit-friendly inversion, toward the own class",
+        "Direct Inversion": "Direct Inversion",
         "Diff-ICE, the bundle's default, one sample": "Diff-ICE, the bundle's default",
-        "its mean over 8 seeds": "Diff-ICE, the bundle's default, mean of 8 seeds",
-        "λ_c = 0": "control: Diff-ICE, the bundle's default, λ_c = 0",
-        "toward the own class": "control: Diff-ICE, the bundle's default, toward the own class",
+        "its mean over 4 seeds": "Diff-ICE, the bundle's default, mean of 4 seeds",
+        "the mean over 4 seeds, λ_c = 0": "control: Diff-ICE, the bundle's default, mean of 4 seeds, λ_c = 0",
+        "the mean over 4 seeds, toward the own class": (
+            "control: Diff-ICE, the bundle's default, mean of 4 seeds, toward the own class"
+        ),
+        "λ_c = 0, one sample": "control: Diff-ICE, the bundle's default, λ_c = 0",
         "the input blurred": "control: input blurred by 1 pixels",
+        "a regression trained on pairs, the ceiling": "ceiling: regression trained on pairs",
     },
     "controlcg_truth.csv": {
         "edit-friendly inversion, w = 1": "edit-friendly inversion, 0.7, w = 1",

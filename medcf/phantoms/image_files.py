@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered images as files: what heads and chests share of PNG, NIfTI and DICOM, and of their tables."""
+"""Rendered images as files: what the 2D phantoms share of PNG, NIfTI and DICOM, and of their tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-__all__ = ["Spaced", "phantom_instance", "write_nifti", "write_png", "write_table"]
+__all__ = ["Spaced", "phantom_instance", "ultrasound_region", "write_nifti", "write_png", "write_table"]
 
 
 class Spaced(Protocol):
@@ -68,6 +68,23 @@ def phantom_instance(pixels: NDArray[np.uint8], key: str, state: str, name: str,
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
+
+
+def ultrasound_region(box: tuple[int, int, int, int], spacing: tuple[float, float]) -> Dataset:
+    """Return a calibrated region of 2D tissue in centimeters (PS3.3 C.8.5.5).
+
+    Args:
+        box: first row, first column, last row and last column of the region.
+        spacing: distances between rows and between columns in mm.
+    """
+    region = Dataset()
+    region.RegionSpatialFormat = 1  # 2D
+    region.RegionDataType = 1  # tissue
+    region.RegionFlags = 0
+    region.RegionLocationMinY0, region.RegionLocationMinX0, region.RegionLocationMaxY1, region.RegionLocationMaxX1 = box
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
+    region.PhysicalDeltaX, region.PhysicalDeltaY = spacing[1] / 10.0, spacing[0] / 10.0
+    return region
 
 
 def _set_pixels(ds: Dataset, pixels: NDArray[np.uint8]) -> None:

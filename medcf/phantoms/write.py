@@ -9,6 +9,7 @@ from typing import Any
 from medcf.phantoms.brain.files import write_brain_demo
 from medcf.phantoms.chest.files import write_chest_demo
 from medcf.phantoms.head.files import write_demo
+from medcf.phantoms.planes.files import write_planes_demo
 
 __all__ = ["write_phantoms"]
 
@@ -20,11 +21,13 @@ def write_phantoms(
 
     Args:
         name: phantom in ``PHANTOMS``. Brains are NIfTI volumes, alternating CN and AD; chests are radiographs, half of
-            them sick, as DICOM, PNG and NIfTI files in rotation; others are non-standard planes in the same formats.
+            them sick, as DICOM, PNG and NIfTI files in rotation; fetal planes are all classes in turn, at both sites;
+            others are non-standard planes in the same formats.
         out_dir: folder for the images.
         count: number of subjects.
-        truth_dir: folder for their truth, the same subjects in the other class; None writes none.
-        options: options of `medcf.phantoms.write_brain_demo`, ``write_chest_demo`` or `medcf.phantoms.write_demo`;
+        truth_dir: folder for their truth, the same subjects in the other class or at the other site; None writes none.
+        options: options of `medcf.phantoms.write_brain_demo`, ``write_chest_demo``, ``write_planes_demo`` or
+            `medcf.phantoms.write_demo`;
             ``overlays=True`` burns text and calipers into every second plane.
 
     Returns:
@@ -34,6 +37,8 @@ def write_phantoms(
         return write_brain_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
     if name == "chest_xray":
         return write_chest_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
+    if name == "fetal_planes":
+        return write_planes_demo(out_dir, "demo", count, truth_dir=truth_dir, **options)
     if isinstance(options.get("overlays"), bool):
         options["overlays"] = (False, options["overlays"])
     return write_demo(out_dir, "demo", count, 0, name=name, truth_dir=truth_dir, **options)

@@ -66,12 +66,13 @@ def training_dataset(
             ``preprocessing`` and ``transform``.
         dataset_dir: folder to which the table's paths are relative; without a table, one with a subfolder per class. If
             neither is given, phantoms are rendered, which have all targets and are already on the grid.
-        phantom: name of the phantom: ``"fetal_head"``, ``"chest_xray"`` (2D) or ``"brain_mri"`` (3D).
+        phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"`` (2D) or ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
         spacing: spacing of the grid in mm; None, for radiographs, fits the exposed field into it.
         seed: seed of poses and speckle.
-        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal classes.
+        sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal
+            classes, fetal planes six as unequal as FETAL_PLANES_DB's.
         cache_dir: folder for caching the results; None recomputes them in each run. Under torchrun the main process
             computes them while the others wait.
         targets: what the training needs in addition to the image.
@@ -96,7 +97,7 @@ def training_dataset(
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
             chosen["num_classes"] = num_classes
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
-        from medcf.phantoms import BrainDataset, ChestDataset, PhantomDataset
+        from medcf.phantoms import BrainDataset, ChestDataset, PhantomDataset, PlanesDataset
 
         grid = "x".join(str(n) for n in size)
         step = "field" if spacing is None else f"{spacing:g}mm"
@@ -110,6 +111,8 @@ def training_dataset(
         }
         if phantom == "chest_xray":
             return ChestDataset(split, count, **options)
+        if phantom == "fetal_planes":
+            return PlanesDataset(split, count, **options)
         if spacing is None:
             raise ValueError(f"spacing is None: {phantom} needs the spacing of the grid in mm.")
         if phantom == "brain_mri":

@@ -14,26 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Array", "HeadAnatomy", "Structures", "coverage"]
+from medcf.phantoms.shapes import Array, coverage, ellipsoid, mix
 
-Array = NDArray[np.float64]
+__all__ = ["HeadAnatomy", "Structures"]
 
 _REFERENCE_BPD = 90.0  # mm; the brain structures below are sized for a head of this width
 _LATTICE = 24  # nodes of the periodic texture volume along each axis
 _LATTICE_SPACING = 3.2  # mm between nodes
-
-
-def coverage(distance: Array, width: float) -> Array:
-    """Return the fraction of a sample that is inside a surface.
-
-    Args:
-        distance: signed distance in mm, negative inside.
-        width: mm over which the fraction falls from 1 to 0.
-
-    Returns:
-        Values in [0, 1], 0.5 on the surface.
-    """
-    return np.clip(0.5 - distance / width, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,16 @@ class Structures:
     def fossa(self) -> Array:
         """Distance to the contents of the posterior fossa (cerebellum and cisterna magna)."""
         return np.minimum(self.cerebellum, self.cisterna)
+
+    def labels(self) -> NDArray[np.uint8]:
+        """Return what the points are: 0 none of these, 1 skull, 2 thalami, 3 cavum, 4 posterior fossa."""
+        labels = np.zeros(self.head.shape, np.uint8)
+        labels[self.head < 0] = 1
+        labels[self.brain < 0] = 0
+        labels[self.fossa < 0] = 4
+        labels[self.thalami < 0] = 2
+        labels[self.cavum < 0] = 3
+        return labels
 
 
 @dataclass(frozen=True)
@@ -145,14 +142,14 @@ class HeadAnatomy:
         forward = y + 0.06 * a
         # The thalami converge toward the front, so the pair looks like a diamond.
         tx, ty = side - 10.0 * k * q[0] + 0.28 * forward, forward
-        thalami = _ellipsoid(tx, ty, z + 1.0 * k, 8.8 * k * q[0], 12.5 * k * q[1], 9.0 * k)
+        thalami = ellipsoid(tx, ty, z + 1.0 * k, 8.8 * k * q[0], 12.5 * k * q[1], 9.0 * k)
         cx, cy, cz = side - 3.6 * k * q[2], np.abs(y - 0.47 * a) - 8.0 * k * q[3], np.abs(z - 1.5 * k) - 5.5 * k
         cavum = np.maximum(np.maximum(cx, cy), cz)
-        lobe = _ellipsoid(side - 12.0 * k * q[4], y + 0.53 * a, z + 21.5 * k, 13.5 * k * q[4], 9.5 * k * q[5], 12.5 * k)
-        vermis = _ellipsoid(x, y + 0.53 * a, z + 21.5 * k, 5.0 * k, 8.5 * k * q[5], 12.0 * k)
+        lobe = ellipsoid(side - 12.0 * k * q[4], y + 0.53 * a, z + 21.5 * k, 13.5 * k * q[4], 9.5 * k * q[5], 12.5 * k)
+        vermis = ellipsoid(x, y + 0.53 * a, z + 21.5 * k, 5.0 * k, 8.5 * k * q[5], 12.0 * k)
         cerebellum = np.minimum(lobe, vermis)
         brain = head + self.skull
-        cistern = _ellipsoid(x, y + 0.76 * a, z + 23.0 * k, 19.0 * k, 10.0 * k, 12.5 * k)
+        cistern = ellipsoid(x, y + 0.76 * a, z + 23.0 * k, 19.0 * k, 10.0 * k, 12.5 * k)
         cisterna = np.maximum(np.maximum(cistern, brain), -cerebellum)
         return Structures(head, brain, np.maximum(thalami, brain), cavum, np.maximum(cerebellum, brain), cisterna)
 
@@ -205,19 +202,19 @@ class HeadAnatomy:
         lines = np.zeros_like(x)
 
         # Lateral ventricles with choroid plexus: above the standard plane.
-        ventricle = _ellipsoid(
+        ventricle = ellipsoid(
             side - 13.0 * k * q[6] - 0.18 * np.abs(y), y + 0.10 * a, z - 19.0 * k, 6.2 * k, 27.0 * k * q[7], 11.0 * k
         )
-        plexus = _ellipsoid(
+        plexus = ellipsoid(
             side - 13.5 * k * q[6] - 0.18 * np.abs(y), y + 0.22 * a, z - 18.5 * k, 5.0 * k, 15.0 * k * q[7], 9.5 * k
         )
-        scatter = _mix(scatter, 0.0025, coverage(ventricle, 1.2))
+        scatter = mix(scatter, 0.0025, coverage(ventricle, 1.2))
         lines += 0.13 * patch * np.exp(-((ventricle / 0.8) ** 2))
-        scatter = _mix(scatter, 0.085 * np.exp(0.3 * fine), coverage(plexus, 1.5))
+        scatter = mix(scatter, 0.085 * np.exp(0.3 * fine), coverage(plexus, 1.5))
 
         # Thalami: hypoechoic, with an echogenic border, and the third ventricle between them.
         scatter = scatter + 0.022 * np.exp(0.5 * fine - ((parts.thalami - 2.2 * k) / (2.6 * k)) ** 2)
-        scatter = _mix(scatter, 0.0030 * np.exp(0.25 * fine), coverage(parts.thalami, 1.8))
+        scatter = mix(scatter, 0.0030 * np.exp(0.25 * fine), coverage(parts.thalami, 1.8))
         lines += 0.030 * patch * np.exp(-((parts.thalami / 1.0) ** 2))
         between = np.clip(1.2 - np.abs(y + 0.06 * a) / (10.0 * k), 0.0, 1.0) * np.clip(
             1.4 - np.abs(z) / (9 * k), 0.0, 1.0
@@ -232,7 +229,7 @@ class HeadAnatomy:
         lines += 0.14 * reach * patch * np.exp(-((fold / 0.9) ** 2))
 
         # Cavum: fluid between two parallel walls, closed by thinner ends.
-        scatter = _mix(scatter, 0.0007, coverage(parts.cavum, 1.0))
+        scatter = mix(scatter, 0.0007, coverage(parts.cavum, 1.0))
         wall = np.abs(side - 3.6 * k * q[2])
         ends = coverage(np.abs(y - 0.47 * a) - 8.5 * k * q[3], 2.0) * coverage(np.abs(z - 1.5 * k) - 6.0 * k, 2.0)
         lines += 0.42 * ends * np.clip(patch, 0.5, 1.2) * np.exp(-((wall / 0.8) ** 2))
@@ -248,15 +245,15 @@ class HeadAnatomy:
 
         # Posterior fossa: butterfly of the cerebellum with folia, bright vermis, black cistern.
         folia = 0.5 + 0.5 * np.sin((side * 0.35 + (y + 0.53 * a)) * (2.1 / k))
-        scatter = _mix(scatter, 0.016 + 0.038 * folia * patch, coverage(parts.cerebellum, 1.2))
-        vermis = _ellipsoid(x, y + 0.53 * a, z + 21.5 * k, 4.0 * k, 8.0 * k, 11.0 * k)
-        scatter = _mix(scatter, 0.13 * np.exp(0.3 * fine), coverage(vermis, 1.5))
-        scatter = _mix(scatter, 0.0008, coverage(parts.cisterna, 1.2))
+        scatter = mix(scatter, 0.016 + 0.038 * folia * patch, coverage(parts.cerebellum, 1.2))
+        vermis = ellipsoid(x, y + 0.53 * a, z + 21.5 * k, 4.0 * k, 8.0 * k, 11.0 * k)
+        scatter = mix(scatter, 0.13 * np.exp(0.3 * fine), coverage(vermis, 1.5))
+        scatter = mix(scatter, 0.0008, coverage(parts.cisterna, 1.2))
         lines += 0.10 * np.clip(patch, 0.2, 1.4) * np.exp(-((parts.cerebellum / 0.9) ** 2))
 
         # Skull base: orbits in front, petrous ridges at the sides, only in planes that are much too low.
-        orbit = _ellipsoid(side - 0.40 * b, y - 0.60 * a, z + 31.0 * k, 10.0 * k, 10.0 * k, 9.0 * k)
-        scatter = _mix(scatter, 0.0012, coverage(orbit, 1.2))
+        orbit = ellipsoid(side - 0.40 * b, y - 0.60 * a, z + 31.0 * k, 10.0 * k, 10.0 * k, 9.0 * k)
+        scatter = mix(scatter, 0.0012, coverage(orbit, 1.2))
         lines += 0.20 * patch * np.exp(-((orbit / 1.1) ** 2))
         low = coverage(z + 21.0 * k, 6.0 * k)
         ridge = y + 0.10 * a + 0.42 * side
@@ -264,13 +261,3 @@ class HeadAnatomy:
         lines += 0.24 * patch * low * np.exp(-((ridge / 1.5) ** 2)) * coverage(5.0 * k - side, 4.0)
         lines += 0.18 * patch * low * np.exp(-((wing / 1.2) ** 2)) * coverage(7.0 * k - side, 4.0)
         return scatter, lines
-
-
-def _ellipsoid(x: Array, y: Array, z: Array, rx: float, ry: float, rz: float) -> Array:
-    """Return the signed distance to an ellipsoid at the origin, exact near its shortest axis, else to first order."""
-    return (np.sqrt((x / rx) ** 2 + (y / ry) ** 2 + (z / rz) ** 2) - 1.0) * min(rx, ry, rz)
-
-
-def _mix(below: Array, above: Array | float, share: Array) -> Array:
-    """Paint ``above`` over ``below`` with opacity ``share``."""
-    return below + (above - below) * share

@@ -8,15 +8,17 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medcf.phantoms.base import PhantomSample
-from medcf.phantoms.head.anatomy import Array, HeadAnatomy, coverage
+from medcf.phantoms.head.anatomy import HeadAnatomy
 from medcf.phantoms.head.biometry import biometry
 from medcf.phantoms.head.concepts import QUALITY_THRESHOLD, fossa_absence, plane_quality, ramp, symmetry
+from medcf.phantoms.head.echoes import paint_head
 from medcf.phantoms.head.overlays import burn_in
-from medcf.phantoms.head.poses import FIELD, HeadPose, Plane, far_pose, near_pose, pixel_grid
-from medcf.phantoms.head.ultrasound import BeamGrid, Scanner
+from medcf.phantoms.head.poses import FIELD, HeadPose, Plane, cut, far_pose, near_pose, pixel_grid
+from medcf.phantoms.maternal import MaternalTissue
+from medcf.phantoms.shapes import Array, coverage
+from medcf.phantoms.ultrasound import BeamGrid, Scanner
 from medcf.registry import PHANTOMS
 
 __all__ = ["FetalHead"]
@@ -46,11 +48,7 @@ class FetalHead:
         cover = rng.uniform(9.0, 21.0)
         self.scanner = Scanner.draw(rng, depth=cover + 2 * half + rng.uniform(14.0, 40.0))
         self.apex = (self.center[0] - half - cover, FIELD[1] / 2 + rng.uniform(-6.0, 6.0))
-        self._layers = ndimage.gaussian_filter(rng.standard_normal((64, 14)), (0.6, 1.0))
-        self._layers /= self._layers.std()
-        self._slope = rng.uniform(-12.0, 12.0)
-        self._fluid = (rng.uniform(-4.0, 8.0), rng.uniform(4.0, 16.0), rng.uniform(0.0, 2 * np.pi))
-        self._tissue = rng.uniform(0.018, 0.045)
+        self._maternal = MaternalTissue.draw(rng)
         self._shadow_angle = rng.uniform(-0.7, 0.7) * self.scanner.half_angle
         self._shadow_width = rng.uniform(0.05, 0.11)
 
@@ -154,12 +152,7 @@ class FetalHead:
         return self._areas(self.standard_pose())
 
     def _plane(self, pose: HeadPose) -> Plane:
-        tilt, roll = np.deg2rad(pose.tilt), np.deg2rad(pose.roll)
-        turn = np.deg2rad(self.rotation + pose.rotation)
-        forward = (0.0, float(np.cos(tilt)), float(np.sin(tilt)))
-        lateral = (float(np.cos(roll)), float(-np.sin(tilt) * np.sin(roll)), float(np.cos(tilt) * np.sin(roll)))
-        center = (self.center[0] + pose.shift[0], self.center[1] + pose.shift[1])
-        return Plane(forward, lateral, pose.offset, center, float(np.cos(turn)), float(np.sin(turn)), self.facing)
+        return cut(pose, self.rotation, self.facing, self.center)
 
     def _shade(self, angle: Array, pose: HeadPose) -> Array:
         """Return the fraction of the sound that a pose's shadow leaves on beams at the given angles."""
@@ -207,33 +200,15 @@ class FetalHead:
         return plane.center[0] + low * dv, plane.center[1] + low * du
 
     def _labels(self, plane: Plane, row: Array, col: Array) -> NDArray[np.uint8]:
-        parts = self.anatomy.structures(*plane.points(row, col))
-        labels = np.zeros(row.shape, np.uint8)
-        labels[parts.head < 0] = 1
-        labels[parts.brain < 0] = 0
-        labels[parts.fossa < 0] = 4
-        labels[parts.thalami < 0] = 2
-        labels[parts.cavum < 0] = 3
-        return labels
+        return self.anatomy.structures(*plane.points(row, col)).labels()
 
     def _beams(self, grid: BeamGrid, plane: Plane, pose: HeadPose, rng: np.random.Generator) -> Array:
         """Return the gray values on the beams."""
         scanner, anatomy = self.scanner, self.anatomy
-        x, y, z = plane.points(grid.row, grid.col)
-        head, normal = anatomy.outline(x, y, z)
-        layers = self._maternal(grid)
-        scatter, specular = self._surroundings(grid, head, layers, plane)
-        inner = head < -0.5 * anatomy.skull
-        points = x[inner], y[inner], z[inner]
-        parts = anatomy.structures(*points, head=head[inner])
-        echoes, lines = anatomy.echoes(*points, parts)
-        inside = coverage(parts.brain, 1.0)
-        scatter[inner] = 0.004 + (echoes - 0.004) * inside
-        specular[inner] = lines * inside
-        bone = coverage(np.abs(head + 0.5 * anatomy.skull) - 0.5 * anatomy.skull, 0.8)
-        facing = plane.incidence(normal, grid.beam_row, grid.beam_col)
-        specular += bone * (0.012 + 0.95 * facing**5) * np.clip(1.0 + 0.25 * layers, 0.45, 1.6)
-        scatter = scatter + (0.012 - scatter) * bone
+        layers = self._maternal.texture(grid)
+        head, normal = anatomy.outline(*plane.points(grid.row, grid.col))
+        scatter, specular = self._maternal.surround(grid, head, layers, plane.center)
+        scatter, specular, bone = paint_head(anatomy, plane, grid, (head, normal), layers, scatter, specular)
 
         step = scanner.depth / grid.shape[0]
         entered = np.cumsum(head < 0, axis=0) * step  # mm traveled inside the head
@@ -248,38 +223,6 @@ class FetalHead:
         haze = haze * np.exp(0.35 * layers) + 0.0009
         envelope = grid.envelope(np.sqrt((scatter * fade) ** 2 + haze**2), specular * fade, rng)
         return grid.compress(envelope)
-
-    def _maternal(self, grid: BeamGrid) -> Array:
-        """Return the layered texture of maternal tissue on the beams, with a standard deviation of about 1."""
-        depth = grid.depth[:, None] + self._slope * grid.angle[None, :] ** 2 * 6.0
-        nodes = np.stack([depth / 2.4, np.broadcast_to(grid.angle[None, :] * 9.0 + 7.0, depth.shape)])
-        return ndimage.map_coordinates(self._layers, nodes, order=1, mode="grid-wrap")
-
-    def _surroundings(self, grid: BeamGrid, head: Array, layers: Array, plane: Plane) -> tuple[Array, Array]:
-        """Return scatter and interfaces outside the head: skin, amniotic fluid, uterine wall and maternal layers."""
-        around = np.arctan2(grid.row - plane.center[0], grid.col - plane.center[1])
-        base, swing, phase = self._fluid
-        fluid = (
-            base
-            + swing * np.cos(around + phase)
-            + 4.0 * np.cos(2 * around - phase)
-            + 2.5 * np.sin(3 * around + 2 * phase)
-        )
-        fluid = np.minimum(fluid, 0.8 * grid.depth[:, None] - 9.0)
-        broad = ndimage.map_coordinates(
-            self._layers, np.stack([grid.row / 11.0 + 3.0, grid.col / 14.0]), order=1, mode="grid-wrap"
-        )
-        scatter = self._tissue * np.exp(0.75 * layers + 0.9 * broad)
-        near = np.exp(-grid.depth[:, None] / 7.0)
-        scatter = scatter * (1.0 + 0.8 * near)
-        pocket = coverage(head - fluid, 2.0)
-        scatter = scatter + (0.0009 - scatter) * pocket
-        skin = coverage(np.abs(head - 1.3) - 1.3, 1.0)
-        scatter = scatter + (0.035 - scatter) * skin
-        wall = np.exp(-(((head - fluid) / 0.9) ** 2)) * coverage(3.0 - fluid, 2.0)
-        return scatter, 0.05 * wall * np.clip(0.6 + 0.5 * broad, 0.0, 1.5) + 0.13 * near * np.clip(layers, 0.0, 2.0) * (
-            head > 3.0
-        )
 
 
 PHANTOMS.add("fetal_head", "3D fetal head cut by a plane, imaged as B-mode ultrasound", FetalHead)

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 from pydicom.uid import UltrasoundImageStorage
 
 from medcf.phantoms.base import PhantomSample
 from medcf.phantoms.head.datasets import draw_case
 from medcf.phantoms.head.overlays import burn_in
-from medcf.phantoms.image_files import phantom_instance, write_nifti, write_png, write_table
+from medcf.phantoms.image_files import phantom_instance, ultrasound_region, write_nifti, write_png, write_table
 
 __all__ = ["write_demo", "write_dicom"]
 
@@ -100,21 +99,10 @@ def write_dicom(path: Path, pixels: NDArray[np.uint8], sample: PhantomSample) ->
     ds.PatientOrientation = ""
     if pixels.ndim == 3:
         ds.UltrasoundColorDataPresent = 1
-    ds.SequenceOfUltrasoundRegions = [_region(pixels.shape, sample.spacing_mm)]
+    ds.SequenceOfUltrasoundRegions = [
+        ultrasound_region((0, 0, pixels.shape[0] - 1, pixels.shape[1] - 1), sample.spacing_mm)
+    ]
     ds.save_as(path, enforce_file_format=True)
-
-
-def _region(shape: tuple[int, ...], spacing: tuple[float, float]) -> Dataset:
-    """Return the one calibrated region: the whole image, in centimeters (PS3.3 C.8.5.5)."""
-    region = Dataset()
-    region.RegionSpatialFormat = 1  # 2D
-    region.RegionDataType = 1  # tissue
-    region.RegionFlags = 0
-    region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0
-    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = shape[1] - 1, shape[0] - 1
-    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
-    region.PhysicalDeltaX, region.PhysicalDeltaY = spacing[1] / 10.0, spacing[0] / 10.0
-    return region
 
 
 _WRITERS: dict[str, Callable[[Path, NDArray[np.uint8], PhantomSample], None]] = {

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcf.phantoms.head.anatomy import Array
+from medcf.phantoms.shapes import Array
 
-__all__ = ["FIELD", "HeadPose", "Plane", "far_pose", "near_pose", "pixel_grid"]
+__all__ = ["FIELD", "HeadPose", "Plane", "cut", "far_pose", "near_pose", "pixel_grid"]
 
 #: Height and width of the imaged field in mm.
 FIELD = (112.0, 140.0)
@@ -76,6 +76,26 @@ class Plane:
         n_row = self.facing * self.sin * n_u + self.cos * n_v
         n_col = self.facing * self.cos * n_u - self.sin * n_v
         return np.abs(n_row * row + n_col * col)
+
+
+def cut(pose: HeadPose, rotation: float, facing: float, center: tuple[float, float]) -> Plane:
+    """Return the cut of a pose through a body.
+
+    Args:
+        pose: the plane, relative to the body's own position.
+        rotation: the body's rotation in the image in degrees.
+        facing: 1 if its front is to the right, -1 if to the left.
+        center: row and column in mm of its center before the pose's shift.
+
+    Returns:
+        The cut.
+    """
+    tilt, roll = np.deg2rad(pose.tilt), np.deg2rad(pose.roll)
+    turn = np.deg2rad(rotation + pose.rotation)
+    forward = (0.0, float(np.cos(tilt)), float(np.sin(tilt)))
+    lateral = (float(np.cos(roll)), float(-np.sin(tilt) * np.sin(roll)), float(np.cos(tilt) * np.sin(roll)))
+    center = (center[0] + pose.shift[0], center[1] + pose.shift[1])
+    return Plane(forward, lateral, pose.offset, center, float(np.cos(turn)), float(np.sin(turn)), facing)
 
 
 def pixel_grid(size: tuple[int, int], spacing: float) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 
 Everything is computed on beams (depth by line), where shadows are sums along a column and the point spread function is
 the same everywhere; the last step converts beams to pixels. Speckle is the envelope of complex Gaussian scatterers
-under a Gaussian pulse (Goodman 1975; Wagner et al. 1983), averaged over two looks as in compounding scanners.
+under a Gaussian pulse (Goodman 1975; Wagner et al. 1983), averaged over several looks as in compounding scanners.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medcf.phantoms.head.anatomy import Array
+from medcf.phantoms.shapes import Array
 
 __all__ = ["BeamGrid", "Scanner"]
-
-_SAMPLES = 232  # along a beam
-_LINES = 136  # across the sector
-_LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,7 @@ class Scanner:
         lateral: standard deviation of the beam's width in lines.
         bone: attenuation of bone in dB per mm (both ways).
         haze: level of near-field reverberation, relative to a skull at normal incidence.
+        looks: independent views that the scanner averages (compounding); more of them leave less speckle.
     """
 
     radius: float
@@ -52,6 +49,7 @@ class Scanner:
     lateral: float
     bone: float
     haze: float
+    looks: int = 2
 
     @classmethod
     def draw(cls, rng: np.random.Generator, depth: float) -> Scanner:
@@ -77,23 +75,20 @@ class BeamGrid:
     Args:
         scanner: the settings.
         apex: image position (row, column) in mm of the center of the probe's face.
+        shape: samples along a beam, and beams across the sector.
     """
 
-    def __init__(self, scanner: Scanner, apex: tuple[float, float]) -> None:
+    def __init__(self, scanner: Scanner, apex: tuple[float, float], shape: tuple[int, int] = (232, 136)) -> None:
         self.scanner = scanner
         self.apex = apex
-        self.depth: Array = (np.arange(_SAMPLES, dtype=np.float64) + 0.5) * (scanner.depth / _SAMPLES)
-        self.angle: Array = np.linspace(-scanner.half_angle, scanner.half_angle, _LINES, dtype=np.float64)
+        self.shape = shape
+        self.depth: Array = (np.arange(shape[0], dtype=np.float64) + 0.5) * (scanner.depth / shape[0])
+        self.angle: Array = np.linspace(-scanner.half_angle, scanner.half_angle, shape[1], dtype=np.float64)
         distance = scanner.radius + self.depth[:, None]
         self.beam_row: Array = np.cos(self.angle)[None, :]
         self.beam_col: Array = np.sin(self.angle)[None, :]
         self.row: Array = apex[0] - scanner.radius + distance * self.beam_row
         self.col: Array = apex[1] + distance * self.beam_col
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of samples along a beam, and number of beams."""
-        return _SAMPLES, _LINES
 
     def locate(self, row: Array, col: Array) -> tuple[Array, Array]:
         """Return depth in mm and angle in radians for image positions in mm."""
@@ -108,7 +103,7 @@ class BeamGrid:
 
     def accumulate(self, loss: Array) -> Array:
         """Return the loss in dB accumulated up to each sample, given a loss in dB per mm at each sample."""
-        step = self.scanner.depth / _SAMPLES
+        step = self.scanner.depth / self.shape[0]
         return np.cumsum(loss, axis=0) * step - 0.5 * loss * step
 
     def envelope(self, scatter: Array, specular: Array, rng: np.random.Generator) -> Array:
@@ -122,13 +117,13 @@ class BeamGrid:
         Returns:
             Amplitude at each sample, same units.
         """
-        axial = self.scanner.axial * _SAMPLES / self.scanner.depth
+        axial = self.scanner.axial * self.shape[0] / self.scanner.depth
         lateral = self.scanner.lateral
-        field = scatter * rng.standard_normal((2 * _LOOKS, *self.shape))
+        field = scatter * rng.standard_normal((2 * self.scanner.looks, *self.shape))
         field = ndimage.gaussian_filter1d(field, axial, axis=1, mode="nearest", truncate=3.0)
         field = ndimage.gaussian_filter1d(field, lateral, axis=2, mode="nearest", truncate=3.0)
         # Fraction of white noise energy kept by the pulse: 1 / (4 pi s_axial s_lateral).
-        power = (field * field).sum(axis=0) * (4 * np.pi * axial * lateral) / (2 * _LOOKS)
+        power = (field * field).sum(axis=0) * (4 * np.pi * axial * lateral) / (2 * self.scanner.looks)
         smooth = ndimage.gaussian_filter1d(specular, 0.8, axis=1, mode="nearest")
         # Interfaces are rough at the scale of the wavelength, so they carry their own speckle.
         grain = np.sqrt(power) / (scatter + 1e-6)
@@ -155,7 +150,10 @@ class BeamGrid:
         depth, angle = self.locate(row, col)
         scanner = self.scanner
         nodes = np.stack(
-            [depth * (_SAMPLES / scanner.depth) - 0.5, (angle / scanner.half_angle + 1.0) * ((_LINES - 1) / 2)]
+            [
+                depth * (self.shape[0] / scanner.depth) - 0.5,
+                (angle / scanner.half_angle + 1.0) * ((self.shape[1] - 1) / 2),
+            ]
         )
         pixels = ndimage.map_coordinates(gray, nodes, order=1, mode="nearest")
         edge = np.clip((scanner.half_angle - np.abs(angle)) * (scanner.radius + depth) / 0.9 + 0.5, 0.0, 1.0)
