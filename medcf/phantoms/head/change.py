@@ -22,11 +22,11 @@ from torch.utils.data import Dataset
 
 from medcf.phantoms.base import PhantomSubject
 from medcf.phantoms.cache import cached_arrays, make_rows
-from medcf.phantoms.head.anatomy import Array
 from medcf.phantoms.head.datasets import draw_case, native_size, on_grid, shrink, subject_seed
 from medcf.phantoms.head.fetal_head import FetalHead
 from medcf.phantoms.head.poses import HeadPose, pixel_grid
-from medcf.phantoms.head.ultrasound import BeamGrid
+from medcf.phantoms.shapes import Array
+from medcf.phantoms.ultrasound import BeamGrid
 
 __all__ = ["STRUCTURES", "TrueChange", "TrueChangeDataset", "expected_image", "true_change"]
 

@@ -122,7 +122,8 @@ def write_planes(
     """
     if kind not in _SUFFIXES:
         raise ValueError(f"kind={kind!r}: choose from {', '.join(_SUFFIXES)}")
-    out, grid = Path(out_dir), {"size": size, "spacing": spacing}
+    out = Path(out_dir)
+    grid: dict[str, Any] = {"size": size, "spacing": spacing}
     for folder in ("images", "segmentations", *(("other_site", "again") if truth else ())):
         (out / folder).mkdir(parents=True, exist_ok=True)
     records = []
