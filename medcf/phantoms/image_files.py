@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,20 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-__all__ = ["Spaced", "phantom_instance", "ultrasound_region", "write_nifti", "write_png", "write_table"]
+__all__ = [
+    "SUFFIXES",
+    "Spaced",
+    "check_formats",
+    "phantom_instance",
+    "ultrasound_region",
+    "write_nifti",
+    "write_picture",
+    "write_png",
+    "write_table",
+]
+
+#: Formats of pictures and the suffixes of their files.
+SUFFIXES = {"dicom": ".dcm", "png": ".png", "nifti": ".nii.gz"}
 
 
 class Spaced(Protocol):
@@ -24,6 +37,32 @@ class Spaced(Protocol):
     @property
     def spacing_mm(self) -> tuple[float, float]:
         """Distances between rows and between columns in mm."""
+
+
+def check_formats(formats: Sequence[str], known: Collection[str] = tuple(SUFFIXES)) -> None:
+    """Refuse an unknown format, or none.
+
+    Raises:
+        ValueError: if a format is unknown, or there is none.
+    """
+    unknown = sorted(set(formats) - set(known))
+    if unknown or not formats:
+        raise ValueError(f"formats {unknown} are unknown; choose from {', '.join(known)}")
+
+
+def write_picture(path: Path, pixels: NDArray[np.uint8], sample: Any, write_dicom: Callable[..., None]) -> None:
+    """Write pixels in the format that the file's suffix names; what is in a phantom's DICOM is its own matter.
+
+    Args:
+        path: file with suffix .png (spacing in the pHYs chunk), .dcm or .nii.gz (first axis across, second axis down).
+        pixels: (H, W) uint8.
+        sample: the rendered sample.
+        write_dicom: called with the three.
+    """
+    if path.name.endswith(".dcm"):
+        write_dicom(path, pixels, sample)
+    else:
+        (write_nifti if path.name.endswith(".nii.gz") else write_png)(path, pixels, sample)
 
 
 def write_png(path: Path, pixels: NDArray[Any], sample: Spaced) -> None:

@@ -14,11 +14,16 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from medcf.phantoms.chest.chest_xray import ChestSample
 from medcf.phantoms.chest.dataset import ChestCase, draw_chest
 from medcf.phantoms.chest.states import CLASS_NAMES, ChestState
-from medcf.phantoms.image_files import phantom_instance, write_nifti, write_png, write_table
+from medcf.phantoms.image_files import (
+    SUFFIXES,
+    check_formats,
+    phantom_instance,
+    write_nifti,
+    write_picture,
+    write_table,
+)
 
 __all__ = ["write_chest_demo", "write_chests", "write_radiograph"]
-
-_SUFFIXES = {"dicom": ".dcm", "png": ".png", "nifti": ".nii.gz"}
 
 
 def write_chest_demo(
@@ -56,9 +61,7 @@ def write_chest_demo(
     Raises:
         ValueError: if a format is unknown.
     """
-    unknown = sorted(set(formats) - set(_SUFFIXES))
-    if unknown or not formats:
-        raise ValueError(f"formats {unknown} are unknown; choose from {', '.join(_SUFFIXES)}")
+    check_formats(formats)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     cycle = (0, 1, 0, 2, 0, 3) if labels is None else tuple(labels)
@@ -70,7 +73,7 @@ def write_chest_demo(
         sample = case.render(size=size, spacing=spacing)
         name = f"{split}-{sample.subject:07d}"
         kind = formats[index % len(formats)]
-        path = out / f"{name}{_SUFFIXES[kind]}"
+        path = out / f"{name}{SUFFIXES[kind]}"
         write_radiograph(path, sample.image, sample)
         if truth_dir is not None:
             healthy = case.render(ChestState(), again=True, size=size, spacing=spacing)
@@ -113,8 +116,8 @@ def write_chests(
     Returns:
         One record per case: the row of ``labels.csv``. Paths are relative to ``out_dir``.
     """
-    if kind not in _SUFFIXES:
-        raise ValueError(f"kind={kind!r}: choose from {', '.join(_SUFFIXES)}")
+    if kind not in SUFFIXES:
+        raise ValueError(f"kind={kind!r}: choose from {', '.join(SUFFIXES)}")
     out, records = Path(out_dir), []
     for folder in ("images", "segmentations", *(["normal"] if truth else [])):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -122,11 +125,11 @@ def write_chests(
         case = draw_chest(split, index, seed=seed, label=label, **options)
         sample = case.render(size=size, spacing=spacing)
         name = f"{split}-{sample.subject:07d}"
-        files = {"file": f"images/{name}{_SUFFIXES[kind]}", "segmentation": f"segmentations/{name}.png"}
+        files = {"file": f"images/{name}{SUFFIXES[kind]}", "segmentation": f"segmentations/{name}.png"}
         write_radiograph(out / files["file"], sample.image, sample)
         write_radiograph(out / files["segmentation"], sample.segmentation, sample)
         if truth:
-            files["normal"] = f"normal/{name}{_SUFFIXES[kind]}"
+            files["normal"] = f"normal/{name}{SUFFIXES[kind]}"
             healthy = case.render(ChestState(), again=True, size=size, spacing=spacing)
             write_radiograph(out / files["normal"], healthy.image, healthy)
         records.append(files | _record(name, case, sample) | {"split": split})
@@ -143,10 +146,7 @@ def write_radiograph(path: Path, image: NDArray[Any], sample: ChestSample) -> No
         sample: subject, state and spacing.
     """
     pixels = image if image.dtype == np.uint8 else np.rint(image * 255.0).astype(np.uint8)
-    if path.name.endswith(".dcm"):
-        _write_dicom(path, pixels, sample)
-    else:
-        (write_nifti if path.name.endswith(".nii.gz") else write_png)(path, pixels, sample)
+    write_picture(path, pixels, sample, _write_dicom)
 
 
 def _write_dicom(path: Path, pixels: NDArray[np.uint8], sample: ChestSample) -> None:

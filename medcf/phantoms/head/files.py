@@ -16,7 +16,14 @@ from pydicom.uid import UltrasoundImageStorage
 from medcf.phantoms.base import PhantomSample
 from medcf.phantoms.head.datasets import draw_case
 from medcf.phantoms.head.overlays import burn_in
-from medcf.phantoms.image_files import phantom_instance, ultrasound_region, write_nifti, write_png, write_table
+from medcf.phantoms.image_files import (
+    check_formats,
+    phantom_instance,
+    ultrasound_region,
+    write_nifti,
+    write_png,
+    write_table,
+)
 
 __all__ = ["write_demo", "write_dicom"]
 
@@ -58,9 +65,7 @@ def write_demo(
     Returns:
         One record per case: its row of ``truth.csv``, and ``path`` of the image.
     """
-    unknown = sorted(set(formats) - set(_SUFFIXES))
-    if unknown or not formats:
-        raise ValueError(f"formats {unknown} are unknown; choose from {', '.join(_SUFFIXES)}")
+    check_formats(formats, _SUFFIXES)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     truth = Path(truth_dir) if truth_dir is not None else None

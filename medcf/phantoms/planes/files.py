@@ -11,14 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UltrasoundImageStorage
 
-from medcf.phantoms.image_files import phantom_instance, ultrasound_region, write_nifti, write_png, write_table
+from medcf.phantoms.image_files import (
+    SUFFIXES,
+    check_formats,
+    phantom_instance,
+    ultrasound_region,
+    write_picture,
+    write_table,
+)
 from medcf.phantoms.planes.dataset import PlaneCase, draw_plane, gray
 from medcf.phantoms.planes.fetal_planes import PlaneSample
 from medcf.phantoms.planes.states import PLANE_NAMES
 
 __all__ = ["write_plane", "write_planes", "write_planes_demo"]
-
-_SUFFIXES = {"dicom": ".dcm", "png": ".png", "nifti": ".nii.gz"}
 
 
 def write_planes_demo(
@@ -58,9 +63,7 @@ def write_planes_demo(
     Raises:
         ValueError: if a format is unknown.
     """
-    unknown = sorted(set(formats) - set(_SUFFIXES))
-    if unknown or not formats:
-        raise ValueError(f"formats {unknown} are unknown; choose from {', '.join(_SUFFIXES)}")
+    check_formats(formats)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     cycle = tuple(range(len(PLANE_NAMES))) if labels is None else tuple(labels)
@@ -71,7 +74,7 @@ def write_planes_demo(
         case = draw_plane(split, index, seed=seed, label=cycle[index % len(cycle)], **chosen)
         sample = case.render(**grid)
         name = _name(split, case)
-        path = out / f"{name}{_SUFFIXES[formats[index % len(formats)]]}"
+        path = out / f"{name}{SUFFIXES[formats[index % len(formats)]]}"
         write_plane(path, gray(sample), sample)
         if truth_dir is not None:
             folder = Path(truth_dir)
@@ -120,8 +123,8 @@ def write_planes(
     Raises:
         ValueError: if the format is unknown.
     """
-    if kind not in _SUFFIXES:
-        raise ValueError(f"kind={kind!r}: choose from {', '.join(_SUFFIXES)}")
+    if kind not in SUFFIXES:
+        raise ValueError(f"kind={kind!r}: choose from {', '.join(SUFFIXES)}")
     grid: dict[str, Any] = {"size": size, "spacing": spacing}
     out = Path(out_dir)
     for folder in ("images", "segmentations", *(("other_site", "again") if truth else ())):
@@ -131,11 +134,11 @@ def write_planes(
         case = draw_plane(split, index, seed=seed, label=label, **options)
         sample = case.render(**grid)
         name = _name(split, case)
-        files = {"file": f"images/{name}{_SUFFIXES[kind]}", "segmentation": f"segmentations/{name}.png"}
+        files = {"file": f"images/{name}{SUFFIXES[kind]}", "segmentation": f"segmentations/{name}.png"}
         write_plane(out / files["file"], gray(sample), sample)
         write_plane(out / files["segmentation"], sample.segmentation, sample)
         for part, picture in (_truth(case, grid) if truth else {}).items():
-            files[part] = f"{part}/{name}{_SUFFIXES[kind]}"
+            files[part] = f"{part}/{name}{SUFFIXES[kind]}"
             write_plane(out / files[part], gray(picture), picture)
         records.append(files | _record(name, case, sample) | {"split": split})
     write_table(out / "labels.csv", records)
@@ -150,10 +153,7 @@ def write_plane(path: Path, pixels: NDArray[np.uint8], sample: PlaneSample) -> N
         pixels: (H, W) uint8.
         sample: subject, plane, site and spacing.
     """
-    if path.name.endswith(".dcm"):
-        _write_dicom(path, pixels, sample)
-    else:
-        (write_nifti if path.name.endswith(".nii.gz") else write_png)(path, pixels, sample)
+    write_picture(path, pixels, sample, _write_dicom)
 
 
 def _write_dicom(path: Path, pixels: NDArray[np.uint8], sample: PlaneSample) -> None:
