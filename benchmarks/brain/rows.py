@@ -89,11 +89,13 @@ NEAREST = tuple(
     )
 )
 
-#: These, two means over seeds, and controls. Toward its own class a subtracted method returns the input.
+#: These, means over seeds, also of a control that draws noise, and controls. Toward its own class a subtracted method
+#: returns the input.
 TRUTH = (
     *NEAREST,
-    *(expected(row, 4) for row in (NEAREST[0], NEAREST[3])),
+    *(expected(row, count) for row in (NEAREST[0], NEAREST[3]) for count in (4, 8)),
     *(toward_own_class(row) for row in (NEAREST[2], NEAREST[3], NEAREST[5])),
+    expected(toward_own_class(NEAREST[3]), 4),
     Row("unchanged", "control: unchanged input", {"method": "unchanged"}, control=True),
 )
 

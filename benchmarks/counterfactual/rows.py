@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = [
     "ABLATION",
+    "FEW_STEPS",
+    "MATCHED",
     "METHODS",
     "PAPER_SCHEDULE",
     "REFERENCE",
@@ -16,6 +18,7 @@ __all__ = [
     "Row",
     "ablation",
     "expected",
+    "few_steps",
     "select",
     "toward_own_class",
     "unguided",
@@ -184,6 +187,30 @@ SPEED = (
     _option("amp_channels_last", "bfloat16, channels-last", amp=True, channels_last=True),
     Row("defaults", "the bundle's defaults", {}),
 )
+
+#: Where the commands of the page leave the network that was trained further on the ten steps with which it samples.
+MATCHED = "output/diffice/matched/model.pt"
+
+
+def few_steps(
+    methods: Sequence[Row] = (DIFFICE, *CONDITIONAL), steps: Sequence[int] = (100, 30, 10)
+) -> tuple[Row, ...]:
+    """Rows of methods with fewer and fewer steps, and with the fewest by the network trained on these alone."""
+    rows = []
+    for row in methods:
+        for count in steps:
+            overrides = {**row.overrides, "shared_options#num_inference_steps": count}
+            fewer = replace(
+                row, name=f"{row.name}_{count}", label=f"{row.label}, of {count} steps", overrides=overrides
+            )
+            rows.append(replace(fewer, repeat=False))
+        matched = {**rows[-1].overrides, "weights#model": MATCHED}
+        label = f"{rows[-1].label}, trained on these"
+        rows.append(replace(rows[-1], name=f"{rows[-1].name}_matched", label=label, overrides=matched))
+    return tuple(rows)
+
+
+FEW_STEPS = few_steps()
 
 STRENGTHS = (0.15, 0.3, 0.5)
 SCALES = (10, 30, 100, 300)

@@ -95,7 +95,7 @@ def obtain(row: Row, recipe: Recipe, cases: Cases, setup: Setup, work: Path) -> 
         return mean_of(parts, _target(recipe, cases), recipe.open({}).get_parsed_content("classifier"))
     question = {
         "recipe": asdict(recipe),
-        "content": recipe.digest(),
+        "content": recipe.digest(row.overrides),
         "overrides": row.overrides,
         "setup": asdict(setup),
         "cases": _digest(cases),

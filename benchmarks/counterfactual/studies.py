@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.counterfactual.measure import measure
 from benchmarks.counterfactual.phantoms import CONCEPT_COLUMNS
-from benchmarks.counterfactual.rows import ABLATION, METHODS, SPEED, Row, select, toward_own_class
+from benchmarks.counterfactual.rows import ABLATION, FEW_STEPS, METHODS, SPEED, Row, select, toward_own_class
 from benchmarks.counterfactual.run import Result, Setup, obtain
 from benchmarks.counterfactual.tables import Figure
 from benchmarks.counterfactual.task import Cases, Task, apply
@@ -24,7 +24,12 @@ __all__ = ["STUDIES", "Table", "iterations", "quality_against_input", "run_rows"
 logger = logging.getLogger(__name__)
 
 #: Rows of each study that compares settings.
-STUDIES: dict[str, Sequence[Row]] = {"methods": METHODS, "speed": SPEED, "ablation": ABLATION}
+STUDIES: dict[str, Sequence[Row]] = {
+    "methods": METHODS,
+    "speed": SPEED,
+    "ablation": ABLATION,
+    "few_steps": FEW_STEPS,
+}
 NUM_PASSES = 5
 
 

@@ -44,10 +44,10 @@ class Recipe:
         parser.update({"bundle_root": str(root), "progress": False, **self.overrides, **(overrides or {})})
         return parser
 
-    def digest(self) -> str:
+    def digest(self, overrides: Mapping[str, Any] | None = None) -> str:
         """Name the content of the configs and of the weights, so that a changed default or network is noticed."""
         root = bundle_folder(self.bundle)
-        weights = self.open().get_parsed_content("weights")
+        weights = self.open(overrides).get_parsed_content("weights")
         files = [*(root / "configs" / name for name in self.configs), *(Path(weights[key]) for key in sorted(weights))]
         state = hashlib.sha256()
         for file in files:

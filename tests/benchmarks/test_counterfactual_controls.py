@@ -13,7 +13,7 @@ from benchmarks.counterfactual.ceiling import train
 from benchmarks.counterfactual.controls import best_blur, edited
 from benchmarks.counterfactual.measure import measure
 from benchmarks.counterfactual.phantoms import phantom_pairs, phantom_task
-from benchmarks.counterfactual.rows import Row, expected
+from benchmarks.counterfactual.rows import FEW_STEPS, MATCHED, Row, expected
 from benchmarks.counterfactual.run import Result, Setup, mean_of, obtain
 from benchmarks.counterfactual.studies import uncomputed
 from benchmarks.counterfactual.task import Recipe
@@ -130,3 +130,19 @@ def test_doing_nothing_satisfies_the_axioms_and_flips_nothing(task, tmp_path):
     assert {"composition_1", "composition_10", "reversibility_1", "reversibility_5", "other_factors"} < set(found)
     assert all(each.value == 0 for name, each in found.items() if name != "regenerated")
     assert found["minimality"].count == 2
+
+
+def test_stored_results_know_the_content_of_a_rows_own_weights(tmp_path):
+    recipe, file = Recipe("diffice", ("inference.json",)), tmp_path / "model.pt"
+    digests = [recipe.digest({"weights#model": str(file)})]
+    for content in (b"first", b"second"):
+        file.write_bytes(content)
+        digests.append(recipe.digest({"weights#model": str(file)}))
+    assert len({recipe.digest(), *digests}) == 4
+    assert recipe.digest({"method": "sdedit"}) == recipe.digest()
+
+
+def test_few_steps_end_with_the_network_trained_on_them():
+    rows = {row.name: row for row in FEW_STEPS}
+    assert rows["sdedit_30"].overrides == {"method": "sdedit", "shared_options#num_inference_steps": 30}
+    assert rows["sdedit_10_matched"].overrides == rows["sdedit_10"].overrides | {"weights#model": MATCHED}
