@@ -51,6 +51,7 @@ def training_dataset(
     spacing: float | None = 1.75,
     seed: int = 0,
     sp_fraction: float = 0.45,
+    phantom_options: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
@@ -73,6 +74,8 @@ def training_dataset(
         seed: seed of poses and speckle.
         sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal
             classes, fetal planes six as unequal as FETAL_PLANES_DB's.
+        phantom_options: further options of the phantom's dataset, such as ``{"site": "B", "balance": "equal"}`` of
+            `medcf.phantoms.PlanesDataset`.
         cache_dir: folder for caching the results; None recomputes them in each run. Under torchrun the main process
             computes them while the others wait.
         targets: what the training needs in addition to the image.
@@ -101,8 +104,11 @@ def training_dataset(
 
         grid = "x".join(str(n) for n in size)
         step = "field" if spacing is None else f"{spacing:g}mm"
-        name = f"{phantom}_{split}_{count}_{grid}_{step}_{sp_fraction:g}_seed{seed}.npz"
+        further = {} if phantom_options is None else dict(phantom_options)
+        told = "".join(f"_{key}-{value}" for key, value in sorted(further.items()))
+        name = f"{phantom}_{split}_{count}_{grid}_{step}_{sp_fraction:g}{told}_seed{seed}.npz"
         options: dict[str, Any] = {
+            **further,
             "seed": seed,
             "size": tuple(int(n) for n in size),
             "spacing": spacing,
