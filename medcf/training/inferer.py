@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.inferers import DiffusionInferer, SimpleInferer
@@ -13,6 +13,7 @@ from monai.networks.schedulers import Scheduler
 from torch import nn
 
 from medcf.networks.attention_injection import AttentionInjection
+from medcf.runtime.choices import check_choice
 
 __all__ = ["AutocastInferer", "DiffusionTrainingInferer"]
 
@@ -21,12 +22,17 @@ class AutocastInferer(SimpleInferer):
     """One call of the network in mixed precision, on any device (``amp`` in MONAI's trainer is for CUDA only).
 
     Args:
-        amp_dtype: ``"bfloat16"``, which needs no gradient scaler, or None for full precision.
+        amp_dtype: ``"bfloat16"``, which needs no gradient scaler; ``"float32"`` or None for full precision.
+
+    Raises:
+        ValueError: if it is another word.
     """
 
     def __init__(self, amp_dtype: str | None = "bfloat16") -> None:
         super().__init__()
-        self.amp_dtype: torch.dtype | None = getattr(torch, amp_dtype) if amp_dtype else None
+        if amp_dtype is not None:
+            check_choice("amp_dtype", amp_dtype, Literal["bfloat16", "float32"])
+        self.amp_dtype = torch.bfloat16 if amp_dtype == "bfloat16" else None
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the network."""

@@ -53,7 +53,14 @@ def test_mixed_precision_computes_in_bfloat16_and_returns_float32(call):
     torch.testing.assert_close(mixed, full, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize(("amp_dtype", "expected"), [("bfloat16", torch.bfloat16), (None, torch.float32)])
+@pytest.mark.parametrize(
+    ("amp_dtype", "expected"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), (None, torch.float32)]
+)
 def test_the_inferer_computes_in_the_precision_asked_for(amp_dtype, expected):
     linear = torch.nn.Linear(3, 2)
     assert AutocastInferer(amp_dtype)(torch.ones(1, 3), linear).dtype == expected
+
+
+def test_the_inferer_refuses_words_that_are_no_precision():
+    with pytest.raises(ValueError, match="amp_dtype='null' is unknown: use one of 'bfloat16', 'float32'"):
+        AutocastInferer("null")
