@@ -67,7 +67,8 @@ def training_dataset(
             ``preprocessing`` and ``transform``.
         dataset_dir: folder to which the table's paths are relative; without a table, one with a subfolder per class. If
             neither is given, phantoms are rendered, which have all targets and are already on the grid.
-        phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"`` (2D) or ``"brain_mri"`` (3D).
+        phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"``, ``"fetal_planes_paired"`` (2D) or
+            ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
         spacing: spacing of the grid in mm; None, for radiographs, fits the exposed field into it.
@@ -100,7 +101,7 @@ def training_dataset(
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
             chosen["num_classes"] = num_classes
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
-        from medcf.phantoms import BrainDataset, ChestDataset, PhantomDataset, PlanesDataset
+        from medcf.phantoms import BrainDataset, ChestDataset, PairedPlanesDataset, PhantomDataset, PlanesDataset
 
         grid = "x".join(str(n) for n in size)
         step = "field" if spacing is None else f"{spacing:g}mm"
@@ -117,8 +118,9 @@ def training_dataset(
         }
         if phantom == "chest_xray":
             return ChestDataset(split, count, **options)
-        if phantom == "fetal_planes":
-            return PlanesDataset(split, count, **options)
+        if phantom.startswith("fetal_planes"):
+            planes = PairedPlanesDataset if phantom == "fetal_planes_paired" else PlanesDataset
+            return planes(split, count, **options)
         if spacing is None:
             raise ValueError(f"spacing is None: {phantom} needs the spacing of the grid in mm.")
         if phantom == "brain_mri":
