@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from medcf.metrics.exclusions import Summary, summarize
 
-__all__ = ["Copies", "CopyDetector"]
+__all__ = ["PLANTED", "Copies", "CopyDetector", "plant"]
 
 Features = Callable[[Tensor], Tensor]
+
+#: Kinds of copies that can be planted without knowing how an image was made.
+PLANTED = ("identical", "mirrored", "shifted", "another gain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,3 +127,27 @@ class CopyDetector:
     def _embedded(self, images: Tensor) -> Tensor:
         parts = [normalize(self.features(part).double(), dim=1).cpu() for part in images.split(self.batch_size)]
         return torch.cat(parts)
+
+
+def plant(images: Tensor, kind: str) -> Tensor:
+    """Return changed copies of images, to measure how many a detector finds.
+
+    Args:
+        images: (N, C, *spatial) in [-1, 1].
+        kind: one of ``PLANTED``: "mirrored" along the last axis, "shifted" by a sixteenth of the grid along the last
+            two, "another gain" with gray values raised to the power of 0.7, as a brighter scanner shows them.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    if kind == "identical":
+        return images.clone()
+    if kind == "mirrored":
+        return images.flip(-1)
+    if kind == "shifted":
+        steps = [max(size // 16, 1) for size in images.shape[-2:]]
+        padded = pad(images.flatten(0, -4) if images.ndim > 4 else images, (steps[1], 0, steps[0], 0), mode="replicate")
+        return padded[..., : images.shape[-2], : images.shape[-1]].reshape(images.shape)
+    if kind == "another gain":
+        return ((images + 1) / 2).clamp_min(0) ** 0.7 * 2 - 1
+    raise ValueError(f"kind={kind!r} is unknown: use one of {', '.join(PLANTED)}.")
