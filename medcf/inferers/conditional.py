@@ -16,7 +16,7 @@ from medcf.inferers.checks import check_classes
 from medcf.inferers.counterfactual import BatchState
 from medcf.inferers.method import Method, Pass
 from medcf.networks.stack import plan_stack
-from medcf.sampling.memory import budget_bytes, micro_batches, peak_bytes
+from medcf.runtime.memory import budget_bytes, micro_batches, peak_bytes
 
 __all__ = ["condition_of", "edit", "finished", "own_class"]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from medcf.runtime.choices import check_choice, check_numbers
-from medcf.sampling.memory import MemoryBudget, check_budget
+from medcf.runtime.memory import MemoryBudget, check_budget
 from medcf.schedulers.base import StartVariant
 
 __all__ = [
