@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a user passes to a method, before anything expensive runs."""
+"""Checks of the images and the target that a user passes to a method, before anything expensive runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ from typing import Literal
 
 import torch
 
-from medcf.networks.denoiser import Network, unwrap
-from medcf.runtime.choices import check_choice, check_numbers
-
 __all__ = [
     "REACHED",
     "TargetError",
-    "check_choice",
-    "check_classes",
     "check_image",
     "check_logits",
-    "check_network",
-    "check_numbers",
-    "check_scheduler",
     "check_target",
     "class_index",
     "default_sample_ids",
@@ -82,79 +74,6 @@ def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
             "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
         )
     return image
-
-
-def check_network(network: Network, image: torch.Tensor) -> None:
-    """Compare the images with a MONAI diffusion network's channels, dimensions and depth, as far as they are known.
-
-    Raises:
-        ValueError: if channels or spatial dimensions are wrong, or the network cannot halve the size often enough.
-    """
-    network = unwrap(network)
-    channels = getattr(network, "in_channels", None)
-    if isinstance(channels, int) and channels != image.shape[1]:
-        raise ValueError(
-            f"inputs has {image.shape[1]} channels, but the network takes in_channels={channels}: convert the image or "
-            "load the matching network."
-        )
-    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
-    first = next((m for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
-    if first is not None and len(first.kernel_size) != image.ndim - 2:
-        raise ValueError(
-            f"inputs has {image.ndim - 2} spatial dimensions, but the network works in {len(first.kernel_size)}: give "
-            f"images of shape (B, C{', H, W, D'[: 3 * len(first.kernel_size)]})."
-        )
-    levels = getattr(getattr(network, "unet", network), "block_out_channels", None)
-    patch = getattr(network, "patch_size", 1)
-    factor = (2 ** (len(levels) - 1) if levels is not None else 1) * (patch if isinstance(patch, int) else 1)
-    if any(size % factor for size in image.shape[2:]):
-        size = tuple(image.shape[2:])
-        blocks = f" after blocks of {patch} become channels" if factor > 1 and patch != 1 else ""
-        raise ValueError(
-            f"inputs of size {size} cannot be halved {len(levels or (0,)) - 1} times{blocks}: every side must be "
-            f"divisible by {factor}; resample or pad, for example with DivisiblePadd(k={factor})."
-        )
-
-
-#: What methods call on a scheduler; ``medcf.schedulers.RespacedScheduler`` has all of it.
-_SCHEDULER = ("set_timesteps", "timesteps_from", "start_timestep", "alpha_bar", "convert", "posterior", "for_chain")
-
-
-def check_scheduler(scheduler: object) -> None:
-    """Refuse schedulers of MONAI and diffusers, which ignore their own kept steps, and others that are incomplete.
-
-    Raises:
-        ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one; the message names
-            the replacement, or what a third party's scheduler lacks.
-    """
-    missing = [name for name in _SCHEDULER if not callable(getattr(scheduler, name, None))]
-    if not missing:
-        return
-    name = type(scheduler).__name__
-    if hasattr(scheduler, "posterior"):
-        raise ValueError(
-            f"scheduler is a {name}, which lacks {', '.join(missing)}: add it, or derive the class from "
-            "medcf.schedulers.RespacedScheduler, which has everything but posterior."
-        )
-    ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
-    remedy = f"give medcf.schedulers.adapt_scheduler(scheduler), a {ours} with the same schedule"
-    if name == "RFlowScheduler":
-        remedy = f"train the network with medcf.schedulers.{ours}; one trained with rectified flow cannot be used"
-    raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")
-
-
-def check_classes(network: Network, name: str, by_class: bool = True) -> None:
-    """Refuse a network without classes, whose ``num_class_embeds`` is None, for the named method.
-
-    Raises:
-        ValueError: if the network has no classes, and is conditioned by them.
-    """
-    if by_class and getattr(unwrap(network), "num_class_embeds", 1) is None:
-        raise ValueError(
-            f"{name} needs a class-conditional network (num_class_embeds), but this one has no classes: train one "
-            "with class labels, give prompts if it takes them (conditioner=Conditioner(contexts=..., by_class=False)), "
-            "or use a method that is guided by the classifier."
-        )
 
 
 def resolve_target(

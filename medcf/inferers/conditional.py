@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from medcf.guidance.regions import background
-from medcf.inferers.checks import check_classes
 from medcf.inferers.counterfactual import BatchState
 from medcf.inferers.method import Method, Pass
+from medcf.networks.checks import check_classes
 from medcf.networks.stack import plan_stack
 from medcf.runtime.memory import budget_bytes, micro_batches, peak_bytes
 

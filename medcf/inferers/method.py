@@ -22,8 +22,6 @@ from medcf.inferers.checks import (
     TargetError,
     check_image,
     check_logits,
-    check_network,
-    check_scheduler,
     check_target,
     default_sample_ids,
     resolve_target,
@@ -31,6 +29,7 @@ from medcf.inferers.checks import (
 from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.inferers.options import ChainOptions, EditOptions, Options, StrengthOptions, read_options
 from medcf.inferers.outcome import floor_scores, reached_class
+from medcf.networks.checks import check_network
 from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
 from medcf.networks.condition import Condition, Conditioner
 from medcf.networks.denoiser import Denoiser, Network, References
@@ -38,6 +37,7 @@ from medcf.runtime.frozen import frozen
 from medcf.runtime.progress import Progress, progress_bar
 from medcf.sampling import Chain, Hook, PixelSpace, Space, make_generators
 from medcf.schedulers import RespacedScheduler
+from medcf.schedulers.adapted import check_scheduler
 
 __all__ = ["Method", "Pass"]
 
