@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from medcf.sampling.chain import Chain
-from medcf.sampling.draw import draw_samples
+from medcf.sampling.chain import Chain, draw_samples
 from medcf.sampling.loop import Hook, denoise
 from medcf.sampling.noise import make_generators, noised, standard_noise
 from medcf.sampling.space import LatentSpace, PixelSpace, Space
