@@ -4,19 +4,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
+
+from medcf.networks.checks import check_network
+from medcf.networks.classifier_adapter import notice_unit_range
+from medcf.networks.denoiser import Network
+from medcf.sampling import PixelSpace
+
+if TYPE_CHECKING:
+    from medcf.inferers.method import Method
 
 __all__ = [
     "REACHED",
     "TargetError",
+    "check_follows_prompt",
     "check_image",
-    "check_logits",
+    "check_inputs",
     "check_target",
     "class_index",
-    "default_sample_ids",
     "resolve_target",
 ]
 
@@ -24,6 +32,8 @@ Target = int | Sequence[int] | torch.Tensor | Literal["opposite", "reached"]
 
 #: Target of a prompt of one's own: the class that a result has in the end.
 REACHED = "reached"
+
+_LIMIT = 1.5  # largest magnitude still accepted for an image in [-1, 1]
 
 
 class TargetError(ValueError):
@@ -49,12 +59,11 @@ def check_target(target: Target) -> None:
         )
 
 
-def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
+def check_image(inputs: torch.Tensor) -> torch.Tensor:
     """Return the images as a plain float32 tensor (B, C, *spatial).
 
     Args:
         inputs: images in [-1, 1]; slight overshoot from interpolation is allowed.
-        limit: largest magnitude still accepted for an image in [-1, 1].
 
     Raises:
         ValueError: if it is not a batch of 2D or 3D images, not floating point, not finite, or out of range.
@@ -68,12 +77,52 @@ def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
     low, high = (float(bound) for bound in torch.aminmax(image))
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError("inputs holds NaN or infinite values: clean the image before the inferer sees it.")
-    if low < -limit or high > limit:
+    if low < -_LIMIT or high > _LIMIT:
         raise ValueError(
             f"inputs ranges from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
             "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
         )
     return image
+
+
+def check_inputs(
+    method: Method, inputs: torch.Tensor, network: Network | None, sample_ids: Sequence[Hashable] | None
+) -> tuple[torch.Tensor, list[Hashable]]:
+    """Return the images as a plain tensor (B, C, *spatial), and their identities, by default hashes of their pixels.
+
+    Raises:
+        ValueError: if images, network and identities do not match.
+        RuntimeError: if the method needs gradients, and ``torch.inference_mode()`` forbids them.
+    """
+    if method.needs_gradients and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{type(method).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
+        )
+    image = check_image(inputs)
+    notice_unit_range(image, method.classifier)
+    if method.needs_network and isinstance(method.space, PixelSpace):
+        check_network(network, image)  # type: ignore[arg-type]
+    if sample_ids is None:  # independent of batch and order
+        return image, [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]
+    ids = list(sample_ids)
+    if len(ids) != len(image):
+        raise ValueError(
+            f"sample_ids holds {len(ids)} identities for a batch of {len(image)} images: give one per image."
+        )
+    return image, ids
+
+
+def check_follows_prompt(method: Method) -> None:
+    """Refuse "reached" as the target of a method that has a class to go to.
+
+    Raises:
+        TargetError: if the method does not follow a prompt of its own.
+    """
+    if not method.needs_network or method.needs_gradients or method.conditioner.prompt is None:
+        raise TargetError(
+            f"target={REACHED!r} takes a method that follows a prompt of its own, and {type(method).__name__} has a "
+            "class to go to here: give its index, from 0."
+        )
 
 
 def resolve_target(
@@ -108,31 +157,3 @@ def resolve_target(
     if int(tensor.min()) < 0:
         raise TargetError(f"target={target!r} holds a negative class index.")
     return tensor.long().reshape(-1).expand(batch).clone()
-
-
-def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Compare the classifier's output with the batch and the targets.
-
-    Raises:
-        TargetError: if there are fewer classes than the target needs.
-        ValueError: if the logits are not (B, K), or not finite.
-    """
-    if logits.ndim != 2 or logits.shape[0] != target.shape[0]:
-        raise ValueError(
-            f"classifier returned {tuple(logits.shape)} for {target.shape[0]} images: it must give logits (B, classes)."
-        )
-    if int(target.max()) >= logits.shape[1]:
-        raise TargetError(
-            f"target={int(target.max())} but the classifier has classes 0 to {logits.shape[1] - 1}: choose "
-            "another target, or load a classifier that has it (a binary one needs two logits)."
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError(
-            "classifier returned NaN or infinite logits: check its weights, or lower classifier_scales if this "
-            "happened after a pass."
-        )
-
-
-def default_sample_ids(image: torch.Tensor) -> list[str]:
-    """Name each image by the SHA-256 of its float32 pixels, independent of batch and order."""
-    return [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from medcf.runtime.choices import check_choice, check_fields, check_names, numbers
+from medcf.runtime.choices import check_choice, check_fields, numbers
 from medcf.runtime.memory import MemoryBudget, check_budget
 from medcf.schedulers.base import StartVariant
 
@@ -24,7 +24,6 @@ __all__ = [
     "StrengthOptions",
     "option_names",
     "option_of",
-    "read_options",
     "with_options",
 ]
 
@@ -205,16 +204,6 @@ class EditOptions(ChainOptions):
             )
         if not 1 <= self.scale < math.inf:
             raise ValueError(f"guidance_scale={self.scale:g}: use 1 (no guidance) or more.")
-
-
-def read_options(kind: type[Options], given: Mapping[str, Any], method: str) -> Options:
-    """Create a method's options.
-
-    Raises:
-        ValueError: if a name is unknown, with the closest match and the list of the right ones; or a value is refused.
-    """
-    check_names(given, option_names(kind), f"{method} does not take the option")
-    return kind(**given)
 
 
 def option_of(inferer: Any, name: str, default: Any = None) -> Any:
