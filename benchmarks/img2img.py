@@ -24,8 +24,9 @@ from benchmarks.timing import interleaved, median_ratio
 from medcf.inferers import SDEditInferer
 from medcf.networks import Conditioner
 from medcf.networks.stable_diffusion import StableDiffusionAutoencoder, StableDiffusionUNet
-from medcf.sampling import LatentSpace, load_stable_diffusion, make_generators
+from medcf.sampling import LatentSpace, make_generators
 from medcf.schedulers import adapt_scheduler
+from medcf.stable_diffusion import load_stable_diffusion
 
 __all__ = ["compare", "parts"]
 

@@ -28,8 +28,8 @@ from medcf.inferers import AttentionInjectionInferer, explain_seeds
 from medcf.networks import ClassTokenUNet, Condition
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.stack import Stack, plan_stack
+from medcf.runtime.memory import peak_bytes
 from medcf.runtime.performance import accelerate, autocast
-from medcf.sampling.memory import peak_bytes
 from medcf.schedulers import RespacedDDIMScheduler
 
 CLASSES = 4

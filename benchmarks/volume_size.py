@@ -31,8 +31,8 @@ from benchmarks.timing import stopwatch
 from medcf.bundle import bundle_folder
 from medcf.inferers import AttentionInjectionInferer
 from medcf.networks import AttentionInjection
+from medcf.runtime.memory import peak_bytes
 from medcf.runtime.performance import accelerate, autocast
-from medcf.sampling.memory import peak_bytes
 
 SMALL: dict[str, Any] = {
     "spatial_size": [16, 16, 16],

@@ -13,12 +13,12 @@ import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 
 from medcf.inferers import DiffICEInferer, SDEditInferer
-from medcf.inferers.checks import check_scheduler
 from medcf.networks import Denoiser
 from medcf.runtime.legacy import load_generative
 from medcf.runtime.weights import load_weights
 from medcf.sampling import LatentSpace, denoise
 from medcf.schedulers import adapt_scheduler
+from medcf.schedulers.adapted import check_scheduler
 from medcf.training.inferer import DiffusionTrainingInferer
 
 pytestmark = pytest.mark.skipif(

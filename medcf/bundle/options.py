@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from difflib import get_close_matches
 from functools import reduce
 from typing import Any
 
@@ -17,6 +16,7 @@ from medcf.bundle.command_line import arguments, config_files
 from medcf.inferers import Method
 from medcf.inferers.selection import check_method_options, method_arguments
 from medcf.registry import METHODS, load_plugins
+from medcf.runtime.choices import did_you_mean
 from medcf.runtime.fingerprint import find_caller
 
 __all__ = ["check_options", "method_problems", "unknown_options", "unused_options"]
@@ -245,6 +245,5 @@ def _child(node: Any, part: str) -> Any:
 
 def _message(option: str, prefix: str, part: str, node: Any) -> str:
     known = sorted(str(key) for key in node if not str(key).startswith("_")) if isinstance(node, dict) else []
-    near = get_close_matches(part, known, n=1)
-    hint = f" Did you mean --{prefix}{near[0]}?" if near else ""
+    hint = did_you_mean(part, known, f"--{prefix}{{}}")
     return f"Unknown option --{option}.{hint} The config's options are: {', '.join(prefix + key for key in known)}."

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from medcf.data import Case
 from medcf.inference.case_result import MARKER, CaseResult
-from medcf.inferers.origins import describe_options, option_origins
+from medcf.inference.origins import describe_options, option_origins
 from medcf.runtime.atomic import write_csv, write_json
 from medcf.runtime.errors import Failure
 from medcf.runtime.fingerprint import hash_inputs

@@ -16,8 +16,9 @@ from medcf.inferers.dime import DiMEInferer
 from medcf.inferers.direct_inversion import DirectInversionInferer
 from medcf.inferers.fastdime import FastDiMEInferer
 from medcf.inferers.ilvr import ILVRInferer, LowPass
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
 from medcf.inferers.options import ChainOptions, EditOptions, GuidanceOptions, Options, StrengthOptions
+from medcf.inferers.passes import Pass
 from medcf.inferers.scales import search_scales
 from medcf.inferers.sdedit import SDEditInferer
 from medcf.inferers.seeds import Seeded, SeededExplanation, explain_seeds, explain_with_floor

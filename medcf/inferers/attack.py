@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
 from medcf.inferers.options import Options
+from medcf.inferers.passes import Pass
 from medcf.registry import METHODS
 
 __all__ = ["AttackInferer", "AttackOptions"]

@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from monai.utils import convert_to_dst_type
 from torch import Tensor
 
+from medcf.inferers.checks import check_inputs
 from medcf.inferers.conditional import edit
 from medcf.inferers.counterfactual import BatchState, Counterfactual
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
 from medcf.inferers.options import EditOptions, StrengthOptions
+from medcf.inferers.passes import Pass
 from medcf.networks.attention_injection import AttentionInjection
 from medcf.networks.denoiser import Network, References
 from medcf.networks.stack import ReferenceCondition
@@ -138,7 +139,7 @@ class AttentionInjectionInferer(Method):
             )
         if not all(1 <= scale < math.inf for scale in scales):
             raise ValueError(f"guidance_scales={scales}: use 1 (no guidance) or more.")
-        image, ids = self.check(inputs, network, sample_ids)
+        image, ids = check_inputs(self, inputs, network, sample_ids)
         count, batch, device = len(pairs), len(image), image.device
         result = self.advance(
             image.repeat_interleave(count, 0),
@@ -151,15 +152,11 @@ class AttentionInjectionInferer(Method):
                 "source": torch.arange(batch, device=device).repeat_interleave(count),
             },
         )
-        parts = {pair: result.rows(slice(number, None, count)) for number, pair in enumerate(pairs)}
-        return {
-            pair: replace(part, image=convert_to_dst_type(part.image, inputs, dtype=torch.float32)[0])
-            for pair, part in parts.items()
-        }
+        return {pair: result.rows(slice(number, None, count)).like(inputs) for number, pair in enumerate(pairs)}
 
     def _sources(self, state: BatchState, index: Tensor) -> tuple[list[int], list[int]]:
         """Return, for each image, its place among the different inputs, and the first image of each of these."""
-        inputs = (state.extras["source"][index] if "source" in state.extras else index).tolist()
+        inputs = state.inputs(index).tolist()
         places = {source: place for place, source in enumerate(dict.fromkeys(inputs))}
         return [places[source] for source in inputs], [inputs.index(source) for source in places]
 

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a user passes to a method, before anything expensive runs."""
+"""Checks of the images and the target that a user passes to a method, before anything expensive runs."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from medcf.networks.denoiser import Network, unwrap
-from medcf.runtime.choices import check_choice, check_numbers
+from medcf.networks.checks import check_network
+from medcf.networks.classifier_adapter import notice_unit_range
+from medcf.networks.denoiser import Network
+from medcf.sampling import PixelSpace
+
+if TYPE_CHECKING:
+    from medcf.inferers.method import Method
 
 __all__ = [
     "REACHED",
     "TargetError",
-    "check_choice",
-    "check_classes",
+    "check_follows_prompt",
     "check_image",
-    "check_logits",
-    "check_network",
-    "check_numbers",
-    "check_scheduler",
+    "check_inputs",
     "check_target",
     "class_index",
-    "default_sample_ids",
     "resolve_target",
 ]
 
@@ -32,6 +32,8 @@ Target = int | Sequence[int] | torch.Tensor | Literal["opposite", "reached"]
 
 #: Target of a prompt of one's own: the class that a result has in the end.
 REACHED = "reached"
+
+_LIMIT = 1.5  # largest magnitude still accepted for an image in [-1, 1]
 
 
 class TargetError(ValueError):
@@ -57,12 +59,11 @@ def check_target(target: Target) -> None:
         )
 
 
-def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
+def check_image(inputs: torch.Tensor) -> torch.Tensor:
     """Return the images as a plain float32 tensor (B, C, *spatial).
 
     Args:
         inputs: images in [-1, 1]; slight overshoot from interpolation is allowed.
-        limit: largest magnitude still accepted for an image in [-1, 1].
 
     Raises:
         ValueError: if it is not a batch of 2D or 3D images, not floating point, not finite, or out of range.
@@ -76,7 +77,7 @@ def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
     low, high = (float(bound) for bound in torch.aminmax(image))
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError("inputs holds NaN or infinite values: clean the image before the inferer sees it.")
-    if low < -limit or high > limit:
+    if low < -_LIMIT or high > _LIMIT:
         raise ValueError(
             f"inputs ranges from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
             "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
@@ -84,76 +85,43 @@ def check_image(inputs: torch.Tensor, limit: float = 1.5) -> torch.Tensor:
     return image
 
 
-def check_network(network: Network, image: torch.Tensor) -> None:
-    """Compare the images with a MONAI diffusion network's channels, dimensions and depth, as far as they are known.
+def check_inputs(
+    method: Method, inputs: torch.Tensor, network: Network | None, sample_ids: Sequence[Hashable] | None
+) -> tuple[torch.Tensor, list[Hashable]]:
+    """Return the images as a plain tensor (B, C, *spatial), and their identities, by default hashes of their pixels.
 
     Raises:
-        ValueError: if channels or spatial dimensions are wrong, or the network cannot halve the size often enough.
+        ValueError: if images, network and identities do not match.
+        RuntimeError: if the method needs gradients, and ``torch.inference_mode()`` forbids them.
     """
-    network = unwrap(network)
-    channels = getattr(network, "in_channels", None)
-    if isinstance(channels, int) and channels != image.shape[1]:
-        raise ValueError(
-            f"inputs has {image.shape[1]} channels, but the network takes in_channels={channels}: convert the image or "
-            "load the matching network."
+    if method.needs_gradients and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{type(method).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
         )
-    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
-    first = next((m for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
-    if first is not None and len(first.kernel_size) != image.ndim - 2:
+    image = check_image(inputs)
+    notice_unit_range(image, method.classifier)
+    if method.needs_network and isinstance(method.space, PixelSpace):
+        check_network(network, image)  # type: ignore[arg-type]
+    if sample_ids is None:  # independent of batch and order
+        return image, [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]
+    ids = list(sample_ids)
+    if len(ids) != len(image):
         raise ValueError(
-            f"inputs has {image.ndim - 2} spatial dimensions, but the network works in {len(first.kernel_size)}: give "
-            f"images of shape (B, C{', H, W, D'[: 3 * len(first.kernel_size)]})."
+            f"sample_ids holds {len(ids)} identities for a batch of {len(image)} images: give one per image."
         )
-    levels = getattr(getattr(network, "unet", network), "block_out_channels", None)
-    patch = getattr(network, "patch_size", 1)
-    factor = (2 ** (len(levels) - 1) if levels is not None else 1) * (patch if isinstance(patch, int) else 1)
-    if any(size % factor for size in image.shape[2:]):
-        size = tuple(image.shape[2:])
-        blocks = f" after blocks of {patch} become channels" if factor > 1 and patch != 1 else ""
-        raise ValueError(
-            f"inputs of size {size} cannot be halved {len(levels or (0,)) - 1} times{blocks}: every side must be "
-            f"divisible by {factor}; resample or pad, for example with DivisiblePadd(k={factor})."
-        )
+    return image, ids
 
 
-#: What methods call on a scheduler; ``medcf.schedulers.RespacedScheduler`` has all of it.
-_SCHEDULER = ("set_timesteps", "timesteps_from", "start_timestep", "alpha_bar", "convert", "posterior", "for_chain")
-
-
-def check_scheduler(scheduler: object) -> None:
-    """Refuse schedulers of MONAI and diffusers, which ignore their own kept steps, and others that are incomplete.
+def check_follows_prompt(method: Method) -> None:
+    """Refuse "reached" as the target of a method that has a class to go to.
 
     Raises:
-        ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one; the message names
-            the replacement, or what a third party's scheduler lacks.
+        TargetError: if the method does not follow a prompt of its own.
     """
-    missing = [name for name in _SCHEDULER if not callable(getattr(scheduler, name, None))]
-    if not missing:
-        return
-    name = type(scheduler).__name__
-    if hasattr(scheduler, "posterior"):
-        raise ValueError(
-            f"scheduler is a {name}, which lacks {', '.join(missing)}: add it, or derive the class from "
-            "medcf.schedulers.RespacedScheduler, which has everything but posterior."
-        )
-    ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
-    remedy = f"give medcf.schedulers.adapt_scheduler(scheduler), a {ours} with the same schedule"
-    if name == "RFlowScheduler":
-        remedy = f"train the network with medcf.schedulers.{ours}; one trained with rectified flow cannot be used"
-    raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")
-
-
-def check_classes(network: Network, name: str, by_class: bool = True) -> None:
-    """Refuse a network without classes, whose ``num_class_embeds`` is None, for the named method.
-
-    Raises:
-        ValueError: if the network has no classes, and is conditioned by them.
-    """
-    if by_class and getattr(unwrap(network), "num_class_embeds", 1) is None:
-        raise ValueError(
-            f"{name} needs a class-conditional network (num_class_embeds), but this one has no classes: train one "
-            "with class labels, give prompts if it takes them (conditioner=Conditioner(contexts=..., by_class=False)), "
-            "or use a method that is guided by the classifier."
+    if not method.needs_network or method.needs_gradients or method.conditioner.prompt is None:
+        raise TargetError(
+            f"target={REACHED!r} takes a method that follows a prompt of its own, and {type(method).__name__} has a "
+            "class to go to here: give its index, from 0."
         )
 
 
@@ -189,31 +157,3 @@ def resolve_target(
     if int(tensor.min()) < 0:
         raise TargetError(f"target={target!r} holds a negative class index.")
     return tensor.long().reshape(-1).expand(batch).clone()
-
-
-def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Compare the classifier's output with the batch and the targets.
-
-    Raises:
-        TargetError: if there are fewer classes than the target needs.
-        ValueError: if the logits are not (B, K), or not finite.
-    """
-    if logits.ndim != 2 or logits.shape[0] != target.shape[0]:
-        raise ValueError(
-            f"classifier returned {tuple(logits.shape)} for {target.shape[0]} images: it must give logits (B, classes)."
-        )
-    if int(target.max()) >= logits.shape[1]:
-        raise TargetError(
-            f"target={int(target.max())} but the classifier has classes 0 to {logits.shape[1] - 1}: choose "
-            "another target, or load a classifier that has it (a binary one needs two logits)."
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError(
-            "classifier returned NaN or infinite logits: check its weights, or lower classifier_scales if this "
-            "happened after a pass."
-        )
-
-
-def default_sample_ids(image: torch.Tensor) -> list[str]:
-    """Name each image by the SHA-256 of its float32 pixels, independent of batch and order."""
-    return [hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in image.cpu()]

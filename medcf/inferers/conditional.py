@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from medcf.guidance.regions import background
-from medcf.inferers.checks import check_classes
 from medcf.inferers.counterfactual import BatchState
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
+from medcf.inferers.passes import Pass
+from medcf.networks.checks import check_classes
 from medcf.networks.stack import plan_stack
-from medcf.sampling.memory import budget_bytes, micro_batches, peak_bytes
+from medcf.runtime.memory import budget_bytes, micro_batches, peak_bytes
 
 __all__ = ["condition_of", "edit", "finished", "own_class"]
 
@@ -41,7 +42,7 @@ def edit(method: Method, run: Pass) -> None:
     run.bar.total += (len(groups) - 1) * (method.num_steps() // options.num_iterations)
     for chosen in groups:
         index, rows = (torch.tensor(each, device=state.current.device) for each in (chosen, stacked(chosen)))
-        chain = method.chain(run, rows, condition_of(method, run.state, rows))
+        chain = run.chain(rows, condition_of(method, run.state, rows))
         sample, more = method.start(run, rows, chain)
         found = chain.run([*method.kept(chain), *more], sample)
         if pair is None:
@@ -91,7 +92,8 @@ def _groups(method: Method, run: Pass, stacked: Callable[[Sequence[int]], list[i
         index = torch.tensor(stacked(chosen), device=run.index.device)
         return len(plan_stack(condition_of(method, run.state, index), len(index), **method.reading(run.state, index)))
 
-    row = _bytes_per_row(method, run, stacked(indices[:1]), rows(indices[:1]))
+    first = indices[:1]
+    row = _bytes_per_row(method, run, stacked(first), rows(first))
     groups = micro_batches(indices, lambda chosen: row * rows(chosen), limit)
     logger.info(
         "%s: %.3g GB per row; %d images in micro-batches of %s within %.3g GB",
@@ -101,8 +103,7 @@ def _groups(method: Method, run: Pass, stacked: Callable[[Sequence[int]], list[i
         ", ".join(str(len(group)) for group in groups),
         limit / 1e9,
     )
-    least = row * rows(indices[:1])
-    if least > limit:
+    if (least := row * rows(first)) > limit:
         logger.warning(
             "%s: a single image takes about %.3g GB, above memory_budget of %.3g GB: run in 16 bits (amp), or on a "
             "coarser grid.",
@@ -120,7 +121,7 @@ def _bytes_per_row(method: Method, run: Pass, first: Sequence[int], rows: int) -
     known = vars(method).setdefault("measured", {})
     if key not in known:
         index = torch.tensor(first, device=device)
-        chain = method.chain(run, index, condition_of(method, run.state, index))
+        chain = run.chain(index, condition_of(method, run.state, index))
         peak = peak_bytes(lambda: chain.denoiser(chain.start, chain.timesteps[0]), device)
         known[key] = max(peak, 1) / rows
     return float(known[key])
@@ -142,19 +143,20 @@ class TargetAndOwnClass:
     def __init__(self, state: BatchState, own: Tensor, guidance_scale: float, shared: bool) -> None:
         self.count = len(state.original)
         device = state.original.device
+        twice = torch.arange(self.count, device=device).repeat(2)
         self.edits = BatchState(
-            _twice(state.original),
+            state.original[twice],
             torch.cat([state.target, own]),
             [*state.ids, *state.ids],
-            state.confidence.repeat(2),
-            state.unchanged.repeat(2),
+            state.confidence[twice],
+            state.unchanged[twice],
         )
-        self.edits.current = _twice(state.current)
+        self.edits.current = state.current[twice]
         self.edits.seeds = [*state.seeds, *state.seeds]
-        self.edits.region = None if state.region is None else _twice(state.region)
+        self.edits.region = None if state.region is None else state.region[twice]
         scales = torch.full((self.count,), guidance_scale, device=device)
         extras = {"source": torch.arange(self.count, device=device), "guidance_scale": scales} | state.extras
-        self.edits.extras.update({name: values.repeat(2) for name, values in extras.items()})
+        self.edits.extras.update({name: values[twice] for name, values in extras.items()})
         self.edits.extras["own"] = torch.arange(2 * self.count, device=device) >= self.count
         sources = extras["source"].tolist() if shared else range(self.count)
         self._keys = list(zip(sources, extras["guidance_scale"].tolist(), strict=True))
@@ -188,7 +190,3 @@ class TargetAndOwnClass:
         """Return, for each image, the first image with the same input and guidance scale."""
         first: dict[tuple[int, float], int] = {}
         return [first.setdefault(self._keys[i], i) for i in chosen]
-
-
-def _twice(image: Tensor) -> Tensor:
-    return image.repeat(2, *[1] * (image.ndim - 1))

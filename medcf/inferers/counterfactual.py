@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
+from monai.utils import convert_to_dst_type
 
 __all__ = ["BatchState", "Counterfactual"]
 
@@ -43,9 +44,12 @@ class Counterfactual:
 
     def rows(self, index: slice) -> Counterfactual:
         """Return the counterfactuals of some images of the batch."""
-        parts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extras"}
-        extras = {name: value[index] for name, value in self.extras.items()}
-        return Counterfactual(**{name: value[index] for name, value in parts.items()}, extras=extras)
+        parts = {each.name: getattr(self, each.name)[index] for each in fields(self) if each.name != "extras"}
+        return Counterfactual(**parts, extras={name: value[index] for name, value in self.extras.items()})
+
+    def like(self, inputs: torch.Tensor) -> Counterfactual:
+        """Return the same with images of the inputs' type: a MetaTensor keeps its metadata."""
+        return replace(self, image=convert_to_dst_type(self.image, inputs, dtype=torch.float32)[0])
 
     @property
     def difference(self) -> torch.Tensor:

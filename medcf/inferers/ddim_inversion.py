@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medcf.inferers.conditional import edit, finished, own_class
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
 from medcf.inferers.options import EditOptions
-from medcf.networks.condition import Condition
+from medcf.inferers.passes import Pass
 from medcf.networks.denoiser import Denoiser
 from medcf.registry import METHODS
 from medcf.runtime.progress import Progress
 from medcf.sampling import Chain, Hook, denoise
 from medcf.schedulers import DDIMInverseScheduler, RespacedDDIMScheduler, RespacedScheduler, Step
 
-__all__ = ["DDIMInversionInferer", "DDIMInversionOptions", "SourceCondition", "check_source", "source_condition"]
+__all__ = ["DDIMInversionInferer", "DDIMInversionOptions", "SourceCondition", "check_source", "source_denoiser"]
 
 SourceCondition = Literal["predicted", "null"]
 
@@ -100,7 +100,7 @@ class DDIMInversionInferer(Method):
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the inverted samples, and a hook that compares the edit with the error of the inversion."""
         state = run.state
-        source = self.denoiser(run, index, source_condition(self, state, index))
+        source = source_denoiser(run, index)
         noise = self._invert(source, chain.start, run.bar)
         hooks: list[Hook] = []
         if self.options.measure_round_trip:
@@ -133,13 +133,13 @@ class DDIMInversionInferer(Method):
         return (image - run.state.current[index]).abs().flatten(1).mean(1)
 
 
+@dataclass(frozen=True, eq=False)
 class _Compare(Hook):
     """Warn, at the last step, of images whose edit is smaller than the error of their inversion."""
 
-    def __init__(self, chain: Chain, errors: Tensor, differences: Callable[[Tensor], Tensor]) -> None:
-        self.chain = chain
-        self.errors = errors
-        self.differences = differences
+    chain: Chain
+    errors: Tensor
+    differences: Callable[[Tensor], Tensor]
 
     def after_step(self, sample: Tensor, step: Step) -> Tensor:
         """Return the samples as they are."""
@@ -158,16 +158,17 @@ def check_source(method: Method) -> None:
         raise ValueError("source_condition='null' needs null_class_labels, the index of the null class.")
 
 
-def source_condition(method: Method, state: Any, index: Tensor, scale: float = 1.0) -> list[Condition]:
-    """Return the condition under which the images ``index`` are inverted."""
+def source_denoiser(run: Pass, index: Tensor, scale: float = 1.0) -> Denoiser:
+    """Return the network with the condition under which the images ``index`` are inverted."""
+    method, inputs = run.method, run.state.inputs(index)
     if method.options.source_condition == "null":
-        return method.conditioner.unconditional(state.inputs(index))
-    own = own_class(method, state.current[index])
-    return method.conditioner(own, scale, state.inputs(index), torch.ones_like(own, dtype=torch.bool))
+        return run.denoiser(index, method.conditioner.unconditional(inputs))
+    own = own_class(method, run.state.current[index])
+    return run.denoiser(index, method.conditioner(own, scale, inputs, torch.ones_like(own, dtype=torch.bool)))
 
 
 def _figures(chain: Chain, errors: Tensor) -> str:
-    pairs: Sequence[tuple[Any, float]] = list(zip(chain.ids, errors.tolist(), strict=True))
+    pairs = zip(chain.ids, errors.tolist(), strict=True)
     return ", ".join(f"{str(one)[:16]} {error:.4f}" for one, error in pairs if error == error)
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from medcf.inferers.conditional import edit
-from medcf.inferers.ddim_inversion import check_source, source_condition
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.ddim_inversion import check_source, source_denoiser
+from medcf.inferers.method import Method
+from medcf.inferers.passes import Pass
 from medcf.inferers.residuals import ResidualOptions, follow
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook, noised
@@ -43,8 +44,7 @@ class DDPMInversionInferer(Method):
 
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the start of the path, and its residuals."""
-        condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
-        source = self.denoiser(run, index, condition)
+        source = source_denoiser(run, index, self.options.source_guidance_scale)
         generators = chain.generators("pass")
         path = [noised(self.scheduler, chain.start, t, generators) for t in chain.timesteps]
         return follow([*path, chain.start], chain, source, run, index)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from medcf.inferers.checks import Target, TargetError, check_image, check_logits, resolve_target
-from medcf.inferers.counterfactual import Counterfactual
+from medcf.inferers.checks import Target, TargetError, check_image, resolve_target
+from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.inferers.options import with_options
+from medcf.inferers.outcome import judged
 from medcf.networks.denoiser import Network
 from medcf.runtime.frozen import frozen
 
@@ -100,29 +100,19 @@ class DerivedMethod(Inferer):
         image = check_image(inputs)
         wanted = self._target(target, image)
         before, hit = self._judge(image, wanted)
-        unchanged = hit & (not run_unchanged)
-        result, evaluations = image.clone(), torch.zeros(len(image), device=image.device)
-        chosen = (~unchanged).nonzero()[:, 0]
+        state = BatchState(image, wanted, (), before, unchanged=hit & (not run_unchanged))
+        state.evaluations = torch.zeros(len(image), device=image.device)
+        chosen = (~state.unchanged).nonzero()[:, 0]
         if len(chosen):
             ids = None if sample_ids is None else [sample_ids[i] for i in chosen.tolist()]
             with frozen(network, self.classifier), _rows(network) as rows:
-                result[chosen] = self._run(image[chosen], network, ids, wanted[chosen], target is not None)
+                state.current[chosen] = self._run(image[chosen], network, ids, wanted[chosen], target is not None)
             share = rows[0] / len(chosen)
-            evaluations[chosen] = share if share.is_integer() and isinstance(network, nn.Module) else float("nan")
-        after, reached = self._judge(result, wanted)
-        nothing = torch.full_like(before, float("nan"))
-        return Counterfactual(
-            image=convert_to_dst_type(result, inputs, dtype=torch.float32)[0],
-            trajectory=torch.stack([image, result], dim=1),
-            confidences=torch.stack([before, after], dim=1),
-            target=wanted,
-            num_function_evaluations=evaluations,
-            flipped=reached & ~hit,
-            unchanged=unchanged,
-            scale=nothing,
-            iterations=(~unchanged).long(),
-            scales=nothing[:, None],
-        )
+            state.evaluations[chosen] = share if share.is_integer() and isinstance(network, nn.Module) else float("nan")
+        state.confidence, reached = self._judge(state.current, wanted)
+        state.flipped = reached & ~hit
+        state.record(~state.unchanged)
+        return state.result().like(inputs)
 
     def _target(self, target: Target | None, image: Tensor) -> Tensor:
         found = target if target is not None else self.wanted
@@ -154,9 +144,7 @@ class DerivedMethod(Inferer):
     def _judge(self, image: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability of the target and whether it is the predicted class, in full precision."""
         with torch.autocast(image.device.type, enabled=False):
-            logits = self.classifier(image).float()
-        check_logits(logits, wanted)
-        return logits.softmax(1).gather(1, wanted[:, None])[:, 0], logits.argmax(1) == wanted
+            return judged(self.classifier(image).float(), wanted)
 
 
 @contextmanager

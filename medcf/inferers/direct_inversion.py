@@ -6,8 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from medcf.inferers.conditional import edit
-from medcf.inferers.ddim_inversion import check_source, source_condition
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.ddim_inversion import check_source, source_denoiser
+from medcf.inferers.method import Method
+from medcf.inferers.passes import Pass
 from medcf.inferers.residuals import ResidualOptions, follow
 from medcf.registry import METHODS
 from medcf.sampling import Chain, Hook
@@ -45,8 +46,7 @@ class DirectInversionInferer(Method):
 
     def start(self, run: Pass, index: Tensor, chain: Chain) -> tuple[Tensor | None, list[Hook]]:
         """Return the end of the way up, and the residuals of the way down."""
-        condition = source_condition(self, run.state, index, self.options.source_guidance_scale)
-        source = self.denoiser(run, index, condition)
+        source = source_denoiser(run, index, self.options.source_guidance_scale)
         self.inverse.keep(chain.timesteps[::-1])
         path = [chain.start]
         for t in self.inverse.kept:

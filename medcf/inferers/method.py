@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from monai.inferers import Inferer
-from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from medcf.guidance.loss import Features
@@ -19,46 +17,26 @@ from medcf.guidance.regions import KnownRegion, composite, region_mask, subject_
 from medcf.inferers.checks import (
     REACHED,
     Target,
-    TargetError,
-    check_image,
-    check_logits,
-    check_network,
-    check_scheduler,
+    check_follows_prompt,
+    check_inputs,
     check_target,
-    default_sample_ids,
     resolve_target,
 )
 from medcf.inferers.counterfactual import BatchState, Counterfactual
-from medcf.inferers.options import ChainOptions, EditOptions, Options, StrengthOptions, read_options
-from medcf.inferers.outcome import floor_scores, reached_class
-from medcf.networks.classifier_adapter import notice_probabilities, notice_unit_range
-from medcf.networks.condition import Condition, Conditioner
-from medcf.networks.denoiser import Denoiser, Network, References
+from medcf.inferers.options import ChainOptions, EditOptions, Options, StrengthOptions, option_names
+from medcf.inferers.outcome import floor_scores, judged, reached_class
+from medcf.inferers.passes import Pass
+from medcf.networks.classifier_adapter import notice_probabilities
+from medcf.networks.condition import Conditioner
+from medcf.networks.denoiser import Network, References
+from medcf.runtime.choices import check_names
 from medcf.runtime.frozen import frozen
-from medcf.runtime.progress import Progress, progress_bar
-from medcf.sampling import Chain, Hook, PixelSpace, Space, make_generators
+from medcf.runtime.progress import progress_bar
+from medcf.sampling import Chain, Hook, PixelSpace, Space
 from medcf.schedulers import RespacedScheduler
+from medcf.schedulers.adapted import check_scheduler
 
-__all__ = ["Method", "Pass"]
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One pass of a method over some images of a batch.
-
-    Attributes:
-        state: the batch.
-        index: the images that take part (N,).
-        number: number of the pass, from 0.
-        network: the denoising network.
-        bar: counts the steps.
-    """
-
-    state: BatchState
-    index: Tensor
-    number: int
-    network: Network
-    bar: Progress
+__all__ = ["Method"]
 
 
 class Method(Inferer):
@@ -120,30 +98,27 @@ class Method(Inferer):
         if classifier is None or target is None:
             raise ValueError(f"{type(self).__name__} needs a classifier and a target class.")
         check_target(target)
-        self.options: Any
-        self.options = read_options(self.Options, options, type(self).__name__)
         self.classifier, self.target, self.perceptual = classifier, target, perceptual
         self.space: Space = PixelSpace() if space is None else space
         self.segmenter, self.subject, self.control = segmenter, subject, control
-        self.given = options
-        if self.needs_network:
-            check_scheduler(scheduler)
-            self.own_conditioner = conditioner
-            self._condition()
-            self.scheduler = self.prepared(copy.deepcopy(scheduler))  # type: ignore[arg-type]
+        self.scheduler: Any = scheduler
+        self.own_conditioner = conditioner
+        self._set_options(options)
 
     def with_options(self, **changes: Any) -> Self:
         """Return the same method with other options."""
         method = copy.copy(self)
-        method.given = {**self.given, **changes}
-        method.options = read_options(self.Options, method.given, type(self).__name__)
-        if self.needs_network:
-            method._condition()
-            method.scheduler = method.prepared(copy.deepcopy(self.scheduler))
+        method._set_options({**self.given, **changes})
         return method
 
-    def _condition(self) -> None:
-        """Make the conditioner of the options, unless one was given."""
+    def _set_options(self, given: dict[str, Any]) -> None:
+        """Read the options; prepare a copy of the scheduler, and the conditioner unless one was given, for them."""
+        self.given = given
+        check_names(given, option_names(self.Options), f"{type(self).__name__} does not take the option")
+        self.options = cast(Any, self.Options(**given))
+        if not self.needs_network:
+            return
+        check_scheduler(self.scheduler)
         self.conditioner = self.own_conditioner or Conditioner(self.options.null_class_labels)
         scale = getattr(self.options, "scale", 1.0)
         if scale != 1 and self.conditioner.null() is None:
@@ -151,6 +126,7 @@ class Method(Inferer):
                 f"guidance_scale={scale:g} compares the target with the null class: give null_class_labels (or a "
                 "conditioner with its null), or guidance_scale=1."
             )
+        self.scheduler = self.prepared(copy.deepcopy(self.scheduler))
 
     def prepared(self, scheduler: RespacedScheduler) -> RespacedScheduler:
         """Return the scheduler (a copy) with the method's steps and clipping.
@@ -212,51 +188,22 @@ class Method(Inferer):
             ValueError: if inputs, network, classifier, target or ids do not match.
             RuntimeError: if called under ``torch.inference_mode()``, which provides no gradients.
         """
-        image, ids = self.check(inputs, network, sample_ids)
+        image, ids = check_inputs(self, inputs, network, sample_ids)
         if seeds is not None and len(seeds) != len(image):
             raise ValueError(f"seeds holds {len(seeds)} for a batch of {len(image)} images: give one per image.")
         requested = self.target if target is None else target
         follows = isinstance(requested, str) and requested == REACHED
-        method = self
+        method, known = self, partial(self.logits, image)
         if follows:
-            self._check_follows_prompt()
+            check_follows_prompt(self)
             method = self.with_options(confidence_threshold=None)  # of which class, is known in the end
         with torch.no_grad(), frozen(self.classifier):
-            if follows:
-                wanted = self.logits(image).argmax(1)
-            else:
-                wanted = resolve_target(requested, len(image), image.device, lambda: self.logits(image))
+            wanted = known().argmax(1) if follows else resolve_target(requested, len(image), image.device, known)
         result = method.advance(image, ids, wanted, network, run_unchanged or follows, seeds=seeds)
         if follows:
             with torch.no_grad(), frozen(self.classifier):
                 result = reached_class(result, self.logits)
-        return replace(result, image=convert_to_dst_type(result.image, inputs, dtype=torch.float32)[0])
-
-    def _check_follows_prompt(self) -> None:
-        if not self.needs_network or self.needs_gradients or self.conditioner.prompt is None:
-            raise TargetError(
-                f"target={REACHED!r} takes a method that follows a prompt of its own, and {type(self).__name__} has a "
-                "class to go to here: give its index, from 0."
-            )
-
-    def check(
-        self, inputs: Tensor, network: Network | None, sample_ids: Sequence[Hashable] | None
-    ) -> tuple[Tensor, list[Hashable]]:
-        """Return the images as a plain tensor, and one identity per image."""
-        if self.needs_gradients and torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                f"{type(self).__name__} needs gradients of the classifier: use torch.no_grad(), not inference_mode()."
-            )
-        image = check_image(inputs)
-        notice_unit_range(image, self.classifier)
-        if self.needs_network and isinstance(self.space, PixelSpace):
-            check_network(network, image)  # type: ignore[arg-type]
-        ids = default_sample_ids(image) if sample_ids is None else list(sample_ids)
-        if len(ids) != len(image):
-            raise ValueError(
-                f"sample_ids holds {len(ids)} identities for a batch of {len(image)} images: give one per image."
-            )
-        return image, list(ids)
+        return result.like(inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what only speeds up further calls in this process."""
@@ -287,7 +234,7 @@ class Method(Inferer):
             for number in range(options.num_iterations):
                 index = active.nonzero()[:, 0]
                 if len(index):
-                    self.run_pass(Pass(state, index, number, network, bar))  # type: ignore[arg-type]
+                    self.run_pass(Pass(self, state, index, number, network, bar))  # type: ignore[arg-type]
                 state.record(active)
                 if options.confidence_threshold is not None:
                     active = active & (state.confidence < options.confidence_threshold)
@@ -333,52 +280,6 @@ class Method(Inferer):
         start = self.scheduler.start_timestep(strength, options.start_variant)
         return self.scheduler.timesteps_from(strength), start
 
-    def chain(
-        self,
-        run: Pass,
-        index: Tensor,
-        condition: Sequence[Condition],
-        start: Tensor | None = None,
-    ) -> Chain:
-        """Return the pass over the images ``index`` (N,) of the batch.
-
-        Args:
-            run: the pass.
-            index: the images, in any order, also repeated.
-            condition: what they are denoised toward.
-            start: images from which it starts (N, C, *spatial); None takes the current ones.
-        """
-        state, (timesteps, level) = run.state, self.schedule(run.number)
-        ids, seeds = ([values[i] for i in index.tolist()] for values in (state.ids, state.seeds))
-        generators = partial(make_generators, seeds, ids, index.device, ("encode",))
-        original = self.space.encode(state.original[index], generators())
-        if run.number == 0:
-            clean = original  # every image starts from its input
-        else:
-            clean = self.space.encode(state.current[index] if start is None else start, generators())
-        chain = Chain(
-            start=clean,
-            original=original,
-            ids=ids,
-            seeds=seeds,
-            number=run.number,
-            timesteps=timesteps,
-            level=level,
-            denoiser=None,
-            scheduler=self.scheduler,
-            mask=None if state.region is None else self.space.mask(state.region[index], original.shape[2:]),
-            progress=run.bar,
-        )
-        denoiser = self.denoiser(run, index, condition, self.references(run, index, chain))
-        return replace(chain, denoiser=denoiser)
-
-    def denoiser(
-        self, run: Pass, index: Tensor, condition: Sequence[Condition], references: References | None = None
-    ) -> Denoiser:
-        """Return the network with a condition of the images ``index`` (N,), and what a ControlNet follows in them."""
-        inputs = None if self.control is None else {"control": self.control(run.state.original[index])}
-        return Denoiser(run.network, self.scheduler, condition, references, inputs)
-
     def kept(self, chain: Chain) -> list[Hook]:
         """Return the method's hooks, and the one that keeps what lies outside the region."""
         return [*self.hooks(chain), *([] if chain.mask is None else [KnownRegion(chain, chain.mask)])]
@@ -409,9 +310,9 @@ class Method(Inferer):
         Uses full precision even under autocast: a decision near one half must agree with everyone else's.
         """
         logits = self.logits(image)
-        check_logits(logits, target)
+        found = judged(logits, target)
         notice_probabilities(logits, self.classifier)
-        return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target
+        return found
 
     def logits(self, image: Tensor) -> Tensor:
         """Return the classifier's logits (B, K), computed in full precision, in small batches if memory is scarce."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from torch import Tensor
 
-from medcf.runtime.choices import check_choice, check_numbers
-from medcf.sampling.memory import MemoryBudget, check_budget
+from medcf.runtime.choices import check_choice, check_fields, numbers
+from medcf.runtime.memory import MemoryBudget, check_budget
 from medcf.schedulers.base import StartVariant
 
 __all__ = [
@@ -26,8 +24,6 @@ __all__ = [
     "StrengthOptions",
     "option_names",
     "option_of",
-    "read_options",
-    "unknown_option",
     "with_options",
 ]
 
@@ -57,8 +53,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong kind by the option's name, then values out of range."""
-        for name, hint in _hints(type(self)).items():
-            _check_kind(name, getattr(self, name), hint)
+        check_fields(self)
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations={self.num_iterations}: at least one pass must run.")
         threshold = self.confidence_threshold
@@ -105,7 +100,7 @@ class StrengthOptions(ChainOptions):
     @property
     def strengths(self) -> tuple[float, ...]:
         """The strength of each pass."""
-        return _numbers(self.strength)
+        return numbers(self.strength)
 
     def __post_init__(self) -> None:
         """Refuse an empty list of strengths."""
@@ -143,7 +138,7 @@ class GuidanceOptions(StrengthOptions):
     @property
     def scales(self) -> tuple[float, ...]:
         """lambda_c in ascending order."""
-        return tuple(sorted(_numbers(self.classifier_scales)))
+        return tuple(sorted(numbers(self.classifier_scales)))
 
     def __post_init__(self) -> None:
         """Refuse negative scales and gradients that are never taken."""
@@ -211,19 +206,6 @@ class EditOptions(ChainOptions):
             raise ValueError(f"guidance_scale={self.scale:g}: use 1 (no guidance) or more.")
 
 
-def read_options(kind: type[Options], given: Mapping[str, Any], method: str) -> Options:
-    """Create a method's options.
-
-    Raises:
-        ValueError: if a name is unknown, with the closest match and the list of the right ones; or a value is refused.
-    """
-    known = option_names(kind)
-    for name in given:
-        if name not in known:
-            raise ValueError(unknown_option(name, known, f"{method} does not take the option"))
-    return kind(**given)
-
-
 def option_of(inferer: Any, name: str, default: Any = None) -> Any:
     """Return an option of a method, whether it has ``options`` or plain attributes."""
     return getattr(getattr(inferer, "options", inferer), name, default)
@@ -242,45 +224,3 @@ def with_options(inferer: Any, **changes: Any) -> Any:
 def option_names(kind: type[Options]) -> set[str]:
     """Return the options that can be given."""
     return {field.name for field in fields(kind) if field.init}
-
-
-def unknown_option(name: str, known: Iterable[str], what: str) -> str:
-    """Return the message for an option that does not exist."""
-    near = get_close_matches(name, sorted(known), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{what} {name!r}.{hint} There are: {', '.join(sorted(known))}."
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    if isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "shape", None) != ():
-        return tuple(value)
-    return (value,)
-
-
-def _hints(kind: type[Options]) -> dict[str, Any]:
-    """Return the types of the options."""
-    if kind not in _HINTS:
-        hints = get_type_hints(kind)
-        _HINTS[kind] = {field.name: hints[field.name] for field in fields(kind)}
-    return _HINTS[kind]
-
-
-_HINTS: dict[type[Options], dict[str, Any]] = {}
-
-
-def _check_kind(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value that is not of an option's type, if that is a number, a list of numbers, or one of some words."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    numbers = [kind for kind in kinds if kind in (int, float) or get_origin(kind) is Sequence]
-    if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
-        return
-    if bool in kinds and not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} is not a truth value: give true or false.")
-    if numbers and (value is None or isinstance(value, bool)):
-        raise ValueError(f"{name}={value!r} is not a number: give one.")
-    if not numbers and words and len(kinds) - (NoneType in kinds) == 1:
-        check_choice(name, value, Literal[tuple(words)])
-    elif numbers:
-        for one in _numbers(value) if len(numbers) > 1 else (value,):
-            check_numbers(whole=float not in kinds, **{name: one})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured on results after the passes: the floors of the space, and the class to which a prompt led."""
+"""What is measured on results: the target's probability, the floors of the space, the class to which a prompt led."""
 
 from __future__ import annotations
 
@@ -9,10 +9,35 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from medcf.inferers.checks import TargetError
 from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.sampling import Space
 
-__all__ = ["floor_scores", "reached_class", "root_mean_square"]
+__all__ = ["floor_scores", "judged", "reached_class", "root_mean_square"]
+
+
+def judged(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probability of the target (B,), and whether it is the predicted class (B,), from logits (B, K).
+
+    Raises:
+        TargetError: if there are fewer classes than the target needs.
+        ValueError: if the logits are not (B, K), or not finite.
+    """
+    if logits.ndim != 2 or logits.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"classifier returned {tuple(logits.shape)} for {target.shape[0]} images: it must give logits (B, classes)."
+        )
+    if int(target.max()) >= logits.shape[1]:
+        raise TargetError(
+            f"target={int(target.max())} but the classifier has classes 0 to {logits.shape[1] - 1}: choose "
+            "another target, or load a classifier that has it (a binary one needs two logits)."
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            "classifier returned NaN or infinite logits: check its weights, or lower classifier_scales if this "
+            "happened after a pass."
+        )
+    return logits.softmax(1).gather(1, target[:, None])[:, 0], logits.argmax(1) == target
 
 
 def floor_scores(space: Space, state: BatchState) -> dict[str, Tensor]:

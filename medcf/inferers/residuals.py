@@ -16,8 +16,8 @@ from torch import Tensor
 
 from medcf.guidance.regions import composite
 from medcf.inferers.ddim_inversion import SourceCondition
-from medcf.inferers.method import Pass
 from medcf.inferers.options import EditOptions, StrengthOptions
+from medcf.inferers.passes import Pass
 from medcf.networks.denoiser import Denoiser
 from medcf.sampling import Chain, Hook
 from medcf.schedulers import Step

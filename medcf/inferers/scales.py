@@ -12,7 +12,8 @@ from torch import Tensor
 
 from medcf.guidance import CounterfactualLoss
 from medcf.guidance.loss import BoundLoss
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
+from medcf.inferers.passes import Pass
 from medcf.networks.condition import Condition
 
 __all__ = ["search_scales"]
@@ -43,7 +44,7 @@ def search_scales(method: Method, run: Pass) -> None:
             run.bar.total += len(method.schedule(run.number)[0])
         index = waiting.repeat(len(scales))
         condition = _condition(method, state.target[index], state.inputs(index))
-        chain = method.chain(run, index, condition, start[index])
+        chain = run.chain(index, condition, start[index])
         decode = method.space.decoder(start[index], chain.start)
         chain = replace(chain, loss=_bound(run, loss, index, scales, decode))
         image = method.finish(decode(chain.run(method.kept(chain))), state, index)

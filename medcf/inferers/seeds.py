@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medcf.inferers.checks import Target, check_choice
+from medcf.inferers.checks import Target
 from medcf.inferers.counterfactual import Counterfactual
 from medcf.inferers.method import Method
 from medcf.inferers.options import option_of, with_options
+from medcf.runtime.choices import check_choice
 from medcf.runtime.frozen import frozen
 
 __all__ = ["Seeded", "SeededExplanation", "explain_seeds", "explain_with_floor"]

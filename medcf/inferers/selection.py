@@ -9,8 +9,9 @@ from typing import Any
 
 from medcf.inferers.derived import with_explain
 from medcf.inferers.method import Method
-from medcf.inferers.options import option_names, unknown_option
+from medcf.inferers.options import option_names
 from medcf.registry import METHODS, create, lookup
+from medcf.runtime.choices import check_names
 
 __all__ = ["check_method_options", "create_method", "merged_options", "method_arguments", "select_method"]
 
@@ -100,13 +101,10 @@ def check_method_options(
         lookup(METHODS, other)
     if takes_any:
         return
-    for argument in (*((options or {}).get(name) or {}), *given):
-        if argument not in known:
-            raise ValueError(unknown_option(argument, known, f"The method {name!r} does not take the option"))
+    own = (*((options or {}).get(name) or {}), *given)
+    check_names(own, known, f"The method {name!r} does not take the option")
     everywhere = set(known).union(*(method_arguments(lookup(METHODS, other))[0] for other in METHODS.names))
-    for argument in shared or ():
-        if argument not in everywhere:
-            raise ValueError(unknown_option(argument, everywhere, "No registered method takes the argument"))
+    check_names(shared or (), everywhere, "No registered method takes the argument")
 
 
 def method_arguments(method: Callable[..., object]) -> tuple[set[str], bool]:
@@ -118,19 +116,11 @@ def method_arguments(method: Callable[..., object]) -> tuple[set[str], bool]:
     Returns:
         The names, and whether it accepts further arguments with unknown names.
     """
-    names, takes_any = _named(method)
-    if inspect.isclass(method) and issubclass(method, Method):
-        return names - ({"scheduler", "conditioner"} if not method.needs_network else set()) | option_names(
-            method.Options
-        ), False
-    return names, takes_any
-
-
-def _named(method: Callable[..., object]) -> tuple[set[str], bool]:
-    """List the argument names of a constructor, including those passed on to parents."""
-    makers = [method]
-    if inspect.isclass(method):
+    makers: list[Callable[..., object]] = [method]
+    ours: type[Method] | None = None
+    if inspect.isclass(method):  # parents take what a constructor passes on to them
         makers = [vars(parent)["__init__"] for parent in method.__mro__ if "__init__" in vars(parent)]
+        ours = method if issubclass(method, Method) else None
     names: set[str] = set()
     takes_any = False
     for maker in makers:
@@ -139,4 +129,7 @@ def _named(method: Callable[..., object]) -> tuple[set[str], bool]:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not takes_any:
             break
-    return names - {"self"}, takes_any
+    if ours is None:
+        return names - {"self"}, takes_any
+    unused = set() if ours.needs_network else {"scheduler", "conditioner"}
+    return names - {"self"} - unused | option_names(ours.Options), False

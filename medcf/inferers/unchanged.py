@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medcf.inferers.method import Method, Pass
+from medcf.inferers.method import Method
 from medcf.inferers.options import Options
+from medcf.inferers.passes import Pass
 from medcf.registry import METHODS
 
 __all__ = ["UnchangedInferer"]

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from medcf.sampling.chain import Chain
-from medcf.sampling.draw import draw_samples
+from medcf.sampling.chain import Chain, draw_samples
 from medcf.sampling.loop import Hook, denoise
 from medcf.sampling.noise import make_generators, noised, standard_noise
 from medcf.sampling.space import LatentSpace, PixelSpace, Space
-from medcf.sampling.stable_diffusion import StableDiffusion, load_stable_diffusion
 
 __all__ = [
     "Chain",
@@ -16,10 +14,8 @@ __all__ = [
     "LatentSpace",
     "PixelSpace",
     "Space",
-    "StableDiffusion",
     "denoise",
     "draw_samples",
-    "load_stable_diffusion",
     "make_generators",
     "noised",
     "standard_noise",

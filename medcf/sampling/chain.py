@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over a stack of images: from where it starts, along which steps, by which denoiser."""
+"""Chains: one pass over a stack of images, from where it starts, along which steps; and samples without an image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from medcf.runtime.progress import Progress
-from medcf.sampling.loop import Hook, denoise
+from medcf.sampling.loop import Hook, Predict, denoise
 from medcf.sampling.noise import make_generators, noised, standard_noise
 from medcf.schedulers import RespacedScheduler
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "draw_samples"]
 
 Loss = Callable[[Tensor], Any]  # the bound loss of guidance, a higher layer
 
@@ -79,3 +79,28 @@ class Chain:
             sample = noised(self.scheduler, self.start, self.level or 0, generators)
         options: dict[str, Any] = {"generators": generators, "hooks": hooks, "progress": self.progress}
         return denoise(self.denoiser, self.scheduler, sample, self.timesteps, **options)
+
+
+def draw_samples(
+    denoiser: Predict,
+    scheduler: RespacedScheduler,
+    shape: Sequence[int],
+    num_inference_steps: int,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Denoise one sample per generator from pure noise, over all kept steps.
+
+    Args:
+        denoiser: ``medcf.networks.Denoiser`` with the condition of each sample.
+        scheduler: the sampler; its timesteps are set.
+        shape: shape (C, *spatial) of a sample, in latents if the network works in them.
+        num_inference_steps: number of kept steps.
+        generators: one per sample, on the device of the network: `medcf.sampling.make_generators`.
+
+    Returns:
+        Samples (B, C, *spatial), without a graph.
+    """
+    like = torch.zeros(len(generators), *shape, device=generators[0].device)
+    scheduler.set_timesteps(num_inference_steps)
+    noise = standard_noise(like, generators)
+    return denoise(denoiser, scheduler, noise, scheduler.timesteps_from(1.0), generators=generators)

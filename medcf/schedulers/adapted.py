@@ -9,7 +9,7 @@ from typing import Any
 from medcf.schedulers.base import RespacedScheduler
 from medcf.schedulers.selection import create_scheduler
 
-__all__ = ["adapt_scheduler"]
+__all__ = ["adapt_scheduler", "check_scheduler"]
 
 #: Name of the class, which MONAI and diffusers share, to the name of our scheduler.
 _KINDS = {
@@ -33,6 +33,9 @@ _EXPECTED = {
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False),
     **dict.fromkeys(("use_lu_lambdas", "use_flow_sigmas"), False),
 }
+
+#: What methods call on a scheduler; `RespacedScheduler` has all of it.
+_CALLED = ("set_timesteps", "timesteps_from", "start_timestep", "alpha_bar", "convert", "posterior", "for_chain")
 
 
 class _ListOf:
@@ -114,3 +117,26 @@ def _final(scheduler: Any, settings: Any, first: float) -> float:
     if settings.get("final_sigmas_type") == "sigma_min":
         return first
     return float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+
+
+def check_scheduler(scheduler: object) -> None:
+    """Refuse schedulers of MONAI and diffusers, which ignore their own kept steps, and others that are incomplete.
+
+    Raises:
+        ValueError: if the scheduler is not one of ``medcf.schedulers`` and does not work like one; the message names
+            the replacement, or what a third party's scheduler lacks.
+    """
+    missing = [name for name in _CALLED if not callable(getattr(scheduler, name, None))]
+    if not missing:
+        return
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "posterior"):
+        raise ValueError(
+            f"scheduler is a {name}, which lacks {', '.join(missing)}: add it, or derive the class from "
+            "medcf.schedulers.RespacedScheduler, which has everything but posterior."
+        )
+    ours = "RespacedDDPMScheduler" if name == "DDPMScheduler" else "RespacedDDIMScheduler"
+    remedy = f"give medcf.schedulers.adapt_scheduler(scheduler), a {ours} with the same schedule"
+    if name == "RFlowScheduler":
+        remedy = f"train the network with medcf.schedulers.{ours}; one trained with rectified flow cannot be used"
+    raise ValueError(f"scheduler is a {name}, which can neither start from a noised image nor be guided: {remedy}.")

@@ -12,7 +12,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
 from medcf.networks import AttentionInjection, ClassTokenUNet, Condition, Denoiser
-from medcf.sampling.memory import peak_bytes
+from medcf.runtime.memory import peak_bytes
 from medcf.schedulers import RespacedDDIMScheduler
 
 UNET = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}

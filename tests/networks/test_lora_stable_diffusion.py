@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from medcf.networks.lora import Adapters
 from medcf.networks.lora.layers import target_layers
-from medcf.sampling import load_stable_diffusion
+from medcf.stable_diffusion import load_stable_diffusion
 from tests import stable_diffusion as tiny
 
 CROSS, ALL = "cross-attention", "all attention and feed-forward"

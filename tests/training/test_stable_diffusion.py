@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.engines import SupervisedTrainer
 
-from medcf.sampling import load_stable_diffusion
+from medcf.stable_diffusion import load_stable_diffusion
 from medcf.training.inferer import DiffusionTrainingInferer
 from medcf.training.prompts import DreamBoothPrepareBatch, PriorPreservationLoss, PromptPrepareBatch
 from tests import stable_diffusion as tiny

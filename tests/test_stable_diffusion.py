@@ -13,7 +13,8 @@ import torch
 from medcf.inferers import SDEditInferer
 from medcf.networks import prompt_conditioner
 from medcf.networks.text_encoder import TextEncoder
-from medcf.sampling import StableDiffusion, load_stable_diffusion, make_generators
+from medcf.sampling import make_generators
+from medcf.stable_diffusion import StableDiffusion, load_stable_diffusion
 from tests import stable_diffusion as tiny
 
 diffusers = pytest.importorskip("diffusers")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.sampling.memory import budget_bytes, micro_batches, peak_bytes
+from medcf.runtime.memory import budget_bytes, micro_batches, peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from typing import Any
 from medcf.networks.prompt_unet import PromptUNet
 from medcf.networks.stable_diffusion import StableDiffusionAutoencoder, StableDiffusionUNet
 from medcf.networks.text_encoder import TextEncoder
-from medcf.sampling.space import LatentSpace
+from medcf.sampling import LatentSpace
 from medcf.schedulers import RespacedScheduler, adapt_scheduler
 
 __all__ = ["StableDiffusion", "load_stable_diffusion"]

@@ -12,8 +12,8 @@ import pytest
 
 import medcf
 from medcf.inference import RunFolder
+from medcf.inference.origins import describe_options, option_origins
 from medcf.inferers import EditOptions, Method, StrengthOptions, edit
-from medcf.inferers.origins import describe_options, option_origins
 from medcf.registry import METHODS
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
