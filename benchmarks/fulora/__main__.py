@@ -25,7 +25,7 @@ from benchmarks.command_line import setting
 from benchmarks.counterfactual.environment import describe_command, describe_machine
 from benchmarks.counterfactual.tables import insert_or_write
 from benchmarks.fulora.classifiers import CLASSIFIERS, create_classifier
-from benchmarks.fulora.images import TESTED, Images, adapter, planes, synthetic
+from benchmarks.fulora.images import CLASSES, TESTED, Images, adapter, planes, synthetic
 from benchmarks.fulora.training import Recipe, probabilities, scores, train
 from medcf.runtime.atomic import write_csv, write_json
 
@@ -108,7 +108,7 @@ def _pools(options: argparse.Namespace) -> dict[str, Images]:
         if name in wanted:
             file = adapter(site, options.rank, options.work, ids)
             made = f"{name}_rank_{options.rank}"
-            pools[name] = synthetic(made, options.num_synthetic // NUM_CLASSES, [file], options.work, ids)
+            pools[name] = synthetic(made, options.num_synthetic // len(CLASSES), [file], options.work, ids)
     return pools
 
 
@@ -196,9 +196,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=0.01, help="0.001 in the paper, from ImageNet's weights")
     parser.add_argument("--size", type=int, default=64, help="side of the images; the generator's")
-    parser.add_argument("--num-real", type=int, default=360, help="real images of site A; 6148 in the paper")
+    parser.add_argument("--num-real", type=int, default=350, help="real images of site A; 6148 in the paper")
     parser.add_argument("--num-few", type=int, default=100, help="images of site B")
-    parser.add_argument("--num-synthetic", type=int, default=720, help="5000 in the paper")
+    parser.add_argument("--num-synthetic", type=int, default=700, help="5000 in the paper")
     parser.add_argument("--num-test", type=int, default=240, help="233 in the paper")
     parser.add_argument("--rank", type=int, default=8, help="rank of the adapters: 8, 32 or 128 in the paper")
     parser.add_argument("--imagenet", nargs="+", default=[], metavar="NETWORK=FILE", help="first weights, by network")

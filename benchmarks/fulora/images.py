@@ -18,14 +18,15 @@ from medcf.data import SyntheticStore
 from medcf.data.synthetic_store import is_store
 from medcf.phantoms import PlanesDataset
 
-__all__ = ["Images", "adapter", "planes", "synthetic"]
+__all__ = ["CLASSES", "TESTED", "Images", "adapter", "planes", "synthetic"]
 
 logger = logging.getLogger(__name__)
 
 #: The test set of the paper shows four planes, neither the cervix nor other planes.
 TESTED = (1, 1, 1, 1, 0, 0)
-#: Its training sets have five planes and other ones.
-TRAINED = (1, 1, 1, 1, 1, 1)
+#: Its training sets have these four and other ones.
+TRAINED = (1, 1, 1, 1, 0, 1)
+CLASSES = [label for label, share in enumerate(TRAINED) if share]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ def adapter(site: str, rank: int, work: Path, ids: dict[str, Any]) -> Path:
     folder = work / f"adapter_{site}_{rank}"
     file = folder / "adapter.safetensors"
     if not file.is_file():
-        options = {"site": site, "balance": [1, 1, 1, 1, 1, 0], "planes": 1, "captions": False}
+        options = {"site": site, "balance": list(TRAINED), "planes": 1, "captions": False}
         given = {
             "rank": rank,
             "phantom_options": options,
@@ -79,7 +80,7 @@ def adapter(site: str, rank: int, work: Path, ids: dict[str, Any]) -> Path:
 def synthetic(name: str, count: int, adapters: Sequence[Path], work: Path, ids: dict[str, Any]) -> Images:
     """Generate images of all classes, once, with adapters or without; a killed run continues."""
     folder = work / f"store_{name}_{count}"
-    given: dict[str, Any] = {"output_dir": folder, "count": count, **ids}
+    given: dict[str, Any] = {"output_dir": folder, "count": count, "classes": CLASSES, **ids}
     if adapters:
         given["adapter"] = str([str(file) for file in adapters])
     if not is_store(folder) or not (folder / "manifest.csv").is_file():
