@@ -52,8 +52,9 @@ def write_chest_demo(
         size: rows and columns.
         spacing: pixel spacing in mm; None fits each subject's field into the rows.
         truth_dir: folder for ``truth.csv``, the same subjects without disease and with other grain
-            (``<case>_normal.png``), the segmentation (``<case>_segmentation.png``), the lungs (``<case>_lungs_mask.png``)
-            and the lesion (``<case>_lesion_mask.nii.gz``, mm of tissue or fluid in place of air); None writes no truth.
+            (``<case>_normal.png``), the segmentation (``<case>_segmentation.png``), the lungs
+            (``<case>_lungs_mask.png``) and the lesion (``<case>_lesion_mask.nii.gz``, mm of tissue or fluid in place of
+            air); None writes no truth.
 
     Returns:
         One record per case: its row of ``truth.csv``, and ``path`` of the image.
