@@ -271,3 +271,14 @@ def test_the_paper_s_config_says_what_the_paper_says():
     assert 0.55 <= parser["method_options"]["sdedit"]["strength"] <= 0.9
     assert parser["method_options"]["sdedit"]["subtract_reconstruction"] is False
     assert parser["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"), [(4, [(0, 120), (1, 50), (2, 50), (3, 50)]), (2, [(0, 120), (1, 150)])]
+)
+def test_dreambooth_shows_every_class_of_ones_own(prompts: int, expected: list[tuple[int, int]]) -> None:
+    """The paper's four classes take 12, 5, 5 and 5 of 27 parts; with fewer classes the others share the 15."""
+    parser = ConfigParser({"class_prompts": [f"class {index}" for index in range(prompts)]})
+    overlay = ConfigParser.load_config_file(BUNDLE / "configs" / "train_dreambooth.json")
+    parser.update({key: overlay[key] for key in ("iterations", "others", "phases")})
+    assert parser.get_parsed_content("phases") == expected
