@@ -81,7 +81,9 @@ def _expect_prompt_is_read(name: str, method: Any, conditioner: Any) -> None:
     guided = hasattr(method.options, "class_labels")
     if method.needs_gradients and getattr(method.options, "class_labels", None) is None:
         remedy = "give class_labels='target' (--inferer#class_labels target), " if guided else ""
-        raise ValueError(f"The method {name!r} reads no prompt: {remedy}choose another method, or leave the prompt out.")
+        raise ValueError(
+            f"The method {name!r} reads no prompt: {remedy}choose another method, or leave the prompt out."
+        )
 
 
 def merged_options(

@@ -192,7 +192,9 @@ class TextEncoder(nn.Module):
     def _warn_of_cut(self, prompts: Sequence[str]) -> None:
         for prompt in prompts:
             if len(self.tokenizer(prompt, verbose=False)["input_ids"]) > self.max_length:
-                logger.warning("The prompt %.60r is longer than %d tokens: its end is not read.", prompt, self.max_length)
+                logger.warning(
+                    "The prompt %.60r is longer than %d tokens: its end is not read.", prompt, self.max_length
+                )
 
     def forget(self) -> None:
         """Empty the cache of ``embed``, after a change that no weight shows, such as an adapter's ratio."""
