@@ -27,8 +27,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         space: the latents; its autoencoder is frozen here.
         batch_size: images per call.
         device: device of the autoencoder; the latents are kept on the CPU.
-        masks: images (B, C, *spatial) to masks (B, channels, *spatial), such as `medcf.networks.StructureMask`, which are
-            kept as ``mask`` for `medcf.training.control.ControlPrepareBatch`; None keeps none.
+        masks: images (B, C, *spatial) to masks (B, channels, *spatial), such as `medcf.networks.StructureMask`, to keep
+            as ``mask`` for `medcf.training.control.ControlPrepareBatch`; None keeps none.
 
     Example:
         >>> from medcf.sampling import PixelSpace
