@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -160,4 +161,5 @@ def _gain(row: QualityBin) -> str:
     if not row.count:
         return "-"
     low, high = row.interval
-    return f"{row.mean:+.2f} [{low:+.2f}, {high:+.2f}] ({row.count})"
+    between = f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else ""  # too few cases for an interval
+    return f"{row.mean:+.2f}{between} ({row.count})"

@@ -88,6 +88,11 @@ def read_nifti(path: Path) -> Pixels:
     except Exception as error:
         raise UnreadableImage(path, f"is damaged ({type(error).__name__})", "Export it again.") from error
     values = stored.reshape([stored.shape[axis] for axis in axes])
+    odd = np.zeros(1, bool) if values.dtype.names is not None else ~np.isfinite(values)
+    if odd.all():
+        raise UnreadableImage(path, "holds no finite number", "Export it again.")
+    if odd.any():
+        logger.warning("%s: %d voxels are not finite and are set to 0", path.name, int(odd.sum()))
     if len(axes) == 2:
         third = 3 - sum(axes)
         array, value_range = _gray(values)
@@ -96,10 +101,7 @@ def read_nifti(path: Path) -> Pixels:
         remedy = "Correct its sform or qform, or export it again."
         raise UnreadableImage(path, "has no usable geometry for its voxels", remedy)
     _warn(path, image)
-    odd = ~np.isfinite(values)
-    if odd.any():
-        logger.warning("%s: %d voxels are not finite and are set to 0", path.name, int(odd.sum()))
-        values = np.where(odd, np.float32(0), values)
+    values = np.where(odd, np.float32(0), values) if odd.any() else values
     values = _without_padding(path, values)
     return Pixels(values[None], affine, "nifti", (float(values.min()), float(values.max())))
 

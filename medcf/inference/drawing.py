@@ -259,19 +259,22 @@ def color_bar(
     canvas.text(left + width / 2, top + 16, "fraction of the full intensity range", width=width, size=11)
 
 
-def title_lines(canvas: Canvas, result: CaseResult, class_names: Sequence[str]) -> None:
-    """Write the case, the change of its class, the notice, and a warning if needed."""
+def title_lines(canvas: Canvas, result: CaseResult, class_names: Sequence[str], prompt: str | None = None) -> None:
+    """Write the case, what was asked for, the change of its class, the notice, and a warning if needed."""
     row, width = result.row, canvas.image.width
 
     def name(label: object) -> str:
         return class_names[label] if isinstance(label, int) and label < len(class_names) else f"class {label}"
 
     before, after = row.get("label_before"), row.get("label_after")
-    parts = [f"{name(before)} → {name(after)}"] if before is not None else []
+    parts = [] if prompt is None else [f"asked for: {prompt or 'nothing'}"]
+    parts += [f"{name(before)} → {name(after)}"] if before is not None else []
     if row.get("target") is not None and row.get("confidence_before") is not None:
         parts.append(f"p({name(row['target'])}) {row['confidence_before']:.2f} → {row['confidence_after']:.2f}")
     if row.get("unchanged"):
         parts.append("already of the target class, returned unchanged")
+    elif "flipped" in row and prompt is not None:  # a finding may be put in without another class
+        parts.append("class changed" if row["flipped"] else "class kept")
     elif "flipped" in row:
         parts.append("flipped" if row["flipped"] else "NOT flipped")
     if (floor := floor_of(row)) is not None and not row.get("unchanged"):

@@ -105,9 +105,9 @@ class Explainer:
         self.writers = writers
         self.listing = dict(listing or {})
         self.class_names = tuple(class_names)
-        if seeds < 1 or (seeds > 1 and option_of(inferer, "seed") is None):
-            raise ValueError(f"seeds={seeds}: use 1, or more with a method that has a seed.")
-        self.seeds = seeds
+        if seeds < 1 or seeds != int(seeds) or (seeds > 1 and option_of(inferer, "seed") is None):
+            raise ValueError(f"seeds={seeds}: use 1, or a whole number of more with a method that has a seed.")
+        self.seeds = int(seeds)
         self.trajectory = trajectory
         self.device = device
         self.amp = amp

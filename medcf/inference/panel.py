@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,23 +69,33 @@ class PanelWriter:
         class_names: names of the classes, for the title.
         label_names: names of segmentation labels 1, 2, ...
         limit: end of the color bar, in fractions of the full intensity range; the same for every case.
+        prompt: what the run asked for in words, for the title.
     """
 
     filename = "panel.png"
 
-    def __init__(self, class_names: Sequence[str] = (), label_names: Sequence[str] = (), limit: float = 0.5) -> None:
-        self.class_names = tuple(class_names)
-        self.label_names = tuple(label_names)
-        self.limit = limit
+    def __init__(
+        self,
+        class_names: Sequence[str] = (),
+        label_names: Sequence[str] = (),
+        limit: float = 0.5,
+        prompt: str | None = None,
+    ) -> None:
+        self.options: dict[str, Any] = {"class_names": tuple(class_names), "label_names": tuple(label_names)}
+        self.options |= {"limit": limit, "prompt": prompt}
 
     def __call__(self, result: CaseResult, folder: Path) -> None:
         """Draw the panel of ``result`` into ``folder``."""
-        panel = draw_panel(result, class_names=self.class_names, label_names=self.label_names, limit=self.limit)
-        panel.save(folder / self.filename)
+        draw_panel(result, **self.options).save(folder / self.filename)
 
 
 def draw_panel(
-    result: CaseResult, *, class_names: Sequence[str] = (), label_names: Sequence[str] = (), limit: float = 0.5
+    result: CaseResult,
+    *,
+    class_names: Sequence[str] = (),
+    label_names: Sequence[str] = (),
+    limit: float = 0.5,
+    prompt: str | None = None,
 ) -> Canvas:
     """Draw a case: one row per plane (a picture has one), and below it the trajectory.
 
@@ -93,6 +104,7 @@ def draw_panel(
         class_names: names of the classes.
         label_names: names of segmentation labels 1, 2, ...
         limit: difference at the ends of the color bar.
+        prompt: what was asked for in words.
 
     Returns:
         The panel.
@@ -128,7 +140,7 @@ def draw_panel(
         _draw_path(canvas, result, planes[0], strip, bottom + 3 * LINE)
     else:
         _notes(canvas, result, voxel, bottom + 8, left_of[2] - 2 * GAP)
-    title_lines(canvas, result, class_names)
+    title_lines(canvas, result, class_names, prompt)
     return canvas
 
 

@@ -42,7 +42,8 @@ class Options:
         seed: seed for all noise.
         progress: show a progress bar over passes and steps, on a terminal.
         region: where an image may change: "subject", a mask, or a function from the images to one; None means
-            everywhere. Pixels where the mask is 0 stay bit-identical; between 0 and 1 input and result are mixed.
+            everywhere. Pixels where the mask is 0 stay bit-identical; between 0 and 1 they are mixed at every step, so
+            that 0.5 keeps far more of the input than half.
     """
 
     num_iterations: int = 1

@@ -59,7 +59,8 @@ def select_method(
 
     Raises:
         ValueError: if the method is unknown, or an argument is not accepted by this method (``given``, ``options``) or
-            by any method (``shared``); the message names the closest match and lists the valid ones.
+            by any method (``shared``); the message names the closest match and lists the valid ones. Also if there is a
+            prompt of one's own (``conditioner.prompt``) that this method would ignore.
 
     Example:
         >>> shared = {"classifier": len, "target": 1, "strength": 0.3}
@@ -70,7 +71,20 @@ def select_method(
     known, takes_any = method_arguments(lookup(METHODS, name))
     every = {key: value for key, (value, _) in merged_options(name, options, shared, given).items()}
     made = create_method(name, **{key: value for key, value in every.items() if key in known or takes_any})
+    _expect_prompt_is_read(name, made, every.get("conditioner"))
     return with_explain(made, every.get("classifier"), every.get("target"))
+
+
+def _expect_prompt_is_read(name: str, method: Any, conditioner: Any) -> None:
+    """Refuse a prompt for a method that runs its network without one; "unchanged" is the control of any prompt."""
+    if getattr(conditioner, "prompt", None) is None or not isinstance(method, Method):
+        return
+    guided = hasattr(method.options, "class_labels")
+    if method.needs_gradients and getattr(method.options, "class_labels", None) is None:
+        remedy = "give class_labels='target' (--inferer#class_labels target), " if guided else ""
+        raise ValueError(
+            f"The method {name!r} reads no prompt: {remedy}choose another method, or leave the prompt out."
+        )
 
 
 def merged_options(

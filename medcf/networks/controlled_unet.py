@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import ControlNet
 from torch import Tensor, nn
 
-__all__ = ["ControlledUNet", "StructureMask"]
+from medcf.runtime.weights import load_weights
+
+__all__ = ["ControlledUNet", "StructureMask", "with_control"]
 
 
 class ControlledUNet(nn.Module):
@@ -97,3 +101,27 @@ class StructureMask(nn.Module):
         if self.structures is None:
             return (found > 0).to(image.dtype)
         return torch.isin(found, torch.tensor(self.structures, device=image.device)).to(image.dtype)
+
+
+def with_control(network: Any, controlnet: ControlNet, weights: str | Path | None = None, scale: float = 1.0) -> Any:
+    """Let the U-Net of a `PromptUNet` follow a mask.
+
+    Args:
+        network: with its trained weights, which stay as they are.
+        controlnet: of the same shape as its U-Net.
+        weights: what a training of the ControlNet exported; None for a new training, which alone it can be used for.
+        scale: factor of what the ControlNet adds.
+
+    Returns:
+        The same network.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file or the ControlNet does not fit.
+    """
+    network.requires_grad_(False)
+    network.unet = ControlledUNet(network.unet, controlnet, scale)
+    if weights is not None:
+        remedy = "Train it with train_control.json over train.json."
+        load_weights(network.unet.controlnet, weights, remedy=remedy)
+    return network

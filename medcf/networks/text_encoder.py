@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["TextEncoder"]
+
+logger = logging.getLogger(__name__)
 
 
 class TextEncoder(nn.Module):
@@ -166,7 +169,7 @@ class TextEncoder(nn.Module):
         """Embed prompts without gradient; each one is computed once for the same weights.
 
         The cache is for inference: it is empty in training mode, and any change of a weight, its device or its type
-        empties it.
+        empties it. In inference a prompt whose end is cut off is warned about.
 
         Args:
             prompts: B prompts; "" is the null prompt.
@@ -179,11 +182,19 @@ class TextEncoder(nn.Module):
             self._cache, self._cached_for = {}, version
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if new:
+            self._warn_of_cut(() if self.training else new)
             self._cache |= dict(zip(new, self(self.tokenize(new)), strict=True))
         found = torch.stack([self._cache[prompt] for prompt in prompts])
         if self.training:  # dropout: the same prompt is another one next time
             self._cache = {}
         return found
+
+    def _warn_of_cut(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            if len(self.tokenizer(prompt, verbose=False)["input_ids"]) > self.max_length:
+                logger.warning(
+                    "The prompt %.60r is longer than %d tokens: its end is not read.", prompt, self.max_length
+                )
 
     def forget(self) -> None:
         """Empty the cache of ``embed``, after a change that no weight shows, such as an adapter's ratio."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         space: the latents; its autoencoder is frozen here.
         batch_size: images per call.
         device: device of the autoencoder; the latents are kept on the CPU.
+        masks: images (B, C, *spatial) to masks (B, channels, *spatial), such as `medcf.networks.StructureMask`, to keep
+            as ``mask`` for `medcf.training.control.ControlPrepareBatch`; None keeps none.
 
     Example:
         >>> from medcf.sampling import PixelSpace
@@ -34,7 +37,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
         ['caption', 'image']
     """
 
-    def __init__(self, dataset: Any, space: Space, batch_size: int = 64, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        space: Space,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        masks: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         for network in space.networks:
             network.eval().requires_grad_(False)
         self.class_names = getattr(dataset, "class_names", None)
@@ -44,10 +54,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             rows = [dict(dataset[index]) for index in range(start, min(start + batch_size, len(dataset)))]
             images = torch.stack([torch.as_tensor(row.pop(CommonKeys.IMAGE)).as_subclass(Tensor) for row in rows])
             with torch.no_grad():
-                latents = space.encode(images.to(device)).cpu()
-            self.items += [
-                {**_small(row), CommonKeys.IMAGE: latent} for row, latent in zip(rows, latents.unbind(), strict=True)
-            ]
+                made = {CommonKeys.IMAGE: space.encode(images.to(device)).cpu()}
+                if masks is not None:
+                    made["mask"] = masks(images.to(device)).cpu()
+            for number, row in enumerate(rows):
+                self.items.append({**_small(row), **{name: values[number] for name, values in made.items()}})
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -226,6 +226,42 @@ def test_an_adapter_is_trained_alone_and_mixed_in_by_its_ratio(job, images, adap
     assert "no.safetensors does not exist" in str(root_cause(error.value))
 
 
+CONTROL = {"controlnet_def#channels": [8, 16, 16], "controlnet_def#norm_num_groups": 8}
+CONTROL |= {"controlnet_def#num_head_channels": 8, "controlnet_def#conditioning_embedding_num_channels": [8, 8, 8]}
+
+
+def test_a_controlnet_is_trained_alone_and_a_method_follows_the_lungs_by_its_scale(job, images, tmp_path):
+    models = Path(job.options["models_dir"])
+    before = (models / "model.pt").read_bytes()
+    rest = {name: value for name, value in job.options.items() if name not in ("num_inference_steps", "progress")}
+    rest |= CONTROL | {"learning_rate": 0.02, "iterations": 4, "batch_size": 4, "num_train": 8, "num_val": 4}
+    rest |= {"output_dir": str(tmp_path / "control"), "export_path": str(tmp_path / "control.pt"), "ema_decay": 0.01}
+    files = [str(CONFIGS / name) for name in ("train.json", "train_control.json")]
+    workflow = ConfigWorkflow(files, logging_file=False, workflow_type="train", **rest)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    network, masks = (workflow.parser.get_parsed_content(name) for name in ("network", "train#dataset"))
+    assert set(masks[0]["mask"].unique().tolist()) <= {0.0, 1.0}
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    workflow.run()
+    assert (models / "model.pt").read_bytes() == before
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, start[name])}
+    assert moved
+    assert all(name.startswith("unet.controlnet.") for name in moved)
+    words = {"dataset_dir": str(images), "method": "sdedit", "target": 0}
+    plain = job.run(**words, output_dir=str(tmp_path / "plain"))
+    results = [nib.load(plain / "a" / "counterfactual.nii.gz").get_fdata()]
+    for scale in (0.0, 1.0):
+        more = CONTROL | {"weights#control": str(tmp_path / "control.pt"), "control_scale": scale}
+        out = job.run("control.json", **words, **more, output_dir=str(tmp_path / f"scale_{scale:g}"))
+        results.append(nib.load(out / "a" / "counterfactual.nii.gz").get_fdata())
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    assert np.abs(results[2] - results[0]).max() > 1e-4
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        job.run("control.json", **words, **CONTROL, output_dir=str(tmp_path / "no"))
+    assert "Train it with train_control.json" in str(root_cause(error.value))
+
+
 def test_the_lungs_limit_the_change(job, images, tmp_path):
     out = job.run(dataset_dir=str(images), output_dir=str(tmp_path), region="subject", lung_margin=0)
     for row in job.scores(out):
@@ -271,3 +307,14 @@ def test_the_paper_s_config_says_what_the_paper_says():
     assert 0.55 <= parser["method_options"]["sdedit"]["strength"] <= 0.9
     assert parser["method_options"]["sdedit"]["subtract_reconstruction"] is False
     assert parser["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"), [(4, [(0, 120), (1, 50), (2, 50), (3, 50)]), (2, [(0, 120), (1, 150)])]
+)
+def test_dreambooth_shows_every_class_of_ones_own(prompts: int, expected: list[tuple[int, int]]) -> None:
+    """The paper's four classes take 12, 5, 5 and 5 of 27 parts; with fewer classes the others share the 15."""
+    parser = ConfigParser({"class_prompts": [f"class {index}" for index in range(prompts)]})
+    overlay = ConfigParser.load_config_file(BUNDLE / "configs" / "train_dreambooth.json")
+    parser.update({key: overlay[key] for key in ("iterations", "others", "phases")})
+    assert parser.get_parsed_content("phases") == expected

@@ -46,6 +46,21 @@ def test_the_scaling_of_the_header_is_applied_and_nan_becomes_zero(tmp_path, cap
     np.testing.assert_allclose(read(tmp_path / "scaled.nii").numpy()[0], stored)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 6), (8, 9, 1)])
+def test_numbers_that_are_not_finite_are_told_of_and_an_image_of_nothing_else_is_refused(tmp_path, caplog, shape):
+    values = np.full(shape, 0.5, np.float32)
+    values[:2, 0, 0] = np.nan, np.inf
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "some.nii")
+    nib.save(nib.Nifti1Image(np.full(shape, np.nan, np.float32), np.eye(4)), tmp_path / "all.nii")
+
+    image = read(tmp_path / "some.nii").numpy().reshape(shape)
+    assert not image[:2, 0, 0].any()
+    assert (image[2:] == 0.5).all()
+    assert "some.nii: 2 voxels are not finite" in caplog.text
+    with pytest.raises(UnreadableImage, match=r"all\.nii: holds no finite number"):
+        read(tmp_path / "all.nii")
+
+
 def test_axes_of_length_one_behind_the_third_are_dropped(tmp_path):
     nib.save(nib.Nifti1Image(np.arange(120, dtype=np.float32).reshape(4, 5, 6, 1), np.eye(4)), tmp_path / "v.nii")
 

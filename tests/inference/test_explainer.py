@@ -344,6 +344,8 @@ def test_several_seeds_show_their_spread_and_leave_the_result_of_the_first(folde
     assert explainer(folder / "a.png").spread is None
 
 
-def test_several_seeds_need_a_method_that_has_one():
+def test_several_seeds_need_a_method_that_has_one_and_are_whole():
+    with pytest.raises(ValueError, match=r"seeds=1\.5: use 1, or a whole number"):
+        make_explainer(seeds=1.5)
     with pytest.raises(ValueError, match="more with a method that has a seed"):
         make_explainer(seeds=3)

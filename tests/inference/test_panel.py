@@ -103,6 +103,16 @@ def test_unchanged_and_failed_flips_are_said():
     assert any("NOT flipped" in text for text in words(draw_panel(make_result(flipped=False))))
 
 
+def test_what_was_asked_for_in_words_is_said_and_a_kept_class_is_no_failure():
+    kept = make_result()
+    kept = replace(kept, row={**kept.row, "flipped": False})
+    (line,) = (text for text in words(draw_panel(kept, prompt="opacity on the left")) if "opacity on the left" in text)
+    assert "asked for: opacity on the left" in line
+    assert "class kept" in line
+    assert "NOT flipped" not in line
+    assert any("asked for: nothing" in text for text in words(draw_panel(kept, prompt="")))
+
+
 def test_writer_saves_a_picture(tmp_path):
     PanelWriter(["NSP", "SP"], ["skull"])(make_result(), tmp_path)
     picture = np.asarray(Image.open(tmp_path / "panel.png"))

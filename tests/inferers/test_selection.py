@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from medcf.inferers import DiffICEInferer, GuidanceOptions, SDEditInferer, create_method, select_method
 from medcf.inferers.selection import method_arguments
+from medcf.networks import Conditioner
 from medcf.registry import METHODS
 from medcf.schedulers import RespacedDDPMScheduler
 
@@ -125,3 +129,18 @@ def test_a_config_changes_the_method_by_its_name(shared):
         method = parser.get_parsed_content("inferer")
         assert method.options.seed == 7
         assert hasattr(method.options, attribute)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.names))
+def test_a_prompt_that_a_method_would_ignore_is_refused(shared, name):
+    contexts = torch.zeros(2, 3, 8)
+    shared["conditioner"] = Conditioner(contexts=contexts, null_context=contexts[:1], by_class=False)
+    prompted = {**shared, "conditioner": replace(shared["conditioner"], prompt=contexts[:1])}
+    select_method(name, shared=shared)
+    if name not in ("diffice", "diffice_single", "dime", "fastdime", "universal", "attack"):
+        select_method(name, shared=prompted)
+        return
+    with pytest.raises(ValueError, match=f"{name!r} reads no prompt"):
+        select_method(name, shared=prompted)
+    if name != "attack":
+        select_method(name, shared=prompted, class_labels="target")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,7 +249,8 @@ def test_a_file_that_is_no_adapter_of_this_network_says_so(tmp_path: Path) -> No
     path.write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match=r"a\.safetensors is not a readable safetensors file"):
         Adapters(network).load(path)
-    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
+    block = "unet.down_blocks.1.attentions.0"
+    layer = f"{block}.transformer_blocks.0.attn2.to_q"
     for state, message in (
         ({}, "no LoRA adapter"),
         ({"unet.conv_in.conv.weight": torch.ones(3)}, "no LoRA adapter"),
@@ -256,12 +258,53 @@ def test_a_file_that_is_no_adapter_of_this_network_says_so(tmp_path: Path) -> No
         ({"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)}, "layers that the network lacks"),
         ({f"{layer}.lora_A.weight": torch.ones(2, 5), f"{layer}.lora_B.weight": torch.ones(16, 2)}, "does not fit"),
         ({f"{layer}.lora_A.weight": torch.full((2, 16), torch.nan)}, "not finite"),
+        ({f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 3)}, "does not fit"),
+        ({f"{layer}.lora_A.weight": torch.ones(0, 16), f"{layer}.lora_B.weight": torch.ones(16, 0)}, "does not fit"),
+        ({f"{block}.lora_A.weight": torch.ones(2, 16), f"{block}.lora_B.weight": torch.ones(16, 2)}, "SpatialTrans"),
     ):
         save_file(state, path)
         with pytest.raises(ValueError, match=message) as error:
             Adapters(network).load(path)
         assert str(path) in str(error.value)
         assert not any(hasattr(module, "lora_A") for module in network.modules())
+
+
+def test_ranks_and_alphas_by_the_end_of_a_name_are_as_peft_reads_them(tmp_path: Path) -> None:
+    import peft
+    from safetensors.torch import save_file
+
+    base = build("2d", tmp_path)
+    theirs = copy.deepcopy(base)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["to_q", "to_k"], alpha_pattern={"to_q": 2}, rank_pattern={"attn1.to_k": 2}
+    )
+    peft.inject_adapter_in_model(config, theirs, "default")
+    for name, weight in theirs.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=0.3)
+    state = peft.get_peft_model_state_dict(theirs, adapter_name="default")
+    options = {f"unet.{name}": getattr(config, name) for name in ("r", "lora_alpha", "alpha_pattern", "rank_pattern")}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(options)}
+    path = tmp_path / "theirs.safetensors"
+    save_file({f"unet.{name}": value.contiguous() for name, value in state.items()}, path, metadata)
+    ours = Adapters(copy.deepcopy(base))
+    ours.load(path)
+    torch.testing.assert_close(output(ours.network, tmp_path), output(theirs, tmp_path), atol=1e-6, rtol=0)
+    assert (output(ours.network, tmp_path) - output(base, tmp_path)).abs().max() > 1e-3
+    for damaged in ("no json", "[]"):
+        save_file(
+            {f"unet.{name}": value.contiguous() for name, value in state.items()},
+            path,
+            {"lora_adapter_metadata": damaged},
+        )
+        with pytest.raises(ValueError, match="is damaged"):
+            Adapters(copy.deepcopy(base)).load(path)
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan")])
+def test_an_alpha_by_which_nothing_could_be_learned_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha="):
+        Adapters(unet()).add(alpha=alpha)
 
 
 def test_adapters_merged_for_inference_leave_the_network_its_names(tmp_path: Path) -> None:

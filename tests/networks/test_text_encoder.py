@@ -96,6 +96,15 @@ def test_a_prompt_is_embedded_once(encoder):
     assert torch.equal(first[0], encoder(encoder.tokenize(["COVID-19"]))[0])
 
 
+def test_a_prompt_whose_end_is_not_read_is_warned_about(encoder, caplog):
+    fits = " ".join(["left"] * (encoder.max_length - 2))  # and the two tokens around it
+    encoder.embed(["", fits])
+    assert not caplog.text
+    cut = encoder.embed([f"{fits} lobe"])
+    assert f"longer than {encoder.max_length} tokens" in caplog.text
+    assert torch.equal(cut, encoder.embed([f"{fits} covid"]))
+
+
 def step(encoder):
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1)
     encoder(encoder.tokenize(["COVID-19"])).square().sum().backward()

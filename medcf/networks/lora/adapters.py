@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,8 @@ class Adapters:
         """
         if rank < 1:
             raise ValueError(f"rank={rank}: it must be at least 1.")
+        if alpha is not None and not 0 < alpha < math.inf:
+            raise ValueError(f"alpha={alpha}: it must be a number above 0, or the adapter changes nothing.")
         names = {part: target_layers(part, targets) for part in self._parts}
         if not any(names.values()):
             raise ValueError(f"{type(self.network).__name__} has no layers of {targets}: choose other targets.")
@@ -115,7 +118,7 @@ class Adapters:
         parts = {part: file.layers.get(part.name, {}) for part in self._parts}
         for part, layers in parts.items():
             for module, weights in layers.items():
-                _check_shape(path, f"{part.name}.{module}", part.module.get_submodule(module).weight, weights)
+                _check_shape(path, f"{part.name}.{module}", part.module.get_submodule(module), weights)
         self._inject(name, parts)
         for part, module, layer in self._layers(name):
             weights = parts[part][module]
@@ -260,8 +263,13 @@ def _update(layer: Any, name: str) -> Tensor:
     return product
 
 
-def _check_shape(path: str | Path, name: str, weight: Any, weights: LayerWeights) -> None:
+def _check_shape(path: str | Path, name: str, layer: nn.Module, weights: LayerWeights) -> None:
     """Refuse an update of another shape than the layer's; a linear layer and a convolution of 1 x 1 have the same."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        raise ValueError(f"{path} changes {name}, a {type(layer).__name__}: it is for another architecture.")
+    if not weights.rank or weights.up.ndim < 2 or weights.up.shape[1] != weights.rank:
+        raise ValueError(f"{path} does not fit: {name} has ranks of {weights.rank} and {tuple(weights.up.shape)[1:]}.")
     expected, own = (weight.shape[0], weight[0].numel()), (len(weights.up), weights.down[0].numel())
     if own != expected:
         raise ValueError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def read_adapter(path: str | Path, parts: Sequence[Part]) -> AdapterFile:
         ValueError: if it is damaged, of another format, or names layers that the network lacks.
     """
     state, metadata = _read(Path(path))
-    config = json.loads(metadata.get(_CONFIG, "{}"))
+    config = _config(path, metadata)
     unsupported = [name for name in config if name.endswith((".use_rslora", ".use_dora")) and config[name]]
     kinds: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -136,7 +137,7 @@ def read_adapter(path: str | Path, parts: Sequence[Part]) -> AdapterFile:
         )
     for name, found in kinds.items():
         part, module = known[name]
-        alpha = float(found["alpha"]) if "alpha" in found else _alpha(config, part.name, module, len(found["down"]))
+        alpha = float(found["alpha"]) if "alpha" in found else _alpha(config, part, module, len(found["down"]))
         layers.setdefault(part.name, {})[module] = LayerWeights(found["down"], found["up"], alpha)
     return AdapterFile(layers, metadata.get(_BASE))
 
@@ -162,10 +163,24 @@ def _split(key: str) -> tuple[str, str]:
     return name, last
 
 
-def _alpha(config: Mapping[str, Any], part: str, module: str, rank: int) -> float:
-    """Return a layer's alpha as peft finds it; without a config diffusers takes the rank."""
-    alpha = config.get(f"{part}.alpha_pattern", {}).get(module, config.get(f"{part}.lora_alpha", rank))
-    return float(alpha)
+def _config(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return peft's options of all parts, packed by part; empty if the file has none."""
+    try:
+        config = json.loads(metadata.get(_CONFIG, "{}"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: its {_CONFIG} is no JSON object.")
+    return config
+
+
+def _alpha(config: Mapping[str, Any], part: Part, module: str, rank: int) -> float:
+    """Return a layer's alpha as peft finds it, by the ends of names; without a config diffusers takes the rank."""
+    default = config.get(f"{part.name}.lora_alpha")
+    default = rank if default is None else default
+    pattern = config.get(f"{part.name}.alpha_pattern") or {}
+    ends = (value for end, value in pattern.items() if re.match(rf"(.*\.)?({end})$", f"{part.inner}{module}"))
+    return float(next(ends, default))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -135,7 +135,7 @@ class ChestXray:
         state = ChestState() if state is None else state
         size = (int(size[0]), int(size[1]))
         step = self._field / size[0] if spacing is None else float(spacing)
-        if step <= 0:
+        if not 0 < step < np.inf:
             raise ValueError(f"spacing={spacing}: it must be positive millimeters, or None.")
         healthy = self._healthy(size, step, device)
         pixel = step / self.shape.scale  # mm of an adult

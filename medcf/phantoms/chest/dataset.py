@@ -74,7 +74,7 @@ def draw_chest(
         held_out: probability of a wording in ``HELD_OUT``.
 
     Raises:
-        ValueError: if the split is unknown, or the weights are not four numbers of at least 0 with a positive sum.
+        ValueError: if the split or class is unknown, or the weights are not four numbers from 0 with a positive sum.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
@@ -84,6 +84,8 @@ def draw_chest(
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xC4A5, SPLITS[split], index, seed])))
     drawn = int(rng.choice(len(CHILDREN), p=weights / weights.sum()))
     label = drawn if label is None else int(label)
+    if not 0 <= label < len(CHILDREN):
+        raise ValueError(f"label={label}: choose 0 to {len(CHILDREN) - 1}.")
     rate = CHILDREN[label] if confounded else float(np.mean(CHILDREN))
     first = SPLITS[split] + 4 * ((index + 7919 * 13 * seed) % _SUBJECTS)
     adult = 1 + int(rng.integers(3))

@@ -52,8 +52,9 @@ def write_chest_demo(
         size: rows and columns.
         spacing: pixel spacing in mm; None fits each subject's field into the rows.
         truth_dir: folder for ``truth.csv``, the same subjects without disease and with other grain
-            (``<case>_normal.png``), the segmentation (``<case>_segmentation.png``), the lungs (``<case>_lungs.png``)
-            and the lesion (``<case>_lesion.nii.gz``, mm of tissue or fluid in place of air); None writes no truth.
+            (``<case>_normal.png``), the segmentation (``<case>_segmentation.png``), the lungs
+            (``<case>_lungs_mask.png``) and the lesion (``<case>_lesion_mask.nii.gz``, mm of tissue or fluid in place of
+            air); None writes no truth.
 
     Returns:
         One record per case: its row of ``truth.csv``, and ``path`` of the image.
@@ -164,8 +165,8 @@ def _write_truth(folder: Path, name: str, sample: ChestSample, healthy: ChestSam
     folder.mkdir(parents=True, exist_ok=True)
     write_radiograph(folder / f"{name}_normal.png", healthy.image, healthy)
     write_radiograph(folder / f"{name}_segmentation.png", sample.segmentation, sample)
-    write_radiograph(folder / f"{name}_lungs.png", sample.lungs, sample)
-    write_nifti(folder / f"{name}_lesion.nii.gz", sample.lesion_mm, sample)
+    write_radiograph(folder / f"{name}_lungs_mask.png", sample.lungs, sample)
+    write_nifti(folder / f"{name}_lesion_mask.nii.gz", sample.lesion_mm, sample)
 
 
 def _record(name: str, case: ChestCase, sample: ChestSample) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class FetalPlanes:
         size = (int(size[0]), int(size[1]))
         layout = self.layout(state, site if frame is None else frame)
         step = layout.side / size[0] if spacing is None else float(spacing)
-        if step <= 0:
+        if not 0 < step < np.inf:
             raise ValueError(f"spacing={spacing}: it must be positive millimeters, or None.")
         machine = SITES[site].machine(self.seed)
         samples, beams = (round(share * max(*size, _COARSEST)) for share in _BEAMS)

@@ -208,7 +208,8 @@ def test_a_state_that_does_not_exist_is_refused(state: dict, message: str) -> No
 
 
 def test_wrong_grids_and_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="positive millimeters"):
-        ChestXray(1).render(size=SIZE, spacing=0)
+    for spacing in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="positive millimeters"):
+            ChestXray(1).render(size=SIZE, spacing=spacing)
     with pytest.raises(ValueError, match="choose one of pacemaker, wires"):
         ChestXray(1).render(size=SIZE, device="stent")  # type: ignore[arg-type]

@@ -158,6 +158,9 @@ def test_wrong_options_are_refused_before_rendering() -> None:
         ChestDataset("train", 3, size=(8, 8, 8))
     with pytest.raises(ValueError, match="count must be in"):
         ChestDataset("train", 0)
+    for label in (-1, 4):
+        with pytest.raises(ValueError, match=f"label={label}: choose 0 to 3"):
+            draw_chest("train", 0, label=label)
 
 
 def test_training_configs_get_chests_by_name(tmp_path: Path) -> None:

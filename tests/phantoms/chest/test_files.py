@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medcf.data import read, read_labels
+from medcf.data import find_cases, read, read_labels
 from medcf.inference import list_cases
 from medcf.phantoms import ChestDataset, ChestState, draw_chest, write_chest_demo, write_chests
 from medcf.phantoms.__main__ import main
@@ -72,14 +72,22 @@ def test_the_truth_is_complete_and_outside_the_folder_of_inputs(demo: tuple[Path
     name = records[index]["case"]
     sample = draw_chest("demo", index, label=1, devices=float(bool(records[index]["device"])))
     expected = sample.render(size=SIZE)
-    lesion = nib.load(root / "truth" / f"{name}_lesion.nii.gz").get_fdata()[..., 0].T
+    lesion = nib.load(root / "truth" / f"{name}_lesion_mask.nii.gz").get_fdata()[..., 0].T
     np.testing.assert_allclose(lesion, expected.lesion_mm, atol=1e-4)
-    for part in ("segmentation", "lungs"):
-        stored = np.asarray(Image.open(root / "truth" / f"{name}_{part}.png"))
+    for part, file in (("segmentation", "segmentation"), ("lungs", "lungs_mask")):
+        stored = np.asarray(Image.open(root / "truth" / f"{name}_{file}.png"))
         np.testing.assert_array_equal(stored, getattr(expected, part))
     healthy = np.asarray(Image.open(root / "truth" / f"{name}_normal.png")) / 255
     np.testing.assert_allclose(healthy, sample.render(ChestState(), again=True, size=SIZE).image, atol=1e-6)
     assert rows[index]["side"] in ("left", "right", "both")
+
+
+def test_each_case_has_one_true_image_beside_its_masks(demo: tuple[Path, list[dict]]) -> None:
+    """``python -m medcf.evaluation RUN --truth RUN/demo_truth`` refuses a case with several."""
+    root, records = demo
+    found, failures = find_cases(root / "truth")
+    assert sorted(case.id for case in found) == sorted(f"{record['case']}_normal" for record in records)
+    assert not failures
 
 
 def test_bundles_list_the_demo_by_name(tmp_path: Path) -> None:

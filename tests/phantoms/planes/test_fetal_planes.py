@@ -188,5 +188,6 @@ def test_a_plane_that_does_not_exist_is_refused(state: dict, message: str) -> No
 def test_wrong_sites_and_grids_are_refused() -> None:
     with pytest.raises(ValueError, match="choose one of A, B"):
         FetalPlanes(1).render(site="C", size=SIZE)
-    with pytest.raises(ValueError, match="positive millimeters"):
-        FetalPlanes(1).render(size=SIZE, spacing=0)
+    for spacing in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="positive millimeters"):
+            FetalPlanes(1).render(size=SIZE, spacing=spacing)
