@@ -8,12 +8,15 @@ from medcf.data.find import find_cases
 from medcf.data.grid import Grid, GridRecord, grid_record
 from medcf.data.image import get_spacing, to_luminance
 from medcf.data.read import StudyReader, read, read_labels
+from medcf.data.synthetic_store import StoreWriter, SyntheticStore
 
 __all__ = [
     "Case",
     "Grid",
     "GridRecord",
+    "StoreWriter",
     "StudyReader",
+    "SyntheticStore",
     "find_cases",
     "get_spacing",
     "grid_record",

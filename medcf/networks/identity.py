@@ -25,7 +25,7 @@ class IdentityNetwork(nn.Module):
     learning of visual representations", ICML 2020, without the projection head.
 
     Args:
-        num_parameters: number P of subject parameters to recover.
+        num_parameters: number P of subject parameters to recover; 0 for an embedding alone.
         embedding_size: length E of the embedding.
         in_channels: channels of the image.
         spatial_dims: 2 or 3.
@@ -68,7 +68,7 @@ class IdentityNetwork(nn.Module):
         cells = int(torch.tensor(tuple(grid)).prod())
         self.hidden = nn.Sequential(nn.Linear(self.trunk.num_features * cells, hidden), nn.ReLU())
         self.embedding = nn.Linear(hidden, embedding_size)
-        self.parameters_head = nn.Linear(hidden, num_parameters)
+        self.parameters_head = nn.Linear(hidden, num_parameters) if num_parameters else None
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             value = torch.full((num_parameters,), default) if values is None else torch.as_tensor(values).float()
             if value.shape != (num_parameters,):
@@ -88,7 +88,8 @@ class IdentityNetwork(nn.Module):
         """
         maps = self.trunk.adaption(self.trunk.feature_maps(image)[-1])
         hidden = self.hidden(self.pool(maps).flatten(1))
-        parameters = self.mean + self.std * self.parameters_head(hidden).float()
+        found = hidden[:, :0] if self.parameters_head is None else self.parameters_head(hidden)
+        parameters = self.mean + self.std * found.float()
         return {"embedding": normalize(self.embedding(hidden).float(), dim=1), "parameters": parameters}
 
     def features(self, image: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,7 @@ def training_dataset(
     spacing: float | None = 1.75,
     seed: int = 0,
     sp_fraction: float = 0.45,
+    phantom_options: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
@@ -66,13 +67,16 @@ def training_dataset(
             ``preprocessing`` and ``transform``.
         dataset_dir: folder to which the table's paths are relative; without a table, one with a subfolder per class. If
             neither is given, phantoms are rendered, which have all targets and are already on the grid.
-        phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"`` (2D) or ``"brain_mri"`` (3D).
+        phantom: ``"fetal_head"``, ``"chest_xray"``, ``"fetal_planes"``, ``"fetal_planes_paired"`` (2D) or
+            ``"brain_mri"`` (3D).
         count: number of phantoms.
         size: size of the network's grid.
         spacing: spacing of the grid in mm; None, for radiographs, fits the exposed field into it.
         seed: seed of poses and speckle.
         sp_fraction: fraction of class 1 (standard planes, AD) among the phantoms; chests have four equal
             classes, fetal planes six as unequal as FETAL_PLANES_DB's.
+        phantom_options: further options of the phantom's dataset, such as ``{"site": "B", "balance": "equal"}`` of
+            `medcf.phantoms.PlanesDataset`.
         cache_dir: folder for caching the results; None recomputes them in each run. Under torchrun the main process
             computes them while the others wait.
         targets: what the training needs in addition to the image.
@@ -97,12 +101,15 @@ def training_dataset(
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
             chosen["num_classes"] = num_classes
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
-        from medcf.phantoms import BrainDataset, ChestDataset, PhantomDataset, PlanesDataset
+        from medcf.phantoms import BrainDataset, ChestDataset, PairedPlanesDataset, PhantomDataset, PlanesDataset
 
         grid = "x".join(str(n) for n in size)
         step = "field" if spacing is None else f"{spacing:g}mm"
-        name = f"{phantom}_{split}_{count}_{grid}_{step}_{sp_fraction:g}_seed{seed}.npz"
+        further = {} if phantom_options is None else dict(phantom_options)
+        told = "".join(f"_{key}-{value}" for key, value in sorted(further.items()))
+        name = f"{phantom}_{split}_{count}_{grid}_{step}_{sp_fraction:g}{told}_seed{seed}.npz"
         options: dict[str, Any] = {
+            **further,
             "seed": seed,
             "size": tuple(int(n) for n in size),
             "spacing": spacing,
@@ -111,8 +118,9 @@ def training_dataset(
         }
         if phantom == "chest_xray":
             return ChestDataset(split, count, **options)
-        if phantom == "fetal_planes":
-            return PlanesDataset(split, count, **options)
+        if phantom.startswith("fetal_planes"):
+            planes = PairedPlanesDataset if phantom == "fetal_planes_paired" else PlanesDataset
+            return planes(split, count, **options)
         if spacing is None:
             raise ValueError(f"spacing is None: {phantom} needs the spacing of the grid in mm.")
         if phantom == "brain_mri":

@@ -11,6 +11,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from medcf.networks.lora import Adapters
+from medcf.runtime.subjects import write_subjects
 from medcf.runtime.weights import write_class_names
 
 __all__ = ["ExportAdapter"]
@@ -27,6 +28,7 @@ class ExportAdapter:
         name: which adapter.
         dtype: floating-point type of the file, such as ``"float16"``; None keeps the adapter's.
         class_names: names of the user's classes, stored next to the adapter; None for phantoms.
+        subjects: hashed names of whom the adapter is trained on, see `medcf.training.state.ExportWeights`.
 
     Raises:
         ValueError: if the folder holds weights for other classes.
@@ -39,8 +41,10 @@ class ExportAdapter:
         name: str = "adapter",
         dtype: str | None = None,
         class_names: Sequence[str] | None = None,
+        subjects: Sequence[str] | None = None,
     ) -> None:
         self.adapters, self.path, self.name, self.dtype = adapters, Path(path), name, dtype
+        self.subjects = subjects
         if class_names is not None and idist.get_rank() == 0:
             write_class_names(self.path.parent, class_names)
 
@@ -51,5 +55,6 @@ class ExportAdapter:
     def __call__(self, engine: Engine) -> None:
         """Write the file, on the main process."""
         if idist.get_rank() == 0:
+            write_subjects(self.path, self.subjects)
             self.adapters.save(self.path, self.name, self.dtype)
             logger.info("Wrote the adapter of iteration %d to %s.", engine.state.iteration, self.path)

@@ -168,12 +168,12 @@ class IdentityLoss(nn.Module):
     """SimCLR's contrastive loss on the embeddings (MONAI's), plus smooth L1 on the parameters in units of their spread.
 
     Args:
-        std: (P,) population standard deviation of the parameters.
+        std: (P,) population standard deviation of the parameters; empty for a network without parameters.
         temperature: temperature of the contrastive loss.
         parameter_weight: weight of the parameter term.
     """
 
-    def __init__(self, std: Sequence[float], temperature: float = 0.1, parameter_weight: float = 5.0) -> None:
+    def __init__(self, std: Sequence[float] = (), temperature: float = 0.1, parameter_weight: float = 5.0) -> None:
         super().__init__()
         self.contrastive = ContrastiveLoss(temperature=temperature)
         self.parameter_weight = parameter_weight
@@ -191,6 +191,8 @@ class IdentityLoss(nn.Module):
             A scalar.
         """
         first, second = prediction["embedding"].chunk(2)
+        if not len(self.std):
+            return self.contrastive(first, second)
         std = self.std.to(target.device)
         error = functional.smooth_l1_loss(prediction["parameters"] / std, target / std)
         return self.contrastive(first, second) + self.parameter_weight * error

@@ -160,8 +160,8 @@ class PairPrepareBatch(PrepareBatch):
     def __call__(
         self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prepare images (2B, C, *spatial) and parameters (2B, P) on ``device``."""
+        """Prepare images (2B, C, *spatial) and parameters (2B, P) on ``device``; without parameters P is 0."""
         images = torch.cat([batchdata[key] for key in (CommonKeys.IMAGE, self.pair_key)])
-        target = batchdata["parameters"].repeat(2, 1)
+        target = batchdata.get("parameters", images.new_empty(len(images) // 2, 0)).repeat(2, 1)
         options: dict[str, Any] = {"device": device, "non_blocking": non_blocking, **kwargs}
         return images.to(**options), target.to(**options)

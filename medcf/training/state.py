@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from medcf.networks.denoiser import unwrap
 from medcf.runtime.atomic import replace_file
 from medcf.runtime.fingerprint import flat_options
+from medcf.runtime.subjects import write_subjects
 from medcf.runtime.weights import write_class_names
 
 __all__ = ["EMAHandler", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
@@ -247,6 +248,8 @@ class ExportWeights:
         dtype: floating-point type of the file, such as ``"float16"`` for half the size; None keeps the network's.
             Loading the weights converts it back.
         class_names: names of the user's classes, stored next to the weights; None for phantoms.
+        subjects: hashed names of whom the network is trained on, stored next to the weights, for generators
+            (`medcf.runtime.subjects`); None stores nothing.
 
     Raises:
         ValueError: if the folder holds weights for other classes.
@@ -258,8 +261,9 @@ class ExportWeights:
         path: str | Path,
         dtype: str | None = None,
         class_names: Sequence[str] | None = None,
+        subjects: Sequence[str] | None = None,
     ) -> None:
-        self.network = network
+        self.network, self.subjects = network, subjects
         self.path = Path(path)
         if class_names is not None and idist.get_rank() == 0:
             write_class_names(self.path.parent, class_names)
@@ -273,6 +277,7 @@ class ExportWeights:
         """Write the file, on the main process."""
         if idist.get_rank() == 0:
             state = unwrap(self.network).state_dict()
+            write_subjects(self.path, self.subjects)
             save_atomically({key: self._stored(value) for key, value in state.items()}, self.path)
             logger.info("Wrote the weights of iteration %d to %s.", engine.state.iteration, self.path)
 

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which subjects a network was trained on: hashed names beside its weights, so that no validation uses their images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from medcf.runtime.atomic import write_json
+
+__all__ = ["read_subjects", "subject_key", "subjects_of", "write_subjects"]
+
+
+def subject_key(subject: object) -> str:
+    """Hash a subject's name.
+
+    The name cannot be read from it, but whoever guesses a name can recognize it.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Example:
+        >>> subject_key("patient 7")
+        'f7d4a4b1c66e5b0e'
+    """
+    return hashlib.sha256(f"medcf subject {subject}".encode()).hexdigest()[:16]
+
+
+def subjects_of(dataset: Any) -> list[str] | None:
+    """Return the hashed names of the subjects of a training set; None if it has none.
+
+    Args:
+        dataset: has ``subjects``, as the phantoms' sets have; or is a dataset of MONAI whose items name a ``subject``.
+    """
+    names = getattr(dataset, "subjects", None)
+    if names is None:
+        items = getattr(dataset, "data", ())
+        names = [item["subject"] for item in items if isinstance(item, dict) and "subject" in item]
+    return sorted({subject_key(name) for name in names}) if len(names) else None
+
+
+def write_subjects(weights: str | Path, subjects: Iterable[str] | None) -> None:
+    """Write, beside a weights file, whom the network saw; nothing if that is not known."""
+    if subjects is not None:
+        write_json(_beside(Path(weights)), {"subjects": sorted(set(subjects))})
+
+
+def read_subjects(weights: Iterable[str | Path]) -> set[str] | None:
+    """Return the hashed names of all subjects that some networks saw; None if one of them does not say."""
+    seen: set[str] = set()
+    for path in map(_beside, map(Path, weights)):
+        if not path.is_file():
+            return None
+        seen.update(json.loads(path.read_text(encoding="utf-8"))["subjects"])
+    return seen
+
+
+def _beside(weights: Path) -> Path:
+    return weights.with_name(f"{weights.stem}.subjects.json")
