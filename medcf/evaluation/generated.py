@@ -114,10 +114,7 @@ class Assessment:
         known = sorted(set(of_a[of_a >= 0].tolist()) & set(of_b[of_b >= 0].tolist()))
         shared = torch.isin(of_b, torch.tensor(known)) if known else torch.ones(len(b), dtype=torch.bool)
         pairs = {"all": (a, b[shared])} | {_name(store, label): (a[of_a == label], b[of_b == label]) for label in known}
-        return {
-            name: frechet_distance(*pair) if min(map(len, pair)) > 1 else None
-            for name, pair in pairs.items()
-        }
+        return {name: frechet_distance(*pair) if min(map(len, pair)) > 1 else None for name, pair in pairs.items()}
 
     def _copies(self, features: Callable[[Tensor], Tensor], made: Tensor, training: Tensor, unseen: Tensor) -> Figures:
         """Set the threshold on every second unseen image; the others, and planted copies, tell what it is worth."""

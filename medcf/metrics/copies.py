@@ -51,8 +51,8 @@ class Copies:
 class CopyDetector:
     """Compares images with all images of a training set by features that do not change in a copy.
 
-    What counts as a copy is what the features were trained to ignore: mirroring, shifts, other speckle or gain
-    (``train_copies.json`` of the bundle fulora). The threshold is set on images that the generator never saw: they
+    What counts as a copy is what the features were trained to ignore: mirroring, shifts, other speckle or gain (pairs
+    and `medcf.training.losses.IdentityLoss`). The threshold is set on images that the generator never saw: they
     resemble the training images only as far as two subjects do. How many copies that finds is measured by planting
     some, see `recall`.
 

@@ -54,7 +54,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             rows = [dict(dataset[index]) for index in range(start, min(start + batch_size, len(dataset)))]
             images = torch.stack([torch.as_tensor(row.pop(CommonKeys.IMAGE)).as_subclass(Tensor) for row in rows])
             with torch.no_grad():
-                made = {CommonKeys.IMAGE: space.encode(images.to(device)).cpu()}
+                made: dict[str, Tensor] = {CommonKeys.IMAGE: space.encode(images.to(device)).cpu()}
                 if masks is not None:
                     made["mask"] = masks(images.to(device)).cpu()
             for number, row in enumerate(rows):
