@@ -44,8 +44,21 @@ TRUTH = {
         "ControlCG, the bundle's default": "ControlCG, the bundle's default (strength 0.6, w = 3)",
         "the input blurred": "control: input blurred by 0.3 voxels",
     },
+    "valdmd_healthy.csv": {
+        "DDIM inversion, the bundle's default": "DDIM inversion, the bundle's default",
+        "Direct Inversion": "Direct Inversion",
+        "edit-friendly inversion": "edit-friendly inversion",
+        "the default toward the own class": "control: DDIM inversion, the bundle's default, toward the own class",
+        "SDEdit, as published": "SDEdit, plain (the paper's way)",
+        "the input blurred": "control: input blurred by 0.3 pixels",
+    },
 }
-COLUMNS = {"whole image": "truth_ratio", "where a structure changes": "truth_changed", "flips": "flips"}
+COLUMNS = {
+    "whole image": "truth_ratio",
+    "where a structure changes": "truth_changed",
+    "at the lesion": "truth_lesion",
+    "flips": "flips",
+}
 
 
 def named(text: str) -> set[str]:
