@@ -24,7 +24,7 @@ def subject_key(subject: object) -> str:
 
     Example:
         >>> subject_key("patient 7")
-        'f7d4a4b1c66e5b0e'
+        'cb76bf362054adf3'
     """
     return hashlib.sha256(f"medcf subject {subject}".encode()).hexdigest()[:16]
 

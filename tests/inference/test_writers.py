@@ -121,7 +121,7 @@ def test_a_picture_lies_where_its_input_lies_columns_first(tmp_path, spacing):
 def test_writers_are_made_by_name_and_mistakes_are_named():
     nifti, panel = create_writers(nifti={"trajectory": True}, panel={"class_names": ["a", "b"]})
     assert isinstance(nifti, NiftiWriter)
-    assert panel.class_names == ("a", "b")
+    assert panel.options["class_names"] == ("a", "b")
     assert create_writers(nifti={}, panel=None)[0].trajectory is None
     assert len(create_writers(nifti={}, panel=None)) == 1
     with pytest.raises(ValueError, match="nifti"):

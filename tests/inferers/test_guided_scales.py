@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medcf.inferers import DiffICEInferer
+from medcf.inferers.passes import Pass
 from medcf.schedulers import RespacedDDPMScheduler
 
 IDS = ["a", "b", "c", "d"]
@@ -73,10 +74,7 @@ def scale_of_rows(run, loss, index, scales, decode):
 
 
 class Told(DiffICEInferer):
-    """Its chains are told their scale."""
-
-    def chain(self, run, index, condition, start, loss=None):
-        return ToldChain(start)
+    """Nothing but its scales decides."""
 
     def hooks(self, chain):
         return []
@@ -91,6 +89,7 @@ def three_classes(image):
 @pytest.mark.parametrize("batched", [False, True])
 def test_the_smallest_scale_that_flips_is_kept_though_one_that_does_not_was_surer(network, batched, monkeypatch):
     monkeypatch.setattr("medcf.inferers.scales._bound", scale_of_rows)
+    monkeypatch.setattr(Pass, "chain", lambda run, index, condition, start: ToldChain(start))
     options = {"classifier_scales": (1, 2, 3), "batched_scales": batched, "num_inference_steps": 20}
     method = Told(RespacedDDPMScheduler(1000), three_classes, 1, num_iterations=1, progress=False, **options)
     result = method.explain(torch.zeros(2, 1, 4, 4), network)
