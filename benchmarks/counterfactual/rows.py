@@ -200,10 +200,8 @@ def few_steps(
     for row in methods:
         for count in steps:
             overrides = {**row.overrides, "shared_options#num_inference_steps": count}
-            fewer = replace(
-                row, name=f"{row.name}_{count}", label=f"{row.label}, of {count} steps", overrides=overrides
-            )
-            rows.append(replace(fewer, repeat=False))
+            label = f"{row.label}, of {count} steps"
+            rows.append(replace(row, name=f"{row.name}_{count}", label=label, overrides=overrides, repeat=False))
         matched = {**rows[-1].overrides, "weights#model": MATCHED}
         label = f"{rows[-1].label}, trained on these"
         rows.append(replace(rows[-1], name=f"{rows[-1].name}_matched", label=label, overrides=matched))

@@ -41,9 +41,6 @@ def check_consumers(path: Path) -> list[str]:
     parser.read_meta(str(path / "configs" / "metadata.json"))
     parser.update({"bundle_root": str(path.resolve())})
     problems = _check_outputs(parser["_meta_::network_data_format"])
-    if "preprocessing" not in parser:  # it makes images from noise: Deploy and Label have none to give
-        load_weights(parser.get_parsed_content("network_def"), path / "models" / "model.pt")
-        return problems + _check_federated(path)
     composes = {name: parser.get_parsed_content(name) for name in ("preprocessing", "postprocessing")}
     for name, found in composes.items():
         if not isinstance(found, Compose) or not found.transforms:

@@ -39,7 +39,7 @@ class SyntheticStore(Dataset):
 
     An item holds ``image`` float32 (C, *spatial) in [-1, 1], ``case`` (string, unique within the store), ``synthetic``
     (True), and the image's row of the manifest: ``index``, ``label`` (where it has one), ``class_name``, ``caption``
-    (its prompt), ``seed``, ``solver``, and what else its generator wrote.
+    (its prompt), ``seed``, and what else its generator wrote. What is the same for all images is in ``header``.
 
     A store pickles as its folder's rows without open files, so it goes to the workers of a data loader as it is.
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from medcf.metrics.frechet import frechet_distance
 from medcf.runtime.atomic import write_json
 
 __all__ = ["Assessment"]
-
-logger = logging.getLogger(__name__)
 
 Figures = dict[str, Any]
 _TILE, _SHOWN = 128, 12

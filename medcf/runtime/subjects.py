@@ -43,8 +43,10 @@ def subjects_of(dataset: Any) -> list[str] | None:
 
 
 def write_subjects(weights: str | Path, subjects: Iterable[str] | None) -> None:
-    """Write, beside a weights file, whom the network saw; nothing if that is not known."""
-    if subjects is not None:
+    """Write, beside a weights file, whom the network saw; if that is not known, what stood there before is removed."""
+    if subjects is None:
+        _beside(Path(weights)).unlink(missing_ok=True)
+    else:
         write_json(_beside(Path(weights)), {"subjects": sorted(set(subjects))})
 
 

@@ -226,8 +226,7 @@ def test_an_adapter_is_trained_alone_and_mixed_in_by_its_ratio(job, images, adap
     assert "no.safetensors does not exist" in str(root_cause(error.value))
 
 
-CONTROL = {"controlnet_def#channels": [8, 16, 16], "controlnet_def#norm_num_groups": 8}
-CONTROL |= {"controlnet_def#num_head_channels": 8, "controlnet_def#conditioning_embedding_num_channels": [8, 8, 8]}
+CONTROL = {"controlnet_def#conditioning_embedding_num_channels": [8, 8, 8]}
 
 
 def test_a_controlnet_is_trained_alone_and_a_method_follows_the_lungs_by_its_scale(job, images, tmp_path):

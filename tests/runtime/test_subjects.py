@@ -42,5 +42,6 @@ def test_a_training_leaves_them_beside_its_weights_and_several_networks_add_up(t
 @pytest.mark.parametrize("subjects", [None, []])
 def test_unknown_subjects_are_not_the_same_as_none(tmp_path, subjects):
     weights = tmp_path / "model.pt"
+    write_subjects(weights, ["of the weights that stood here before"])
     write_subjects(weights, subjects)
     assert read_subjects([weights]) == (None if subjects is None else set())
