@@ -12,7 +12,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from medcf.runtime.weights import load_weights
 from medcf.sampling import PixelSpace, Space, draw_samples, make_generators, noised
 from medcf.schedulers import RespacedScheduler
 
-__all__ = ["Gate", "check_gate", "report_gate"]
+__all__ = ["Gate", "check_gate", "image_of", "report_gate", "spread_items"]
 
 logger = logging.getLogger(__name__)
 
@@ -267,8 +267,18 @@ def _images(dataset: Any, count: int) -> Tensor:
     """Stack up to ``count`` images, spread evenly over a dataset, which may be sorted by class."""
     if len(dataset) == 0 or count < 1:
         raise ValueError("The gate needs at least one training and one held-out image, and counts of at least 1.")
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    return torch.stack([torch.as_tensor(dataset[int(i)]["image"]).as_subclass(Tensor).float() for i in chosen])
+    return torch.stack([image_of(item) for item in spread_items(dataset, count)])
+
+
+def spread_items(dataset: Any, count: int) -> Iterator[Any]:
+    """Read up to ``count`` items, spread evenly over a dataset, which may be sorted by class."""
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int):
+        yield dataset[int(index)]
+
+
+def image_of(item: Mapping[str, Any], key: str = "image") -> Tensor:
+    """Return an item's image as a plain float32 tensor."""
+    return torch.as_tensor(item[key]).as_subclass(Tensor).float()
 
 
 def _has_no_classes(network: nn.Module) -> bool:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from medcf.data.synthetic_store import SyntheticStore
+from medcf.evaluation.gate import image_of, spread_items
 from medcf.evaluation.judges import Judge, load_judges
 from medcf.evaluation.run import finite
 from medcf.evaluation.verdict import share_row
@@ -134,10 +134,11 @@ class Assessment:
 
 def _stacked(dataset: Any, limit: int, key: str = "image") -> tuple[Tensor, Tensor]:
     """Return images (N, C, *spatial) and labels (N,) of a dataset, -1 where there is none, spread evenly over it."""
-    chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int)
-    items = [dataset[int(index)] for index in chosen]
-    labels = [-1 if item.get("label") is None else int(item["label"]) for item in items]
-    return torch.stack([torch.as_tensor(item[key]).float() for item in items]), torch.tensor(labels)
+    images, labels = [], []
+    for item in spread_items(dataset, limit):
+        images.append(image_of(item, key))
+        labels.append(-1 if item.get("label") is None else int(item["label"]))
+    return torch.stack(images), torch.tensor(labels)
 
 
 def _name(store: SyntheticStore, label: int) -> str:

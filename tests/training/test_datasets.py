@@ -359,3 +359,14 @@ def test_captions_and_more_than_two_classes_come_from_the_table(tmp_path):
     assert found == {"normal, on the left": 1, "opacity, on the left": 2, "covid, on the left": 0}
     with pytest.raises(ValueError, match="networks have 2"):
         own(tmp_path / "t.csv", targets=["label", "caption"])
+
+
+def test_options_of_a_phantom_make_another_set_with_a_cache_of_its_own(tmp_path):
+    given = {"phantom": "fetal_planes", "count": 3, "size": (16, 16), "spacing": None, "cache_dir": tmp_path}
+    plain, other = (training_dataset("demo", phantom_options=one, **given) for one in (None, {"site": "B"}))
+    assert [int(item["site"]) for item in plain] == [0, 0, 0]
+    assert [int(item["site"]) for item in other] == [1, 1, 1]
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+    paired = training_dataset("demo", **{**given, "phantom": "fetal_planes_paired"})
+    assert torch.equal(paired[0]["image"], plain[0]["image"])
+    assert not torch.equal(paired[0]["image_again"], plain[0]["image"])
