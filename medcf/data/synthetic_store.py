@@ -146,8 +146,8 @@ class StoreWriter:
         if shard_size < 1 or not rows:
             raise ValueError(f"A store needs at least one image and a shard_size of at least 1, not {shard_size}.")
         self.folder = Path(folder)
-        self.rows = [{"index": index, **row} for index, row in enumerate(rows)]
-        self.header: dict[str, Any] = {
+        self.rows = _as_read([{"index": index, **row} for index, row in enumerate(rows)])
+        header = {
             "notice": NOTICE,
             "count": len(self.rows),
             "shape": list(map(int, shape)),
@@ -157,6 +157,7 @@ class StoreWriter:
             "provenance": dict(provenance or {}),
             "subjects": None if subjects is None else sorted(set(subjects)),
         }
+        self.header: dict[str, Any] = _as_read(header)
         self.overwrite = overwrite
 
     def open(self) -> None:
@@ -262,6 +263,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     if not is_store(folder):
         raise FileNotFoundError(f"{folder} is not a store of synthetic images: it has no {HEADER} of medcf.")
     return _read_json(folder / HEADER)
+
+
+def _as_read(content: Any) -> Any:
+    """Return JSON values as they come back from a file: a tuple is a list there."""
+    return json.loads(json.dumps(content, default=str))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

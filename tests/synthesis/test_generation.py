@@ -124,6 +124,12 @@ def test_another_generators_store_is_not_continued(generation, change, named):
     generation(overwrite=True, **change).run()
 
 
+def test_settings_that_json_stores_in_another_form_are_still_the_same(generation):
+    settings = {"solver": "unipc", "merging_ratio": (0.5, 0.25)}
+    generation(settings=settings).run()
+    assert generation(settings=settings).run().header["provenance"]["merging_ratio"] == [0.5, 0.25]
+
+
 def test_a_folder_with_other_files_is_left_alone(generation, tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.txt").write_text("mine")
