@@ -2,8 +2,8 @@
 """The cost of Diff-ICE's loop on top of its networks.
 
 ``python -m benchmarks.loop`` times one pass of the demo bundle against the same calls of the denoiser, of the
-classifier with its perceptual layer (forward and backward) and of the classifier alone (forward), on the same inputs,
-in the same process, in turn. Everything else counts as the loop's: schedule, noise, loss, guidance, bookkeeping. The
+classifier with its perceptual layer (forward and backward), of the classifier alone (forward) and of the segmenter that
+finds the subject, on the same inputs, in the same process, in turn. Everything else counts as the loop's: schedule, noise, loss, guidance, bookkeeping. The
 goal is a ratio of at most 1.05.
 """
 
@@ -34,6 +34,7 @@ class Calls:
     guidance: list[Tensor] = field(default_factory=list)
     classifier: list[Tensor] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
+    segmenter: list[Tensor] = field(default_factory=list)
 
 
 def load(device: str, steps: int, strength: float, batch: int) -> tuple[Any, nn.Module, Tensor]:
@@ -64,7 +65,7 @@ def load(device: str, steps: int, strength: float, batch: int) -> tuple[Any, nn.
 
 def record(inferer: Any, network: nn.Module, images: Tensor) -> Calls:
     """Run the pass once and keep what its networks were called with."""
-    calls, classifier = Calls(), inferer.classifier
+    calls, classifier, segmenter = Calls(), inferer.classifier, inferer.segmenter
     inside_features: list[bool] = []
 
     def denoiser_called(_module: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -81,7 +82,13 @@ def record(inferer: Any, network: nn.Module, images: Tensor) -> Calls:
         inside_features.append(True)
         calls.features.append(positional[0].detach().clone())
 
+    def segment(image: Tensor) -> Tensor:  # not a hook: the classifier calls the same network in its forward
+        calls.segmenter.append(image.detach().clone())
+        return segmenter(image)
+
     with ExitStack() as stack:
+        inferer.segmenter = segment
+        stack.callback(setattr, inferer, "segmenter", segmenter)
         for handle in (
             network.register_forward_pre_hook(denoiser_called, with_kwargs=True),
             classifier.register_forward_pre_hook(classifier_called),
@@ -117,7 +124,13 @@ def replay(inferer: Any, network: nn.Module, calls: Calls) -> dict[str, Callable
         for image in calls.features:
             perceptual(image)
 
-    return {"denoiser": denoiser, "classifier and features, forward and backward": guidance, "judgement": judgement}
+    @torch.no_grad()
+    def subject() -> None:
+        for image in calls.segmenter:
+            inferer.segmenter(image)
+
+    guided = "classifier and features, forward and backward"
+    return {"denoiser": denoiser, guided: guidance, "judgement": judgement, "subject": subject}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +148,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     parts = replay(inferer, network, calls)
     seconds = interleaved({**parts, "loop": lambda: inferer.explain(images, network)}, options.repeats, options.device)
     total = [sum(values) for values in zip(*(seconds[name] for name in parts), strict=True)]
-    counts = [len(calls.denoiser), len(calls.guidance), len(calls.classifier) + len(calls.features)]
+    judged = len(calls.classifier) + len(calls.features)
+    counts = [len(calls.denoiser), len(calls.guidance), judged, len(calls.segmenter)]
     return {
         "parts": {name: statistics.median(seconds[name]) for name in parts},
         "calls": dict(zip(parts, counts, strict=True)),

@@ -144,5 +144,6 @@ class CounterfactualLoss:
 def _distance(features: list[torch.Tensor], reference: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the mean squared difference per sample (B,), averaged over layers."""
     pairs = zip(features, reference, strict=True)
-    layers = [(a.float() - b.float()).square().flatten(1).mean(dim=1) for a, b in pairs]
+    squares = [F.mse_loss(a.float(), b.float(), reduction="none") for a, b in pairs]
+    layers = [square.mean(dim=tuple(range(1, square.ndim))) for square in squares]  # no copy of channels-last features
     return torch.stack(layers).mean(dim=0)
