@@ -27,7 +27,8 @@ from typing import NamedTuple
 __all__ = ["MUTANTS", "Mutant", "mutate"]
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("medcf", "tests", "bundles", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PARTS = ("medcf", "tests", "bundles", "benchmarks", "docs", "pyproject.toml", *PAGES)
 
 
 class Mutant(NamedTuple):
