@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment's parts: scores by hand, paired differences, equal numbers of steps, first weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import resnet18
+from scipy.stats import ttest_rel
+
+from benchmarks.fulora.__main__ import ARMS, differences, main
+from benchmarks.fulora.classifiers import CLASSIFIERS, create_classifier
+from benchmarks.fulora.images import Images
+from benchmarks.fulora.training import Recipe, probabilities, scores, train
+
+
+def test_a_prediction_of_an_absent_class_is_an_error_and_macro_averages_ignore_it():
+    label = torch.tensor([0, 0, 1, 1])
+    predicted = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    found = scores(predicted, label)  # true and found: 0 0, 0 2, 1 1, 1 0
+    assert found["accuracy"] == 0.5
+    assert found["recall"] == 0.5  # one of two in either class
+    assert found["precision"] == pytest.approx((1 / 2 + 1 / 1) / 2)
+    assert found["f"] == pytest.approx((0.5 + 2 / 3) / 2)
+    # class 0: 0.7, 0.1 against 0.2, 0.6: 2 of 4 pairs in order; class 1: 0.7, 0.3 against 0.2, 0.2: all
+    assert found["auc"] == pytest.approx((2 / 4 + 1.0) / 2)
+
+
+def test_differences_are_paired_by_seed_with_students_interval():
+    base, better = [0.5, 0.6, 0.4, 0.7], [0.55, 0.68, 0.43, 0.77]
+    rows = [
+        {"network": "n", "arm": arm, "seed": seed, "accuracy": value}
+        for arm, values in (("es", base), ("hb", better))
+        for seed, value in enumerate(values)
+    ]
+    mean, low, high = differences(rows, "accuracy", "es")["n", "hb"]
+    exact = ttest_rel(better, base)
+    interval = exact.confidence_interval()
+    assert mean == pytest.approx(0.0575)
+    assert (low, high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_network_reads_one_channel_and_gives_six_classes(name):
+    network = create_classifier(name, 6, 64).eval()
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        found = network(images)
+        assert found.shape == (2, 6)
+        assert not torch.equal(found[0], found[1])
+
+
+def test_first_weights_for_color_give_what_they_give_for_gray(tmp_path):
+    torch.manual_seed(0)
+    color = resnet18(spatial_dims=2, n_input_channels=3, num_classes=1000).eval()
+    torch.save(color.state_dict(), tmp_path / "resnet18.pt")
+    gray = create_classifier("ResNet18", 6, 64, tmp_path / "resnet18.pt").eval()
+    images = torch.randn(2, 1, 64, 64)
+    color.fc = gray.fc = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(gray(images), color(images.repeat(1, 3, 1, 1)), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="does not hold the weights of DenseNet169"):
+        create_classifier("DenseNet169", 6, 64, tmp_path / "resnet18.pt")
+
+
+def two_kinds(count, seed):
+    label = torch.arange(count) % 2
+    noise = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return Images((0.3 * noise + (label * 2.0 - 1)[:, None, None, None] * 0.3).clamp(-1, 1), label)
+
+
+def test_a_training_runs_the_steps_it_is_told_and_learns():
+    torch.manual_seed(0)
+    network, seen = create_classifier("ResNet18", 2, 32), []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    trained = train(network, two_kinds(48, 0), 15, Recipe(batch_size=16, learning_rate=0.01), augmented=True, seed=0)
+    assert seen == [16] * 15  # more steps than the set has batches
+    test = two_kinds(40, 1)
+    assert scores(probabilities(trained, test.image), test.label)["accuracy"] >= 0.9
+
+
+def test_arms_are_compared_with_real_images_alone_for_as_many_steps():
+    assert ARMS["es_steps"].parts == ("ES",)
+    assert ARMS["es_steps"].steps_of == ARMS["hb"].parts
+    recipe = Recipe(epochs=10, batch_size=24)
+    assert recipe.steps(360) == 150
+    assert recipe.steps(361) == 160
+
+
+def test_the_study_keeps_what_is_done_and_writes_its_tables(tmp_path, monkeypatch):
+    options = ["--networks", "ResNet18", "--arms", "es", "es_da", "--seeds", "2", "--epochs", "1", "--num-real", "30"]
+    options += ["--num-test", "12", "--size", "32", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    main(options)
+    page = (tmp_path / "out" / "fulora_study.md").read_text()
+    assert "ES + DA | 2 |" in page
+    assert "No weights of ImageNet" in page
+    first = (tmp_path / "out" / "fulora_study.csv").read_text()
+    monkeypatch.setattr("benchmarks.fulora.__main__.train", None)  # nothing is trained again
+    main(options)
+    assert (tmp_path / "out" / "fulora_study.csv").read_text() == first
