@@ -52,7 +52,7 @@ def test_every_network_reads_one_channel_and_gives_six_classes(name):
 
 def test_first_weights_for_color_give_what_they_give_for_gray(tmp_path):
     torch.manual_seed(0)
-    color = resnet18(spatial_dims=2, n_input_channels=3, num_classes=1000).eval()
+    color = resnet18(spatial_dims=2, n_input_channels=3, num_classes=1000, conv1_t_stride=2).eval()
     torch.save(color.state_dict(), tmp_path / "resnet18.pt")
     gray = create_classifier("ResNet18", 6, 64, tmp_path / "resnet18.pt").eval()
     images = torch.randn(2, 1, 64, 64)
