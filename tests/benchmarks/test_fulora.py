@@ -3,22 +3,32 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DenseNet, resnet18
+from PIL import Image
 from scipy.stats import ttest_rel
 
 from benchmarks.fulora.__main__ import ARMS, PAIRS, main, tables
 from benchmarks.fulora.classifiers import CLASSIFIERS, create_classifier
-from benchmarks.fulora.images import CLASSES, Generator, Images
-from benchmarks.fulora.study import Arm, Study
+from benchmarks.fulora.copies import main as count_copies
+from benchmarks.fulora.images import CLASSES, SEEDS, Generator, Images, phantom_options
+from benchmarks.fulora.real import main as study_real
+from benchmarks.fulora.real import rows_by_country
+from benchmarks.fulora.real_sets import LABELS, african, read_planes, spanish, without
+from benchmarks.fulora.study import Arm, Result, Study
 from benchmarks.fulora.tables import difference_table, differences
 from benchmarks.fulora.training import Recipe, probabilities, scores, train
 from benchmarks.fulora.tsne import draw_sets, oracle_features
 from medcf.data.synthetic_store import StoreWriter
+from medcf.phantoms import PairedPlanesDataset, PlanesDataset
+from medcf.runtime.atomic import write_json
 
 
 def test_a_prediction_of_an_absent_class_is_an_error_and_macro_averages_ignore_it():
@@ -131,6 +141,8 @@ def bundle(monkeypatch):
         if "train_lora.json" in ids["config_file"]:
             folder.mkdir(parents=True)
             (folder / "adapter.safetensors").touch()
+        elif "evaluate.json" in ids["config_file"]:
+            write_json(folder / "assessment.json", {"copies": ASSESSMENT})
         else:
             rows = [{"label": label} for label in CLASSES for _ in range(int(ids["count"]))]
             writer = StoreWriter(folder, rows, shape=(1, 32, 32))
@@ -189,3 +201,117 @@ def test_the_study_keeps_what_is_done_and_writes_its_tables(tmp_path, monkeypatc
     monkeypatch.setattr("benchmarks.fulora.study.train", None)  # nothing is trained again
     main(options)
     assert (tmp_path / "out" / "fulora_study.csv").read_text() == first
+
+
+def share(value, count=40):
+    return {"share": value, "interval": [value / 2, value], "count": count}
+
+
+ASSESSMENT = {
+    "threshold": 0.9,
+    "false_alarms": share(0.05, 20),
+    "recall": {"identical": share(1.0, 20), "other speckle": share(0.8, 20)},
+    "samples_that_are_copies": share(0.1),
+    "training_images_copied": share(0.2, 20),
+}
+
+
+def test_copies_are_counted_for_every_training_and_once_for_the_base(tmp_path, bundle):
+    options = ["--kinds", "base", "adapter", "--sizes", "20", "50", "--views", "10", "30", "--num-unseen", "40"]
+    options += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    count_copies(options)
+    rows = list(csv.DictReader((tmp_path / "out" / "fulora_copies.csv").read_text().splitlines()))
+    told = [(row["kind"], row["images"], row["views"]) for row in rows]
+    assert told[:2] == [("base", "20", "0"), ("base", "50", "0")]
+    assert told[2:] == [("adapter", size, views) for size in ("20", "50") for views in ("10", "30")]
+    assert (rows[0]["samples_that_are_copies high"], rows[0]["recall other speckle"]) == ("0.1", "0.8")
+    page = (tmp_path / "out" / "fulora_copies.md").read_text()
+    assert "| adapter | 50 | 30 | 0.100 [0.050, 0.100] | 0.200 [0.100, 0.200] |" in page
+    assert "| 20 | 0.900 | 1.000 [0.500, 1.000] | 0.800 [0.400, 0.800] | 0.050 [0.025, 0.050] |" in page
+    looked = [ids for ids in bundle if "evaluate.json" in ids["config_file"]]
+    assert {ids["training_seed"] for ids in looked} == {"12"}  # the images that the adapters of site B see
+    assert [ids["num_training_images"] for ids in looked] == ["20", "50", "20", "20", "50", "50"]
+    done = len(bundle)
+    count_copies(options)
+    assert len(bundle) == done
+
+
+def test_the_paired_planes_of_the_copy_detector_are_those_that_an_adapter_sees():
+    given = {"seed": SEEDS["B"], "size": (32, 32), **phantom_options("B")}
+    seen, again = PlanesDataset("train", 3, **given), PairedPlanesDataset("train", 3, **given)
+    for index in range(3):
+        torch.testing.assert_close(seen[index]["image"], again[index]["image"])
+    longer = PlanesDataset("train", 5, **given)  # the first of the real images
+    torch.testing.assert_close(seen[2]["image"], longer[2]["image"])
+
+
+def real_planes(folder, countries=("Ghana", "Egypt"), brains=30):
+    """Write a folder of noise: Spanish brains, two of each subject, other planes, and planes of two countries."""
+    rows = [("FETAL_PLANES_DB", "Fetal brain", f"s{index // 2}", "Spain") for index in range(2 * brains)]
+    others = [plane for plane in LABELS if plane != "Fetal brain"]
+    rows += [("FETAL_PLANES_DB", plane, f"o{index}", "Spain") for index, plane in enumerate(others)]
+    rows += [("HC18", "Fetal brain", "h", "Netherlands"), ("FETAL_PLANES_DB", "Maternal cervix", "c", "Spain")]
+    rows += [
+        ("AFRICAN_PLANES", plane, f"{country}{index // 2}", country)
+        for country in countries
+        for index, plane in enumerate([name for name in LABELS if name != "Other"] * 2)
+    ]
+    (folder / "images").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    with (folder / "labels.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "source", "plane", "subject", "country"])
+        for index, row in enumerate(rows):
+            file = f"images/{index}.png"
+            Image.fromarray(noise.integers(0, 255, (48, 64), dtype=np.uint8)).save(folder / file)
+            writer.writerow([file, *row])
+    return folder
+
+
+def test_spanish_brains_are_at_most_twenty_of_one_subject_each(tmp_path):
+    planes = read_planes(real_planes(tmp_path / "data"))
+    chosen, spare = spanish(planes)
+    brains = [plane for plane in chosen if plane.label == 1]
+    assert len(brains) == len({plane.subject for plane in brains}) == 20
+    assert {plane.label for plane in chosen} == {0, 1, 2, 3, 5}
+    assert {plane.source for plane in chosen} == {"FETAL_PLANES_DB"}
+    assert len(spare) == 10
+    assert not {plane.subject for plane in spare} & {plane.subject for plane in chosen}
+
+
+def test_a_fold_leaves_out_a_country_with_all_its_subjects(tmp_path):
+    planes = african(read_planes(real_planes(tmp_path / "data")))
+    train, test = without(planes, "Ghana")
+    assert {plane.country for plane in train} == {"Egypt"}
+    assert len(train) + len(test) == len(planes)
+    moved = [*planes, replace(planes[0], country="Malawi")]
+    with pytest.raises(ValueError, match="1 subjects are from Ghana and from elsewhere"):
+        without(moved, "Ghana")
+
+
+def test_predictions_are_scored_by_country_and_together(tmp_path):
+    planes = african(read_planes(real_planes(tmp_path / "data")))
+    right = torch.eye(6)[[plane.label for plane in planes]]
+    wrong = right.roll(1, 1)
+    ghana = torch.tensor([plane.country == "Ghana" for plane in planes])
+    mixed = torch.where(ghana[:, None], right, wrong)
+    rows = rows_by_country([Result("n", "es", 0, 5, mixed)], planes)
+    found = {row["images"]: (row["accuracy"], row["num_images"], row["num_subjects"]) for row in rows}
+    assert found == {"all": (0.5, 16, 8), "Egypt": (0.0, 8, 4), "Ghana": (1.0, 8, 4)}
+
+
+def test_the_real_study_trains_one_adapter_with_the_prompts_and_tests_every_country(tmp_path, bundle):
+    data = real_planes(tmp_path / "data")
+    options = ["--data", str(data), "--networks", "MobileNetV2", "--arms", "es_da_steps", "hb_da", "--seeds", "1"]
+    options += ["--epochs", "1", "--num-synthetic", "10", "--size", "32"]
+    study_real([*options, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")])
+    (trained,) = [ids for ids in bundle if "train_lora.json" in ids["config_file"]]
+    table = list(csv.DictReader(Path(trained["datalist"]).read_text().splitlines()))
+    assert {row["caption"] for row in table if row["label"] == "5"} == {"a photo of other fetal plane"}
+    assert {row["split"] for row in table} == {"train", "val"}
+    rows = list(csv.DictReader((tmp_path / "out" / "fulora_real.csv").read_text().splitlines()))
+    assert {row["images"] for row in rows if row["part"] == "countries"} == {"all", "Egypt", "Ghana"}
+    page = (tmp_path / "out" / "fulora_real.md").read_text()
+    assert "MobileNetV2: HB + DA minus real + DA, as many steps as HB | Ghana |" in page
+    assert "Africa: 16 images of 8 subjects" in page
+    assert str(data) not in page
