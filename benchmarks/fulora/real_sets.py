@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,23 @@ def without(planes: Sequence[Plane], country: str) -> tuple[list[Plane], list[Pl
 
 
 def load(planes: Sequence[Plane], size: int) -> Images:
-    """Read images as the bundle does: overlays removed, on its grid."""
+    """Read images as the bundle does: overlays removed, on its grid; each file once, whatever the number of folds."""
+    return Images(
+        torch.stack([_read(plane.file, size) for plane in planes]), torch.tensor([plane.label for plane in planes])
+    )
+
+
+@cache
+def _read(file: Path, size: int) -> torch.Tensor:
+    return _preprocessing(size)(as_case(file).item())["image"].as_subclass(torch.Tensor)
+
+
+@cache
+def _preprocessing(size: int) -> Any:
     parser = ConfigParser()
     parser.read_config(str(bundle_folder("fulora") / "configs" / "train.json"))
     parser["spatial_size"] = [size, size]
-    prepare = parser.get_parsed_content("preprocessing")
-    found = [prepare(as_case(plane.file).item())["image"].as_subclass(torch.Tensor) for plane in planes]
-    return Images(torch.stack(found), torch.tensor([plane.label for plane in planes]))
+    return parser.get_parsed_content("preprocessing")
 
 
 def own_adapter(
