@@ -36,7 +36,8 @@ def _densenet(classes: int, size: int) -> nn.Module:
 
 
 def _resnet(classes: int, size: int) -> nn.Module:
-    return resnet18(spatial_dims=2, n_input_channels=1, num_classes=classes)
+    # MONAI's first convolution takes every pixel, the paper's network every second one: four times faster
+    return resnet18(spatial_dims=2, n_input_channels=1, num_classes=classes, conv1_t_stride=2)
 
 
 def _efficientnet(classes: int, size: int) -> nn.Module:

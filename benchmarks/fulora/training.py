@@ -37,12 +37,14 @@ class Recipe:
         batch_size: 24 in the paper.
         learning_rate: of SGD with momentum 0.9; 0.001 in the paper, from ImageNet's weights.
         device: device of the training.
+        threads: torch threads on a CPU.
     """
 
     epochs: int = 20
     batch_size: int = 24
     learning_rate: float = 0.001
     device: str = "cpu"
+    threads: int = 1
 
     def steps(self, count: int) -> int:
         """Number of gradient steps for so many images."""
