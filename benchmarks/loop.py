@@ -3,8 +3,8 @@
 
 ``python -m benchmarks.loop`` times one pass of the demo bundle against the same calls of the denoiser, of the
 classifier with its perceptual layer (forward and backward), of the classifier alone (forward) and of the segmenter that
-finds the subject, on the same inputs, in the same process, in turn. Everything else counts as the loop's: schedule, noise, loss, guidance, bookkeeping. The
-goal is a ratio of at most 1.05.
+finds the subject, on the same inputs, in the same process, in turn. Everything else counts as the loop's: schedule,
+noise, loss, guidance, bookkeeping. The goal is a ratio of at most 1.05.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from medcf.networks.checks import check_network
+from medcf.networks.checks import check_image, check_network
 from medcf.networks.classifier_adapter import notice_unit_range
 from medcf.networks.denoiser import Network
 from medcf.sampling import PixelSpace
@@ -21,7 +21,6 @@ __all__ = [
     "REACHED",
     "TargetError",
     "check_follows_prompt",
-    "check_image",
     "check_inputs",
     "check_target",
     "class_index",
@@ -33,56 +32,36 @@ Target = int | Sequence[int] | torch.Tensor | Literal["opposite", "reached"]
 #: Target of a prompt of one's own: the class that a result has in the end.
 REACHED = "reached"
 
-_LIMIT = 1.5  # largest magnitude still accepted for an image in [-1, 1]
-
 
 class TargetError(ValueError):
     """An impossible target: the option is wrong, not the image."""
 
 
 def class_index(target: Target, class_names: Sequence[str]) -> Target:
-    """Turn a class name, in any case, into its index; other targets are returned unchanged."""
+    """Turn a class name, in any case, into its index; other targets are returned unchanged.
+
+    Raises:
+        TargetError: if the target is a word that is neither a name nor "opposite" or "reached".
+    """
     names = [name.casefold() for name in class_names]
-    return names.index(target.casefold()) if isinstance(target, str) and target.casefold() in names else target
+    if isinstance(target, str) and target.casefold() in names:
+        return names.index(target.casefold())
+    check_target(target, class_names)
+    return target
 
 
-def check_target(target: Target) -> None:
+def check_target(target: Target, class_names: Sequence[str] = ()) -> None:
     """Refuse words that are not a target, before any image is seen.
 
     Raises:
         TargetError: if the target is a word other than "opposite" and "reached".
     """
     if isinstance(target, str) and target not in ("opposite", REACHED):
+        known = f"its name ({', '.join(class_names)}) or its index" if class_names else "its index"
         raise TargetError(
-            f"target={target!r} is not a class: give its index, from 0, or with two classes 'opposite' for the one "
+            f"target={target!r} is not a class: give {known}, from 0, or with two classes 'opposite' for the one "
             f"that is not predicted, or with a prompt {REACHED!r} for the one that the result has."
         )
-
-
-def check_image(inputs: torch.Tensor) -> torch.Tensor:
-    """Return the images as a plain float32 tensor (B, C, *spatial).
-
-    Args:
-        inputs: images in [-1, 1]; slight overshoot from interpolation is allowed.
-
-    Raises:
-        ValueError: if it is not a batch of 2D or 3D images, not floating point, not finite, or out of range.
-    """
-    shape = tuple(getattr(inputs, "shape", ()))
-    if len(shape) not in (4, 5) or shape[0] == 0:
-        raise ValueError(f"inputs must be a batch (B, C, H, W) or (B, C, H, W, D) of at least one image, got {shape}.")
-    if not inputs.is_floating_point():
-        raise ValueError(f"inputs has dtype {inputs.dtype}: scale the image to [-1, 1] in floating point first.")
-    image = torch.as_tensor(inputs).as_subclass(torch.Tensor).detach().float()
-    low, high = (float(bound) for bound in torch.aminmax(image))
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        raise ValueError("inputs holds NaN or infinite values: clean the image before the inferer sees it.")
-    if low < -_LIMIT or high > _LIMIT:
-        raise ValueError(
-            f"inputs ranges from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
-            "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
-        )
-    return image
 
 
 def check_inputs(

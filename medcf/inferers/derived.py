@@ -13,10 +13,11 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medcf.inferers.checks import Target, TargetError, check_image, resolve_target
+from medcf.inferers.checks import Target, TargetError, resolve_target
 from medcf.inferers.counterfactual import BatchState, Counterfactual
 from medcf.inferers.options import with_options
 from medcf.inferers.outcome import judged
+from medcf.networks.checks import check_image
 from medcf.networks.denoiser import Network
 from medcf.runtime.frozen import frozen
 

@@ -60,7 +60,7 @@ class Options:
         threshold = self.confidence_threshold
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"confidence_threshold={threshold} is a probability: use a value in (0, 1].")
-        if isinstance(self.region, str):
+        if not (self.region is None or isinstance(self.region, Tensor) or callable(self.region)):
             check_choice("region", self.region, Literal["subject"])
 
     def set_defaults(self, values: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a denoising network against the images and conditions it is to take, before anything expensive runs."""
+"""Checks of images, and of a denoising network against images and conditions, before anything expensive runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ import torch
 
 from medcf.networks.denoiser import Network, unwrap
 
-__all__ = ["check_classes", "check_network"]
+__all__ = ["check_classes", "check_image", "check_network"]
+
+_LIMIT = 1.5  # largest magnitude still accepted for an image in [-1, 1]
+
+
+def check_image(inputs: torch.Tensor) -> torch.Tensor:
+    """Return the images as a plain float32 tensor (B, C, *spatial).
+
+    Args:
+        inputs: images in [-1, 1]; slight overshoot from interpolation is allowed.
+
+    Raises:
+        ValueError: if it is not a batch of 2D or 3D images, not floating point, not finite, or out of range.
+    """
+    shape = tuple(getattr(inputs, "shape", ()))
+    if len(shape) not in (4, 5) or shape[0] == 0:
+        raise ValueError(f"inputs must be a batch (B, C, H, W) or (B, C, H, W, D) of at least one image, got {shape}.")
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs has dtype {inputs.dtype}: scale the image to [-1, 1] in floating point first.")
+    image = torch.as_tensor(inputs).as_subclass(torch.Tensor).detach().float()
+    low, high = (float(bound) for bound in torch.aminmax(image))
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise ValueError("inputs holds NaN or infinite values: clean the image before the inferer sees it.")
+    if low < -_LIMIT or high > _LIMIT:
+        raise ValueError(
+            f"inputs ranges from {low:g} to {high:g}, but the network was trained on [-1, 1]: rescale the "
+            "intensities, for example with ScaleIntensityRanged(b_min=-1, b_max=1)."
+        )
+    return image
 
 
 def check_network(network: Network, image: torch.Tensor) -> None:

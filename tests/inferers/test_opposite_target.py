@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medcf.inferers.checks import TargetError, class_index
+
 IDS = ["a", "b", "c", "d"]
 
 
@@ -33,3 +35,15 @@ def test_other_words_and_other_numbers_of_classes_are_refused(make_method, image
     three = make_method("unchanged", target="opposite", classifier=lambda image: torch.zeros(len(image), 3))
     with pytest.raises(ValueError, match="two classes"):
         three.explain(images, None, IDS)
+
+
+def test_a_word_that_is_no_class_is_refused_with_the_names_of_those_that_are():
+    assert class_index("lung OPACITY", ["Normal", "Lung opacity"]) == 1
+    assert class_index("opposite", ["Normal", "Lung opacity"]) == "opposite"
+    with pytest.raises(TargetError, match=r"'pneumonia' is not a class: give its name \(Normal, Lung opacity\)"):
+        class_index("pneumonia", ["Normal", "Lung opacity"])
+
+
+def test_a_region_of_another_kind_is_refused_before_any_image(make_method):
+    with pytest.raises(ValueError, match="region=5"):
+        make_method("unchanged", region=5)
