@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from medcf.networks.prompt_unet import PromptUNet
 from medcf.networks.stable_diffusion import StableDiffusionAutoencoder, StableDiffusionUNet
 from medcf.networks.text_encoder import TextEncoder

@@ -3,7 +3,7 @@
 
 Deploy and Label take preprocessing, inferer and postprocessing from ``inference.json`` and pass images that they hold
 in memory. So loaders and savers are removed, and nothing else may need a file. FL trains with ``train.json`` and
-evaluates with ``evaluate.json`` on top of it. A bundle that generates takes no image, so Deploy and Label cannot run it.
+evaluates with ``evaluate.json`` on top of it. A bundle that generates takes no image: Deploy and Label cannot run it.
 """
 
 from __future__ import annotations
