@@ -11,13 +11,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from medcf.networks.prompt_unet import PromptUNet
 from medcf.networks.stable_diffusion import StableDiffusionAutoencoder, StableDiffusionUNet
 from medcf.networks.text_encoder import TextEncoder
 from medcf.sampling import LatentSpace
 from medcf.schedulers import RespacedScheduler, adapt_scheduler
 
-__all__ = ["StableDiffusion", "load_stable_diffusion"]
+__all__ = ["StableDiffusion", "load_stable_diffusion", "weight_files"]
 
 #: Our names of solvers to diffusers' classes.
 _SOLVERS = {
@@ -100,6 +102,7 @@ def load_stable_diffusion(
     *,
     solver: str | None = None,
     image_channels: int = 1,
+    device: torch.device | str = "cpu",
     **space: Any,
 ) -> StableDiffusion:
     """Load a checkpoint folder in diffusers' format: ``unet``, ``vae``, ``text_encoder``, ``tokenizer``, ``scheduler``.
@@ -113,6 +116,7 @@ def load_stable_diffusion(
             model and its tokenizer, whose prompts are padded as the pipelines pad them.
         solver: "plms", "ddim", "ddpm", "unipc", "dpmpp" or "euler" in place of the folder's.
         image_channels: channels of the images, 1 or 3.
+        device: where the networks are.
         **space: options of `LatentSpace`: ``results="decoded"`` is what the pipelines return.
 
     Raises:
@@ -137,14 +141,20 @@ def load_stable_diffusion(
             f"TextEncoder.from_pretrained(name, projection={unet.cross_attention_dim})."
         )
     vae = diffusers.AutoencoderKL.from_pretrained(path / "vae")
-    autoencoder = StableDiffusionAutoencoder(vae, image_channels)
+    autoencoder = StableDiffusionAutoencoder(vae, image_channels).to(device)
     scheduler = _folder_scheduler(path, solver)
     return StableDiffusion(
-        network=PromptUNet(unet, encoder).eval(),
+        network=PromptUNet(unet, encoder).to(device).eval(),
         space=LatentSpace(autoencoder, **space),
         scheduler=adapt_scheduler(scheduler),
         folder_scheduler=scheduler,
     )
+
+
+def weight_files(folder: str | Path) -> dict[str, Path]:
+    """Return the files of a folder that decide about images, by part and name, for a manifest's hashes."""
+    files = (file for part in ("text_encoder", "unet", "vae") for file in sorted((Path(folder) / part).glob("*")))
+    return {f"{file.parent.name}/{file.name}": file for file in files if file.suffix in (".bin", ".safetensors")}
 
 
 def _text_encoder(path: Path, given: TextEncoder | str | Path | None) -> TextEncoder:

@@ -3,7 +3,7 @@
 
 Deploy and Label take preprocessing, inferer and postprocessing from ``inference.json`` and pass images that they hold
 in memory. So loaders and savers are removed, and nothing else may need a file. FL trains with ``train.json`` and
-evaluates with ``evaluate.json`` on top of it.
+evaluates with ``evaluate.json`` on top of it. A bundle that generates takes no image: Deploy and Label cannot run it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from medcf.runtime.weights import load_weights
 __all__ = ["check_consumers", "deploy_transforms", "in_memory", "label_transforms"]
 
 FL_CONFIGS = ("train.json", "evaluate.json")
+GENERATORS = ("medcf.synthesis.Generation", "medcf.synthesis.generation.Generation")
 
 
 def check_consumers(path: Path) -> list[str]:
@@ -41,14 +42,27 @@ def check_consumers(path: Path) -> list[str]:
     parser.read_meta(str(path / "configs" / "metadata.json"))
     parser.update({"bundle_root": str(path.resolve())})
     problems = _check_outputs(parser["_meta_::network_data_format"])
-    composes = {name: parser.get_parsed_content(name) for name in ("preprocessing", "postprocessing")}
-    for name, found in composes.items():
-        if not isinstance(found, Compose) or not found.transforms:
-            problems.append(f"inference.json: {name} is not a Compose of transforms")
-    if not problems:
-        problems += _check_transforms(parser["_meta_::network_data_format"], *composes.values())
+    if not _generates(parser):
+        problems += _check_images(parser)
     load_weights(parser.get_parsed_content("network_def"), path / "models" / "model.pt")  # both load all parameters
     return problems + _check_federated(path)
+
+
+def _generates(parser: ConfigParser) -> bool:
+    evaluator = parser.get("evaluator")
+    return isinstance(evaluator, dict) and evaluator.get("_target_") in GENERATORS
+
+
+def _check_images(parser: ConfigParser) -> list[str]:
+    """Check what Deploy and Label do with an image."""
+    composes = {name: parser.get_parsed_content(name) for name in ("preprocessing", "postprocessing")}
+    if problems := [
+        f"inference.json: {name} is not a Compose of transforms"
+        for name, found in composes.items()
+        if not isinstance(found, Compose) or not found.transforms
+    ]:
+        return problems
+    return _check_transforms(parser["_meta_::network_data_format"], *composes.values())
 
 
 def deploy_transforms(transforms: Sequence[Any]) -> list[Any]:

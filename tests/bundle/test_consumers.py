@@ -118,3 +118,14 @@ def test_an_evaluation_that_federated_learning_cannot_merge_is_found(edit) -> No
 
 def test_the_bundle_as_it_is_passes(edit) -> None:
     assert edit("inference.json", lambda config: None) == []
+
+
+def test_only_a_bundle_that_generates_may_do_without_preprocessing(edit, tmp_path: Path) -> None:
+    def generates(config: dict[str, Any]) -> None:
+        del config["preprocessing"], config["postprocessing"]
+        config["evaluator"]["_target_"] = "medcf.synthesis.Generation"
+
+    assert edit("inference.json", generates) == []
+    shutil.rmtree(tmp_path / "diffice")
+    with pytest.raises(KeyError, match="preprocessing"):
+        edit("inference.json", lambda config: config.pop("preprocessing"))
