@@ -70,7 +70,7 @@ class AttackInferer(Method):
             if not bool(waiting.any()):
                 break
             moved = image - options.step_size * gradient.sign()
-            moved = torch.clamp(moved, original - options.epsilon, original + options.epsilon).clamp(-1, 1)
+            moved = torch.clamp(moved, original - options.epsilon, original + options.epsilon)
             moved = self.finish(moved, state, index)
             image = torch.where(waiting.reshape(-1, *[1] * (image.ndim - 1)), moved, image)
             run.bar.update(1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medcf.guidance.regions import KnownRegion, SegmentedRegion, SelfMask, changed_region, subject_mask
+from medcf.guidance.regions import KnownRegion, SegmentedRegion, SelfMask, background, changed_region, subject_mask
 from medcf.sampling import Chain
 from medcf.schedulers import RespacedDDPMScheduler
 from medcf.schedulers.step import Step
@@ -169,3 +169,12 @@ def test_of_an_image_without_the_structures_everything_that_is_not_black_is_the_
     image, radius, _ = picture_of_a_disc()
     mask = SegmentedRegion(lambda pictures: torch.eye(3)[0].reshape(1, 3, 1, 1).expand(1, 3, 40, 40), [1])(image)
     assert torch.equal(mask[0, 0] == 1, radius < 16)
+
+
+@pytest.mark.parametrize("value", [-0.95, -1 + 1e-6, -1.001])
+def test_background_is_exactly_black(value):
+    image = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    image[:, :, 0] = value  # nearly black, and at the border
+    assert not background(image).any()
+    image[:, :, 0, :3] = -1
+    assert background(image).sum() == 2 * 3
