@@ -33,9 +33,9 @@ from benchmarks.fulora.images import (
     planes,
     synthetic,
 )
-from benchmarks.fulora.study import Arm, Study, add_options, wanted
+from benchmarks.fulora.study import Arm, add_options, trained, wanted
 from benchmarks.fulora.tables import difference_table, score_table
-from benchmarks.fulora.training import Recipe, scores
+from benchmarks.fulora.training import scores
 from medcf.runtime.atomic import write_csv
 
 __all__ = ["ARMS", "PAIRS", "main"]
@@ -93,13 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _trained(pools: Mapping[str, Images], test: Images, options: argparse.Namespace) -> str:
     """Train all, write the CSV, and return the tables."""
-    weights = dict(part.split("=", 1) for part in options.imagenet)
-    recipe = Recipe(options.epochs, options.batch_size, options.learning_rate, options.device, options.threads)
-    study = Study(ARMS, pools, test, recipe, options.work / "trainings", weights)
+    weights = [part.partition("=")[0] for part in options.imagenet]
     rows = [
         {"network": result.network, "arm": result.arm, "seed": result.seed, "steps": result.steps}
         | scores(result.probabilities, test.label)
-        for result in study.run(options.networks, options.arms, options.seeds, options.processes)
+        for result in trained(ARMS, pools, test, options)
     ]
     write_csv(options.out / "fulora_study.csv", rows)
     told = "ImageNet's weights for " + ", ".join(weights) if weights else "No weights of ImageNet: all from scratch"

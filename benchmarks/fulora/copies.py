@@ -102,14 +102,11 @@ def all_weights(training: Trained, site: str, work: Path, cache: Path, ids: Mapp
     """Train all weights from the base's on, as an adapter is trained: batches of 2, the same number of them."""
     folder = work / f"full_{site}_{training.images}_{training.views}"
     file, steps = folder / "model.pt", max(1, training.images // 2)
-    if not file.is_file():
-        given = {"pretrained": models_folder(ids) / "model.pt", "export_path": file, "output_dir": folder}
-        given |= {"phantom_options": phantom_options(site), "phantom_seed": SEEDS[site], "cache_dir": cache}
-        given |= {"num_train": training.images, "batch_size": 2, "learning_rate": 1e-4, "epoch_length": steps}
-        given |= {"iterations": steps * training.views, "val_interval": training.views, "trained_network": "@network"}
-        logger.info("training %s", folder.name)
-        images.run(bundle_command("fulora", ["train.json"], {**given, "gate": False, **ids}))
-    return file
+    given = {"pretrained": models_folder(ids) / "model.pt", "export_path": file, "gate": False}
+    given |= {"phantom_options": phantom_options(site), "phantom_seed": SEEDS[site], "cache_dir": cache}
+    given |= {"num_train": training.images, "batch_size": 2, "learning_rate": 1e-4, "epoch_length": steps}
+    given |= {"iterations": steps * training.views, "val_interval": training.views, "trained_network": "@network"}
+    return images.once(file, folder, ["train.json"], {**given, **ids})
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ __all__ = [
     "generate_all",
     "model_folder",
     "models_folder",
+    "once",
     "phantom_adapter",
     "phantom_options",
     "planes",
@@ -133,19 +134,32 @@ def model_folder(work: Path, ids: Mapping[str, Any]) -> Path:
     return work / f"model_{sha256(file)[:8] if file.is_file() else 'none'}"
 
 
+def once(file: Path, folder: Path, configs: Sequence[str], given: Mapping[str, Any]) -> Path:
+    """Run the bundle for a file that does not exist yet, and return it; a killed run resumes.
+
+    Args:
+        file: what the run writes in the end.
+        folder: of the run; another command that needs the same waits.
+        configs: of the bundle.
+        given: ids of the configs.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not file.is_file():
+            logger.info("making %s", folder.name)
+            run(bundle_command("fulora", configs, {**given, "output_dir": folder}))
+    return file
+
+
 def adapter(folder: Path, given: Mapping[str, Any]) -> Path:
-    """Train an adapter of the bundle's model, once; a killed training resumes.
+    """Train an adapter of the bundle's model, once.
 
     Args:
         folder: of the training.
         given: ids of the bundle's configs.
     """
-    file = folder / "adapter.safetensors"
-    with FileLock(_lock(folder)):
-        if not file.is_file():
-            logger.info("training %s", folder.name)
-            run(bundle_command("fulora", ["train.json", "train_lora.json"], {**given, "output_dir": folder}))
-    return file
+    configs = ["train.json", "train_lora.json"]
+    return once(folder / "adapter.safetensors", folder, configs, given)
 
 
 def phantom_options(site: str) -> dict[str, Any]:
@@ -178,13 +192,10 @@ def synthetic(folder: Path, count: int, adapters: Sequence[Path], ids: Mapping[s
         adapters: none for the base model.
         ids: further ids of the bundle's configs.
     """
-    given: dict[str, Any] = {"output_dir": folder, "count": count, "classes": CLASSES, **ids}
+    given: dict[str, Any] = {"count": count, "classes": CLASSES, **ids}
     if adapters:
         given["adapter"] = str([str(file) for file in adapters])
-    with FileLock(_lock(folder)):
-        if not (folder / "manifest.csv").is_file():
-            logger.info("generating %s", folder.name)
-            run(bundle_command("fulora", ["inference.json"], given))
+    once(folder / "manifest.csv", folder, ["inference.json"], given)
     return Images.of(SyntheticStore(folder))
 
 
@@ -204,9 +215,3 @@ def run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-
-
-def _lock(folder: Path) -> Path:
-    """Return the lock beside a folder: another command that needs what is made there waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder.with_name(f".{folder.name}.lock")

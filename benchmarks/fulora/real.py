@@ -22,9 +22,9 @@ from benchmarks.counterfactual.environment import describe_command, describe_mac
 from benchmarks.counterfactual.tables import insert_or_write
 from benchmarks.fulora.images import CLASSES, Images, model_folder, synthetic
 from benchmarks.fulora.real_sets import Plane, african, load, own_adapter, read_planes, spanish, without
-from benchmarks.fulora.study import Arm, Result, Study, add_options, wanted
+from benchmarks.fulora.study import Arm, Result, add_options, trained, wanted
 from benchmarks.fulora.tables import difference_table, score_table
-from benchmarks.fulora.training import Recipe, scores
+from benchmarks.fulora.training import scores
 from medcf.runtime.atomic import write_csv
 
 __all__ = ["ARMS", "POOLED", "main", "rows_by_country"]
@@ -116,12 +116,8 @@ def _countries(planes: Sequence[Plane], options: argparse.Namespace) -> list[dic
 def _results(
     name: str, train: Sequence[Plane], test: Sequence[Plane], made: dict[str, Images], options: argparse.Namespace
 ) -> list[Result]:
-    weights = dict(part.split("=", 1) for part in options.imagenet)
-    recipe = Recipe(options.epochs, options.batch_size, options.learning_rate, options.device, options.threads)
-    pools = {"ES": load(train, options.size), **made}
-    study = Study(ARMS, pools, load(test, options.size), recipe, options.work / "trainings" / name, weights)
     logger.info("%s: %s to train on, %s to test", name, _count(train), _count(test))
-    return study.run(options.networks, options.arms, options.seeds, options.processes)
+    return trained(ARMS, {"ES": load(train, options.size), **made}, load(test, options.size), options, name)
 
 
 def _synthetic(planes: Sequence[Plane], options: argparse.Namespace, country: str | None = None) -> dict[str, Images]:

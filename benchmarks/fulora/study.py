@@ -22,7 +22,7 @@ from benchmarks.fulora.images import Images
 from benchmarks.fulora.training import Recipe, probabilities, train
 from medcf.runtime.atomic import write_json
 
-__all__ = ["Arm", "Result", "Study", "add_options", "wanted"]
+__all__ = ["Arm", "Result", "Study", "add_options", "trained", "wanted"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,24 @@ class Study:
         write_json(file, {"question": asked, "probabilities": shown})
         logger.info("%s, %s, seed %d: trained for %d steps", network, key, seed, steps)
         return Result(network, key, seed, steps, torch.tensor(shown))
+
+
+def trained(
+    arms: Mapping[str, Arm], pools: Mapping[str, Images], test: Images, options: argparse.Namespace, name: str = ""
+) -> list[Result]:
+    """Train what the options of `add_options` ask for.
+
+    Args:
+        arms: see `Study`.
+        pools: see `Study`.
+        test: see `Study`.
+        options: of the command line.
+        name: folder below that of the trainings.
+    """
+    weights = dict(part.split("=", 1) for part in options.imagenet)
+    recipe = Recipe(options.epochs, options.batch_size, options.learning_rate, options.device, options.threads)
+    study = Study(arms, pools, test, recipe, options.work / "trainings" / name, weights)
+    return study.run(options.networks, options.arms, options.seeds, options.processes)
 
 
 def wanted(arms: Mapping[str, Arm], keys: Sequence[str]) -> list[str]:
