@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published networks whose features sets of images are compared by: Inception-v3 and RadImageNet's ResNet-50."""
+"""Published networks whose features sets of images are compared by: Inception-v3, RadImageNet's ResNet-50, SonoNet."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from medcf.networks.classifier_adapter import ClassifierAdapter, Range
 from medcf.networks.inception import InceptionV3
+from medcf.networks.published_sononet import PublishedSonoNet
 from medcf.runtime.fingerprint import sha256 as file_sha256
 from medcf.runtime.weights import load_weights, read_weights
 
@@ -160,6 +161,10 @@ EXTRACTORS: dict[str, tuple[Callable[[Path, str], nn.Module], str]] = {
         _load_radimagenet,
         "Give ResNet50.pt from the PyTorch weights of github.com/BMEII-AI/RadImageNet.",
     ),
+    "sononet": (
+        PublishedSonoNet.from_file,
+        "Give SonoNet64.pth, or a smaller one, from github.com/rdroste/SonoNet_PyTorch.",
+    ),
 }
 #: What a TorchScript file of each extractor gets by default. StyleGAN's Inception takes gray values of 8 bits and
 #: resizes them itself.
@@ -182,7 +187,7 @@ def feature_extractor(
     In a config: ``"features": {"inception": {"name": "inception", "weights": FILE, "sha256": DIGITS}}``.
 
     Args:
-        name: "inception" (FID's Inception-v3) or "radimagenet" (ResNet-50).
+        name: "inception" (FID's Inception-v3), "radimagenet" (ResNet-50) or "sononet" (fetal planes).
         weights: state dict, or a TorchScript file; its content decides. None returns a `MissingWeights`, which
             evaluations report in place of a figure.
         sha256: first digits of the file's SHA-256, at least 8, to make sure that figures of two sites compare; None
@@ -192,7 +197,8 @@ def feature_extractor(
         device: device to move the network to.
 
     Returns:
-        A frozen network in eval mode: images (B, 1, H, W) or (B, 3, H, W) in [-1, 1] to features (B, 2048).
+        A frozen network in eval mode: images (B, 1, H, W) or (B, 3, H, W) in [-1, 1] to features (B, 2048); of
+        SonoNet-64 (B, 256).
 
     Raises:
         ValueError: if the name is unknown, or the file has another hash or fits another network; or if it is a
@@ -207,6 +213,8 @@ def feature_extractor(
     path = Path(weights)
     network: nn.Module
     if _is_script(path):
+        if name not in _SCRIPTS:
+            raise ValueError(f"{path} is a TorchScript file; {name} is read from a state dict. {remedy}")
         loaded = _load_script(path, sha256)
         network = ScriptedFeatures(loaded, **_SCRIPTS[name] | dict(script or {}))
     elif script:

@@ -20,7 +20,7 @@ GRIDS = {
 }
 TRAININGS = [
     *(("diffice", name) for name in ("train", "train_segmenter", "train_classifier", "train_oracle", "train_identity")),
-    ("diffice", "train_evaluation_segmenter"),
+    *(("diffice", name) for name in ("train_evaluation_segmenter", "train_sononet")),
     *(("controlcg", name) for name in ("train", "train_classifier", "train_oracle", "train_identity")),
     *(("controlcg", name) for name in ("train_reference", "train_evaluation_segmenter", "real_classifier")),
 ]

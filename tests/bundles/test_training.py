@@ -34,7 +34,7 @@ TINY = {
     "gate#num_samples": 2,
     "gate#num_inference_steps": 2,
 }
-TRAININGS = ("train", "train_segmenter", "train_classifier", "train_oracle")
+TRAININGS = ("train", "train_segmenter", "train_classifier", "train_oracle", "train_sononet")
 
 pytestmark = pytest.mark.bundle
 

@@ -111,7 +111,7 @@ def test_a_file_with_another_hash_is_refused(inception_file):
 
 
 def test_an_unknown_extractor_is_named():
-    with pytest.raises(ValueError, match="name='vgg' is unknown: use one of 'inception', 'radimagenet'"):
+    with pytest.raises(ValueError, match="name='vgg' is unknown: use one of 'inception', 'radimagenet', 'sononet'"):
         feature_extractor("vgg")
 
 
