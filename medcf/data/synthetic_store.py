@@ -99,6 +99,15 @@ class SyntheticStore(Dataset):
         return [None if row.get("label") is None else int(row["label"]) for row in self.rows]
 
     @property
+    def members(self) -> dict[int, list[int]]:
+        """The indices of the images of each class."""
+        found: dict[int, list[int]] = {}
+        for index, label in enumerate(self.labels):
+            if label is not None:
+                found.setdefault(label, []).append(index)
+        return found
+
+    @property
     def class_names(self) -> list[str]:
         """The names of the classes."""
         return list(self.header["class_names"])
