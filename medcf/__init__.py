@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medcf.bundle.load import load
-    from medcf.data import Case, Grid, GridRecord, find_cases, read
+    from medcf.data import Case, Grid, GridRecord, find_cases
+    from medcf.data.read import read
     from medcf.inference import CaseResult, Explainer
     from medcf.runtime.errors import Failure, UnreadableImage
 
