@@ -153,8 +153,10 @@ def load_stable_diffusion(
 
 def weight_files(folder: str | Path) -> dict[str, Path]:
     """Return the files of a folder that decide about images, by part and name, for a manifest's hashes."""
-    files = (file for part in ("text_encoder", "unet", "vae") for file in sorted((Path(folder) / part).glob("*")))
-    return {f"{file.parent.name}/{file.name}": file for file in files if file.suffix in (".bin", ".safetensors")}
+    parts = ("text_encoder", "tokenizer", "unet", "vae")
+    files = (file for part in parts for file in sorted((Path(folder) / part).glob("*")))
+    kinds = (".bin", ".safetensors", ".json", ".txt")
+    return {f"{file.parent.name}/{file.name}": file for file in files if file.suffix in kinds}
 
 
 def _text_encoder(path: Path, given: TextEncoder | str | Path | None) -> TextEncoder:
@@ -191,5 +193,7 @@ def _diffusers() -> ModuleType:
     try:
         import diffusers
     except ImportError as error:
-        raise ImportError("Stable Diffusion needs diffusers. Run: python -m pip install 'medcf[text]'") from error
+        raise ImportError(
+            "Stable Diffusion needs diffusers. Run: python -m pip install 'medcf[text]', or '.[text]' in a clone."
+        ) from error
     return diffusers

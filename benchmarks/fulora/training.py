@@ -69,6 +69,8 @@ def train(network: nn.Module, images: Images, steps: int, recipe: Recipe, *, aug
     dataset = Dataset(items, AUGMENTATION if augmented else None)
     loader = DataLoader(dataset, batch_size=recipe.batch_size, shuffle=True, generator=order, drop_last=True)
     network = network.to(recipe.device)
+    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules()):
+        network = network.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time on a CPU
     trainer = SupervisedTrainer(
         device=torch.device(recipe.device),
         max_epochs=1,

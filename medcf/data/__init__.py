@@ -10,7 +10,8 @@ from medcf.data.grid import Grid, GridRecord, grid_record
 from medcf.data.hybrid import HybridDataset, check_leak
 from medcf.data.image import get_spacing, to_luminance
 from medcf.data.read import StudyReader, read, read_labels
-from medcf.data.synthetic_store import StoreWriter, SyntheticStore
+from medcf.data.store_writer import StoreWriter
+from medcf.data.synthetic_store import SyntheticStore
 
 __all__ = [
     "Case",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from medcf.metrics.copies import PLANTED, Copies, CopyDetector, plant
 from medcf.metrics.exclusions import Summary
 from medcf.metrics.frechet import frechet_distance
 from medcf.runtime.atomic import write_json
+from medcf.runtime.subjects import subjects_of
 
 __all__ = ["Assessment"]
 
@@ -70,6 +72,12 @@ class Assessment:
         """
         if store is None:
             return {}
+        if self.copies is not None and len(self.unseen) // 2 * self.false_alarms < 1:
+            least = 2 * math.ceil(1 / self.false_alarms)
+            raise ValueError(
+                f"{len(self.unseen)} unseen images cannot show {self.false_alarms:g} false alarms: half of them "
+                f"set the threshold, so use num_unseen={least} or more."
+            )
         made, training, unseen = (_stacked(one, self.num_images) for one in (store, self.training, self.unseen))
         judges, skipped = load_judges(self.judges, made[0][0].to(self.device))
         figures: Figures = {
@@ -83,6 +91,7 @@ class Assessment:
                 for name, features in self.features.items()
             },
             "skipped": skipped,
+            "subjects": self._compared(store),
         }
         if self.copies is not None:
             figures["copies"] = self._copies(self.copies, made[0], training[0], unseen[0])
@@ -90,6 +99,12 @@ class Assessment:
         write_json(folder / "assessment.json", finite(figures))
         sys.stdout.write(_report(figures))
         return figures
+
+    def _compared(self, store: SyntheticStore) -> dict[str, int | None]:
+        """Return how many subjects the generator saw, and how many of them the training images show."""
+        shown = set(subjects_of(self.training) or ())
+        seen = store.subjects
+        return {"seen": None if seen is None else len(seen), "compared": None if seen is None else len(seen & shown)}
 
     def _recognized(self, judge: Judge, images: Tensor, labels: Tensor, store: SyntheticStore) -> list[Figures]:
         found = torch.cat([judge(part.to(self.device)).cpu() for part in images.split(64)])
@@ -165,7 +180,18 @@ def _report(figures: Figures) -> str:
             row = copies[key]
             low, high = row["interval"]
             lines.append(f"  {key.replace('_', ' ')}: {row['share']:.3f} [{low:.3f}, {high:.3f}] of {row['count']}")
+        lines.append(_told(**figures["subjects"]))
     return "\n".join([*lines, *(f"  {sentence}" for sentence in figures["skipped"])]) + "\n"
+
+
+def _told(seen: int | None, compared: int | None) -> str:
+    """Say of whom copies were looked for."""
+    if seen is None:
+        return "  whom the generator saw is not known: copies of other images were not looked for"
+    return (
+        f"  compared with {compared} of the {seen} subjects that the generator and its adapters saw; for others change "
+        "num_training_images, training_seed and training_options"
+    )
 
 
 def _draw(path: Path, made: Tensor, training: Tensor, found: Copies) -> None:

@@ -212,6 +212,7 @@ def _transformers() -> ModuleType:
         import transformers
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Prompts need transformers, which is not installed: pip install 'medcf[text]'."
+            "Prompts need transformers, which is not installed: python -m pip install 'medcf[text]', or '.[text]' in a "
+            "clone."
         ) from error
     return transformers

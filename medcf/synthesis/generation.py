@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import medcf
-from medcf.data.synthetic_store import StoredType, StoreWriter, SyntheticStore
+from medcf.data.store_files import StoredType
+from medcf.data.store_writer import StoreWriter
+from medcf.data.synthetic_store import SyntheticStore
 from medcf.runtime.fingerprint import config_fingerprint, sha256
 from medcf.runtime.owned import lock_folder
 from medcf.runtime.progress import progress_bar
@@ -125,12 +128,11 @@ class Generation:
             if kept and rank() == 0:
                 logger.info("%d of %d images in %s exist and are kept.", kept, len(self.requests), self.folder)
             total = sum(len(shards[number]) for number in mine)
-            with progress_bar(total, "images", unit="image", show=rank() == 0) as bar:
+            with self._tidy(), progress_bar(total, "images", unit="image", show=rank() == 0) as bar:
                 for number in mine:
                     members = shards[number]
-                    images = self.sampler.draw([self.requests[index] for index in members], members)
-                    self.writer.write(number, images)
-                    bar.update(len(members))
+                    requests = [self.requests[index] for index in members]
+                    self.writer.write(number, self.sampler.draw(requests, members, bar.update))
             collect("finish", total)
             if rank() > 0:
                 return None
@@ -149,3 +151,13 @@ class Generation:
             time.perf_counter() - start,
         )
         return store
+
+    @contextmanager
+    def _tidy(self) -> Iterator[None]:
+        """Leave no store behind of which not one shard could be made: it would be in the way of another command."""
+        try:
+            yield
+        except Exception:
+            if world_size() == 1:
+                self.writer.discard()
+            raise

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from medcf.networks.denoiser import Denoiser, Network
 from medcf.runtime.frozen import frozen
 from medcf.runtime.performance import autocast
 from medcf.sampling import PixelSpace, Space, draw_samples, make_generators
-from medcf.schedulers import RespacedScheduler
+from medcf.schedulers import DDIMInverseScheduler, RespacedScheduler
 
 __all__ = ["Request", "Sample", "Sampler", "spread_requests"]
 
@@ -98,12 +99,16 @@ class Sampler:
         self.class_prompts = [[one] if isinstance(one, str) else list(one) for one in class_prompts]
         self.num_classes = len(self.class_prompts) if num_classes is None else num_classes
         self.null_class_labels = null_class_labels
-        self.guidance_scale, self.num_inference_steps = float(guidance_scale), int(num_inference_steps)
-        self.seed, self.batch_size, self.amp = int(seed), int(batch_size), amp
+        self.guidance_scale = float(guidance_scale)
+        self.num_inference_steps = whole("num_inference_steps", num_inference_steps)
+        self.seed, self.batch_size, self.amp = int(seed), whole("batch_size", batch_size), amp
         if not self.class_prompts and not self.num_classes:
             raise ValueError("A sampler needs class_prompts, or num_classes of a network that knows classes.")
-        if self.guidance_scale < 1 or self.batch_size < 1:
-            raise ValueError(f"guidance_scale={guidance_scale:g}, batch_size={batch_size}: use 1 or more.")
+        if not 1 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale={guidance_scale:g}: use 1 or more.")
+        if isinstance(scheduler, DDIMInverseScheduler):
+            raise ValueError("This solver goes from an image to noise: choose another one, such as 'ddim'.")
+        self.scheduler.set_timesteps(self.num_inference_steps)  # refuses an impossible number before any work
         if self.guidance_scale > 1 and not self.by_prompt and null_class_labels is None:
             raise ValueError(f"guidance_scale={guidance_scale:g} compares with no class: give null_class_labels, or 1.")
 
@@ -146,12 +151,15 @@ class Sampler:
                 yield Sample(image, request, index)
 
     @torch.no_grad()
-    def draw(self, requests: Sequence[Request], indices: Sequence[int]) -> Tensor:
+    def draw(
+        self, requests: Sequence[Request], indices: Sequence[int], progress: Callable[[int], object] | None = None
+    ) -> Tensor:
         """Draw one image per request, in batches.
 
         Args:
             requests: what each image shows.
             indices: number of each image.
+            progress: called after each batch with its number of images.
 
         Returns:
             Images (N, C, *spatial) in [-1, 1], on the CPU.
@@ -165,6 +173,8 @@ class Sampler:
                 denoiser = Denoiser(self.network, self.scheduler, self._condition(requests[rows], device))
                 drawn = draw_samples(denoiser, self.scheduler, self.shape, self.num_inference_steps, generators)
                 parts.append(self.space.decode(drawn).float().clamp(-1, 1).cpu())
+                if progress is not None:
+                    progress(len(drawn))
         return torch.cat(parts)
 
     def _condition(self, requests: Sequence[Request], device: torch.device) -> Condition:
@@ -179,21 +189,39 @@ class Sampler:
         return Condition(labels=labels, null=null, scale=self.guidance_scale)
 
 
-def spread_requests(sampler: Sampler, conditions: Sequence[int | str], count: int | Sequence[int]) -> list[Request]:
-    """List requests for several classes or prompts, in turn, so that every shard holds all of them.
+def spread_requests(
+    sampler: Sampler,
+    classes: int | str | Sequence[int | str] | None,
+    count: int | Sequence[int],
+    *,
+    prompt: str | None = None,
+    class_names: Sequence[str] = (),
+) -> list[Request]:
+    """List requests for several classes, or for a prompt, in turn, so that every shard holds all of them.
 
     Args:
         sampler: draws them.
-        conditions: class indices or prompts.
-        count: images of each, or one number for each condition.
+        classes: indices or names; None means all.
+        count: images of each, or one number for each.
+        prompt: text in place of classes.
+        class_names: names of the classes.
 
     Raises:
-        ValueError: if there are not as many numbers as conditions, or there is nothing to draw.
+        ValueError: if a class does not exist, there are not as many numbers as classes, or there is nothing to draw.
     """
-    counts = [count] * len(conditions) if isinstance(count, int) else list(count)
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"prompt={prompt!r} is no text: give classes by --classes.")
+    if class_names and len(class_names) != sampler.num_classes:
+        raise ValueError(
+            f"class_names has {len(class_names)} names for {sampler.num_classes} classes or class_prompts: give both."
+        )
+    named = range(sampler.num_classes) if classes is None else [classes] if isinstance(classes, int | str) else classes
+    conditions = [_index(each, class_names) for each in named] if prompt is None else [prompt]
+    each = list(count) if isinstance(count, list | tuple) else [count] * len(conditions)
+    counts = [whole("count", number, least=0) for number in each]
     if len(counts) != len(conditions):
         raise ValueError(f"count has {len(counts)} numbers for {len(conditions)} conditions: give one for each.")
-    if not conditions or min(counts) < 0 or not sum(counts):
+    if not conditions or not sum(counts):
         raise ValueError(f"count={count}: there is nothing to draw; give each condition at least one image.")
     return [
         sampler.request(condition, number)
@@ -201,3 +229,28 @@ def spread_requests(sampler: Sampler, conditions: Sequence[int | str], count: in
         for condition, wanted in zip(conditions, counts, strict=True)
         if number < wanted
     ]
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number.
+
+    Raises:
+        ValueError: if the value is none, or too small.
+    """
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = least - 1
+    if number != value or number < least:
+        raise ValueError(f"{name}={value}: use a whole number of at least {least}.")
+    return number
+
+
+def _index(condition: Any, names: Sequence[str]) -> int:
+    """Return the index of a class."""
+    if isinstance(condition, str) and condition in names:
+        return list(names).index(condition)
+    if isinstance(condition, bool) or not isinstance(condition, int):
+        known = f" or one of {', '.join(map(repr, names))}" if names else ""
+        raise ValueError(f"classes: {condition!r} is no class: give an index{known}; a prompt by --prompt.")
+    return condition

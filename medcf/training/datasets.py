@@ -56,6 +56,7 @@ def training_dataset(
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
     num_classes: int = 2,
+    class_prompts: Sequence[str] = (),
     preprocessing: Callable[[Any], Any] | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
@@ -82,6 +83,7 @@ def training_dataset(
         targets: what the training needs in addition to the image.
         null_label: class index of images without a label.
         num_classes: number of classes of the user's own images.
+        class_prompts: captions, by class, of the user's own images without one.
         preprocessing: as in inference.
         transform: applied to every sample, usually augmentation.
 
@@ -99,7 +101,7 @@ def training_dataset(
     with nullcontext() if folder is None else idist.one_rank_first():
         if own:
             chosen: dict[str, Any] = {"spatial_dims": len(size), "targets": targets, "null_label": null_label}
-            chosen["num_classes"] = num_classes
+            chosen |= {"num_classes": num_classes, "class_prompts": class_prompts}
             return own_dataset(datalist, split, preprocessing, dataset_dir, folder, transform, **chosen)
         from medcf.phantoms import BrainDataset, ChestDataset, PairedPlanesDataset, PhantomDataset, PlanesDataset
 
@@ -140,6 +142,7 @@ def own_dataset(
     targets: Sequence[str] = ("label",),
     null_label: int | None = None,
     num_classes: int = 2,
+    class_prompts: Sequence[str] = (),
 ) -> Dataset:
     """Put the images from a table, or from a folder with a subfolder per class, onto the grid, once each.
 
@@ -161,6 +164,7 @@ def own_dataset(
         targets: what each sample holds in addition to ``image``, ``case`` and ``subject``.
         null_label: label for images without one; None leaves them out if ``label`` is a target.
         num_classes: number of classes.
+        class_prompts: captions, by class, of images without one.
 
     Returns:
         The dataset; its ``class_names`` are those of `medcf.training.labeled.LabeledCases`, its ``digest``
@@ -172,7 +176,8 @@ def own_dataset(
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ValueError(f"targets: {', '.join(unknown)} is not one of {', '.join(TARGETS)}.")
     found = labeled_cases(dataset_dir, datalist, spatial_dims=spatial_dims, num_classes=num_classes)
-    cases = choose_cases(found.cases, found.source, split, targets, null_label=null_label)
+    captioned = [_with_caption(case, class_prompts) for case in found.cases]
+    cases = choose_cases(captioned, found.source, split, targets, null_label=null_label)
     if found.class_names is not None:
         counts = Counter(case.columns.get("label") for case in cases)
         told = (f"{index} = {name} ({counts[index]} images)" for index, name in enumerate(found.class_names))
@@ -188,6 +193,14 @@ def own_dataset(
     dataset.class_names = found.class_names
     dataset.digest = _digest(items)
     return dataset
+
+
+def _with_caption(case: Case, class_prompts: Sequence[str]) -> Case:
+    """Give a case without a caption the prompt of its class."""
+    label = case.columns.get("label")
+    if "caption" in case.columns or not isinstance(label, int) or not 0 <= label < len(class_prompts):
+        return case
+    return Case(case.id, case.files, case.frame, case.mask, {**case.columns, "caption": class_prompts[label]})
 
 
 def choose_cases(

@@ -42,6 +42,8 @@ class EpochSampler(DistributedSampler):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The training dataset is empty.")
+        if epoch_length < 1:
+            raise ValueError(f"An epoch of {epoch_length} batches trains nothing: give iterations of at least 1.")
         self.num_replicas = num_replicas or idist.get_world_size()
         self.rank = idist.get_rank() if rank is None else rank
         self.dataset = dataset  # type: ignore[assignment]

@@ -26,7 +26,7 @@ from benchmarks.fulora.study import Arm, Result, Study
 from benchmarks.fulora.tables import difference_table, differences
 from benchmarks.fulora.training import Recipe, probabilities, scores, train
 from benchmarks.fulora.tsne import draw_sets, oracle_features
-from medcf.data.synthetic_store import StoreWriter
+from medcf.data import StoreWriter
 from medcf.phantoms import PairedPlanesDataset, PlanesDataset
 from medcf.runtime.atomic import write_json
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from medcf.data.synthetic_store import StoreWriter
+from medcf.data import StoreWriter
 from medcf.evaluation.generated import Assessment
 from medcf.evaluation.judges import Judge
 from medcf.metrics.copies import PLANTED, plant
 from medcf.metrics.frechet import frechet_distance
+from medcf.runtime.subjects import subject_key
 
 SIZE = (1, 16, 16)
 
@@ -124,3 +125,21 @@ def test_planted_copies_are_what_they_are_called():
     assert all(planted[kind].shape == images.shape for kind in PLANTED)
     with pytest.raises(ValueError, match="use one of identical"):
         plant(images, "upside down")
+
+
+def test_it_says_of_how_many_of_the_subjects_that_the_generator_saw_copies_were_looked_for(store, tmp_path, capsys):
+    class Training(list):
+        subjects = ("a", "b", "c")
+
+    assessment = Assessment(Training(dataset(0)), dataset(50), tmp_path, copies=both_ways)
+    assert assessment.run(store)["subjects"] == {"seen": None, "compared": None}
+    assert "whom the generator saw is not known" in capsys.readouterr().out
+    store.header["subjects"] = [subject_key(name) for name in ("b", "c", "of the adapter", "another")]
+    assert assessment.run(store)["subjects"] == {"seen": 4, "compared": 2}
+    assert "compared with 2 of the 4 subjects" in capsys.readouterr().out
+
+
+def test_too_few_unseen_images_are_refused_before_anything_is_measured(store, tmp_path):
+    assessment = Assessment(dataset(0), dataset(50)[:30], tmp_path, copies=both_ways)
+    with pytest.raises(ValueError, match=r"30 unseen images cannot show .* num_unseen=40 or more"):
+        assessment.run(store)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medcf.data.synthetic_store import StoreWriter, SyntheticStore
+from medcf.data import StoreWriter, SyntheticStore
 from medcf.runtime.subjects import read_subjects, subject_key, write_subjects
 from medcf.schedulers import create_scheduler
 from medcf.synthesis import Generation, Sampler, spread_requests
@@ -69,7 +69,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_files(generation, tmp_pat
     whole.run()
     job, draw, drawn = generation("killed"), Sampler.draw, []
 
-    def dies(self, requests, indices):
+    def dies(self, requests, indices, progress=None):
         if drawn:
             raise KeyboardInterrupt
         drawn.extend(indices)
@@ -82,7 +82,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_files(generation, tmp_pat
         SyntheticStore(tmp_path / "killed")
     assert len(SyntheticStore(tmp_path / "killed", partial=True)) == 4
 
-    def again(self, requests, indices):
+    def again(self, requests, indices, progress=None):
         assert not set(indices) & set(drawn)  # nothing is made twice
         return draw(self, requests, indices)
 
@@ -182,3 +182,57 @@ def test_images_of_another_shape_are_refused(tmp_path):
     writer.open()
     with pytest.raises(ValueError, match=r"takes \(2, 1, 4, 4\)"):
         writer.write(0, torch.zeros(2, 1, 4, 5))
+
+
+def rows_cut(folder):
+    file = folder / "00001.json"
+    file.write_text(json.dumps({"rows": json.loads(file.read_text())["rows"][:2]}))
+
+
+DAMAGES = {
+    "fewer rows": rows_cut,
+    "no rows": lambda folder: (folder / "00001.json").write_text("{}"),
+    "a list": lambda folder: (folder / "00001.json").write_text("[]"),
+    "no images": lambda folder: (folder / "00001.npy").unlink(),
+    "half of the images": lambda folder: (folder / "00001.npy").write_bytes((folder / "00001.npy").read_bytes()[:200]),
+    "fewer images": lambda folder: np.save(folder / "00001.npy", np.zeros((2, 1, 8, 8), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named_and_made_again_by_the_same_command(generation, tmp_path, damage):
+    generation().run()
+    before = content(tmp_path / "store")
+    DAMAGES[damage](tmp_path / "store" / "shards")
+    with pytest.raises(ValueError, match=r"00001.* damaged: start the command that makes the store again"):
+        [item["image"] for item in SyntheticStore(tmp_path / "store")]
+    assert generation().writer.pending() == [1]
+    generation().run()
+    assert content(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("header", ["{", "[]", '{"notice": "SYNTHETIC"}'])
+def test_a_damaged_header_is_named_and_the_store_can_be_started_over(generation, tmp_path, header):
+    generation().run()
+    before = content(tmp_path / "store")
+    (tmp_path / "store" / "store.json").write_text(header)
+    with pytest.raises(ValueError, match=r"store.json is damaged: start over with --overwrite True"):
+        generation().run()
+    generation(overwrite=True).run()
+    assert content(tmp_path / "store") == before
+
+
+def test_a_run_that_made_nothing_is_not_in_the_way_of_another(generation, tmp_path):
+    wrong = generation()
+    wrong.writer.header["shape"] = [1, 9, 9]
+    with pytest.raises(ValueError, match="Shard 0 takes"):
+        wrong.run()
+    generation(settings={"solver": "another"}).run()
+
+
+def test_weights_that_saw_no_image_do_not_hide_whom_the_others_saw(generation, tmp_path):
+    words = tmp_path / "tokenizer.json"
+    words.write_text("{}")
+    job = generation(trained_on_images=["model"])
+    with_words = generation("other", trained_on_images=["model"])
+    assert job.writer.header["subjects"] == with_words.writer.header["subjects"] is not None

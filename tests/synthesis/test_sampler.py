@@ -96,6 +96,11 @@ def test_prompts_of_a_class_take_turns_and_a_prompt_of_ones_own_is_followed(gaus
         ({"null_class_labels": None}, "null_class_labels"),
         ({"guidance_scale": 0.5}, "1 or more"),
         ({"num_classes": None}, "class_prompts"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan: use 1 or more"),
+        ({"num_inference_steps": 2.7}, "num_inference_steps=2.7: use a whole number"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0: use a whole number of at least 1"),
+        ({"num_inference_steps": 2000}, "2000"),
+        ({"batch_size": "many"}, "batch_size=many: use a whole number"),
     ],
 )
 def test_impossible_samplers_are_refused(sampler, options, message):
@@ -111,3 +116,27 @@ def test_what_the_network_does_not_know_is_refused(sampler):
         next(iter(made("a head", 1)))
     with pytest.raises(ValueError, match="nothing to draw"):
         spread_requests(made, [0, 1], 0)
+
+
+def test_a_solver_that_makes_noise_of_an_image_is_refused(gaussian_network):
+    scheduler = create_scheduler("ddim_inverse", prediction_type="epsilon")
+    with pytest.raises(ValueError, match="goes from an image to noise"):
+        Sampler(gaussian_network(0.0, STD), scheduler, (1, 4, 4), num_classes=1, guidance_scale=1.0)
+
+
+def test_classes_are_indices_or_names_and_a_prompt_is_none_of_them(sampler):
+    made = sampler()
+    named = spread_requests(made, ["bright", 0], 1, class_names=["dark", "bright"])
+    assert [request.label for request in named] == [1, 0]
+    assert [request.label for request in spread_requests(made, None, 1)] == [0, 1]
+    assert [request.label for request in spread_requests(made, 1, 2)] == [1, 1]
+    for classes, message in [(["Bright"], "'Bright' is no class: give an index or one of 'dark', 'bright'"),
+                             ([1.5], "1.5 is no class"), (["a head"], "a prompt by --prompt")]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            spread_requests(made, classes, 1, class_names=["dark", "bright"])
+    with pytest.raises(ValueError, match="class_names has 3 names for 2 classes"):
+        spread_requests(made, None, 1, class_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"count=1\.5: use a whole number"):
+        spread_requests(made, None, 1.5)
+    with pytest.raises(ValueError, match="prompt=5 is no text: give classes by --classes"):
+        spread_requests(made, None, 1, prompt=5)

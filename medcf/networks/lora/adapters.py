@@ -282,5 +282,7 @@ def _peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("Adapters need peft, which is not installed: pip install 'medcf[text]'.") from error
+        raise ImportError(
+            "Adapters need peft, which is not installed: python -m pip install 'medcf[text]', or '.[text]' in a clone."
+        ) from error
     return peft

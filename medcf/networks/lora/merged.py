@@ -35,9 +35,14 @@ def with_adapters(network: Network, files: Files, ratios: float | Sequence[float
         ValueError: if an adapter was trained on another base, or there are more or fewer ratios than adapters.
     """
     paths = list(adapter_files(files).values())
+    try:
+        each = [float(ratio) for ratio in ensure_tuple(ratios)]
+    except (TypeError, ValueError):
+        raise ValueError(f"merging_ratio={ratios!r} is no number: give 0 to 1, or a list of one for each.") from None
     if not paths:
+        if each != [1.0]:
+            raise ValueError(f"merging_ratio={ratios} is for an adapter: give its file, too.")
         return network
-    each = [float(ratio) for ratio in ensure_tuple(ratios)]
     each = each * len(paths) if len(each) == 1 else each
     if len(each) != len(paths):
         raise ValueError(f"There are {len(paths)} adapters and {len(each)} merging ratios: give one for each.")
