@@ -18,7 +18,7 @@ from medcf.data.image import display_range, geometry, meta_of, to_luminance
 from medcf.data.resample import resample
 from medcf.data.subject import SUBJECTS, find_subject, middle_of, picture_box
 
-__all__ = ["Grid", "GridRecord", "grid_record"]
+__all__ = ["Grid", "GridRecord", "grid_record", "screen_axes"]
 
 _ROUNDING = 1e-4  # so that half a voxel still counts as half after float32 rounding
 
@@ -207,7 +207,7 @@ class Grid:
     def _place_picture(self, source: torch.Tensor, intensity: tuple[float, float]) -> NDArray[np.float64]:
         """Decide which part of a picture the grid covers."""
         affine, known = geometry(source)
-        turn, edges = _screen(affine), np.linalg.norm(affine[:3, :2], axis=0)
+        turn, edges = screen_axes(affine), np.linalg.norm(affine[:3, :2], axis=0)
         along = [int(np.abs(turn[:2, axis]).argmax()) for axis in range(2)]  # image axis for each grid axis
         lengths = np.array([source.shape[1 + axis] for axis in along], dtype=float)
         size = np.array(self.size, dtype=float)
@@ -267,7 +267,7 @@ def _kept(source: torch.Tensor) -> MetaTensor:
     return MetaTensor(plain, affine=torch.from_numpy(affine if known else np.eye(4)), meta=meta_of(source, "mask"))
 
 
-def _screen(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def screen_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the signed permutation (2, 2) from grid axes (rows down, columns right) to picture axes.
 
     Radiological view: patient left is on the right, anterior is up, and in sagittal and coronal planes the head is up.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
+from medcf.data.matched import matched
 from medcf.data.synthetic_store import SyntheticStore
 from medcf.runtime.subjects import subject_key
 
@@ -90,7 +91,8 @@ class HybridDataset(Dataset):
     """Real images, then synthetic ones beside them.
 
     A synthetic item has the keys ``image_key``, ``label_key`` and ``synthetic``; a real one gets ``synthetic`` as well.
-    If the real items are pairs of image and label, so are the synthetic ones.
+    If the real items are pairs of image and label, so are the synthetic ones. A synthetic image takes the form of the
+    first real one: axes, size, channels, range of gray values, type (`medcf.data.matched`).
 
     Args:
         real: dataset of real images, its own transforms included.
@@ -99,7 +101,8 @@ class HybridDataset(Dataset):
         labels: classes of the real images; None reads them from ``real.data``, as MONAI's datasets have it, or asks
             every item.
         validation: names of the subjects that the model is validated on, see `check_leak`; None does not check.
-        transform: applied to a synthetic item, (1, *spatial) in [-1, 1]: what makes it look like a real one.
+        transform: applied to a synthetic item after that.
+        intensity: gray values that black and white become; None takes those of the first real image.
         image_key, label_key: keys of image and class.
 
     Example:
@@ -116,13 +119,15 @@ class HybridDataset(Dataset):
         labels: Sequence[int] | None = None,
         validation: Iterable[object] | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
+        intensity: tuple[float, float] | None = None,
         image_key: str = "image",
         label_key: str = "label",
         seed: int = 0,
     ) -> None:
         if validation is not None:
             check_leak(store, validation)
-        self.real, self.store, self.transform = real, store, transform
+        self.real, self.store, self.transform, self.intensity = real, store, transform, intensity
+        self._first: Any = None
         self.image_key, self.label_key = image_key, label_key
         known = _labels(real, label_key) if labels is None else [int(label) for label in labels]
         self.chosen = choose_synthetic(store, known, ratio=ratio, count=count, seed=seed)
@@ -140,10 +145,15 @@ class HybridDataset(Dataset):
         if index < len(self.real):
             item = self.real[index]
             return {**item, "synthetic": False} if isinstance(item, Mapping) else item
+        if self._first is None:
+            self._first = self.real[0]
+        paired = not isinstance(self._first, Mapping)
+        like = self._first[0] if paired else self._first[self.image_key]
         made = self.store[self.chosen[index - len(self.real)]]
-        item = {self.image_key: made["image"], self.label_key: made["label"], "synthetic": True}
+        image = matched(made["image"], like, self.intensity)
+        item = {self.image_key: image, self.label_key: made["label"], "synthetic": True}
         item = item if self.transform is None else self.transform(item)
-        return item if isinstance(self.real[0], Mapping) else (item[self.image_key], item[self.label_key])
+        return (item[self.image_key], item[self.label_key]) if paired else item
 
 
 def _wanted(real: Counter[int], classes: Sequence[int], ratio: float | None, count: Counts | None) -> dict[int, int]:

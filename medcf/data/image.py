@@ -68,13 +68,19 @@ def geometry(image: torch.Tensor) -> tuple[NDArray[np.float64], bool]:
     Returns:
         Affine (4, 4) from indices to RAS+ mm; whether it comes from the file.
     """
-    affine = np.asarray(image.affine, dtype=np.float64) if isinstance(image, MetaTensor) else np.eye(4)
-    if affine.shape == (3, 3):  # MONAI's affine for a 2D image
-        affine = np.block([[affine[:2, :2], np.zeros((2, 1)), affine[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
+    affine = square_affine(image.affine) if isinstance(image, MetaTensor) else np.eye(4)
     unit = np.array_equal(affine, np.eye(4))
     if image.ndim == 3 and unit:
         return picture_affine(), False
     return affine, bool(getattr(image, "meta", {}).get(str(MetaKeys.SPACE), not unit))
+
+
+def square_affine(affine: Any) -> NDArray[np.float64]:
+    """Return an affine as (4, 4); MONAI's for a 2D image is (3, 3)."""
+    given = np.asarray(affine, dtype=np.float64)
+    if given.shape == (4, 4):
+        return given
+    return np.block([[given[:2, :2], np.zeros((2, 1)), given[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def get_spacing(image: torch.Tensor) -> tuple[float, ...] | None:

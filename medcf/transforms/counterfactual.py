@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medcf.data.counterfactual_runs import Counterfactual, CounterfactualRuns
+from medcf.data.image import square_affine
 from medcf.data.resample import resample
 from medcf.transforms.images import TORCH
 from medcf.transforms.labels import label_like
@@ -178,16 +179,8 @@ def _to_file(img: Any) -> NDArray[np.float64] | None:
     if not isinstance(img, MetaTensor):
         return None
     first = img.meta.get(str(MetaKeys.ORIGINAL_AFFINE), np.eye(4))  # readers of pictures have none
-    now, first = (_four(np.asarray(each, dtype=float)) for each in (img.affine, first))
+    now, first = (square_affine(each) for each in (img.affine, first))
     return np.asarray(np.linalg.solve(first, now), dtype=float)
-
-
-def _four(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an affine of any number of dimensions as (4, 4)."""
-    full = np.eye(4)
-    count = min(len(affine), 4) - 1
-    full[:count, :count], full[:count, 3] = affine[:count, :count], affine[:count, -1]
-    return full
 
 
 RandCounterfactualD = RandCounterfactualDict = RandCounterfactuald

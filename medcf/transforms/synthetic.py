@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, RandomizableTransform, Resize
-from monai.utils import convert_to_dst_type, convert_to_tensor
-from torch import Tensor
+from monai.transforms import MapTransform, RandomizableTransform
 
+from medcf.data.matched import matched
 from medcf.data.synthetic_store import SyntheticStore
 from medcf.transforms.images import TORCH
 from medcf.transforms.labels import index_of_label
@@ -22,8 +21,9 @@ __all__ = ["RandSynthetic", "RandSyntheticD", "RandSyntheticDict", "RandSyntheti
 class RandSynthetic(RandomizableTransform):
     """Replace an image by a synthetic one of its class, with some probability; no network runs.
 
-    The synthetic image takes the replaced one's size, number of channels, range of gray values, type and position, so
-    that it can stand anywhere after an image is loaded, before or after scaling and resizing. An image of a class that
+    The synthetic image takes the replaced one's axes, size, number of channels, range of gray values, type and position
+    (`medcf.data.matched`), so that this can stand anywhere after an image is loaded, before or after scaling and
+    resizing. An image of a class that
     the store has no images of is never replaced.
 
     Args:
@@ -85,15 +85,13 @@ class RandSynthetic(RandomizableTransform):
         if self._index is None:
             return img
         item = self.store[self._index]
-        made, shape = item["image"], tuple(img.shape[1:])
-        if len(shape) != made.ndim - 1:
-            raise ValueError(
-                f"The image is {tuple(img.shape)}, and {self.store.folder} holds images of {made.ndim - 1} dimensions: "
-                "put EnsureChannelFirstd before this transform, or give another store."
-            )
-        result = convert_to_dst_type(_like(made, img, self.intensity), img)[0]
+        try:
+            result = matched(item["image"], img, self.intensity)
+        except ValueError as error:
+            remedy = "put EnsureChannelFirstd before this transform, or give another store"
+            raise ValueError(f"{error} {self.store.folder} does not fit: {remedy}.") from error
         if hasattr(result, "meta"):
-            result.meta = {**result.meta, "filename_or_obj": str(self.store.folder / item["case"]), "synthetic": True}
+            result.meta |= {"filename_or_obj": str(self.store.folder / item["case"]), "synthetic": True}
         return result
 
 
@@ -152,17 +150,6 @@ def _members(store: SyntheticStore, classes: Mapping[int, int | str] | None) -> 
     if classes is None:
         return found
     return {here: found.get(index_of_label(there, store.class_names), []) for here, there in classes.items()}
-
-
-def _like(made: Tensor, img: NdarrayOrTensor, intensity: tuple[float, float] | None) -> Tensor:
-    """Give a synthetic image (1, *spatial) in [-1, 1] another image's size, channels and range of gray values."""
-    values: Tensor = convert_to_tensor(img, track_meta=False)
-    low, high = values.aminmax() if intensity is None else intensity
-    if made.shape[1:] != values.shape[1:]:
-        mode = "bilinear" if made.ndim == 3 else "trilinear"
-        made = convert_to_tensor(Resize(values.shape[1:], mode=mode, anti_aliasing=True)(made), track_meta=False)
-    scaled = (made.to(values.device) + 1) / 2 * (high - low) + low
-    return (scaled if values.is_floating_point() else scaled.round()).expand_as(values)
 
 
 RandSyntheticD = RandSyntheticDict = RandSyntheticd

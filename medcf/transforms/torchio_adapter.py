@@ -12,10 +12,9 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable
 from monai.utils import TraceKeys, convert_to_dst_type, optional_import
-from numpy.typing import NDArray
 from torch import Tensor
 
-from medcf.data.image import meta_of
+from medcf.data.image import meta_of, square_affine
 from medcf.transforms.images import TORCH
 
 __all__ = ["TorchIO", "TorchIOD", "TorchIODict", "TorchIOd"]
@@ -167,7 +166,8 @@ def _subject(entries: Mapping[str, Any], labels: Sequence[str]) -> Any:
         if values.ndim not in (3, 4):
             raise ValueError(f"{name} is {tuple(values.shape)}: use (C, X, Y) or (C, X, Y, Z).")
         kind = tio.LabelMap if name in labels else tio.ScalarImage
-        images[name] = kind(tensor=_volume(values), affine=_affine(entry))
+        affine = square_affine(entry.affine) if isinstance(entry, MetaTensor) else np.eye(4)
+        images[name] = kind(tensor=_volume(values), affine=affine)
     return tio.Subject(images)
 
 
@@ -175,16 +175,6 @@ def _volume(values: Tensor) -> Tensor:
     """Return a picture as a volume of one slice."""
     plain = values.as_subclass(Tensor)
     return plain[..., None] if plain.ndim == 3 else plain
-
-
-def _affine(values: Any) -> NDArray[np.float64]:
-    """Return an entry's affine as (4, 4)."""
-    full = np.eye(4)
-    if isinstance(values, MetaTensor):
-        affine = np.asarray(values.affine, dtype=float)
-        count = len(affine) - 1
-        full[:count, :count], full[:count, 3] = affine[:count, :count], affine[:count, -1]
-    return full
 
 
 def _back(image: Any, before: Any) -> Any:

@@ -27,7 +27,12 @@ def store(tmp_path_factory):
 
 
 def real(*labels):
-    return Dataset([{"image": torch.zeros(1, 4, 4), "label": label, "case": str(n)} for n, label in enumerate(labels)])
+    return Dataset(
+        [
+            {"image": torch.linspace(-1, 1, 16).view(1, 4, 4), "label": label, "case": str(n)}
+            for n, label in enumerate(labels)
+        ]
+    )
 
 
 def test_a_ratio_holds_in_each_class_and_every_item_says_what_it_is(store):
@@ -54,7 +59,7 @@ def test_counts_are_of_each_class_of_some_or_to_balance(store):
 
 
 def test_pairs_of_image_and_label_stay_pairs_and_labels_are_read_without_images(store):
-    pairs = TensorDataset(torch.zeros(3, 1, 4, 4), torch.tensor([1, 1, 2]))
+    pairs = TensorDataset(torch.linspace(-1, 1, 48).view(3, 1, 4, 4), torch.tensor([1, 1, 2]))
     hybrid = HybridDataset(pairs, store, ratio=1)
     image, label = hybrid[3]
     assert (image.shape, int(label)) == ((1, 4, 4), 1)

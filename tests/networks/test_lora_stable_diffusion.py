@@ -80,7 +80,7 @@ def test_diffusers_loads_what_is_saved_here(folder: Path, targets: str, alpha: f
 
     adapters.merge()
     adapters.remove()
-    torch.testing.assert_close(drawn(pipe), drawn(pipeline(model.save(tmp_path / "merged"))), atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn(pipe), drawn(pipeline(model.save(tmp_path / "merged"))), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("old_names", [False, True])  # its training scripts still write them

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import pickle
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.transforms import Compose, Resized, ScaleIntensityd
+from monai.transforms import Compose, EnsureChannelFirstd, Flipd, LoadImaged, Resized, Rotate90d, ScaleIntensityd
+from PIL import Image
 
 from medcf.data import StoreWriter, SyntheticStore
+from medcf.data.matched import matched
 from medcf.transforms import RandSynthetic, RandSyntheticd
 
 NAMES = ["dark", "bright", "striped"]
@@ -126,7 +129,7 @@ def test_a_loader_s_batches_hold_both_kinds_before_and_after_other_transforms(st
 
 
 def test_an_image_of_other_dimensions_and_a_store_without_labels_are_refused(store, tmp_path):
-    with pytest.raises(ValueError, match=r"The image is \(1, 4, 4, 4\), and .*planes holds images of 2 dimensions"):
+    with pytest.raises(ValueError, match=r"image is \(1, 4, 4, 4\), .*planes does not fit: put EnsureChannelFirstd"):
         RandSynthetic(store, 1.0)(torch.zeros(1, 4, 4, 4), 0)
     writer = StoreWriter(tmp_path / "prompts", [{"caption": "a brain"}], shape=(1, 4, 4))
     writer.open()
@@ -136,3 +139,42 @@ def test_an_image_of_other_dimensions_and_a_store_without_labels_are_refused(sto
         RandSynthetic(tmp_path / "prompts")
     with pytest.raises(FileNotFoundError, match="nowhere is not a store"):
         RandSynthetic(tmp_path / "nowhere")
+
+
+def test_a_picture_that_a_loader_transposed_gets_a_transposed_one(store, tmp_path):
+    """MONAI's loaders put columns first; the number's column of the store's image must stay a column."""
+    Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)).save(tmp_path / "a.png")
+    load = [LoadImaged("image"), EnsureChannelFirstd("image")]
+    replace = RandSyntheticd("image", store, 1.0)
+    upright = replace.set_random_state(0)({"image": torch.arange(96.0).view(1, 8, 12), "label": 0})["image"]
+    column = number_of(upright)
+    for steps, axis, place in [
+        ([], 0, column),
+        ([Flipd("image", 0)], 0, 11 - column),
+        ([Rotate90d("image", 1)], 1, None),
+    ]:
+        loaded = Compose([*load, *steps])({"image": str(tmp_path / "a.png"), "label": 0})
+        made = replace.set_random_state(0)(loaded)["image"][0]
+        profile = made.as_tensor().mean(1 - axis)
+        assert len(profile) == 12
+        assert int(profile.argmax()) in ((column, 11 - column) if place is None else (place,))
+        # both are turned back alike
+        again = Compose([*load, *steps]).inverse({"image": made[None] if made.ndim == 2 else made})["image"]
+        np.testing.assert_allclose(again[0].T, upright[0], atol=1e-3)
+
+
+def test_a_volume_gets_one_that_points_the_same_way():
+    made = torch.zeros(1, 4, 5, 6) - 1
+    made[0, 3, 0, 5] = 1  # right, posterior, superior
+    for codes in ("RAS", "LPS", "PIR", "SAL"):
+        ornt = nib.orientations.axcodes2ornt(codes)
+        affine = nib.orientations.inv_ornt_aff(
+            nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), ornt), (4, 5, 6)
+        )
+        shape = tuple(np.array((4, 5, 6))[ornt[:, 0].astype(int)])
+        real = MetaTensor(torch.linspace(0, 1, 120).view(1, *shape), affine=torch.from_numpy(affine))
+        assert "".join(nib.aff2axcodes(affine)) == codes
+        found = matched(made, real)[0]
+        place = np.array(np.unravel_index(int(found.argmax()), shape))
+        ends = {"R": -1, "L": 0, "A": 0, "P": -1, "S": -1, "I": 0}
+        assert place.tolist() == [(n - 1 if ends[code] else 0) for n, code in zip(shape, codes, strict=True)]
