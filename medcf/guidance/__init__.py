@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from medcf.guidance.estimators import DiMEGradient, GradientEstimator, NoisyL1, X0Gradient, XtGradient
 from medcf.guidance.loss import CounterfactualLoss, LossTerms
+from medcf.guidance.noisy_classifier import NoisyClassifierGradient
 from medcf.guidance.perceptual import PerceptualFeatures
 from medcf.guidance.regions import SegmentedRegion
 
@@ -13,6 +14,7 @@ __all__ = [
     "DiMEGradient",
     "GradientEstimator",
     "LossTerms",
+    "NoisyClassifierGradient",
     "NoisyL1",
     "PerceptualFeatures",
     "SegmentedRegion",

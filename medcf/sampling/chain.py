@@ -87,6 +87,7 @@ def draw_samples(
     shape: Sequence[int],
     num_inference_steps: int,
     generators: Sequence[torch.Generator],
+    hooks: Sequence[Hook] = (),
 ) -> Tensor:
     """Denoise one sample per generator from pure noise, over all kept steps.
 
@@ -96,6 +97,7 @@ def draw_samples(
         shape: shape (C, *spatial) of a sample, in latents if the network works in them.
         num_inference_steps: number of kept steps.
         generators: one per sample, on the device of the network: `medcf.sampling.make_generators`.
+        hooks: of the loop, such as guidance.
 
     Returns:
         Samples (B, C, *spatial), without a graph.
@@ -103,4 +105,4 @@ def draw_samples(
     like = torch.zeros(len(generators), *shape, device=generators[0].device)
     scheduler.set_timesteps(num_inference_steps)
     noise = standard_noise(like, generators)
-    return denoise(denoiser, scheduler, noise, scheduler.timesteps_from(1.0), generators=generators)
+    return denoise(denoiser, scheduler, noise, scheduler.timesteps_from(1.0), generators=generators, hooks=hooks)

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from medcf.guidance import NoisyClassifierGradient
 from medcf.networks.condition import Condition
 from medcf.networks.denoiser import Denoiser, Network
 from medcf.runtime.frozen import frozen
 from medcf.runtime.performance import autocast
-from medcf.sampling import PixelSpace, Space, draw_samples, make_generators
+from medcf.sampling import Hook, PixelSpace, Space, draw_samples, make_generators
 from medcf.schedulers import DDIMInverseScheduler, RespacedScheduler
 
 __all__ = ["Request", "Sample", "Sampler", "spread_requests"]
@@ -65,6 +66,9 @@ class Sampler:
         num_classes: number of classes of a network with labels.
         null_class_labels: class index that was trained as "no class".
         guidance_scale: s in null + s (condition - null); 1 runs the condition alone.
+        guide: classifier of noisy images (`medcf.guidance.NoisyClassifierGradient`), for a network in pixels; None does
+            without.
+        classifier_scale: how strongly it pulls.
         num_inference_steps: steps of the solver.
         seed: seed of all noise.
         batch_size: images per call; with guidance the network runs on twice as many.
@@ -85,6 +89,8 @@ class Sampler:
         num_classes: int | None = None,
         null_class_labels: int | None = None,
         guidance_scale: float = 3.0,
+        guide: Callable[[Tensor, Tensor], Tensor] | None = None,
+        classifier_scale: float = 1.0,
         num_inference_steps: int = 20,
         seed: int = 0,
         batch_size: int = 16,
@@ -100,8 +106,11 @@ class Sampler:
         self.num_classes = len(self.class_prompts) if num_classes is None else num_classes
         self.null_class_labels = null_class_labels
         self.guidance_scale = float(guidance_scale)
+        self.guide, self.classifier_scale = guide, float(classifier_scale)
         self.num_inference_steps = whole("num_inference_steps", num_inference_steps)
         self.seed, self.batch_size, self.amp = int(seed), whole("batch_size", batch_size), amp
+        if guide is not None and self.space.range is None:
+            raise ValueError("A guide sees noisy pixels, and this network works in latents: leave the guide out.")
         if not self.class_prompts and not self.num_classes:
             raise ValueError("A sampler needs class_prompts, or num_classes of a network that knows classes.")
         if not 1 <= self.guidance_scale < math.inf:
@@ -171,11 +180,21 @@ class Sampler:
                 rows = slice(first, first + self.batch_size)
                 generators = make_generators(self.seed, list(indices[rows]), device, ("synthesis",))
                 denoiser = Denoiser(self.network, self.scheduler, self._condition(requests[rows], device))
-                drawn = draw_samples(denoiser, self.scheduler, self.shape, self.num_inference_steps, generators)
+                hooks = self._hooks(requests[rows], device)
+                drawn = draw_samples(denoiser, self.scheduler, self.shape, self.num_inference_steps, generators, hooks)
                 parts.append(self.space.decode(drawn).float().clamp(-1, 1).cpu())
                 if progress is not None:
                     progress(len(drawn))
         return torch.cat(parts)
+
+    def _hooks(self, requests: Sequence[Request], device: torch.device) -> list[Hook]:
+        """Return the classifier's guidance of a batch."""
+        if self.guide is None:
+            return []
+        if any(request.label is None for request in requests):
+            raise ValueError("The guide is a classifier and knows classes, no prompts: give classes, or no guide.")
+        labels = torch.tensor([int(request.label or 0) for request in requests], device=device)
+        return [NoisyClassifierGradient(self.guide, labels, self.classifier_scale)]
 
     def _condition(self, requests: Sequence[Request], device: torch.device) -> Condition:
         """Return the conditions of a batch, with their null."""

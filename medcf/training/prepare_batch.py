@@ -14,7 +14,13 @@ from monai.utils import CommonKeys
 from medcf.schedulers import RespacedScheduler, kept_timesteps
 from medcf.training.losses import learns_variance
 
-__all__ = ["ClassConditionalPrepareBatch", "NoisePrepareBatch", "PairPrepareBatch", "TargetPrepareBatch"]
+__all__ = [
+    "ClassConditionalPrepareBatch",
+    "NoisePrepareBatch",
+    "NoisyLabelPrepareBatch",
+    "PairPrepareBatch",
+    "TargetPrepareBatch",
+]
 
 Batch = dict[str, torch.Tensor]
 Device = str | torch.device | None
@@ -122,6 +128,28 @@ class ClassConditionalPrepareBatch(NoisePrepareBatch):
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
         labels = batchdata[CommonKeys.LABEL].to(device=images.device, non_blocking=non_blocking).long()
         return images, target, args, {**arguments, "class_labels": self.get_class_labels(labels)}
+
+
+class NoisyLabelPrepareBatch(NoisePrepareBatch):
+    """Noisy images, their timesteps and labels: how a classifier that is to guide a diffusion model is trained.
+
+    Args:
+        scheduler, timestep_power, matched_steps: see `NoisePrepareBatch`.
+    """
+
+    def __call__(
+        self, batchdata: Batch, device: Device = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, Any, tuple, dict]:
+        """Prepare a batch.
+
+        Returns:
+            Noisy images (B, C, *spatial), labels (B,), and ``timesteps`` (B,).
+        """
+        images, _, args, arguments = super().__call__(batchdata, device, non_blocking, **kwargs)
+        timesteps = arguments["timesteps"]
+        noisy = self.scheduler.add_noise(images, arguments["noise"], timesteps)
+        labels = batchdata[CommonKeys.LABEL].to(device=images.device, non_blocking=non_blocking).long()
+        return noisy, labels, args, {"timesteps": timesteps}
 
 
 @dataclass(eq=False)
