@@ -8,10 +8,12 @@ Layout::
       shards/00000.npy    images (n, C, *spatial) of one shard
       shards/00000.json   their rows; written after the images: the shard is complete
       manifest.csv        all rows; written when every shard is complete
+      filtered.csv        which images a filter keeps (`medcf.synthesis.filter_store`), if one was asked
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
+    "FILTERED",
     "HEADER",
     "MANIFEST",
     "NOTICE",
@@ -35,12 +38,13 @@ __all__ = [
     "open_images",
     "pack",
     "read_header",
+    "read_kept",
     "read_rows",
     "shards_of",
     "unpack",
 ]
 
-HEADER, MANIFEST, SHARDS = "store.json", "manifest.csv", "shards"
+HEADER, MANIFEST, SHARDS, FILTERED = "store.json", "manifest.csv", "shards", "filtered.csv"
 KEYS = {"notice", "count", "shape", "dtype", "shard_size", "class_names", "provenance", "subjects"}
 NOTICE = "SYNTHETIC images made by medcf. No patient; not for diagnosis."
 _AGAIN = "start the command that makes the store again."
@@ -105,6 +109,23 @@ def read_rows(folder: Path, shard: int, header: Mapping[str, Any]) -> list[dict[
     if not isinstance(rows, list) or len(rows) != len(shards_of(header)[shard]):
         raise ValueError(f"{path} is damaged: {_AGAIN}")
     return rows
+
+
+def read_kept(folder: Path, count: int) -> list[int]:
+    """Return the indices of the images that a filter kept.
+
+    Raises:
+        FileNotFoundError: if no filter was asked.
+        ValueError: if it judged other images.
+    """
+    path = folder / FILTERED
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: call medcf.synthesis.filter_store first, or read all images.")
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    if [row.get("index") for row in rows] != [str(index) for index in range(count)]:
+        raise ValueError(f"{path} judges other images than {folder} holds: call medcf.synthesis.filter_store again.")
+    return [index for index, row in enumerate(rows) if row["kept"] == "True"]
 
 
 def open_images(folder: Path, shard: int, header: Mapping[str, Any]) -> NDArray[Any]:

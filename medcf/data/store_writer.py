@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from medcf.data.store_files import (
+    FILTERED,
     HEADER,
     MANIFEST,
     NOTICE,
@@ -180,7 +181,7 @@ class StoreWriter:
 
     def _remove(self) -> None:
         """Remove the files of an earlier store, and nothing else."""
-        for name in (MANIFEST, HEADER):
+        for name in (MANIFEST, HEADER, FILTERED):
             (self.folder / name).unlink(missing_ok=True)
         for pattern in ("[0-9]*.json", "[0-9]*.npy"):
             for file in (self.folder / SHARDS).glob(pattern):

@@ -11,7 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from medcf.data.store_files import is_store, marker_file, open_images, read_header, read_rows, shards_of, unpack
+from medcf.data.store_files import (
+    is_store,
+    marker_file,
+    open_images,
+    read_header,
+    read_kept,
+    read_rows,
+    shards_of,
+    unpack,
+)
 
 __all__ = ["SyntheticStore", "is_store"]
 
@@ -29,6 +38,7 @@ class SyntheticStore(Dataset):
         folder: folder of the store.
         transform: applied to every item.
         partial: accept a store whose generation has not ended, with the shards that are complete.
+        kept: only the images that `medcf.synthesis.filter_store` kept.
 
     Raises:
         FileNotFoundError: if the folder holds no store.
@@ -36,7 +46,12 @@ class SyntheticStore(Dataset):
     """
 
     def __init__(
-        self, folder: str | Path, transform: Callable[[dict[str, Any]], Any] | None = None, *, partial: bool = False
+        self,
+        folder: str | Path,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        *,
+        partial: bool = False,
+        kept: bool = False,
     ) -> None:
         self.folder, self.transform = Path(folder), transform
         self.header = read_header(self.folder)
@@ -53,6 +68,10 @@ class SyntheticStore(Dataset):
             rows = read_rows(self.folder, number, self.header)
             self.rows += rows
             self._places += [(number, place) for place in range(len(rows))]
+        if kept:
+            chosen = read_kept(self.folder, len(self.rows))
+            self.rows = [self.rows[index] for index in chosen]
+            self._places = [self._places[index] for index in chosen]
         self._open: dict[int, NDArray[Any]] = {}
 
     def __len__(self) -> int:
