@@ -50,7 +50,8 @@ def export_store(store: SyntheticStore, folder: str | Path, format: Format = "pn
         raise ValueError(f"{store.folder} holds volumes, which a PNG cannot: use nii.gz.")
     rows = []
     with progress_bar(len(store), "images", unit="image") as bar:
-        for item in store:
+        for index in range(len(store)):
+            item = store[index]
             name = _folder_name(item.get("class_name") or "unlabeled")
             file = folder / name / f"{item['case']}.{format}"
             file.parent.mkdir(parents=True, exist_ok=True)

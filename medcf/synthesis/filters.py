@@ -56,7 +56,7 @@ class StructureFilter:
         described, tail = _described(images), 50 * (1 - share)
         known = sorted(set(labels.tolist()))
         found = {label: described[(labels == label).numpy()] for label in known}
-        return cls({one: tuple(np.percentile(rows, (tail, 100 - tail), axis=0)) for one, rows in found.items()})  # type: ignore[misc]
+        return cls({one: tuple(np.percentile(rows, (tail, 100 - tail), axis=0)) for one, rows in found.items()})
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images; one of a class without real images is not kept."""

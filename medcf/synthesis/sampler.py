@@ -235,7 +235,7 @@ def spread_requests(
             f"class_names has {len(class_names)} names for {sampler.num_classes} classes or class_prompts: give both."
         )
     named = range(sampler.num_classes) if classes is None else [classes] if isinstance(classes, int | str) else classes
-    conditions = [_index(each, class_names) for each in named] if prompt is None else [prompt]
+    conditions: list[int | str] = [_index(each, class_names) for each in named] if prompt is None else [prompt]
     each = list(count) if isinstance(count, list | tuple) else [count] * len(conditions)
     counts = [whole("count", number, least=0) for number in each]
     if len(counts) != len(conditions):
