@@ -99,7 +99,7 @@ class StoreWriter:
             if not self.overwrite:
                 raise ValueError(f"{self.folder / HEADER} is damaged: start over with --overwrite True.")
             self._remove()
-        elif self.folder.is_dir() and any(file.name != ".lock" for file in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not file.name.startswith(".lock") for file in self.folder.iterdir()):
             raise ValueError(f"{self.folder} holds files that are no store's: choose another --output_dir.")
         (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         write_json(self.folder / HEADER, self.header)

@@ -123,8 +123,12 @@ def fill_folder(folder: Path, write: Callable[[Path], object], *, more: Iterable
     return made
 
 
-def lock_folder(folder: Path) -> IO[str] | None:
+def lock_folder(folder: Path, name: str = ".lock") -> IO[str] | None:
     """Lock a folder until the returned file is closed or the process ends, for whatever reason.
+
+    Args:
+        folder: the folder.
+        name: of the lock's file; processes that share a folder by agreement have one each.
 
     Returns:
         The open lock file; None on Windows, where nothing is locked.
@@ -138,7 +142,7 @@ def lock_folder(folder: Path) -> IO[str] | None:
     except ImportError:
         return None
     # do not empty it or follow a link: a file of that name may belong to someone else
-    lock = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+    lock = os.fdopen(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -50,6 +50,11 @@ class Generation:
         dtype: see `StoreWriter`.
         overwrite: start over.
         columns: images of each condition in the overview.
+        part: this job's number and the number of jobs that fill the store side by side, such as those of a SLURM array;
+            whichever is last writes the manifest.
+
+    Raises:
+        ValueError: if the part is impossible, or is to start over what the other parts fill.
     """
 
     def __init__(
@@ -68,8 +73,12 @@ class Generation:
         dtype: StoredType = "uint8",
         overwrite: bool = False,
         columns: int = 8,
+        part: Sequence[int] | None = None,
     ) -> None:
         self.sampler, self.requests, self.folder, self.columns = sampler, list(requests), Path(output_dir), columns
+        self.part, self.parts = (0, 1) if part is None else map(int, part)
+        if not 0 <= self.part < self.parts or (overwrite and self.parts > 1):
+            raise ValueError(f"part={part}: give [k, n] with k from 0 to n - 1, and no --overwrite True with it.")
         files = {name: Path(path) for name, path in (weights or {}).items()}
         counted = files if trained_on_images is None else {name: files[name] for name in trained_on_images}
         names = list(class_names)
@@ -107,7 +116,7 @@ class Generation:
         """Make what is missing, then write the manifest and an overview.
 
         Returns:
-            The store; None on all processes except the main one.
+            The store; None on all processes except the main one, and while other parts have shards to make.
 
         Raises:
             ValueError: if the folder holds another store, or files that are no store's.
@@ -117,16 +126,17 @@ class Generation:
 
         def begin() -> list[int]:
             self.folder.mkdir(parents=True, exist_ok=True)
-            locks.append(lock_folder(self.folder))
+            locks.append(lock_folder(self.folder, ".lock" if self.parts == 1 else f".lock-{self.part}"))
             self.writer.open()
-            return self.writer.pending()
+            return [number for number in self.writer.pending() if number % self.parts == self.part]
 
         try:
             pending = run_on_main("open the store", begin)
             mine, shards = pending[rank() :: world_size()], self.writer.shards()
-            kept = len(self.requests) - sum(len(shards[number]) for number in pending)
+            wanted = sum(len(shards[number]) for number in range(self.part, len(shards), self.parts))
+            kept = wanted - sum(len(shards[number]) for number in pending)
             if kept and rank() == 0:
-                logger.info("%d of %d images in %s exist and are kept.", kept, len(self.requests), self.folder)
+                logger.info("%d of %d images in %s exist and are kept.", kept, wanted, self.folder)
             total = sum(len(shards[number]) for number in mine)
             with self._tidy(), progress_bar(total, "images", unit="image", show=rank() == 0) as bar:
                 for number in mine:
@@ -135,6 +145,9 @@ class Generation:
                     self.writer.write(number, self.sampler.draw(requests, members, bar.update))
             collect("finish", total)
             if rank() > 0:
+                return None
+            if left := self.writer.pending():
+                logger.info("%d shards of %s are left to the other parts.", len(left), self.folder)
                 return None
             store = self.writer.close()
             draw_overview(store, self.folder / "overview.png", columns=self.columns)

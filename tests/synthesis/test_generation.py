@@ -236,3 +236,16 @@ def test_weights_that_saw_no_image_do_not_hide_whom_the_others_saw(generation, t
     job = generation(trained_on_images=["model"])
     with_words = generation("other", trained_on_images=["model"])
     assert job.writer.header["subjects"] == with_words.writer.header["subjects"] is not None
+
+
+def test_the_jobs_of_an_array_make_what_one_makes_and_the_last_one_ends_it(generation, tmp_path):
+    generation("one").run()
+    first = generation("parts", part=[1, 2])
+    assert first.run() is None
+    assert not (tmp_path / "parts" / "manifest.csv").exists()
+    assert generation("parts", part=[1, 2]).run() is None  # nothing left for it
+    assert len(generation("parts", part=[0, 2]).run()) == 10
+    assert content(tmp_path / "parts") == content(tmp_path / "one")
+    for part, options in (([2, 2], {}), ([-1, 2], {}), ([0, 2], {"overwrite": True})):
+        with pytest.raises(ValueError, match=r"part=\[.*\]: give \[k, n\]"):
+            generation("parts", part=part, **options)
