@@ -91,9 +91,9 @@ def test_any_dataset_and_loader_of_monai_takes_them(planes, dataset, loader, wor
 @pytest.mark.slow
 @pytest.mark.bundle
 def test_volumes_take_the_counterfactuals_of_a_bundle_s_inference(tmp_path):
-    """Two brains are explained by controlcg; the same script learns from them and their counterfactuals."""
+    """The demo brains are explained by controlcg; the same script learns from them and their counterfactuals."""
     bundle = Path(__file__).parents[2] / "bundles" / "controlcg" / "configs" / "inference.json"
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle), "--count", "2"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle)]
     command += ["--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
