@@ -171,6 +171,6 @@ class Generation:
         try:
             yield
         except Exception:
-            if world_size() == 1:
+            if world_size() == self.parts == 1:  # others may be making theirs
                 self.writer.discard()
             raise
