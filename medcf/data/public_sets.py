@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class PublicSet:
 
 
 def _fetal_planes_db(root: Path) -> Iterator[Row]:
-    for row in _table(root, "FETAL_PLANES_DB_data.csv"):
+    for row in read_records(root / "FETAL_PLANES_DB_data.csv"):
         yield {
             "file": f"Images/{row['Image_name']}.png",
             "label": row["Plane"],
@@ -51,7 +51,7 @@ def _fetal_planes_db(root: Path) -> Iterator[Row]:
 
 
 def _african_planes(root: Path) -> Iterator[Row]:
-    for row in _table(root, "African_planes_database.csv"):
+    for row in read_records(root / "African_planes_database.csv"):
         name = Path(row["Filename"]).stem
         # patients are numbered from 1 in every country
         subject = f"{row['Center']} {row['Patient_num']}"
@@ -74,7 +74,7 @@ def _covid19_radiography(root: Path) -> Iterator[Row]:
 
 def _chexpert_small(root: Path) -> Iterator[Row]:
     for table in ("train.csv", "valid.csv"):
-        for row in _table(root, table):
+        for row in read_records(root / table):
             if row["Frontal/Lateral"] != "Frontal":
                 continue
             found = [name for name in FINDINGS[1:] if row.get(name) in ("1", "1.0")]
@@ -111,11 +111,6 @@ def _adni(root: Path) -> Iterator[Row]:
 
 def _image_id(text: str) -> str:
     return text if text.startswith("I") else f"I{text}"
-
-
-def _table(root: Path, name: str) -> list[Mapping[str, Any]]:
-    """Read a table; header cells may end with a space, as FETAL_PLANES_DB's do."""
-    return [{str(key).strip(): value for key, value in row.items()} for row in read_records(root / name)]
 
 
 RADIOGRAPHS = ("Normal", "Lung_Opacity", "COVID", "Viral Pneumonia")

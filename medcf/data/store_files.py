@@ -79,6 +79,11 @@ def shards_of(header: Mapping[str, Any]) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def shard_length(header: Mapping[str, Any], shard: int) -> int:
+    """Return the number of images of one shard."""
+    return min(header["shard_size"], header["count"] - shard * header["shard_size"])
+
+
 def read_header(folder: Path) -> dict[str, Any]:
     """Read what a store says of itself.
 
@@ -106,7 +111,7 @@ def read_rows(folder: Path, shard: int, header: Mapping[str, Any]) -> list[dict[
     """Read the rows of a shard, one for each of its images."""
     path = marker_file(folder, shard)
     rows = read_json(path).get("rows")
-    if not isinstance(rows, list) or len(rows) != len(shards_of(header)[shard]):
+    if not isinstance(rows, list) or len(rows) != shard_length(header, shard):
         raise ValueError(f"{path} is damaged: {_AGAIN}")
     return rows
 
@@ -135,7 +140,7 @@ def open_images(folder: Path, shard: int, header: Mapping[str, Any]) -> NDArray[
         images: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged: {_AGAIN}") from error
-    if images.shape != (len(shards_of(header)[shard]), *header["shape"]):
+    if images.shape != (shard_length(header, shard), *header["shape"]):
         raise ValueError(f"{path} is damaged: {_AGAIN}")
     return images
 
