@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command_line import bundle_command
-from benchmarks.labels import deal_folds, read_labels
+from benchmarks.labels import read_labels
+from medcf.data.prepare import deal_folds
 
 __all__ = ["FOLDS", "SETS", "RealSet", "Step", "command", "prepare", "prepared", "train"]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from benchmarks.labels import deal_folds, read_labels
+from benchmarks.labels import read_labels
+from medcf.data.prepare import deal_folds
 
 __all__ = ["COLUMNS", "SPLITS", "prepare"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.labels import deal_folds, read_labels
+from benchmarks.labels import read_labels
+from medcf.data.prepare import deal_folds
 
 __all__ = ["SPLITS", "TABLES", "fold_of_subject", "prepare"]
 

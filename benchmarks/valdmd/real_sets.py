@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command_line import bundle_command
-from benchmarks.labels import deal_folds, read_labels
+from benchmarks.labels import read_labels
 from medcf.bundle import bundle_folder
+from medcf.data.prepare import deal_folds
 
 __all__ = ["CLASSES", "DEMO", "PROMPTS", "STEPS", "Step", "Trained", "at_most", "command", "prepare", "train"]
 

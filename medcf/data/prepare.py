@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from medcf.data.public_sets import PUBLIC_SETS
 from medcf.runtime.atomic import write_csv
 
-__all__ = ["main", "prepare"]
+__all__ = ["deal_folds", "main", "prepare"]
 
 _PARTS = 10
 
@@ -54,7 +54,8 @@ def prepare(name: str, folder: str | Path, *, val: int = 1, test: int = 2, seed:
         raise ValueError(
             f"{root} holds fewer than {_PARTS} subjects, or of no class {_PARTS} images: too few to split."
         )
-    splits = _split(labels, [row["subject"] for row in rows], val, test, seed)
+    names = ["val"] * val + ["test"] * test + ["train"] * (_PARTS - val - test)
+    splits = [names[fold] for fold in deal_folds(labels, [row["subject"] for row in rows], _PARTS, seed)]
     return [
         {"file": row["file"], "label": label, "class_name": row["label"], "subject": row["subject"], "split": split}
         | {key: value for key, value in row.items() if key not in ("file", "label", "subject")}
@@ -62,14 +63,23 @@ def prepare(name: str, folder: str | Path, *, val: int = 1, test: int = 2, seed:
     ]
 
 
-def _split(labels: Sequence[int], subjects: Sequence[str], val: int, test: int, seed: int) -> list[str]:
-    """Deal the subjects into tenths with about the same share of each class."""
-    splits = np.full(len(labels), "train", dtype=object)
-    dealer = StratifiedGroupKFold(_PARTS, shuffle=True, random_state=seed)
-    for tenth, (_, members) in enumerate(dealer.split(labels, labels, subjects)):
-        if tenth < val + test:
-            splits[members] = "val" if tenth < val else "test"
-    return [str(split) for split in splits]
+def deal_folds(labels: Sequence[int], subjects: Sequence[str], count: int, seed: int = 0) -> list[int]:
+    """Deal images into folds with about the same share of each label, all of a subject into one.
+
+    Args:
+        labels: class of each image.
+        subjects: whose it is.
+        count: number of folds.
+        seed: seed of the dealing.
+
+    Returns:
+        The fold of each image, from 0.
+    """
+    folds = np.zeros(len(labels), dtype=int)
+    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for fold, (_, members) in enumerate(dealer.split(labels, labels, subjects)):
+        folds[members] = fold
+    return folds.tolist()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
