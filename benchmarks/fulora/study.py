@@ -17,9 +17,9 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from benchmarks.command_line import setting
-from benchmarks.fulora.classifiers import CLASSIFIERS, create_classifier
 from benchmarks.fulora.images import Images
 from benchmarks.fulora.training import Recipe, probabilities, train
+from medcf.networks.classifiers import CLASSIFIERS, create_classifier
 from medcf.runtime.atomic import write_json
 
 __all__ = ["Arm", "Result", "Study", "add_options", "trained", "wanted"]

@@ -38,7 +38,7 @@ __all__ = [
     "open_images",
     "pack",
     "read_header",
-    "read_kept",
+    "read_judged",
     "read_rows",
     "shards_of",
     "unpack",
@@ -116,8 +116,8 @@ def read_rows(folder: Path, shard: int, header: Mapping[str, Any]) -> list[dict[
     return rows
 
 
-def read_kept(folder: Path, count: int) -> list[int]:
-    """Return the indices of the images that a filter kept.
+def read_judged(folder: Path, count: int, kept: bool) -> list[int]:
+    """Return the indices of the images that a filter kept, or of those that it rejected.
 
     Raises:
         FileNotFoundError: if no filter was asked.
@@ -130,7 +130,7 @@ def read_kept(folder: Path, count: int) -> list[int]:
         rows = list(csv.DictReader(stream))
     if [row.get("index") for row in rows] != [str(index) for index in range(count)]:
         raise ValueError(f"{path} judges other images than {folder} holds: call medcf.synthesis.filter_store again.")
-    return [index for index, row in enumerate(rows) if row["kept"] == "True"]
+    return [index for index, row in enumerate(rows) if (row["kept"] == "True") is kept]
 
 
 def open_images(folder: Path, shard: int, header: Mapping[str, Any]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from medcf.data.store_files import (
     marker_file,
     open_images,
     read_header,
-    read_kept,
+    read_judged,
     read_rows,
     shards_of,
     unpack,
@@ -38,7 +38,7 @@ class SyntheticStore(Dataset):
         folder: folder of the store.
         transform: applied to every item.
         partial: accept a store whose generation has not ended, with the shards that are complete.
-        kept: only the images that `medcf.synthesis.filter_store` kept.
+        kept: only the images that `medcf.synthesis.filter_store` kept (True) or rejected (False); None takes all.
 
     Raises:
         FileNotFoundError: if the folder holds no store.
@@ -51,7 +51,7 @@ class SyntheticStore(Dataset):
         transform: Callable[[dict[str, Any]], Any] | None = None,
         *,
         partial: bool = False,
-        kept: bool = False,
+        kept: bool | None = None,
     ) -> None:
         self.folder, self.transform = Path(folder), transform
         self.header = read_header(self.folder)
@@ -68,8 +68,8 @@ class SyntheticStore(Dataset):
             rows = read_rows(self.folder, number, self.header)
             self.rows += rows
             self._places += [(number, place) for place in range(len(rows))]
-        if kept:
-            chosen = read_kept(self.folder, len(self.rows))
+        if kept is not None:
+            chosen = read_judged(self.folder, len(self.rows), kept)
             self.rows = [self.rows[index] for index in chosen]
             self._places = [self._places[index] for index in chosen]
         self._open: dict[int, NDArray[Any]] = {}

@@ -33,7 +33,7 @@ from medcf.runtime.weights import load_weights
 from medcf.sampling import PixelSpace, Space, draw_samples, make_generators, noised
 from medcf.schedulers import RespacedScheduler
 
-__all__ = ["Gate", "check_gate", "image_of", "report_gate", "spread_items"]
+__all__ = ["Gate", "check_gate", "image_of", "report_gate", "spread_items", "stacked"]
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +279,15 @@ def spread_items(dataset: Any, count: int) -> Iterator[Any]:
 def image_of(item: Mapping[str, Any], key: str = "image") -> Tensor:
     """Return an item's image as a plain float32 tensor."""
     return torch.as_tensor(item[key]).as_subclass(Tensor).float()
+
+
+def stacked(dataset: Any, limit: int, key: str = "image") -> tuple[Tensor, Tensor]:
+    """Return up to ``limit`` images (N, C, *spatial) of a dataset, spread evenly, and labels (N,), -1 where none is."""
+    images, labels = [], []
+    for item in spread_items(dataset, limit):
+        images.append(image_of(item, key))
+        labels.append(-1 if item.get("label") is None else int(item["label"]))
+    return torch.stack(images), torch.tensor(labels)
 
 
 def _has_no_classes(network: nn.Module) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcf.data.store_files import FILTERED
 from medcf.data.synthetic_store import SyntheticStore
-from medcf.evaluation.gate import image_of, spread_items
+from medcf.evaluation.gate import stacked
 from medcf.evaluation.judges import Judge, load_judges
 from medcf.evaluation.run import finite
 from medcf.evaluation.verdict import share_row
@@ -67,8 +68,9 @@ class Assessment:
             store: the images; None, on processes other than the main one, does nothing.
 
         Returns:
-            ``recognized`` (by judge, one entry per class), ``distances`` (by features: of the store and of the training
-            set to unseen images, all and by class), ``copies``, and ``skipped``, sentences on what was not measured.
+            ``recognized`` (by judge, one entry per class), ``distances`` (by features: to unseen images, all and by
+            class, of the store, of the training set, and of what `medcf.synthesis.filter_store` kept and rejected),
+            ``copies``, and ``skipped``, sentences on what was not measured.
         """
         if store is None:
             return {}
@@ -78,16 +80,14 @@ class Assessment:
                 f"{len(self.unseen)} unseen images cannot show {self.false_alarms:g} false alarms: half of them "
                 f"set the threshold, so use num_unseen={least} or more."
             )
-        made, training, unseen = (_stacked(one, self.num_images) for one in (store, self.training, self.unseen))
+        made, training, unseen = (stacked(one, self.num_images) for one in (store, self.training, self.unseen))
+        sets = {"generated": made, "training": training, **self._judged(store)}
         judges, skipped = load_judges(self.judges, made[0][0].to(self.device))
         figures: Figures = {
             "images": {"generated": len(made[0]), "training": len(training[0]), "unseen": len(unseen[0])},
             "recognized": {name: self._recognized(judge, *made, store) for name, judge in judges.items()},
             "distances": {
-                name: {
-                    "generated": self._distances(features, made, unseen, store),
-                    "training": self._distances(features, training, unseen, store),
-                }
+                name: {which: self._distances(features, images, unseen, store) for which, images in sets.items()}
                 for name, features in self.features.items()
             },
             "skipped": skipped,
@@ -99,6 +99,13 @@ class Assessment:
         write_json(folder / "assessment.json", finite(figures))
         sys.stdout.write(_report(figures))
         return figures
+
+    def _judged(self, store: SyntheticStore) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the images that a filter kept and those that it rejected; neither if none was asked."""
+        if not (store.folder / FILTERED).is_file():
+            return {}
+        parts = {name: SyntheticStore(store.folder, kept=name == "kept") for name in ("kept", "rejected")}
+        return {name: stacked(part, self.num_images) for name, part in parts.items() if len(part)}
 
     def _compared(self, store: SyntheticStore) -> dict[str, int | None]:
         """Return how many subjects the generator saw, and how many of them the training images show."""
@@ -134,7 +141,7 @@ class Assessment:
         detector.calibrate(unseen[::2], self.false_alarms)
         planted = {kind: _shown(detector.recall(plant(training, kind))) for kind in PLANTED}
         if "image_again" in self.training[0]:
-            again = _stacked(self.training, self.num_images, "image_again")[0]
+            again = stacked(self.training, self.num_images, "image_again")[0]
             planted["other speckle"] = _shown(detector.recall(again))
         found = detector(made)
         _draw(Path(self.output_dir) / "neighbors.png", made, training, found)
@@ -145,15 +152,6 @@ class Assessment:
             "samples_that_are_copies": _shown(found.of_samples()),
             "training_images_copied": _shown(found.of_training()),
         }
-
-
-def _stacked(dataset: Any, limit: int, key: str = "image") -> tuple[Tensor, Tensor]:
-    """Return images (N, C, *spatial) and labels (N,) of a dataset, -1 where there is none, spread evenly over it."""
-    images, labels = [], []
-    for item in spread_items(dataset, limit):
-        images.append(image_of(item, key))
-        labels.append(-1 if item.get("label") is None else int(item["label"]))
-    return torch.stack(images), torch.tensor(labels)
 
 
 def _name(store: SyntheticStore, label: int) -> str:

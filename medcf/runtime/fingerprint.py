@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,7 @@ __all__ = [
     "find_caller",
     "flat_options",
     "hash_inputs",
+    "referred",
     "running_config",
     "sha256",
 ]
@@ -90,11 +92,14 @@ def hash_inputs(cases: Iterable[Case]) -> dict[str, str]:
     return digests
 
 
-def running_config() -> dict[str, Any]:
+def running_config(section: str | None = None) -> dict[str, Any]:
     """Return the raw config being evaluated, including command-line overrides.
 
     Call it from a config expression (``"config": "$running_config()"``). MONAI's expressions have no name for the
     config itself, so it is taken from the ``ConfigParser`` on the call stack.
+
+    Args:
+        section: a top-level id; only what it refers to, directly or not, is returned. None returns everything.
 
     Raises:
         RuntimeError: if no config is being evaluated.
@@ -102,7 +107,24 @@ def running_config() -> dict[str, Any]:
     parser = find_caller(ConfigParser)
     if parser is None:
         raise RuntimeError("running_config() must be called from an expression of a MONAI config.")
-    return json.loads(json.dumps(parser.get(), default=str))
+    config = json.loads(json.dumps(parser.get(), default=str))
+    return config if section is None else referred(config, section)
+
+
+def referred(config: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return the sections of a raw config to which one refers by ``@`` or ``%``, directly or not, and that one.
+
+    Example:
+        >>> referred({"a": "$@b#c + 1", "b": {"c": 2}, "d": "@a"}, "a")
+        {'a': '$@b#c + 1', 'b': {'c': 2}}
+    """
+    found, waiting = {}, [section]
+    while waiting:
+        name = waiting.pop()
+        if name in config and name not in found:
+            found[name] = config[name]
+            waiting += re.findall(r"[@%](\w+)", json.dumps(config[name]))
+    return {name: config[name] for name in config if name in found}
 
 
 def find_caller(kind: type[Caller]) -> Caller | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from medcf.runtime.atomic import write_json
 
-__all__ = ["read_subjects", "subject_key", "subjects_of", "write_subjects"]
+__all__ = ["names_of", "read_subjects", "subject_key", "subjects_of", "write_subjects"]
 
 
 def subject_key(subject: object) -> str:
@@ -35,11 +35,17 @@ def subjects_of(dataset: Any) -> list[str] | None:
     Args:
         dataset: has ``subjects``, as the phantoms' sets have; or is a dataset of MONAI whose items name a ``subject``.
     """
+    names = names_of(dataset)
+    return sorted({subject_key(name) for name in names}) if names else None
+
+
+def names_of(dataset: Any) -> list[str]:
+    """Return the names of the subjects of a dataset, see `subjects_of`; empty if it has none."""
     names = getattr(dataset, "subjects", None)
     if names is None:
         items = getattr(dataset, "data", ())
         names = [item["subject"] for item in items if isinstance(item, dict) and "subject" in item]
-    return sorted({subject_key(name) for name in names}) if len(names) else None
+    return sorted({str(name) for name in names})
 
 
 def write_subjects(weights: str | Path, subjects: Iterable[str] | None) -> None:

@@ -8,6 +8,7 @@ from medcf.synthesis.filters import (
     JudgeFilter,
     RatedFilter,
     StructureFilter,
+    at_device,
     filter_store,
     read_ratings,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Sample",
     "Sampler",
     "StructureFilter",
+    "at_device",
     "filter_store",
     "read_ratings",
     "spread_requests",

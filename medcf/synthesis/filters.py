@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,18 @@ from medcf.metrics.copies import CopyDetector
 from medcf.runtime.atomic import write_csv
 from medcf.runtime.progress import progress_bar
 
-__all__ = ["CopyFilter", "Filter", "JudgeFilter", "RatedFilter", "StructureFilter", "filter_store", "read_ratings"]
+__all__ = [
+    "CopyFilter",
+    "Filter",
+    "JudgeFilter",
+    "RatedFilter",
+    "StructureFilter",
+    "at_device",
+    "filter_store",
+    "read_ratings",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Images (N, C, *spatial) in [-1, 1] and labels (N,) to whether each is kept, bool (N,), and a score (N,).
 Filter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,7 +74,10 @@ class StructureFilter:
         """Judge images; one of a class without real images is not kept."""
         scores = []
         for values, label in zip(_described(images), labels.tolist(), strict=True):
-            low, high = self.ranges.get(label, (np.full(2, np.inf), np.full(2, np.inf)))
+            if label not in self.ranges:
+                scores.append(float("inf"))
+                continue
+            low, high = self.ranges[label]
             width = np.maximum(high - low, 1e-6)
             scores.append(float(np.max(np.maximum(np.maximum(low - values, values - high) / width, 0))))
         outside = torch.tensor(scores)
@@ -121,6 +136,27 @@ class RatedFilter:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
         return cls(features, classifier.fit(_plain(features, images), np.asarray(good, dtype=int)))
 
+    @classmethod
+    def from_store(
+        cls, features: Callable[[Tensor], Tensor], store: SyntheticStore, ratings: str | Path
+    ) -> RatedFilter:
+        """Learn from the images of a store that people rated.
+
+        Args:
+            features: see above.
+            store: the images.
+            ratings: see `read_ratings`; its cases are those of the store, such as "synthetic-0000012".
+
+        Raises:
+            ValueError: if no rated case is in the store, or all were rated alike.
+        """
+        verdicts = read_ratings(ratings)
+        places = {f"synthetic-{row['index']:07d}": place for place, row in enumerate(store.rows)}
+        if not (rated := [case for case in verdicts if case in places]):
+            raise ValueError(f"{ratings} rates no image of {store.folder}: its cases are like synthetic-0000000.")
+        images = torch.stack([store[places[case]]["image"] for case in rated])
+        return cls.fit(features, images, [verdicts[case] for case in rated])
+
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images, whatever their class."""
         probability = torch.from_numpy(self.classifier.predict_proba(_plain(self.features, images))[:, 1])
@@ -137,31 +173,45 @@ class CopyFilter:
 
     detector: CopyDetector
 
+    @classmethod
+    def fit(
+        cls, features: Callable[[Tensor], Tensor], training: Tensor, unseen: Tensor, false_alarms: float = 0.05
+    ) -> CopyFilter:
+        """Set the threshold on images that the generator never saw, see `medcf.metrics.CopyDetector.calibrate`."""
+        detector = CopyDetector(features, training)
+        detector.calibrate(unseen, false_alarms)
+        return cls(detector)
+
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images."""
         found = self.detector(images)
         return ~found.copied, found.similarity
 
 
-def filter_store(store: SyntheticStore, filters: Mapping[str, Filter], batch_size: int = 64) -> dict[str, Any]:
+def filter_store(
+    store: SyntheticStore | None, filters: Mapping[str, Filter | Literal[False] | None], batch_size: int = 64
+) -> dict[str, Any]:
     """Judge every image of a store; ``SyntheticStore(folder, kept=True)`` then reads those that all filters keep.
 
     Args:
-        store: the images.
-        filters: by name.
+        store: the images; None, on processes other than the main one, does nothing.
+        filters: by name; None or False is left out.
         batch_size: images at a time.
 
     Returns:
         ``images``, ``kept``, and how many each filter rejects; ``filtered.csv`` in the store has one row per image with
         every filter's score.
     """
+    if store is None:
+        return {}
+    chosen = {name: one for name, one in filters.items() if one}
     rows: list[dict[str, Any]] = []
     with progress_bar(len(store), "filtering", unit="image") as bar:
         for first in range(0, len(store), batch_size):
             items = [store[index] for index in range(first, min(first + batch_size, len(store)))]
             images = torch.stack([item["image"] for item in items])
             labels = torch.tensor([-1 if item.get("label") is None else int(item["label"]) for item in items])
-            found = {name: judged(images, labels) for name, judged in filters.items()}
+            found = {name: judged(images, labels) for name, judged in chosen.items()}
             for place, item in enumerate(items):
                 verdicts = {name: bool(keep[place]) for name, (keep, _) in found.items()}
                 scores = {f"{name} score": round(float(score[place]), 5) for name, (_, score) in found.items()}
@@ -169,8 +219,11 @@ def filter_store(store: SyntheticStore, filters: Mapping[str, Filter], batch_siz
                 rows.append({"index": item["index"], "case": item["case"], "kept": kept, **verdicts, **scores})
             bar.update(len(items))
     write_csv(store.folder / FILTERED, rows)
-    rejected = {name: sum(not row[name] for row in rows) for name in filters}
-    return {"images": len(rows), "kept": sum(row["kept"] for row in rows), "rejected": rejected}
+    rejected = {name: sum(not row[name] for row in rows) for name in chosen}
+    number = sum(row["kept"] for row in rows)
+    told = ", ".join(f"{name} {count}" for name, count in rejected.items())
+    logger.info("%d of %d images of %s are kept; rejected by %s.", number, len(rows), store.folder, told)
+    return {"images": len(rows), "kept": number, "rejected": rejected}
 
 
 def read_ratings(file: str | Path) -> dict[str, bool]:
@@ -191,6 +244,16 @@ def _described(images: Tensor) -> NDArray[np.float64]:
     values = images.flatten(1).double().numpy()
     bright = [float((row > threshold_otsu(row)).mean()) if np.ptp(row) > 0 else 0.0 for row in values]
     return np.stack([np.median(values, axis=1), bright], axis=1)
+
+
+def at_device(device: torch.device | str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function that takes images to a network's device and its answer back; for configs.
+
+    Args:
+        device: of the network.
+        function: the network, or what it makes of images.
+    """
+    return lambda images: function(images.to(device)).cpu()
 
 
 @torch.no_grad()

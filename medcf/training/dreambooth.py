@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from torch.utils.data import Dataset
 from medcf.networks import Condition, Denoiser
 from medcf.sampling import draw_samples, make_generators
 from medcf.schedulers import RespacedScheduler
-from medcf.training.sampler import EpochSampler
 from medcf.training.state import save_atomically
 
-__all__ = ["DreamBoothDataset", "PhasedSampler", "drawn_priors"]
+__all__ = ["DreamBoothDataset", "drawn_priors"]
 
 
 class DreamBoothDataset(Dataset[dict[str, Any]]):
@@ -121,50 +120,3 @@ def _draw(
     sample = draw_samples(denoiser, scheduler, shape, num_inference_steps, generators)
     network.train(training)
     return sample.cpu()
-
-
-class PhasedSampler(EpochSampler):
-    """One class after another: each phase shuffles the images of its class, again and again, for its iterations.
-
-    Args:
-        dataset: the dataset.
-        labels: the class of each of its samples.
-        phases: (class, iterations) in their order; after the last one it goes on.
-        batch_size: see `EpochSampler`.
-        epoch_length: see `EpochSampler`.
-        seed: see `EpochSampler`.
-        options: further options of `EpochSampler`.
-
-    Raises:
-        ValueError: if a phase has no images or no iterations.
-    """
-
-    def __init__(
-        self,
-        dataset: Sized,
-        labels: Sequence[int],
-        phases: Sequence[tuple[int, int]],
-        batch_size: int,
-        epoch_length: int,
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(dataset, batch_size, epoch_length, seed, **options)
-        self.members = [[index for index, one in enumerate(labels) if int(one) == label] for label, _ in phases]
-        counts = torch.tensor([iterations for _, iterations in phases])
-        if not phases or not all(self.members) or int(counts.min()) < 1:
-            raise ValueError(f"phases={list(phases)}: each needs a class of which there are images, and iterations.")
-        self.ends = (counts.cumsum(0) * batch_size * self.num_replicas).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        begin, known = (max(self.epoch, 1) - 1) * self.total_size, None
-        order: list[int] = []
-        for position in range(begin + self.rank, begin + self.total_size, self.num_replicas):
-            phase = next((i for i, end in enumerate(self.ends) if position < end), len(self.ends) - 1)
-            members = self.members[phase]
-            number, index = divmod(position - ([0, *self.ends][phase]), len(members))
-            if (phase, number) != known:
-                mixed = (self.seed * 1_000_003 + number) * 1009 + phase
-                order = torch.randperm(len(members), generator=torch.Generator().manual_seed(mixed)).tolist()
-                known = (phase, number)
-            yield members[order[index]]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Hashable, Iterator, Sequence, Sized
 from typing import Any
 
 import ignite.distributed as idist
@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import DistributedSampler
 
-__all__ = ["EpochSampler", "ReproducibleRandomness"]
+__all__ = ["EpochSampler", "PhasedSampler", "ReproducibleRandomness"]
 
 
 class EpochSampler(DistributedSampler):
@@ -68,6 +68,54 @@ class EpochSampler(DistributedSampler):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+class PhasedSampler(EpochSampler):
+    """One kind of images after another: each phase shuffles its images, again and again, for its iterations.
+
+    Args:
+        dataset: the dataset.
+        kinds: the kind of each of its samples, such as its class.
+        phases: (kind or tuple of kinds, iterations) in their order; the last one goes on for ever.
+        batch_size: see `EpochSampler`.
+        epoch_length: see `EpochSampler`.
+        seed: see `EpochSampler`.
+        options: further options of `EpochSampler`.
+
+    Raises:
+        ValueError: if a phase has no images or no iterations.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        kinds: Sequence[Hashable],
+        phases: Sequence[tuple[Hashable, int]],
+        batch_size: int,
+        epoch_length: int,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, batch_size, epoch_length, seed, **options)
+        wanted = [kind if isinstance(kind, tuple) else (kind,) for kind, _ in phases]
+        self.members = [[index for index, kind in enumerate(kinds) if kind in chosen] for chosen in wanted]
+        counts = torch.tensor([iterations for _, iterations in phases])
+        if not phases or not all(self.members) or int(counts.min()) < 1:
+            raise ValueError(f"phases={list(phases)}: each needs a kind of which there are images, and iterations.")
+        self.ends = (counts.cumsum(0) * batch_size * self.num_replicas).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        begin, known = (max(self.epoch, 1) - 1) * self.total_size, None
+        order: list[int] = []
+        for position in range(begin + self.rank, begin + self.total_size, self.num_replicas):
+            phase = next((i for i, end in enumerate(self.ends) if position < end), len(self.ends) - 1)
+            members = self.members[phase]
+            number, index = divmod(position - ([0, *self.ends][phase]), len(members))
+            if (phase, number) != known:
+                mixed = (self.seed * 1_000_003 + number) * 1009 + phase
+                order = torch.randperm(len(members), generator=torch.Generator().manual_seed(mixed)).tolist()
+                known = (phase, number)
+            yield members[order[index]]
 
 
 class ReproducibleRandomness:

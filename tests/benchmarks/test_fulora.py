@@ -16,7 +16,6 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from benchmarks.fulora.__main__ import ARMS, PAIRS, main, tables
-from benchmarks.fulora.classifiers import CLASSIFIERS, create_classifier
 from benchmarks.fulora.copies import main as count_copies
 from benchmarks.fulora.images import CLASSES, SEEDS, Generator, Images, phantom_options
 from benchmarks.fulora.real import main as study_real
@@ -27,6 +26,7 @@ from benchmarks.fulora.tables import difference_table, differences
 from benchmarks.fulora.training import Recipe, probabilities, scores, train
 from benchmarks.fulora.tsne import draw_sets, oracle_features
 from medcf.data import StoreWriter
+from medcf.networks.classifiers import CLASSIFIERS, create_classifier
 from medcf.phantoms import PairedPlanesDataset, PlanesDataset
 from medcf.runtime.atomic import write_json
 

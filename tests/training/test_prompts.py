@@ -13,7 +13,7 @@ from medcf.networks import BundleUNet, PromptUNet, TextEncoder
 from medcf.networks.tokenizer import fit_tokenizer
 from medcf.sampling import LatentSpace
 from medcf.schedulers import RespacedDDPMScheduler, create_scheduler
-from medcf.training.dreambooth import DreamBoothDataset, PhasedSampler, drawn_priors
+from medcf.training.dreambooth import DreamBoothDataset, drawn_priors
 from medcf.training.inferer import DiffusionTrainingInferer
 from medcf.training.prompts import DreamBoothPrepareBatch, PriorPreservationLoss, PromptPrepareBatch, captions_of
 
@@ -164,32 +164,6 @@ def test_priors_start_over_when_there_are_fewer():
     assert [by_class[i]["caption"] for i in (4, 2)] == ["class 4", "class 2"]
     with pytest.raises(ValueError, match="at least one each"):
         DreamBoothDataset(instances, [])
-
-
-def test_classes_follow_one_another_each_shuffled_and_complete():
-    labels = [0, 1] * 6 + [2] * 2
-    sampler = PhasedSampler(labels, labels, [(1, 3), (0, 2), (2, 1)], batch_size=4, epoch_length=2)
-    seen = []
-    for epoch in (1, 2, 3, 4):
-        sampler.set_epoch(epoch)
-        seen += list(sampler)
-    drawn = [labels[index] for index in seen]
-    assert drawn == [1] * 12 + [0] * 8 + [2] * 12
-    assert sorted(seen[:6]) == sorted(seen[6:12]) == [1, 3, 5, 7, 9, 11]
-    assert seen[:6] != seen[6:12]
-
-
-def test_processes_share_each_phase():
-    labels = [0, 1] * 8
-    parts = [list(PhasedSampler(labels, labels, [(1, 2), (0, 2)], 2, 4, num_replicas=2, rank=rank)) for rank in (0, 1)]
-    assert all([labels[index] for index in part] == [1] * 4 + [0] * 4 for part in parts)
-    assert sorted(parts[0][:4] + parts[1][:4]) == [1, 3, 5, 7, 9, 11, 13, 15]
-
-
-@pytest.mark.parametrize("phases", [[], [(7, 2)], [(0, 0)]])
-def test_a_phase_without_images_or_iterations_is_refused(phases):
-    with pytest.raises(ValueError, match="each needs a class"):
-        PhasedSampler([0, 1], [0, 1], phases, 1, 1)
 
 
 def test_priors_are_drawn_once_from_the_general_prompt(parts, tmp_path):
