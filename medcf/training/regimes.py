@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from medcf.data.matched import matched
-from medcf.data.synthetic_store import SyntheticStore
 from medcf.networks.classifiers import last_layer
 from medcf.training.sampler import PhasedSampler
 
@@ -63,7 +62,8 @@ class SourcedDataset(Dataset):
 
     Args:
         real: items with ``image`` (C, *spatial) and ``label``.
-        store: synthetic images of the same classes; None if the regime needs none.
+        store: synthetic images of the same classes, a `medcf.data.SyntheticStore` or a dataset of such items; None if
+            the regime needs none.
         augmentation: random transform of a dictionary, for the traditional images, of which there are as many as
             synthetic ones, but not fewer than real ones; None leaves them out.
 
@@ -76,7 +76,7 @@ class SourcedDataset(Dataset):
     def __init__(
         self,
         real: Any,
-        store: SyntheticStore | None = None,
+        store: Any = None,
         augmentation: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.real, self.store, self.transform = real, store, augmentation
@@ -87,7 +87,7 @@ class SourcedDataset(Dataset):
         self.first = len(real) + traditional  # of the synthetic ones
         self._like = real[0]["image"]
         self.class_names = getattr(real, "class_names", None)
-        known = [getattr(real, "digest", None), None if store is None else store.header]
+        known = [getattr(real, "digest", None), getattr(store, "header", getattr(store, "digest", None))]
         self.digest = hashlib.sha256(json.dumps([*known, counts], default=str).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -98,12 +98,13 @@ class SourcedDataset(Dataset):
         """Return ``image`` and ``label``."""
         source = self.sources[index]
         if source == "synthetic":
-            assert self.store is not None
             made = self.store[index - self.first]
             return {"image": matched(made["image"], self._like, (-1.0, 1.0)), "label": made["label"]}
         found = self.real[index % len(self.real)]
         item = {"image": found["image"], "label": found["label"]}
-        return self.transform(item) if source == "traditional" and self.transform is not None else item
+        if source == "traditional" and self.transform is not None:
+            item = self.transform(item)  # MONAI's transforms add keys, and a batch needs the same ones everywhere
+        return {"image": item["image"], "label": item["label"]}
 
 
 def find_regime(name: str) -> tuple[Stage, ...]:

@@ -77,6 +77,7 @@ def test_a_method_that_the_bundle_lacks_is_named_with_those_that_it_has():
         method_rows(config, ["dimes"])
 
 
+@pytest.mark.long
 def test_the_command_writes_a_row_per_method_and_what_it_found_of_the_images(pictures, tmp_path):
     out = tmp_path / "out"
     options = ["--dataset_dir", str(pictures), "--count", "4", "--name", "mine", "--rows", "unchanged"]

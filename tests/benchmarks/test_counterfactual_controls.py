@@ -123,6 +123,7 @@ def test_a_row_of_several_seeds_is_another_question_and_runs(task, tmp_path):
     assert not torch.equal(one[0], one[1])
 
 
+@pytest.mark.long
 def test_doing_nothing_satisfies_the_axioms_and_flips_nothing(task, tmp_path):
     small = replace(task, cases=task.cases.where(torch.arange(COUNT) < 2))
     labels, (found,) = axiom_rows(small, Setup(), tmp_path, ["unchanged"])

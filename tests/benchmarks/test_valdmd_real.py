@@ -143,7 +143,7 @@ def task(done: tuple[Path, Path]) -> RealTask:
     return load_task(Trained(done[1] / "valdmd_real" / "images.csv", models, bundle_folder("valdmd") / "models"), 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_study_runs_from_a_folder_to_its_tables(done: tuple[Path, Path]) -> None:
     out, work = done
     labels, rows = read_csv(out / "valdmd_real_networks.csv")
@@ -193,7 +193,7 @@ class Judge(torch.nn.Module):
         return self.scores(images)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_axioms_are_measured_of_both_classes(task: RealTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.counterfactual.axiom_study.REPEATS", (1,))
     monkeypatch.setattr("benchmarks.counterfactual.axiom_study.CYCLES", (1,))

@@ -164,6 +164,7 @@ def test_a_copied_bundle_uses_its_own_weights_in_a_workflow(other, image, other_
     assert rows(tmp_path / "out")[0]["confidence_before"] == pytest.approx(other_confidence, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.bundle
 def test_a_copied_bundle_uses_its_own_weights_where_a_file_names_its_config(other, image, other_confidence, tmp_path):
     arguments = {
@@ -197,7 +198,7 @@ class Prepared(Dataset):
         return self.explainer.prepare(self.paths[index])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loaded_explainer_goes_into_the_workers_of_a_data_loader(image):
     explainer = medcf.load(BUNDLE, **FAST)
     expected = explainer.prepare(image)["image"]

@@ -121,6 +121,7 @@ def test_false_in_lower_case_is_refused_because_text_counts_as_true(tmp_path: Pa
     check_options([*words, "False"])
 
 
+@pytest.mark.long
 def test_a_real_command_with_a_typo_fails_and_says_what_was_meant(tmp_path: Path) -> None:
     config = {
         "imports": ["$from medcf.bundle import check_options"],

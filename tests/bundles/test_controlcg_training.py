@@ -84,7 +84,9 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("phantoms")
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "reference" else name for name in TRAININGS]
+)
 def test_an_interrupted_training_goes_on_and_exports_what_a_whole_one_does(name, tmp_path, cache):
     parser = train(name, tmp_path / "whole", cache)
     subjects = parser.get_parsed_content("train#dataset")._arrays["subject"]

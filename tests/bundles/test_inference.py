@@ -142,6 +142,7 @@ def test_another_target_is_refused(job, studies, finished):
     assert "config changed: target" in str(root_cause(error.value))
 
 
+@pytest.mark.long
 def test_bad_files_are_listed_and_the_others_done(job, studies, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -193,6 +194,7 @@ def test_wrong_weights_fail_before_anything_is_computed(job, studies, tmp_path, 
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.long
 def test_unknown_option_ends_the_command_with_its_name(job, studies, tmp_path):
     words = job.command(dataset_dir=studies, output_dir=tmp_path / "out", typo=1)
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

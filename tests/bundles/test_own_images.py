@@ -94,7 +94,9 @@ def folders_of(root: Path, spatial_dims: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bundle", "sizes", "dims"), [("diffice", PLANES, 2), ("controlcg", VOLUMES, 3)])
+@pytest.mark.parametrize(
+    ("bundle", "sizes", "dims"), [("diffice", PLANES, 2), pytest.param("controlcg", VOLUMES, 3, marks=pytest.mark.long)]
+)
 def test_two_folders_become_counterfactuals_in_three_commands(bundle, sizes, dims, tmp_path):
     data = folders_of(tmp_path / "data", dims)
     demo = {path: path.stat().st_mtime_ns for path in (BUNDLES / bundle / "models").iterdir()}
@@ -129,7 +131,7 @@ def test_two_folders_become_counterfactuals_in_three_commands(bundle, sizes, dim
     assert {path: path.stat().st_mtime_ns for path in (BUNDLES / bundle / "models").iterdir()} == demo
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_table_with_words_for_labels_trains_the_same_classifier(tmp_path):
     data = folders_of(tmp_path / "data", 2)
     rows = ["file,label,subject,split"]

@@ -270,6 +270,7 @@ def test_the_lungs_limit_the_change(job, images, tmp_path):
             assert np.any(difference == 0)
 
 
+@pytest.mark.long
 def test_the_command_takes_a_prompt_from_anywhere(job, images, tmp_path):
     words = job.command(dataset_dir=images, output_dir=tmp_path / "out", prompt="normal chest x-ray")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

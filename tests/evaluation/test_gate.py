@@ -112,6 +112,7 @@ def test_a_network_equal_to_the_bound_has_the_ratio_one(shape, make_gate):
     assert ratios == pytest.approx([1.0] * 8, abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_network_that_returns_the_mean_has_the_ratio_of_the_variances(make_gate):
     training = 0.3 * torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
     held_out = 0.3 * torch.randn(2000, 1, 2, 2, generator=torch.Generator().manual_seed(2)).clamp(-3, 3)

@@ -88,7 +88,7 @@ def test_any_dataset_and_loader_of_monai_takes_them(planes, dataset, loader, wor
     assert 36 <= found["synthetic"] <= 48
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.bundle
 def test_volumes_take_the_counterfactuals_of_a_bundle_s_inference(tmp_path):
     """The demo brains are explained by controlcg; the same script learns from them and their counterfactuals."""

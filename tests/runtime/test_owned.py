@@ -19,6 +19,11 @@ from medcf.data import Case, find_cases
 from medcf.inference import RunFolder
 from medcf.runtime.owned import RECORD, check_output_dir, fill_folder, remove_files, written_files
 
+
+def long(value: str):
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -309,7 +314,7 @@ def job(bundle, *options):
 
 
 @pytest.mark.bundle
-@pytest.mark.parametrize("overwrite", ["False", "True"])
+@pytest.mark.parametrize("overwrite", ["False", long("True")])
 def test_pictures_in_a_folder_called_like_another_picture_survive(tmp_path, overwrite):
     """``d/patient1.png`` beside ``d/patient1/{a,b}.png``, with the output in the data folder."""
     (tmp_path / "patient1").mkdir()
@@ -323,7 +328,7 @@ def test_pictures_in_a_folder_called_like_another_picture_survive(tmp_path, over
 
 
 @pytest.mark.bundle
-@pytest.mark.parametrize("output", ["S", "S/series", "."])
+@pytest.mark.parametrize("output", [long("S"), "S/series", long(".")])
 def test_a_dicom_series_survives(tmp_path, output):
     write_series(tmp_path / "S" / "series")
     before = content(tmp_path)
