@@ -21,7 +21,20 @@ from benchmarks.counterfactual.tables import Figure
 from benchmarks.counterfactual.task import apply
 from medcf.metrics.bootstrap import bootstrap_interval
 
-__all__ = ["ARMS", "CONTROL", "Arm", "Plan", "Pool", "Run", "Subjects", "run_arm", "scores", "summarize", "train"]
+__all__ = [
+    "ARMS",
+    "CONTROL",
+    "METHODS",
+    "Arm",
+    "Plan",
+    "Pool",
+    "Run",
+    "Subjects",
+    "run_arm",
+    "scores",
+    "summarize",
+    "train",
+]
 
 CONTROL = "duplicates"
 
@@ -46,7 +59,8 @@ class Pool:
         label: (N,) 0 or 1.
         parts: images by name, (N, 1, X, Y, Z): "image"; "reconstruction", through the same generator to the same
             class; "counterfactual", to the other class; "difference", the same with the reconstruction subtracted;
-            "truth", the true other state.
+            "truth", the true other state; "resampled", down- and up-sampled; of every name in `METHODS`, that method's
+            counterfactuals.
     """
 
     label: Tensor
@@ -66,7 +80,15 @@ class Pool:
         return Subjects(torch.cat([self.parts[part][chosen] for part in parts]), torch.cat(labels))
 
 
-OTHER_CLASS = ("counterfactual", "difference", "truth")
+#: The paper's competitors with its settings, as rows of `benchmarks.brain.rows`; for DDIM inversion it names none.
+METHODS = {
+    "ilvr_2_250": "ILVR, n = 2, T = 250",
+    "ilvr_2_500": "ILVR, n = 2, T = 500",
+    "ilvr_4_250": "ILVR, n = 4, T = 250",
+    "ddim_inversion_250_w_3": "DDIM inversion, 250 of 1000",
+    "ddim_inversion_500_w_3": "DDIM inversion, 500 of 1000",
+}
+OTHER_CLASS = ("counterfactual", "difference", "truth", *METHODS)
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,10 @@ ARMS = {
     "reconstruction": Arm("originals + their reconstructions (control)", ("image", "reconstruction")),
     "counterfactual": Arm("originals + counterfactuals", ("image", "counterfactual")),
     "difference": Arm("originals + counterfactuals, reconstruction subtracted", ("image", "difference")),
-    "same_resolution": Arm("reconstructions + counterfactuals", ("reconstruction", "counterfactual")),
+    "regenerated": Arm("reconstructions + counterfactuals", ("reconstruction", "counterfactual")),
+    "resampled": Arm("originals + the same down- and up-sampled (control)", ("image", "resampled")),
+    "same_resolution": Arm("down- and up-sampled originals + counterfactuals", ("resampled", "counterfactual")),
+    **{name: Arm(f"originals + {label}", ("image", name)) for name, label in METHODS.items()},
     "truth": Arm("originals + true other state (ceiling)", ("image", "truth")),
 }
 

@@ -7,17 +7,18 @@ import argparse
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.brain.augmentation import ARMS, CONTROL, Plan, Pool, Run, Subjects, run_arm, summarize
+from benchmarks.brain.augmentation import ARMS, CONTROL, METHODS, Plan, Pool, Run, Subjects, run_arm, summarize
+from benchmarks.brain.rows import COMPARED
 from benchmarks.counterfactual.environment import describe_machine
 from benchmarks.counterfactual.rows import Row
 from benchmarks.counterfactual.run import Setup, obtain
@@ -100,8 +101,17 @@ def bundle_source(bundle: str, work: Path, overrides: dict[str, Any] | None = No
     return source
 
 
-def make_pool(pairs: Sequence[dict[str, Any]], source: Source, difference: Source) -> Pool:
-    """Generate what the arms add, from items of `PairedBrainDataset`."""
+def make_pool(
+    pairs: Sequence[dict[str, Any]], source: Source, difference: Source, others: Mapping[str, Source] | None = None
+) -> Pool:
+    """Generate what the arms add, from items of `PairedBrainDataset`.
+
+    Args:
+        pairs: the items.
+        source: makes counterfactuals.
+        difference: makes counterfactuals with the reconstruction subtracted.
+        others: further ones, by the names of their parts.
+    """
     image, truth, label = (torch.stack([item[key] for item in pairs]) for key in ("image", "image_true", "label"))
     names = [str(item["case"]) for item in pairs]
     # another noise for the way to the same class than for the way to the other
@@ -110,7 +120,15 @@ def make_pool(pairs: Sequence[dict[str, Any]], source: Source, difference: Sourc
     )
     other, same = made.split(len(pairs))
     parts = {"image": image, "truth": truth, "counterfactual": other, "reconstruction": same}
-    return Pool(label, {**parts, "difference": difference(image, names, 1 - label)})
+    every = {"difference": difference, **(others or {})}
+    parts |= {name: make(image, names, 1 - label) for name, make in every.items()}
+    return Pool(label, {**parts, "resampled": resampled(image)})
+
+
+def resampled(images: Tensor, factor: float = 2.0) -> Tensor:
+    """Down- and up-sample volumes (N, 1, X, Y, Z): the paper's volumes of the generator's resolution."""
+    small = nn.functional.interpolate(images, scale_factor=1 / factor, mode="trilinear", antialias=False)
+    return nn.functional.interpolate(small, size=images.shape[2:], mode="trilinear")
 
 
 def study(
@@ -122,6 +140,7 @@ def study(
     sets: Callable[[Transform | None], tuple[Sequence[dict[str, Any]], Subjects, Subjects]],
     arms: Sequence[str] = tuple(ARMS),
     store: Path | None = None,
+    others: Mapping[str, Source] | None = None,
 ) -> tuple[dict[str, dict[str, Figure]], Subjects]:
     """Run all arms of a condition.
 
@@ -134,13 +153,14 @@ def study(
         sets: the pool's pairs, validation and test subjects, each item after a transform.
         arms: names in ``ARMS``; must hold the control.
         store: folder of finished arms, so that a run that was killed goes on; None keeps none.
+        others: makes counterfactuals of other methods, by the names of their parts; only what the arms need.
 
     Returns:
         Figures by arm, and the test subjects.
     """
     plan = replace(plan, count=condition.count)
     pairs, validation, test = sets(None if condition.degrade is None else DegradeBrain(**condition.degrade))
-    pool = make_pool(pairs, source, difference)
+    pool = make_pool(pairs, source, difference, others)
     runs = {}
     total = plan.trials * plan.search_seeds + plan.seeds
     with tqdm(total=total * len(arms), desc=condition.title, unit="training") as bar:
@@ -206,6 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lambda transform: load_sets(options.work / "brains", grid, options.pool, options.tested, transform),
             options.arms,
             options.work / "augmentation",
+            {
+                row.name: bundle_source(options.bundle, options.work / "augmentation", row.overrides)
+                for row in COMPARED
+                if row.name in METHODS and row.name in options.arms
+            },
         )
         hits = (apply(classifier, test.image, 16).argmax(1) == test.label).numpy()
         low, high = bootstrap_interval(np.mean, hits)

@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from benchmarks.brain.augmentation import ARMS, Plan, Pool, Run, Subjects, run_arm, scores, summarize
-from benchmarks.brain.augmentation_study import Condition, make_pool, study
+from benchmarks.brain.augmentation import ARMS, METHODS, Plan, Pool, Run, Subjects, run_arm, scores, summarize
+from benchmarks.brain.augmentation_study import Condition, make_pool, resampled, study
+from benchmarks.brain.rows import COMPARED
 
 PLAN = Plan(count=8, updates=10, seeds=3, search_seeds=1, trials=2)
 SIZE = (6, 6, 6)
@@ -78,6 +79,21 @@ def test_counterfactuals_carry_the_other_label_and_reconstructions_their_own():
     assert torch.equal(found.image[4], image(2, 0))
 
 
+def test_the_control_of_the_resolution_is_smoother_and_has_its_own_label():
+    pool = make_pool(pairs(16), perfect, perfect, {"ilvr_2_250": perfect})
+    found = pool.subjects(("image", "resampled", "ilvr_2_250"), np.array([2]))
+    assert found.label.tolist() == [0, 0, 1]
+    assert torch.equal(found.image[2], image(2, 1))
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8, 8)
+    stripes = (torch.arange(8) % 2).float().expand(1, 1, 8, 8, 8)
+    torch.testing.assert_close(resampled(ramp)[..., 1:-1], ramp[..., 1:-1])
+    torch.testing.assert_close(resampled(stripes), torch.full_like(stripes, 0.5))
+
+
+def test_every_method_of_the_paper_is_a_row_of_the_bundle_s_comparison():
+    assert set(METHODS) <= {row.name for row in COMPARED}
+
+
 def test_perfect_counterfactuals_are_worth_what_the_truth_is_worth(sets):
     pool = make_pool(sets[0], perfect, perfect)
     np.testing.assert_array_equal(arm("counterfactual", pool, sets).logits, arm("truth", pool, sets).logits)
@@ -139,7 +155,8 @@ def test_the_study_degrades_every_set_alike_and_runs_all_arms(sets):
         return sets
 
     condition = Condition("few", 8, {"bias": 0.2, "motion": 0.0, "noise": 0.1})
-    figures, test = study(condition, replace(PLAN, count=99), perfect, perfect, make_network, load)
+    others = dict.fromkeys(METHODS, perfect)
+    figures, test = study(condition, replace(PLAN, count=99), perfect, perfect, make_network, load, others=others)
     assert seen[0].noise == 0.1
     assert list(figures) == list(ARMS)
     assert test is sets[2]
