@@ -182,16 +182,9 @@ def _sets(options: argparse.Namespace) -> tuple[Sets, str]:
         told = f" Filters keep {len(images['good'])} of {len(every['SYN'])}; as many good ones as bad ones are used."
         fewest = [min(int((part.label == one).sum()) for part in images.values()) for one in range(len(CLASSES))]
         for name, part in images.items():
-            synthetic[f"SYN_{name.upper()}"] = _evened(part, fewest)
+            synthetic[f"SYN_{name.upper()}"] = subset(part, fewest)
     val, test = _planes("val", options.num_val, options), _planes("test", options.num_test, options)
     return Sets(train, val, test, synthetic), told
-
-
-def _evened(images: Images, counts: Sequence[int]) -> Images:
-    """Return the first so many images of each class."""
-    parts = [torch.nonzero(images.label == one).flatten()[:count] for one, count in enumerate(counts)]
-    chosen = torch.cat(parts)
-    return Images(images.image[chosen], images.label[chosen])
 
 
 def add_options(parser: argparse.ArgumentParser, arms: Mapping[str, Arm], defaults: Mapping[str, Any]) -> None:

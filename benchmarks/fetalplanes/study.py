@@ -205,11 +205,11 @@ def augmentation() -> Compose:
     )
 
 
-def subset(images: Images, each: int) -> Images:
-    """Return the first so many images of every class, or all where there are fewer."""
-    chosen = [
-        index for one in range(NUM_CLASSES) for index in torch.nonzero(images.label == one).flatten().tolist()[:each]
-    ]
+def subset(images: Images, counts: int | Sequence[int]) -> Images:
+    """Return the first so many images of every class, or of each class its own number; all where there are fewer."""
+    each = [counts] * NUM_CLASSES if isinstance(counts, int) else counts
+    parts = [torch.nonzero(images.label == one).flatten()[:count] for one, count in enumerate(each)]
+    chosen = torch.cat(parts)
     return Images(images.image[chosen], images.label[chosen])
 
 

@@ -85,7 +85,7 @@ class SyntheticStore(Dataset):
             self._open[shard] = open_images(self.folder, shard, self.header)
         row = self.rows[index]
         item = {**row, "image": unpack(self._open[shard][place]), "synthetic": True}
-        item["case"] = f"synthetic-{row['index']:07d}"
+        item["case"] = _case(row)
         if row.get("label") is not None:
             item["label"] = torch.tensor(int(row["label"]))
         return item if self.transform is None else self.transform(item)
@@ -93,6 +93,11 @@ class SyntheticStore(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out open files."""
         return {**vars(self), "_open": {}}
+
+    @property
+    def cases(self) -> list[str]:
+        """The case of every image; no image is read for it."""
+        return [_case(row) for row in self.rows]
 
     @property
     def labels(self) -> list[int | None]:
@@ -118,3 +123,7 @@ class SyntheticStore(Dataset):
         """Hashed names (`medcf.runtime.subjects.subject_key`) of all subjects that the generator saw; None: unknown."""
         known = self.header["subjects"]
         return None if known is None else frozenset(known)
+
+
+def _case(row: dict[str, Any]) -> str:
+    return f"synthetic-{row['index']:07d}"

@@ -151,7 +151,7 @@ class RatedFilter:
             ValueError: if no rated case is in the store, or all were rated alike.
         """
         verdicts = read_ratings(ratings)
-        places = {f"synthetic-{row['index']:07d}": place for place, row in enumerate(store.rows)}
+        places = {case: place for place, case in enumerate(store.cases)}
         if not (rated := [case for case in verdicts if case in places]):
             raise ValueError(f"{ratings} rates no image of {store.folder}: its cases are like synthetic-0000000.")
         images = torch.stack([store[places[case]]["image"] for case in rated])

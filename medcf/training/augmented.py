@@ -54,6 +54,7 @@ def augmented_datalist(
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     changed = CounterfactualRuns(folders, flipped=flipped) if folders else None
     rows: list[dict[str, Any]] = []
+    added = 0
     for case in found.cases:
         if not isinstance(label := case.columns.get("label"), int):
             continue
@@ -62,11 +63,12 @@ def augmented_datalist(
         row["split"] = str(case.columns.get("split", split_of_subject(subject)))
         rows.append(row)
         if changed is not None and row["split"] == "train":
-            rows += [
+            made = [
                 {**row, "file": str((each.folder / "counterfactual.nii.gz").resolve()), "label": names[each.label]}
                 for each in changed.of(case.files[0])
             ]
-    added = len(rows) - len({row["file"] for row in rows} & {_path(case.files) for case in found.cases})
+            rows += made
+            added += len(made)
     if changed is not None and not added:
         told = ", ".join(map(str, folders))
         raise ValueError(f"{told} explain no training image of {found.source}: explain those of the split 'train'.")
