@@ -182,6 +182,7 @@ class Pixels:
         frame: index of this frame.
         num_frames: number of frames in the file.
         modality: DICOM modality, empty for other formats.
+        synthetic: whether the file says that it is synthetic, or was made by medcf.
     """
 
     array: NDArray[np.float32]
@@ -192,6 +193,7 @@ class Pixels:
     frame: int = 0
     num_frames: int = 1
     modality: str = ""
+    synthetic: bool = False
 
     @classmethod
     def picture(cls, array: NDArray[np.float32], spacing: tuple[float, float] | None, **known: Any) -> Pixels:
@@ -219,6 +221,7 @@ class Pixels:
             "frame": self.frame,
             "num_frames": self.num_frames,
             "value_range": self.value_range,
+            "synthetic": self.synthetic,
         }
         if known:
             meta[str(MetaKeys.SPACE)] = str(SpaceKeys.RAS)

@@ -96,14 +96,21 @@ def read_nifti(path: Path) -> Pixels:
     if len(axes) == 2:
         third = 3 - sum(axes)
         array, value_range = _gray(values)
-        return Pixels(array, None if affine is None else affine[:, [*axes, third, 3]], "nifti", value_range)
+        place = None if affine is None else affine[:, [*axes, third, 3]]
+        return Pixels(array, place, "nifti", value_range, synthetic=_says_synthetic(image))
     if affine is None:
         remedy = "Correct its sform or qform, or export it again."
         raise UnreadableImage(path, "has no usable geometry for its voxels", remedy)
     _warn(path, image)
     values = np.where(odd, np.float32(0), values) if odd.any() else values
     values = _without_padding(path, values)
-    return Pixels(values[None], affine, "nifti", (float(values.min()), float(values.max())))
+    ends = (float(values.min()), float(values.max()))
+    return Pixels(values[None], affine, "nifti", ends, synthetic=_says_synthetic(image))
+
+
+def _says_synthetic(image: Any) -> bool:
+    """Tell whether the header's description says that a counterfactual is synthetic, as medcf's own do."""
+    return bytes(np.asarray(image.header["descrip"])).startswith(b"SYNTHETIC")
 
 
 def open_nifti(path: Path) -> Any:

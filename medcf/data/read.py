@@ -42,8 +42,8 @@ def read(source: Source, frame: int | str | None = None, *, limits: Limits = _LI
     :mod:`medcf.data.image`), ``region`` (first column and row, end column and row of the actual picture, if DICOM names
     an ultrasound region), ``value_range`` (the stored values that map to 0 and 1, or a volume's smallest and largest
     values), ``source_format``, ``modality``, ``frame``, ``num_frames``, ``sha256`` (of the array; it seeds the noise),
-    ``filename_or_obj`` (the file; for a series, its first slice) and, if the case names one, ``mask`` (bool, on the
-    image's voxels).
+    ``filename_or_obj`` (the file; for a series, its first slice), ``synthetic`` (whether the file says that it
+    is) and, if the case names one, ``mask`` (bool, on the image's voxels).
 
     Args:
         source: a case; a file with any name; a folder with one DICOM series; or the series' files.
@@ -101,12 +101,19 @@ class StudyReader(ImageReader):
         frame: see :func:`read`.
         max_pixels: size limit for a picture.
         max_voxels: size limit for a volume.
+        allow_synthetic: whether to read images that say that they are synthetic, or were made by medcf; by default they
+            are refused, so that no counterfactual is explained or trained on as if it showed a patient.
     """
 
     def __init__(
-        self, frame: int | str | None = None, max_pixels: float = _LIMITS.pixels, max_voxels: float = _LIMITS.voxels
+        self,
+        frame: int | str | None = None,
+        max_pixels: float = _LIMITS.pixels,
+        max_voxels: float = _LIMITS.voxels,
+        allow_synthetic: bool = False,
     ) -> None:
         self.frame = frame
+        self.allow_synthetic = allow_synthetic
         self.limits = Limits(max_pixels, max_voxels)
         # MONAI's loader registers every reader it knows, and warns about the one whose GPU decoder is not installed
         logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -126,9 +133,14 @@ class StudyReader(ImageReader):
         """Read the array and its metadata.
 
         Raises:
-            UnreadableImage: see :func:`read`.
+            UnreadableImage: see :func:`read`; also if it is synthetic and not asked for by ``allow_synthetic``, here
+                or in the case's columns.
         """
-        return _load(img, self.frame, self.limits)
+        array, meta = _load(img, self.frame, self.limits)
+        if meta["synthetic"] and not (self.allow_synthetic or img.columns.get("allow_synthetic")):
+            remedy = "Give the patient's own images, or allow these with --allow_synthetic True."
+            raise UnreadableImage(meta["filename_or_obj"], "is synthetic, as it says itself", remedy)
+        return array, meta
 
 
 def _load(case: Case, frame: int | str | None, limits: Limits) -> tuple[NDArray[np.float32], dict[str, Any]]:

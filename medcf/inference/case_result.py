@@ -55,6 +55,7 @@ class CaseResult:
         window: the original's values that are black and white for the network, the full intensity range.
         mask: (*spatial) bool, the subject of a volume; None if there is none.
         row: the scores, as in ``scores.csv``.
+        files: all files of the input, in slice order; empty if only ``path`` is known.
         on_grid: ``image`` and ``pred`` (1, *grid) in [-1, 1].
         writers: called by ``save``, in this order.
     """
@@ -78,6 +79,7 @@ class CaseResult:
     window: tuple[float, float] = (0.0, 1.0)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     row: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
     on_grid: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     writers: Sequence[Writer] = field(default=(), repr=False)
 

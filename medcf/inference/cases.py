@@ -123,7 +123,7 @@ def prepare_case(case: Case, item: Mapping[str, Any], preprocessing: Callable[[A
         preprocessing: to a dictionary whose ``image`` is (C, *grid).
 
     Returns:
-        The result of the preprocessing, with ``case`` and ``file``.
+        The result of the preprocessing, with ``case``, ``file`` and ``files``, all files of the case.
     """
     try:
         ready = dict(preprocessing(dict(item)))
@@ -131,7 +131,8 @@ def prepare_case(case: Case, item: Mapping[str, Any], preprocessing: Callable[[A
             raise UnreadableImage(case.path, "holds values that are not finite", "Export it again.")
     except Exception as error:
         return describe_failure(case, error)
-    return {**ready, "case": file_name(str(item.get("case", case.id))), "file": item.get("file", str(case.path))}
+    named = {"case": file_name(str(item.get("case", case.id))), "file": item.get("file", str(case.path))}
+    return {**ready, **named, "files": [str(file) for file in case.files]}
 
 
 def describe_failure(case: Case, error: Exception) -> Failure:

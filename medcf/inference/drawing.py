@@ -30,6 +30,7 @@ __all__ = [
     "colored_segmentation",
     "colored_spread",
     "floor_of",
+    "font",
     "gray",
     "stamp",
     "title_lines",
@@ -119,10 +120,10 @@ class Canvas:
         Returns:
             The text written, and its position.
         """
-        while size > _SMALLEST and _font(size, bold).getlength(words) > width:
+        while size > _SMALLEST and font(size, bold).getlength(words) > width:
             size -= 1
-        words = _shortened(words, width, _font(size, bold))
-        style: dict[str, Any] = {"font": _font(size, bold), "anchor": anchor}
+        words = _shortened(words, width, font(size, bold))
+        style: dict[str, Any] = {"font": font(size, bold), "anchor": anchor}
         left, top, right, bottom = self._draw.textbbox((x, y), words, **style)
         if background is not None:
             left, top, right, bottom = left - 3, top - 2, right + 3, bottom + 2
@@ -145,7 +146,7 @@ class Canvas:
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return matplotlib's own font, which has arrows and Greek letters, without importing matplotlib."""
     found = find_spec("matplotlib")
     assert found is not None  # matplotlib is a requirement of medcf

@@ -70,7 +70,9 @@ def list_cases(
     phantom = every.pop("phantom", "fetal_head")
     if dataset_dir is None and datalist is None:
         written = run_on_main("write phantoms", lambda: _write_demo(folder, phantom, demo.pop("count", 16), demo))
-        return CaseList(*find_cases(written, **every))
+        cases, failures = find_cases(written, **every)
+        asked = [replace(case, columns={**case.columns, "allow_synthetic": True}) for case in cases]
+        return CaseList(asked, failures)
     if datalist is None:
         check_output_dir(folder, [dataset_dir or ""])
     cases, failures = find_cases(dataset_dir, datalist, exclude=[folder], **every)

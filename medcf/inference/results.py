@@ -71,6 +71,7 @@ def case_result(
         trajectory=None if trajectory is None else trajectory.numpy(),
         affine=geometry(original)[0],
         source_format=str(meta_of(original).get("source_format", "")),
+        files=tuple(map(Path, item.get("files", ()))),
         spacing=get_spacing(original),
         segmentation=None if labels is None else resample_labels(labels.cpu().numpy(), back, record.native),
         expected=None if expected is None else expected[0].numpy(),

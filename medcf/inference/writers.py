@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ __all__ = ["NiftiWriter", "create_writers", "to_nifti"]
 DESCRIPTION = b"SYNTHETIC counterfactual (medcf)"  # the header field holds 80 bytes
 UNCHANGED = b"input returned unchanged (medcf)"
 ORIGINAL = b"input after preprocessing (medcf)"
+
+_FORMATS = ("nifti", "dicom")  # writers that ``output_format`` chooses among
 
 _GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -121,17 +123,29 @@ def to_nifti(image: NDArray[np.floating], result: CaseResult, description: bytes
 WRITERS.add(
     "nifti", "Original, counterfactual, difference and trajectory as NIfTI in the input's geometry", NiftiWriter
 )
+WRITERS.add(
+    "dicom", "Derived DICOM objects in the input's study, which say that they are synthetic", "medcf.dicom:DicomWriter"
+)
 WRITERS.add("panel", "One picture per case: input, counterfactual, difference", PanelWriter)
 
 
-def create_writers(**options: Mapping[str, Any] | None) -> list[Writer]:
+def create_writers(
+    output_format: str | Sequence[str] | None = None, **options: Mapping[str, Any] | None
+) -> list[Writer]:
     """Create writers by name.
 
     Args:
+        output_format: which of the writers of images are wanted, such as ``"dicom"``, ``"dicom,nifti"`` or a list; None
+            takes all that have options. Other writers, such as the panel, are not affected.
         options: name in ``medcf.registry.WRITERS`` to the writer's arguments; None disables a writer that another
             config names.
 
     Raises:
         ValueError: if there is no such writer (the message lists the known ones), or it rejects an argument.
     """
+    if output_format is not None:
+        names = output_format.split(",") if isinstance(output_format, str) else output_format
+        wanted = dict.fromkeys(str(name).strip() for name in names if str(name).strip())
+        others = {name: given for name, given in options.items() if name not in _FORMATS}
+        options = {**{name: options.get(name) or {} for name in wanted}, **others}
     return [create(WRITERS, name, **arguments) for name, arguments in options.items() if arguments is not None]

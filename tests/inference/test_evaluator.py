@@ -65,7 +65,7 @@ def make_run(tmp_path, inferer, batch_size=2, writers=None, datalist=None, **opt
     cases, failures = find_cases(None if datalist else tmp_path / "in", datalist)
     folder = RunFolder(tmp_path / "out")
     folder.open(cases, failures)
-    load = LoadImaged("image", reader=StudyReader, expanduser=False)
+    load = LoadImaged("image", reader=StudyReader(allow_synthetic=True), expanduser=False)
     preprocessing = Compose([load, ToGridd("image", size=SIZE, spacing=1.75)])
     dataset = CaseDataset(cases, preprocessing)
     loader = DataLoader(dataset, batch_sampler=PendingBatches(cases, folder, batch_size), collate_fn=collate_cases)

@@ -63,7 +63,7 @@ def test_the_mean_difference_is_over_what_the_network_explains_of_a_picture_and_
     (path,) = tmp_path.glob("*.nii.gz")
     options = {**attack, "method": "controlcg", "inferer#num_inference_steps": 4}
     options.pop("inferer#num_steps")
-    volume = medcf.load("controlcg", **QUICK, **options)(path)
+    volume = medcf.load("controlcg", **QUICK, **options, allow_synthetic=True)(path)
     inside = np.abs(volume.difference[volume.mask]).mean()
     assert volume.row["mean_absolute_difference"] == pytest.approx(float(inside), rel=1e-4)
 

@@ -14,6 +14,7 @@ from medcf.data.dicom.header import count_dicom_frames, open_dicom, quiet_pydico
 from medcf.data.dicom.lut import InvalidHeader, to_display
 from medcf.data.image import Pixels
 from medcf.runtime.errors import UnreadableImage
+from medcf.runtime.synthetic import says_synthetic
 
 __all__ = ["read_dicom"]
 
@@ -62,4 +63,5 @@ def read_dicom(path: Path, frame: int = 0) -> Pixels:
         frame=frame,
         num_frames=count_dicom_frames(path, dataset),
         modality=modality,
+        synthetic=says_synthetic(dataset),
     )

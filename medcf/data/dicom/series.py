@@ -22,11 +22,12 @@ from medcf.data.dicom.header import NotAnImage, count_dicom_frames, looks_like_d
 from medcf.data.dicom.lut import InvalidHeader, padding_of, rescale
 from medcf.data.image import Limits, Pixels
 from medcf.runtime.errors import UnreadableImage
+from medcf.runtime.synthetic import says_synthetic
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["list_dicom_files", "open_slices", "read_dicom_volume"]
+__all__ = ["functional_group", "list_dicom_files", "open_slices", "read_dicom_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ def read_dicom_volume(files: Sequence[Path], limits: Limits) -> tuple[Path, Pixe
         raise UnreadableImage(first.path, "holds values that are not finite", "Export it again.")
     ends = (float(values.min()), float(values.max()))
     modality = str(headers[first.path].get("Modality", "") or "")
-    return first.path, Pixels(values[None], affine, "dicom", ends, modality=modality)
+    synthetic = any(map(says_synthetic, headers.values()))
+    return first.path, Pixels(values[None], affine, "dicom", ends, modality=modality, synthetic=synthetic)
 
 
 def _fill_padding(values: NDArray[np.float32], padding: dict[int, NDArray[np.bool_]]) -> None:
@@ -140,9 +142,9 @@ def open_slices(path: Path, header: Dataset) -> list[SlicePlace]:
 
 
 def _slice(path: Path, header: Dataset, frame: int) -> SlicePlace:
-    plane = _group(header, frame, "PlanePositionSequence")
-    turn = _group(header, frame, "PlaneOrientationSequence")
-    measures = _group(header, frame, "PixelMeasuresSequence")
+    plane = functional_group(header, frame, "PlanePositionSequence")
+    turn = functional_group(header, frame, "PlaneOrientationSequence")
+    measures = functional_group(header, frame, "PixelMeasuresSequence")
     cosines = np.array([float(value) for value in turn.ImageOrientationPatient])
     rows, columns = cosines[:3], cosines[3:]
     lengths = np.linalg.norm(rows), np.linalg.norm(columns)
@@ -162,7 +164,7 @@ def _slice(path: Path, header: Dataset, frame: int) -> SlicePlace:
     )
 
 
-def _group(header: Dataset, frame: int, name: str) -> Any:
+def functional_group(header: Dataset, frame: int, name: str) -> Any:
     """Return a frame's functional group, its own or shared; for objects that are not enhanced, the header itself."""
     for sequence, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         groups = header.get(sequence)
@@ -177,7 +179,7 @@ def _pixels(one: SlicePlace, header: Dataset) -> tuple[NDArray[np.float32], NDAr
     if stored.shape != one.size:
         raise UnreadableImage(one.path, "has pixel data that do not match its stated size", "Export it again.")
     try:
-        group = _group(header, one.frame, "PixelValueTransformationSequence")
+        group = functional_group(header, one.frame, "PixelValueTransformationSequence")
         return rescale(stored, group).astype(np.float32), padding_of(stored, header)
     except Exception as error:
         what = error if isinstance(error, InvalidHeader) else type(error).__name__
