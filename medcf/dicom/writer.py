@@ -18,9 +18,11 @@ from medcf.dicom.banner import draw_banner
 from medcf.dicom.capture import capture
 from medcf.dicom.derived import Kind, derive, encoded
 from medcf.dicom.job import Job
+from medcf.dicom.loops import join_loops
 from medcf.dicom.marks import save
 from medcf.dicom.source import Source, open_source
 from medcf.inference.case_result import CaseResult
+from medcf.inference.run_folder import RunFolder
 
 __all__ = ["DicomWriter"]
 
@@ -66,6 +68,11 @@ class DicomWriter:
         sources = [] if source is None else source.headers
         for dataset, name in self.objects(result, source):
             save(dataset, folder / "dicom" / f"{name}.dcm", sources)
+
+    @quiet_pydicom()
+    def finish(self, run_folder: RunFolder) -> list[str]:
+        """Write whole loops at the end of a run, see `medcf.dicom.loops`; return their folders."""
+        return join_loops(run_folder, self.job)
 
     def objects(self, result: CaseResult, source: Source | None) -> list[tuple[Dataset, str]]:
         """Make the objects of a case, each with the name of its file."""

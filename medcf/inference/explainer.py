@@ -210,7 +210,7 @@ class Explainer:
                     for result in self.batch([*batch["items"], *batch["failures"]]):
                         bar.update()
                         yield run_folder.take(result)
-            end_run(run_folder)
+            end_run(run_folder, self.writers)
         finally:
             run_folder.release()
 

@@ -233,6 +233,10 @@ class RunFolder:
         done = [case for case in self.manifest["inputs"] if self._is_done(case, self.run)]
         return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in done]
 
+    def add_folders(self, names: Sequence[str]) -> None:
+        """Remember folders of the run beside those of its cases, so that the next run with ``overwrite`` clears them."""
+        self.manifest["folders"] = sorted({*self.manifest.get("folders", ()), *names})
+
     def close(self, summary: Mapping[str, Any]) -> None:
         """Write the tables of the run.
 
@@ -313,7 +317,7 @@ class RunFolder:
 
     def _remove(self, manifest: Mapping[str, Any]) -> None:
         """Remove files written by an earlier run: those listed in its records, one by one, and its tables."""
-        for case in map(str, manifest["inputs"]):
+        for case in map(str, [*manifest["inputs"], *manifest.get("folders", ())]):
             plain = Path(case).name == case and case not in ("", ".", "..")  # the manifest may have been edited
             if plain and (self.overwrite or run_of(self.case_dir(case)) == manifest["run"]):
                 remove_files(self.case_dir(case))

@@ -18,11 +18,12 @@ __all__ = ["end_run", "finish_run", "format_summary", "summarize"]
 logger = logging.getLogger(__name__)
 
 
-def finish_run(run_folder: RunFolder) -> dict[str, Any]:
+def finish_run(run_folder: RunFolder, writers: Sequence[Any] = ()) -> dict[str, Any]:
     """End a run like a command does: the last expression of ``run`` in a bundle.
 
     Args:
         run_folder: the run's folder, in which every case is done or has failed.
+        writers: those of the cases; the ``finish`` of those that have one writes what belongs to several cases.
 
     Returns:
         The content of ``summary.json``; empty on all processes except the main one.
@@ -30,7 +31,7 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     Raises:
         FilesFailed: if files failed; counts them. Everything else has been written by then.
     """
-    summary = end_run(run_folder)
+    summary = end_run(run_folder, writers)
     if summary:
         logger.info("%s", format_summary(summary, str(run_folder.path)))
     if summary.get("failed"):
@@ -41,8 +42,12 @@ def finish_run(run_folder: RunFolder) -> dict[str, Any]:
     return summary
 
 
-def end_run(run_folder: RunFolder) -> dict[str, Any]:
+def end_run(run_folder: RunFolder, writers: Sequence[Any] = ()) -> dict[str, Any]:
     """Write the tables of a run; under torchrun the main process waits for the others and does this for all of them.
+
+    Args:
+        run_folder: the run's folder.
+        writers: see `finish_run`.
 
     Returns:
         The content of ``summary.json``; empty on all processes except the main one.
@@ -51,6 +56,9 @@ def end_run(run_folder: RunFolder) -> dict[str, Any]:
     if rank() > 0:
         return {}
     run_folder.merge(shards[1:])
+    for writer in writers:
+        if finish := getattr(writer, "finish", None):
+            run_folder.add_folders(finish(run_folder))
     failures = list(run_folder.failures.values())
     summary = summarize(run_folder.rows(), failures) | {"seconds_of_this_session": round(run_folder.seconds(), 1)}
     run_folder.close(summary)
