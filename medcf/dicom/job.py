@@ -14,7 +14,7 @@ from medcf import __version__
 from medcf.runtime.fingerprint import INDIFFERENT_KEYS, config_fingerprint, sha256
 from medcf.runtime.synthetic import uid_of
 
-__all__ = ["Job"]
+__all__ = ["Job", "hash_of"]
 
 #: Top-level ids that decide which files are written, and not what is in them.
 _OF_FILES = ("output_format", "dicom_banner")
@@ -47,8 +47,8 @@ class Job:
         files = {name: sha256(Path(path)) for name, path in sorted(dict(known.get("weights") or {}).items()) if path}
         config = known.get("config") or {}
         parts = config_fingerprint(config, INDIFFERENT_KEYS.union(_OF_FILES)) if config else {}
-        settings = _hash({**parts, "options": options, "seed": known.get("seed")}) if config else ""
-        return cls(bundle, _hash(files) if files else "", settings)
+        settings = hash_of({**parts, "options": options, "seed": known.get("seed")}) if config else ""
+        return cls(bundle, hash_of(files), settings)
 
     @property
     def known(self) -> bool:
@@ -66,5 +66,8 @@ class Job:
         return ", ".join(shown)
 
 
-def _hash(values: Mapping[str, Any]) -> str:
+def hash_of(values: Mapping[str, Any] | None) -> str:
+    """Return the SHA-256 of JSON values; empty if there are none."""
+    if not values:
+        return ""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

@@ -234,7 +234,7 @@ class RunFolder:
         return [json.loads((self.case_dir(case) / MARKER).read_text(encoding="utf-8")) for case in done]
 
     def add_folders(self, names: Sequence[str]) -> None:
-        """Remember folders of the run beside those of its cases, so that the next run with ``overwrite`` clears them."""
+        """Remember folders of the run beside those of its cases, so that `overwrite` clears them, too."""
         self.manifest["folders"] = sorted({*self.manifest.get("folders", ()), *names})
 
     def close(self, summary: Mapping[str, Any]) -> None:
