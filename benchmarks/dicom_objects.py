@@ -83,7 +83,7 @@ def _judge(case: Case, folder: Path, found: Findings) -> None:
         found.errors += [f"{case.path.name}: {path.name}: {line}" for line in sorted(new)]
         _read_back(path, found, case)
     _check_change(result, folder / "dicom", found)
-    _check_study([*case.files, *sorted((folder / "dicom").rglob("*.dcm"))], found)
+    _check_study(sorted((folder / "dicom").rglob("*.dcm")), list(case.files), found)
 
 
 def _planted(case: Case) -> CaseResult:
@@ -134,7 +134,18 @@ def _read_back(path: Path, found: Findings, case: Case) -> None:
             read()
             found.read[name] += 1
         except Exception as error:
-            found.errors.append(f"{case.path.name}: {path.name}: {name} fails: {str(error).splitlines()[-1][:120]}")
+            if name != "ITK" or _itk_reads(case.path):  # ITK refuses 7 bits in 8, in the source, too
+                found.errors.append(f"{case.path.name}: {path.name}: {name} fails: {str(error).splitlines()[-1][:120]}")
+
+
+def _itk_reads(path: Path) -> bool:
+    import SimpleITK
+
+    try:
+        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _check_change(result: CaseResult, folder: Path, found: Findings) -> None:
@@ -149,12 +160,15 @@ def _check_change(result: CaseResult, folder: Path, found: Findings) -> None:
         found.errors.append(f"{result.path.name}: the planted change does not come back where it was")
 
 
-def _check_study(files: list[Path], found: Findings) -> None:
+def _check_study(made: list[Path], sources: list[Path], found: Findings) -> None:
     """Let dcentvfy compare patient, study and frame of reference of a study's objects."""
+    new = _of_entities([*sources, *made]) - _of_entities(sources)
+    found.errors += [f"{sources[0].name}: dcentvfy: {line}" for line in sorted(new)]
+
+
+def _of_entities(files: list[Path]) -> set[str]:
     told = subprocess.run(["dcentvfy", *map(str, files)], capture_output=True, text=True, check=False, errors="replace")
-    found.errors += [
-        f"{files[0].name}: dcentvfy: {line}" for line in told.stderr.splitlines() if line.startswith("Error")
-    ]
+    return {line for line in told.stderr.splitlines() if line.startswith("Error")}
 
 
 def _print(found: Findings) -> None:

@@ -34,7 +34,8 @@ _BROWSER = (
     "--disable-quic",
 )
 _CONFIG = """window.config = {
-  routerBasename: '/', customizationService: {}, extensions: [], modes: [], showStudyList: true, defaultDataSourceName: 'orthanc',
+  routerBasename: '/', customizationService: {}, extensions: [], modes: [], showStudyList: true,
+  defaultDataSourceName: 'orthanc',
   investigationalUseDialog: { option: 'never' },
   dataSources: [{ namespace: '@ohif/extension-default.dataSourcesModule.dicomweb', sourceName: 'orthanc',
     configuration: { friendlyName: 'Orthanc', name: 'Orthanc', qidoRoot: '/dicom-web', wadoRoot: '/dicom-web',
