@@ -15,7 +15,7 @@ from medcf.dicom.derived import Kind
 from medcf.dicom.job import Job
 from medcf.dicom.marks import mark, reference
 
-__all__ = ["capture"]
+__all__ = ["capture", "study_of"]
 
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MULTI_FRAME = {8: f"{_CAPTURE}.2", 16: f"{_CAPTURE}.3", 24: f"{_CAPTURE}.4"}  # bits of a pixel
@@ -23,9 +23,18 @@ _OF_THE_STUDY = (
     *("SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName"),
     *("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID"),
     *("StudyDescription", "PatientAge", "FrameOfReferenceUID", "BodyPartExamined", "Laterality"),
+    *("PatientBirthTime", "PatientSize", "PatientWeight", "AdditionalPatientHistory", "OtherPatientIDs"),
+    *("OtherPatientIDsSequence", "OtherPatientNames", "EthnicGroup", "PatientComments", "Occupation"),
+    *("ReferencedPatientSequence", "ReferencedStudySequence", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy"),
+    *("ProcedureCodeSequence", "MedicalAlerts", "Allergies", "SmokingStatus", "PregnancyStatus", "AdmissionID"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+    "LongitudinalTemporalInformationModified",
 )
 #: Attributes that every object has, even if nothing is known of them.
-_EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID")
+_EMPTY = (
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+)
 
 
 def capture(
@@ -53,18 +62,9 @@ def capture(
         spacing: mm between rows and between columns.
         burned: whether letters were drawn into the image.
     """
-    dataset = Dataset()
-    for name in _OF_THE_STUDY:
-        if source is not None and name in source:
-            dataset[name] = source[name]
-    for name in _EMPTY:
-        if name not in dataset:
-            setattr(dataset, name, "")
-    for name in ("PatientBirthDate", "PatientSex", "StudyID"):
-        if name not in dataset:
-            setattr(dataset, name, "")
-    if source is None:
-        dataset.StudyInstanceUID = job.uid("study", origin)
+    dataset = study_of(source)
+    if not dataset.get("StudyInstanceUID"):
+        dataset.StudyInstanceUID = job.uid("study", origin if source is None else str(source.SOPInstanceUID))
     dataset.Modality = str(source.get("Modality", "OT") or "OT") if source is not None else "OT"
     dataset.ConversionType = "WSD"
     dataset.Manufacturer = "medcf"
@@ -77,6 +77,18 @@ def capture(
         dataset.SourceImageSequence = [reference(header) for header in references]
     mark(dataset, job, kind.series, kind.what, burned=burned)
     _set_pixels(dataset, np.asarray(pixels), spacing)
+    return dataset
+
+
+def study_of(source: Dataset | None) -> Dataset:
+    """Return the attributes of the patient and the study; empty ones without a source."""
+    dataset = Dataset()
+    for name in _OF_THE_STUDY:
+        if source is not None and name in source:
+            dataset[name] = source[name]
+    for name in _EMPTY:
+        if name not in dataset:
+            setattr(dataset, name, "")
     return dataset
 
 

@@ -25,7 +25,7 @@ _MULTI_FRAME_ULTRASOUND, _ULTRASOUND = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.1
 _CAPTURE, _BYTES, _COLORS = (f"1.2.840.10008.5.1.4.1.1.7{end}" for end in ("", ".2", ".4"))
 #: SOP classes of loops, and those of one of their frames.
 _SINGLE = {_MULTI_FRAME_ULTRASOUND: _ULTRASOUND, **{f"{_CAPTURE}.{n}": _CAPTURE for n in range(1, 5)}}
-_ADDED = ("113063", "DCM", "Pixel by pixel addition")  # a counterfactual is the input plus a difference
+_ADDED = ("113042", "DCM", "Pixel by pixel addition")  # a counterfactual is the input plus a difference
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 _OF_THE_SOURCE = (  # what was true of the source only
@@ -155,6 +155,8 @@ def _identify(
     shown = ",".join(map(str, frames))
     dataset.SOPInstanceUID = job.uid("instance", kind.name, str(header.SOPInstanceUID), shown, *key)
     dataset.SeriesNumber = kind.number
+    if not dataset.get("StudyInstanceUID"):
+        dataset.StudyInstanceUID = job.uid("study", str(header.SOPInstanceUID))
     if not any(dataset.get(name) for name in ("Laterality", "ImageLaterality", "BodyPartExamined")):
         dataset.Laterality = ""  # required, and may be empty, if nothing says which part of the body this is
     rest = [str(value) for value in header.get("ImageType") or []][2:]
