@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -25,12 +25,13 @@ __all__ = ["join_loops"]
 _IMAGES = ("counterfactual", "expected", "trajectory")  # the kinds of objects that a frame has
 
 
-def join_loops(run_folder: RunFolder, job: Job) -> list[str]:
+def join_loops(run_folder: RunFolder, job: Job, clean: Callable[[Dataset], Dataset] | None = None) -> list[str]:
     """Write one object for every loop of which all frames were explained, of each kind of image.
 
     Args:
         run_folder: whose cases have their objects in a folder ``dicom``.
         job: what made them.
+        clean: what was done with the headers of the files before the frames' objects were made from them.
 
     Returns:
         The folders in ``run_folder`` that were written to.
@@ -39,7 +40,7 @@ def join_loops(run_folder: RunFolder, job: Job) -> list[str]:
     for path, cases in _whole_loops(run_folder):
         folders = [run_folder.case_dir(case) / "dicom" for case in cases]
         names = sorted(file.name for file in folders[0].glob("*.dcm") if file.stem.partition("-")[0] in _IMAGES)
-        loops = {name: _loop(path, [folder / name for folder in folders], job) for name in names}
+        loops = {name: _loop(path, [folder / name for folder in folders], job, clean) for name in names}
 
         def write(folder: Path, loops: dict[str, tuple[Dataset, Dataset]] = loops) -> None:
             for name, (dataset, header) in loops.items():
@@ -59,10 +60,13 @@ def _whole_loops(run_folder: RunFolder) -> Iterator[tuple[Path, list[str]]]:
             yield Path(file), [str(row["case"]) for row in frames]
 
 
-def _loop(path: Path, files: Sequence[Path], job: Job) -> tuple[Dataset, Dataset]:
+def _loop(
+    path: Path, files: Sequence[Path], job: Job, clean: Callable[[Dataset], Dataset] | None
+) -> tuple[Dataset, Dataset]:
     """Make the derived loop of one series from the objects of its frames; also return the source's header."""
     frames = [dcmread(file) for file in files]
-    header, first = dcmread(path, force=True, defer_size=1024), frames[0]
+    read, first = dcmread(path, force=True, defer_size=1024), frames[0]
+    header = read if clean is None else clean(read)
     images = [frame.pixel_array for frame in frames]
     recoded = int(header.get("SamplesPerPixel", 1)) == 3 or header.PhotometricInterpretation == "PALETTE COLOR"
     unread = np.zeros((0, 0), np.float32)  # the frames' objects have the stored values already
