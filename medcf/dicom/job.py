@@ -16,8 +16,8 @@ from medcf.runtime.synthetic import uid_of
 
 __all__ = ["Job", "hash_of"]
 
-#: Top-level ids that decide which files are written, and not what is in them.
-_OF_FILES = ("output_format", "dicom_banner")
+#: Top-level ids of the writers, which tell a job what of them is in the objects.
+_OF_FILES = ("output_format", "dicom_banner", "dicom_deidentify")
 
 
 @dataclass(frozen=True)

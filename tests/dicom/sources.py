@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases with a planted change, read from DICOM files that come with pydicom or are made here; no network runs."""
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,35 @@ def ct_series(folder: Path, count=5, tilt=0.0) -> Path:
         made.PixelData = np.roll(source.pixel_array, 3 * index, 0).astype("<i2").tobytes()
         made.save_as(folder / f"{(7 * index) % 11:02d}.dcm")
     return folder
+
+
+ROW = {
+    "target": 1,
+    "label_before": 0,
+    "label_after": 1,
+    "confidence_before": 0.1234567,
+    "confidence_after": 0.9876543,
+    "flipped": True,
+    "unchanged": False,
+    "scale": 20.0,
+    "iterations": 4,
+    "num_function_evaluations": None,
+    "out_of_distribution": False,
+    "novelty": 1.25e-07,
+    "num_seeds": 4,
+    "mean_spread": 0.0123,
+    "confidence_0": 0.1234567,
+    "confidences": [0.1234567, 0.9876543],
+}
+"""Scores as an explainer gives them."""
+
+
+def scored(result: CaseResult, **more) -> CaseResult:
+    """Give a case scores."""
+    return replace(result, row={**result.row, **ROW, **more})
+
+
+def errors_of(path: Path) -> set[str]:
+    """Return the errors that dciodvfy finds in a file, which is older than the attribute SyntheticData."""
+    told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
+    return {line for line in told.splitlines() if line.startswith("Error") and "(0x0008,0x001c)" not in line}

@@ -34,7 +34,9 @@ def images(folder):
 
 
 def written(tmp_path, source, name="out", result=None, **options):
-    DicomWriter(**{"banner": False, **options})(planted(source) if result is None else result, tmp_path / name)
+    DicomWriter(**{"banner": False, "objects": "counterfactual", **options})(
+        planted(source) if result is None else result, tmp_path / name
+    )
     return images(tmp_path / name)
 
 
