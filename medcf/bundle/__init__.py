@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles: finding them, loading them, checking their command line, and checking their completeness."""
+"""Bundles: finding, loading and exporting them, checking their command line, and checking their completeness."""
 
 from __future__ import annotations
 
+from medcf.bundle.backend import with_backend
+from medcf.bundle.export import export_bundle
 from medcf.bundle.load import load
 from medcf.bundle.options import check_options
 from medcf.bundle.overlay import expect_base
@@ -14,7 +16,9 @@ __all__ = [
     "check_options",
     "expect_base",
     "expect_own_models",
+    "export_bundle",
     "find_bundle_root",
     "load",
     "verify_bundle",
+    "with_backend",
 ]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments", "config_files"]
+__all__ = ["arguments", "config_files", "parse_options"]
 
 
 def arguments(argv: list[str] | None = None) -> dict[str, Any]:
@@ -23,10 +23,23 @@ def arguments(argv: list[str] | None = None) -> dict[str, Any]:
     program = Path(argv[0]).parts[-3:] if argv else ()
     if program != ("monai", "bundle", "__main__.py") or len(argv) < 2 or argv[1] != "run":
         return {}
+    return parse_options(argv[2:])
+
+
+def parse_options(words: list[str]) -> dict[str, Any]:
+    """Parse ``--name value`` and ``--name=value``, with Python's literals as values, as MONAI's command line does.
+
+    Args:
+        words: the command line without program and command; words that belong to no option are ignored.
+
+    Example:
+        >>> parse_options(["--models_dir", "mine", "--channels=[8, 16]", "--compile"])
+        {'models_dir': 'mine', 'channels': [8, 16], 'compile': True}
+    """
     from fire.parser import DefaultParseValue
 
     options: dict[str, Any] = {}
-    for word, following in zip(argv[2:], [*argv[3:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         if not _is_flag(word):
             continue
         key, equals, value = word.lstrip("-").partition("=")

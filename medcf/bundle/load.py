@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,13 +13,11 @@ import torch
 from monai.bundle import ConfigParser
 
 from medcf.bundle.options import method_problems, unknown_options
-from medcf.bundle.root import bundle_folder
+from medcf.bundle.source import CONFIG, find_bundle
 from medcf.inference import Explainer
 from medcf.runtime.error_report import root_cause
 
-__all__ = ["BundleExplainer", "load"]
-
-CONFIG = "inference.json"
+__all__ = ["BundleExplainer", "load", "open_config"]
 
 
 class BundleExplainer(Explainer):
@@ -40,20 +37,8 @@ class BundleExplainer(Explainer):
     unpacked: tempfile.TemporaryDirectory[str] | None = None
 
     def __init__(self, folder: str | PathLike[str], overrides: dict[str, Any]) -> None:
-        root = Path(folder).resolve()
-        config = root / "configs" / CONFIG
-        if not config.is_file():
-            raise FileNotFoundError(f"{root} is not a bundle that can be loaded: it has no configs/{CONFIG}.")
-        self.folder, self.overrides = root, overrides
-        self.parser = ConfigParser()
-        self.parser.read_config(str(config))
-        if (metadata := root / "configs" / "metadata.json").is_file():
-            self.parser.read_meta(str(metadata))
-        known = self.parser.get()
-        if problems := unknown_options(list(overrides), known) + method_problems(overrides, known):
-            raise ValueError("\n".join(problems).replace("--", ""))
-        for key, value in {"bundle_root": str(root), **overrides}.items():
-            self.parser.set(value, key)  # a method that the config does not mention has no entry yet
+        self.folder, self.overrides = Path(folder).resolve(), overrides
+        self.parser = open_config(self.folder, overrides)
 
     def __getattr__(self, name: str) -> Any:
         """Build the parts on first access to one of them."""
@@ -72,8 +57,9 @@ class BundleExplainer(Explainer):
         method, names, target, device = map(self._setting, ("method", "class_names", "target", "device"))
         if isinstance(target, int) and isinstance(names, Sequence) and 0 <= target < len(names):
             target = names[target]
+        name = self.parser.get("_meta_", {}).get("bundle", self.folder.name)  # a hub's folder has a hash for a name
         return (
-            f"{type(self).__name__}(bundle={self.folder.name!r}, method={method!r}, classes={names!r}, "
+            f"{type(self).__name__}(bundle={name!r}, method={method!r}, classes={names!r}, "
             f"target={target!r}, device={str(device)!r})"
         )
 
@@ -88,13 +74,40 @@ class BundleExplainer(Explainer):
         return type(self), (str(self.folder), self.overrides)
 
 
+def open_config(folder: Path, overrides: dict[str, Any]) -> ConfigParser:
+    """Read a bundle's ``inference.json`` and set options in it; nothing is built.
+
+    Args:
+        folder: folder of the bundle, an absolute path.
+        overrides: config ids and their values.
+
+    Raises:
+        FileNotFoundError: if the folder does not hold a bundle.
+        ValueError: if an override is not a config id; names the closest ones.
+    """
+    config = folder / "configs" / CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} is not a bundle that can be loaded: it has no configs/{CONFIG}.")
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    if (metadata := folder / "configs" / "metadata.json").is_file():
+        parser.read_meta(str(metadata))
+    known = parser.get()
+    if problems := unknown_options(list(overrides), known) + method_problems(overrides, known):
+        raise ValueError("\n".join(problems).replace("--", ""))
+    for key, value in {"bundle_root": str(folder), **overrides}.items():
+        parser.set(value, key)  # a method that the config does not mention has no entry yet
+    return parser
+
+
 def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
     """Load a bundle: parse its ``inference.json`` and build its parts on first use.
 
     Nothing is run: no ``initialize``, no seeds, no logging, no command line, no change of the working directory.
 
     Args:
-        source: a bundle's folder, its zip archive, or the name of one shipped with medcf (``"diffice"``).
+        source: a bundle's folder, also in the cache of ``huggingface_hub``, its zip archive, or the name of one shipped
+            with medcf (``"diffice"``).
         overrides: the same values as on a command line: ``target=0``, ``method="sdedit"``,
             ``**{"inferer#strength": 0.4}``.
 
@@ -111,21 +124,7 @@ def load(source: str | PathLike[str], **overrides: Any) -> Explainer:
         ...
         ValueError: Unknown option tagret. Did you mean target? ...
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and (path / "configs").is_dir():
-        return BundleExplainer(path, overrides)
-    if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} is not a zip archive: give a bundle's folder, its zip archive, or its name.")
-        unpacked = tempfile.TemporaryDirectory(prefix="medcf-")  # its own folder, which nobody else can have filled
-        with zipfile.ZipFile(path) as stored:
-            stored.extractall(unpacked.name)  # zipfile keeps members from leaving the folder
-        found = sorted(Path(unpacked.name).rglob(f"configs/{CONFIG}"))
-        if not found:
-            raise ValueError(f"{path} does not hold a bundle: it has no configs/{CONFIG}.")
-        explainer = BundleExplainer(found[0].parents[1], overrides)
-        explainer.unpacked = unpacked  # deleted with the explainer
-        return explainer
-    if len(path.parts) != 1:
-        raise FileNotFoundError(f"{path} does not exist: give a bundle's folder, its zip archive, or its name.")
-    return BundleExplainer(bundle_folder(str(source)), overrides)
+    folder, unpacked = find_bundle(source)
+    explainer = BundleExplainer(folder, overrides)
+    explainer.unpacked = unpacked  # deleted with the explainer
+    return explainer

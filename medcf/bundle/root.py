@@ -58,7 +58,7 @@ def expect_own_models(
         ValueError: if the destination is the bundle's ``models``.
     """
     demo = Path(bundle_root).resolve() / "models"
-    if (dataset_dir is not None or datalist is not None) and Path(path).resolve().parent == demo:
+    if (dataset_dir is not None or datalist is not None) and Path(path).parent.resolve() == demo:
         raise ValueError(
             f"Weights from your own images would replace the bundle's in {demo}: name a folder for them with "
             "--models_dir DIR, the same one for all trainings and for inference."

@@ -76,6 +76,10 @@ class AttentionInjectionInferer(Method):
             raise ValueError("reference_condition='null' needs null_class_labels, the index of the null class.")
         return super().prepared(scheduler)
 
+    def eager_reason(self) -> str | None:
+        """Say that injection changes the network's attention."""
+        return "injects into the network's attention" if self.options.injection_scale else super().eager_reason()
+
     def references(self, run: Pass, index: Tensor, chain: Chain) -> References | None:
         """Return the inputs, noised to each step by their own noise."""
         options = self.options

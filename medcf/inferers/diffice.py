@@ -60,6 +60,12 @@ class DiffICEInferer(Method):
         scheduler = Method.prepared(self, scheduler)  # not super(): diffice_single has this method, too
         return check_start(scheduler, self.options) if self.options.gradient == "dime" else scheduler
 
+    def eager_reason(self) -> str | None:
+        """Say that the gradient at the noisy image is taken through the network."""
+        if self.options.gradient == "xt":
+            return "differentiates the network (gradient='xt')"
+        return Method.eager_reason(self)  # not super(): diffice_single has this method, too
+
     def hooks(self, chain: Chain) -> Sequence[Hook]:
         """Return the estimator of the gradient."""
         options, loss = self.options, chain.guidance()

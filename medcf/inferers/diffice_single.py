@@ -27,6 +27,7 @@ class DiffICESingleInferer(Method):
     Options = DiffICESingleOptions
     run_pass = search_scales
     prepared = DiffICEInferer.prepared
+    eager_reason = DiffICEInferer.eager_reason
     hooks = DiffICEInferer.hooks
 
 

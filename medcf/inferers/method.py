@@ -205,6 +205,10 @@ class Method(Inferer):
                 result = reached_class(result, self.logits)
         return result.like(inputs)
 
+    def eager_reason(self) -> str | None:
+        """Say what a pass does with the network that an exported one cannot do; None if it only needs predictions."""
+        return None if self.control is None else "gives the network a mask to follow (control)"
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what only speeds up further calls in this process."""
         return {name: value for name, value in vars(self).items() if name not in ("_entered", "measured")}

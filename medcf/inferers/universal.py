@@ -75,6 +75,10 @@ class UniversalInferer(Method):
     Options = UniversalOptions
     run_pass = search_scales
 
+    def eager_reason(self) -> str | None:
+        """Say that each step differentiates the network."""
+        return "differentiates the network"
+
     def hooks(self, chain: Chain) -> Sequence[Hook]:
         """Return the estimator, the pull toward the input, and the mask."""
         options = self.options

@@ -7,7 +7,7 @@ import torch
 
 from medcf.networks.denoiser import Network, unwrap
 
-__all__ = ["check_classes", "check_image", "check_network"]
+__all__ = ["check_classes", "check_image", "check_network", "size_divisor", "spatial_dims"]
 
 _LIMIT = 1.5  # largest magnitude still accepted for an image in [-1, 1]
 
@@ -51,23 +51,35 @@ def check_network(network: Network, image: torch.Tensor) -> None:
             f"inputs has {image.shape[1]} channels, but the network takes in_channels={channels}: convert the image or "
             "load the matching network."
         )
-    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
-    first = next((m for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
-    if first is not None and len(first.kernel_size) != image.ndim - 2:
+    dims = spatial_dims(network)
+    if dims is not None and dims != image.ndim - 2:
         raise ValueError(
-            f"inputs has {image.ndim - 2} spatial dimensions, but the network works in {len(first.kernel_size)}: give "
-            f"images of shape (B, C{', H, W, D'[: 3 * len(first.kernel_size)]})."
+            f"inputs has {image.ndim - 2} spatial dimensions, but the network works in {dims}: give images of shape "
+            f"(B, C{', H, W, D'[: 3 * dims]})."
         )
-    levels = getattr(getattr(network, "unet", network), "block_out_channels", None)
-    patch = getattr(network, "patch_size", 1)
-    factor = (2 ** (len(levels) - 1) if levels is not None else 1) * (patch if isinstance(patch, int) else 1)
+    factor, patch = size_divisor(network), getattr(network, "patch_size", 1)
     if any(size % factor for size in image.shape[2:]):
+        levels = getattr(getattr(network, "unet", network), "block_out_channels", (0,))
         size = tuple(image.shape[2:])
-        blocks = f" after blocks of {patch} become channels" if factor > 1 and patch != 1 else ""
+        blocks = f" after blocks of {patch} become channels" if patch != 1 else ""
         raise ValueError(
-            f"inputs of size {size} cannot be halved {len(levels or (0,)) - 1} times{blocks}: every side must be "
+            f"inputs of size {size} cannot be halved {len(levels) - 1} times{blocks}: every side must be "
             f"divisible by {factor}; resample or pad, for example with DivisiblePadd(k={factor})."
         )
+
+
+def spatial_dims(network: Network) -> int | None:
+    """Return a network's number of spatial dimensions, that of its first convolution; None if it has none."""
+    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
+    first = next((m for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)), None)
+    return None if first is None else len(first.kernel_size)
+
+
+def size_divisor(network: Network) -> int:
+    """Return the number that must divide each side of a network's images, as far as it is known; else 1."""
+    levels = getattr(getattr(network, "unet", network), "block_out_channels", None)
+    patch = getattr(network, "patch_size", 1)
+    return (2 ** (len(levels) - 1) if levels is not None else 1) * (patch if isinstance(patch, int) else 1)
 
 
 def check_classes(network: Network, name: str, by_class: bool = True) -> None:

@@ -35,7 +35,7 @@ INDIFFERENT_KEYS = frozenset(
         "_meta_", "configs", "imports", "initialize", "run", "finalize", "bundle_root", "dataset_dir", "datalist",
         "output_dir", "models_dir", "device", "batch_size", "memory_budget", "num_workers", "num_threads", "overwrite",
         "progress", "panels", "weights", "handlers", "run_folder", "writers", "explainer", "listing", "case_list",
-        "split", "max_pixels", "max_voxels", "adapter",
+        "split", "max_pixels", "max_voxels", "adapter", "backend", "onnx_file",
     }
 )  # fmt: skip
 """Top-level config ids about location and speed, not content; weights and inputs are hashed by their content."""
