@@ -35,6 +35,7 @@ def find_cases(
     dataset_dir: str | PathLike[str] | None = None,
     datalist: str | PathLike[str] | None = None,
     *,
+    files: Sequence[str | PathLike[str]] | None = None,
     spatial_dims: int = 2,
     frame: int | str = "middle",
     split: str | None = None,
@@ -61,6 +62,7 @@ def find_cases(
     Args:
         dataset_dir: folder to search, one file, or the folder to which the table's paths are relative.
         datalist: CSV or JSON file.
+        files: only these files below ``dataset_dir``, as if the folder held nothing else.
         spatial_dims: 2 finds pictures and loops, 3 finds volumes.
         frame: for a loop: ``"first"``, ``"middle"``, ``"last"``, an index, or ``"all"`` for one case per frame.
         split: keep only the rows of this split, or of this section of a JSON file.
@@ -91,7 +93,8 @@ def find_cases(
             if not rows:
                 raise ValueError(f"datalist {Path(datalist).name!r} has no row of split {split!r}; it has {known}")
     else:
-        files, closed = walk_files(root, exclude) if root.is_dir() else ([root], [])
+        if files is None:
+            files, closed = walk_files(root, exclude) if root.is_dir() else ([root], [])
         rows = [{"image": str(path)} for path in files]
         if not rows and not closed:
             formats = "DICOM, NIfTI, PNG or JPEG files" if spatial_dims == 2 else "NIfTI files or DICOM series"

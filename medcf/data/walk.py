@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _SIDECARS = {
     *(".csv", ".tsv", ".json", ".txt", ".md", ".rst", ".yaml", ".yml", ".xml", ".html", ".log", ".pdf", ".py", ".bval"),
     *(".sha256", ".md5", ".pt", ".npz", ".npy", ".ini", ".cfg", ".conf", ".xlsx", ".docx"),
+    ".tags",  # of the orchestrator mercure, beside each DICOM file
 }
 _SIDECAR_NAMES = {"dicomdir", "readme", "license", "licence", "thumbs.db", "desktop.ini"}
 _LABEL_FOLDERS = ("derivatives", "segmentations", "segmentation", "labels", "labelstr", "labelsts", "masks", "mask")
