@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medcf.deploy.outcome import write_error
-from medcf.deploy.settings import configured, open_explainer
+from medcf.deploy.settings import bundle_path, configured, open_explainer
 from medcf.runtime.error_report import root_cause
 
 logger = logging.getLogger("medcf.deploy")
@@ -49,8 +49,9 @@ def _run(words: list[str]) -> int:
         bundle, settings = configured(
             given.config, os.environ, Path(given.input), {"bundle": given.bundle, **dict(given.set)}
         )
-        title = f"medcf {Path(bundle).name}"
-        explainer = open_explainer(bundle, given.model, **settings)
+        folder = bundle_path(bundle, given.model)
+        title = f"medcf {folder.name}"
+        explainer = open_explainer(folder.resolve(), **settings)
         from medcf.deploy.application import CounterfactualApplication  # only here: it needs the SDK
 
         app = CounterfactualApplication(explainer, given.input, output, title)

@@ -95,7 +95,7 @@ class CounterfactualOperator(Operator):
         settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.explainer = open_explainer(str(bundle), **(settings or {})) if explainer is None else explainer
+        self.explainer = open_explainer(bundle, **(settings or {})) if explainer is None else explainer
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:

@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     # an ordinary user without a home folder writes nowhere but to the output and to /tmp
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONSAFEPATH": "1",
+    "CUPY_CACHE_DIR": "/tmp/cupy",  # made when the SDK is imported
     "MPLCONFIGDIR": "/tmp/matplotlib",
     "HF_HUB_OFFLINE": "1",
 }

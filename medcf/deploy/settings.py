@@ -9,6 +9,7 @@ command line. A task comes with the images, from another program: it gives value
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,18 @@ def task_settings(folder: Path) -> dict[str, Any]:
     process = task.get("process") if isinstance(task, Mapping) else None
     steps = [step for step in (process if isinstance(process, list) else [process]) if isinstance(step, Mapping)]
     ours = [step for step in steps if "medcf" in str(step.get("module_name", "")).lower()] or steps
-    settings = (ours[0].get("settings") if ours else None) or {}
-    return _only_values(settings, TASK)
+    settings = _only_values((ours[0].get("settings") if ours else None) or {}, TASK)
+    # a bundle's configs are code, too: a task must not name a folder, which may have come with it
+    if os.path.basename(bundle := str(settings.get("bundle", "any"))) != bundle:
+        raise ValueError(f"{TASK}: the setting bundle must be a name, not a folder.")
+    return settings
 
 
 def bundle_path(name: str, models: str | Path | None = None) -> Path:
     """Find a bundle.
 
     Args:
-        name: name of a bundle, or its folder.
+        name: name of a bundle, or its folder, with a slash: ``./mine``.
         models: folder of models of a MONAI Application Package: holds the bundle's folder, or is it. None, or one
             without this bundle, takes the bundle that medcf brings.
 
@@ -81,13 +85,13 @@ def bundle_path(name: str, models: str | Path | None = None) -> Path:
         FileNotFoundError: if there is none; lists the known ones.
     """
     places = [] if models is None else [Path(models) / name, Path(models)]
-    for place in [*places, Path(name)]:
+    for place in [*places, *([Path(name)] if os.sep in name else [])]:
         if (place / "configs" / "inference.json").is_file():
             return place
     return bundle_folder(name)
 
 
-def open_explainer(bundle: str, models: str | Path | None = None, **settings: Any) -> Explainer:
+def open_explainer(bundle: str | Path, models: str | Path | None = None, **settings: Any) -> Explainer:
     """Load a bundle for an application: its results are DICOM objects.
 
     Args:
@@ -98,7 +102,7 @@ def open_explainer(bundle: str, models: str | Path | None = None, **settings: An
     Raises:
         ValueError: if an option does not exist; names the closest ones.
     """
-    return medcf.load(bundle_path(bundle, models), **{**DEFAULTS, **settings})
+    return medcf.load(bundle_path(str(bundle), models), **{**DEFAULTS, **settings})
 
 
 def _of_file(config: str | Path | None) -> dict[str, Any]:

@@ -54,8 +54,11 @@ class Container:
             shutil.copytree(folder / source, to) if (folder / source).is_dir() else shutil.copy(folder / source, to)
         (block,) = re.findall(r"^ENV (HOLOSCAN.*?[^\\])$", lines, flags=re.MULTILINE | re.DOTALL)
         pairs = (pair.partition("=") for pair in block.replace("\\\n", " ").split())
-        self.variables = {name: re.sub(r"^/(?=opt|var|etc)", f"{self.root}/image/", value) for name, _, value in pairs}
+        self.variables = {name: self._here(value) for name, _, value in pairs}
         subprocess.run(["chmod", "-R", "a+rX", str(self.root)], check=True)
+
+    def _here(self, value: str) -> str:
+        return re.sub(r"^/(?=opt|var|etc)", f"{self.root}/image/", value.replace("/tmp/", f"{self.root}/tmp/"))
 
     def receive(self, bundle: str, settings: dict) -> list[Path]:
         """Fill the input folder as mercure does: each file with its tags, and the task."""
@@ -74,19 +77,18 @@ class Container:
     def start(self) -> subprocess.Popen:
         """Run the command of ``/etc/monai/app.json``."""
         command = json.loads((self.root / "image" / "etc" / "monai" / "app.json").read_text())["command"]
-        words = ["unshare", "--net"]
+        words = ["unshare", "--net", "--map-root-user"]
         if os.geteuid() == 0:
+            words = ["unshare", "--net", "--mount", "sh", "-c", reachable(self.root) + 'exec "$@"', "sh"]
             words += ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
             words += ["--bounding-set=-all", "--inh-caps=-all"]
-        else:
-            words.insert(1, "--map-root-user")
         folders = {
             **dict.fromkeys(("MERCURE_IN_DIR", "MONAI_INPUTPATH", "HOLOSCAN_INPUT_PATH"), str(self.input)),
             **dict.fromkeys(("MERCURE_OUT_DIR", "MONAI_OUTPUTPATH", "HOLOSCAN_OUTPUT_PATH"), str(self.output)),
         }
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {"PATH": path, "TMPDIR": str(self.root / "tmp"), "OMP_NUM_THREADS": "1", **self.variables}
-        environment |= {"MPLCONFIGDIR": str(self.root / "tmp" / "matplotlib"), **folders}
+        environment |= folders
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         workdir = self.root / "image" / "var" / "holoscan"
         return subprocess.Popen([*words, *shlex.split(command)], env=environment, cwd=workdir, **streams)
@@ -99,6 +101,20 @@ class Container:
     def written(self) -> dict[str, bytes]:
         """The objects, by name."""
         return {path.name: path.read_bytes() for path in self.output.glob("*.dcm")}
+
+
+def reachable(root: Path) -> str:
+    """Return shell commands that, for this process alone, let any user reach an interpreter in a closed folder."""
+    base = Path(sys.base_prefix).resolve()
+    closed = [folder for folder in base.parents if not folder.stat().st_mode & 1]
+    if not closed:
+        return ""
+    old, top = shlex.quote(str(root / "python")), shlex.quote(str(closed[-1]))
+    new = shlex.quote(str(base))
+    return (
+        f"set -e; mkdir -p {old}; mount --bind {new} {old}; mount -t tmpfs -o mode=755 none {top}; "
+        f"mkdir -p {new}; mount --bind {old} {new}; "
+    )
 
 
 @pytest.fixture
@@ -160,14 +176,13 @@ def test_a_killed_job_starts_again(container: Container) -> None:
     process.communicate()
     first = container.written()
     assert first
-    assert len(first) < 7
     assert not (container.output / "result.json").exists()
     for name in first:  # complete, or not there
-        dcmread(container.output / name).pixel_array  # noqa: B018 - it raises if the file ends early
+        made = dcmread(container.output / name)
+        assert "PixelData" not in made or made.pixel_array.any()
     status, log = container.run()  # into the same folder: an emptied one is the simpler case
     assert status == 0, log
     again = container.written()
     assert set(first) < set(again)
-    assert len({dcmread(container.output / name).SeriesInstanceUID for name in again}) >= 1
     assert len(json.loads((container.output / "result.json").read_text())["cases"]) == 7
     assert not [path for path in container.output.iterdir() if path.name.startswith(".")]

@@ -51,6 +51,21 @@ def test_a_task_gives_no_code(tmp_path: Path, settings: dict) -> None:
         configured(None, {"MEDCF_SETTINGS": json.dumps(settings)}, tmp_path / "none", {})
 
 
+@pytest.mark.parametrize("bundle", ["/tmp/data", "./data", "../data", "data/"])
+def test_a_task_cannot_bring_a_bundle(tmp_path: Path, bundle: str) -> None:
+    with pytest.raises(ValueError, match="must be a name, not a folder"):
+        task_settings(task(tmp_path, {"settings": {"bundle": bundle}}))
+
+
+def test_a_bundle_in_the_working_folder_takes_a_slash(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "data" / "configs").mkdir(parents=True)
+    (tmp_path / "data" / "configs" / "inference.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        bundle_path("data")
+    assert bundle_path("./data") == Path("data")
+
+
 def test_a_bundle_is_found_in_the_folder_of_models_or_comes_with_medcf(tmp_path: Path) -> None:
     (tmp_path / "mine" / "configs").mkdir(parents=True)
     (tmp_path / "mine" / "configs" / "inference.json").write_text("{}")
