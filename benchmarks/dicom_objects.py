@@ -171,11 +171,17 @@ def _of_entities(files: list[Path]) -> set[str]:
     return {line for line in told.stderr.splitlines() if line.startswith("Error")}
 
 
+def _times(seconds: list[float]) -> str:
+    if not seconds:
+        return "\n"
+    return f"; {np.mean(seconds):.2f} s a 2D case (median {np.median(seconds):.2f}, slowest {max(seconds):.2f})\n"
+
+
 def _print(found: Findings) -> None:
     sys.stdout.write(
         f"{found.cases} images, {found.objects} objects; read again by "
         + ", ".join(f"{name} {count}" for name, count in sorted(found.read.items()))
-        + f"; {np.median(found.seconds):.2f} s a 2D case (slowest {max(found.seconds):.2f})\n"
+        + _times(found.seconds)
     )
     sys.stdout.write(f"not readable, and so without objects: {', '.join(found.unread) or 'none'}\n")
     sys.stdout.write(f"{len(found.errors)} errors that the source has not\n")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from medcf.inference.drawing import colored_difference
 __all__ = ["overlay"]
 
 _LIMIT = 0.5  # difference at full color, as in the panel
+_GRAYS, _STEPS = 256, 255  # levels of the input, and of a difference to either side
 
 
 def overlay(
@@ -49,12 +51,14 @@ def overlay(
         One capture per slice.
     """
     low, high = (0.0, 1.0) if result.original.ndim == 2 else result.window
-    gray = np.clip((planes_of(result.original) - low) / max(high - low, 1e-12), 0, 1)
-    differences = planes_of(result.difference)
+    scale = (_GRAYS - 1) / max(high - low, 1e-12)
+    grays, differences = planes_of(result.original), planes_of(result.difference)
     spacing = None if result.spacing is None else (float(result.spacing[1]), float(result.spacing[0]))
     made = []
-    for index, (image, difference) in enumerate(zip(gray, differences, strict=True)):
-        pixels = np.rint(colored_difference(image, difference, _LIMIT) * 255).astype(np.uint8)
+    for index, (image, difference) in enumerate(zip(grays, differences, strict=True)):
+        gray = np.rint(((image - low) * scale).clip(0, _GRAYS - 1)).astype(np.intp)
+        step = np.rint((difference / _LIMIT).clip(-1, 1) * _STEPS).astype(np.intp) + _STEPS
+        pixels = _colors()[gray, step]
         if banner:
             pixels = _with_banner(pixels)
         plane = None if source is None else source.planes[index]
@@ -76,6 +80,14 @@ def overlay(
         dataset.InstanceNumber = index + 1
         made.append(dataset)
     return made
+
+
+@cache
+def _colors() -> NDArray[np.uint8]:
+    """Return the colors of each gray and each difference, (grays, differences, 3)."""
+    grays, strengths = np.linspace(0, 1, _GRAYS), np.linspace(-_LIMIT, _LIMIT, 2 * _STEPS + 1)
+    shown = colored_difference(*np.meshgrid(grays, strengths, indexing="ij"), _LIMIT)
+    return np.rint(shown * 255).astype(np.uint8)
 
 
 def _with_banner(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -22,10 +22,8 @@ from medcf.inference.case_result import CaseResult
 
 __all__ = ["coded_column", "report"]
 
-#: Columns that say what the input is, which the objects that the report refers to say better, or are told otherwise.
-_OF_THE_INPUT = re.compile(
-    r"case|file|format|frame|rows|columns|spacing_.*|size_.|orientation|black|white|confidences|attribution_sign"
-)
+#: Columns of what the input is, which the objects that the report refers to say better, and of how long it took.
+_LEFT_OUT = re.compile(r"case|file|format|frame|rows|columns|spacing_.*|size_.|orientation|black|white|seconds")
 _CLASSES = ("target", "label_before", "label_after")
 _ANSWERS = {True: ("373066001", "SCT", "Yes"), False: ("373067005", "SCT", "No")}
 _NO_UNITS = ("1", "UCUM", "no units")
@@ -122,7 +120,7 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Return the columns that are measured, without what is not known."""
     for name, value in row.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and math.isfinite(value) and name not in _CLASSES and not _OF_THE_INPUT.fullmatch(name):
+        if number and math.isfinite(value) and name not in _CLASSES and not _LEFT_OUT.fullmatch(name):
             yield name, value
 
 

@@ -98,6 +98,7 @@ ROW = {
     "mean_spread": 0.0123,
     "confidence_0": 0.1234567,
     "confidences": [0.1234567, 0.9876543],
+    "seconds": 12.5,
 }
 """Scores as an explainer gives them."""
 

@@ -13,6 +13,7 @@ from medcf.data import StudyReader, find_cases
 from medcf.dicom import DicomWriter, check_marks, save
 from medcf.dicom.companions import OBJECTS
 from medcf.dicom.deidentify import deidentified
+from medcf.inference.drawing import colored_difference
 from medcf.runtime.errors import UnreadableImage
 from medcf.runtime.synthetic import UID_ROOT, says_synthetic
 from tests.data import heads
@@ -128,6 +129,8 @@ def test_an_overlay_is_a_capture_in_color_with_the_banner(tmp_path):
     red = pixels[..., 0] - pixels[..., 2]
     assert (red.T[result.difference > 0.1] > 5).all()  # brighter is red
     assert not red[result.difference.T == 0].any()
+    wanted = colored_difference(result.original.T, result.difference.T, 0.5) * 255
+    assert np.abs(pixels - wanted).max() < 3
     assert (marked.BurnedInAnnotation, plain.BurnedInAnnotation) == ("YES", "NO")
     assert (marked.pixel_array != plain.pixel_array)[:20].any()
 
