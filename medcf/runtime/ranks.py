@@ -40,13 +40,13 @@ def rank() -> int:
 
 
 def local_device() -> torch.device:
-    """Return this process's own device: the GPU with number ``LOCAL_RANK``, or the CPU.
+    """Return this process's own device: the GPU with number ``LOCAL_RANK``, Apple's GPU (MPS), or the CPU.
 
     With more processes than GPUs, the processes share the GPUs in turn.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def join_processes(backend: str = "gloo") -> None:

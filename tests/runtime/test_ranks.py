@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from medcf.data import Case
 from medcf.inference.cases import PendingBatches
@@ -124,3 +125,12 @@ def test_each_batch_belongs_to_one_process_and_stays_whole(tmp_path, monkeypatch
     batches = [batch for shard in shards for batch in shard]
     assert sorted(batches) == [[2, 3], [4, 5], [6, 7], [8, 9], [10]]
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize(("cuda", "mps", "expected"), [(0, False, "cpu"), (0, True, "mps"), (2, True, "cuda:1")])
+def test_the_device_is_the_process_own_gpu_then_apples_then_the_cpu(monkeypatch, cuda, mps, expected):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert str(ranks.local_device()) == expected
