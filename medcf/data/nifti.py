@@ -109,8 +109,9 @@ def read_nifti(path: Path) -> Pixels:
 
 
 def _says_synthetic(image: Any) -> bool:
-    """Tell whether the header's description says that a counterfactual is synthetic, as medcf's own do."""
-    return bytes(np.asarray(image.header["descrip"])).startswith(b"SYNTHETIC")
+    """Tell whether the header's description says that the image was generated, as that of medcf's own does."""
+    description = bytes(np.asarray(image.header["descrip"]))
+    return description.startswith(b"SYNTHETIC") and b"phantom" not in description
 
 
 def open_nifti(path: Path) -> Any:

@@ -67,7 +67,7 @@ def options(tmp_path_factory):
     detector = parser.get_parsed_content("novelty")
     images = torch.stack([phantom(index) for index in range(44)])
     torch.save(fit_novelty(detector, [images[:24]], [images[24:]]), folder / "novelty.pt")
-    return SMALL | weights
+    return SMALL | weights | {"allow_synthetic": True}  # phantoms as DICOM say that they are synthetic
 
 
 @pytest.fixture(scope="module")
