@@ -11,9 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from medcf.deploy.outcome import write_error
-from medcf.deploy.settings import bundle_path, configured, open_explainer
-from medcf.runtime.error_report import root_cause
+from medcf.deploy.sdk import quiet_sdk
+
+quiet_sdk()  # before the others import MONAI
+
+from medcf.deploy.outcome import write_error  # noqa: E402
+from medcf.deploy.settings import bundle_path, configured, open_explainer  # noqa: E402
+from medcf.runtime.error_report import root_cause  # noqa: E402
 
 logger = logging.getLogger("medcf.deploy")
 
@@ -44,6 +48,7 @@ def _run(words: list[str]) -> int:
     )
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it names each module that it copies
     title, output = "medcf", Path(given.output)
     try:
         bundle, settings = configured(

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_sdk"]
+__all__ = ["load_sdk", "quiet_sdk"]
 
 _RUNTIME = "nvidia/cu13/lib/libcudart.so.13"  # of the package nvidia-cuda-runtime
 _NOISY = ("monai.deploy.operators.decoder_nvimgcodec",)  # an optional decoder, which our reader does not use
@@ -26,11 +26,7 @@ def load_sdk() -> Any:
     Raises:
         ImportError: if it cannot be imported; names the extra that brings it.
     """
-    # holoscan says once per run that there is no CUDA driver, at a level that it reads on import
-    os.environ.setdefault("HOLOSCAN_LOG_LEVEL", "ERROR")
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    _raise_stack_limit()
+    quiet_sdk()
     try:
         return importlib.import_module("monai.deploy.core")
     except ImportError as error:
@@ -41,6 +37,15 @@ def load_sdk() -> Any:
         return importlib.import_module("monai.deploy.core")
     except ImportError as error:
         raise ImportError(f"{_EXTRA} ({error})") from error
+
+
+def quiet_sdk() -> None:
+    """Keep the SDK's noise from a log. MONAI imports it too, where it is installed, so a program calls this first."""
+    # holoscan says once per run that there is no CUDA driver, at a level that it reads on import
+    os.environ.setdefault("HOLOSCAN_LOG_LEVEL", "ERROR")
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _raise_stack_limit()
 
 
 def _raise_stack_limit() -> None:

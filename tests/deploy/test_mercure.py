@@ -145,6 +145,7 @@ def test_a_task_gives_objects_and_a_notification(bundle: str, container: Contain
         assert path.name == f"{made.SOPInstanceUID}.dcm"
     assert {path.name: path.read_bytes() for path in container.input.iterdir()} == before
     assert PATIENT not in log + json.dumps(outcome)
+    assert len(log.splitlines()) <= 3, log  # what was found, what was done; nothing of the SDK's
     assert not list((container.root / "tmp").glob("medcf-*"))
 
 
