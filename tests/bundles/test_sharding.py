@@ -33,7 +33,11 @@ pytestmark = pytest.mark.bundle
 
 
 def words(**options):
-    return [word for key, value in {**OPTIONS, "allow_synthetic": True, **options}.items() for word in (f"--{key}", str(value))]
+    return [
+        word
+        for key, value in {**OPTIONS, "allow_synthetic": True, **options}.items()
+        for word in (f"--{key}", str(value))
+    ]
 
 
 def shard(cwd, **options):
