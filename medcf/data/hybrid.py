@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
+from medcf.data.labels import label_like
 from medcf.data.matched import matched
 from medcf.data.synthetic_store import SyntheticStore
 from medcf.runtime.subjects import subject_key
@@ -90,9 +91,10 @@ def choose_synthetic(
 class HybridDataset(Dataset):
     """Real images, then synthetic ones beside them.
 
-    A synthetic item has the keys ``image_key``, ``label_key`` and ``synthetic``; a real one gets ``synthetic`` as well.
-    If the real items are pairs of image and label, so are the synthetic ones. A synthetic image takes the form of the
-    first real one: axes, size, channels, range of gray values, type (`medcf.data.matched`).
+    A synthetic item has the keys ``image_key``, ``label_key`` and ``synthetic``, and other words of the first real one
+    empty (such as ``subject``); a real one gets ``synthetic`` as well. If the real items are pairs of image and label,
+    so are the synthetic ones. A synthetic image and its label take the form of the first real ones: axes, size,
+    channels, range of gray values, type (`medcf.data.matched`).
 
     Args:
         real: dataset of real images, its own transforms included.
@@ -148,10 +150,15 @@ class HybridDataset(Dataset):
         if self._first is None:
             self._first = self.real[0]
         paired = not isinstance(self._first, Mapping)
-        like = self._first[0] if paired else self._first[self.image_key]
+        like, label = self._first[:2] if paired else (self._first[self.image_key], self._first[self.label_key])
         made = self.store[self.chosen[index - len(self.real)]]
         image = matched(made["image"], like, self.intensity)
-        item = {self.image_key: image, self.label_key: made["label"], "synthetic": True}
+        item = {
+            **({} if paired else {key: "" for key, value in self._first.items() if isinstance(value, str)}),
+            self.image_key: image,
+            self.label_key: label_like(int(made["label"]), label, self.store.class_names),
+            "synthetic": True,
+        }
         item = item if self.transform is None else self.transform(item)
         return (item[self.image_key], item[self.label_key]) if paired else item
 

@@ -40,12 +40,15 @@ def subjects_of(dataset: Any) -> list[str] | None:
 
 
 def names_of(dataset: Any) -> list[str]:
-    """Return the names of the subjects of a dataset, see `subjects_of`; empty if it has none."""
-    names = getattr(dataset, "subjects", None)
-    if names is None:
-        items = getattr(dataset, "data", ())
-        names = [item["subject"] for item in items if isinstance(item, dict) and "subject" in item]
-    return sorted({str(name) for name in names})
+    """Return the names of the subjects of a dataset, see `subjects_of`; empty if it has none.
+
+    Phantoms have numbers, as many patients have: theirs are ``"phantom 15"``, so that patient 15 is not taken for one.
+    """
+    numbers = getattr(dataset, "subjects", None)
+    if numbers is not None:
+        return sorted({f"phantom {number}" for number in numbers})
+    items = getattr(dataset, "data", ())
+    return sorted({str(item["subject"]) for item in items if isinstance(item, dict) and "subject" in item})
 
 
 def write_subjects(weights: str | Path, subjects: Iterable[str] | None) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from medcf.data.counterfactual_runs import Counterfactual, CounterfactualRuns
 from medcf.data.image import square_affine
+from medcf.data.labels import label_like
 from medcf.data.resample import resample
 from medcf.transforms.images import TORCH
-from medcf.transforms.labels import label_like
 
 __all__ = [
     "RandCounterfactual",

@@ -10,10 +10,10 @@ from typing import Any
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, RandomizableTransform
 
+from medcf.data.labels import index_of_label
 from medcf.data.matched import matched
 from medcf.data.synthetic_store import SyntheticStore
 from medcf.transforms.images import TORCH
-from medcf.transforms.labels import index_of_label
 
 __all__ = ["RandSynthetic", "RandSyntheticD", "RandSyntheticDict", "RandSyntheticd"]
 
@@ -29,7 +29,8 @@ class RandSynthetic(RandomizableTransform):
     Args:
         store: folder of a `medcf.data.SyntheticStore`, or the store.
         prob: probability that an image is replaced.
-        classes: class index here to the store's class, an index or a name, if they differ.
+        classes: class here, an index or a name, to the store's class, an index or a name, if they differ; other names
+            stay real then.
         intensity: gray values that black and white become; None takes the replaced image's darkest and brightest.
 
     Raises:
@@ -43,24 +44,31 @@ class RandSynthetic(RandomizableTransform):
         self,
         store: str | Path | SyntheticStore,
         prob: float = 0.5,
-        classes: Mapping[int, int | str] | None = None,
+        classes: Mapping[int | str, int | str] | None = None,
         intensity: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(prob)
         self.store = store if isinstance(store, SyntheticStore) else SyntheticStore(store)
         self.intensity = intensity
         self._members = _members(self.store, classes)
+        self._translated = any(isinstance(each, str) for each in classes or ())
         self._index: int | None = None
 
     def randomize(self, data: Any) -> None:
         """Draw whether an image of a class is replaced, and by which image.
 
         Args:
-            data: the label, see `medcf.transforms.labels.index_of_label`.
+            data: the label, see `medcf.data.labels.index_of_label`.
         """
         super().randomize(None)
-        members = self._members.get(index_of_label(data, self.store.class_names), []) if self._do_transform else []
+        members = self._members_of(data) if self._do_transform else []
         self._index = members[self.R.randint(len(members))] if members else None
+
+    def _members_of(self, label: Any) -> list[int]:
+        """Return the images of a label's class; none if ``classes`` does not name it."""
+        if isinstance(label, str) and (label in self._members or self._translated):
+            return self._members.get(label, [])
+        return self._members.get(index_of_label(label, self.store.class_names), [])
 
     @property
     def replaced(self) -> bool:
@@ -113,7 +121,7 @@ class RandSyntheticd(RandomizableTransform, MapTransform):
         keys: KeysCollection,
         store: str | Path | SyntheticStore,
         prob: float = 0.5,
-        classes: Mapping[int, int | str] | None = None,
+        classes: Mapping[int | str, int | str] | None = None,
         intensity: tuple[float, float] | None = None,
         label_key: str = "label",
         synthetic_key: str = "synthetic",
@@ -142,7 +150,7 @@ class RandSyntheticd(RandomizableTransform, MapTransform):
         return sample
 
 
-def _members(store: SyntheticStore, classes: Mapping[int, int | str] | None) -> dict[int, list[int]]:
+def _members(store: SyntheticStore, classes: Mapping[int | str, int | str] | None) -> dict[Any, list[int]]:
     """Return which images of a store stand for each class."""
     found = store.members
     if not found:

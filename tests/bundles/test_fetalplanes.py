@@ -211,7 +211,9 @@ def test_a_store_whose_generator_saw_the_test_set_is_refused(options, store, tmp
     site = {"site": "A", "balance": "fetal_planes_db", "captions": False}
     tested = PlanesDataset("test", 20, size=(16, 16), spacing=None, **site)
     header = json.loads((store / "store.json").read_text())
-    (store / "store.json").write_text(json.dumps({**header, "subjects": [subject_key(tested.subjects[0])]}))
+    (store / "store.json").write_text(
+        json.dumps({**header, "subjects": [subject_key(f"phantom {tested.subjects[0]}")]})
+    )
     with pytest.raises((RuntimeError, ValueError)) as error:
         train(
             ["train_classifier.json"], **given(tmp_path, options, store=str(store), num_test=20, classifier="ResNet18")

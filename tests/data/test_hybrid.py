@@ -104,3 +104,25 @@ def test_too_few_images_and_unclear_wishes_are_refused(store):
             HybridDataset(real(1), store, **wish)
     with pytest.raises(ValueError, match=r"ratio=-1 must not be negative"):
         HybridDataset(real(1), SyntheticStore(store.folder), ratio=-1)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_shuffled_loader_collates_whole_numbers_and_words_of_real_items(store, paired):
+    from torch.utils.data import DataLoader
+
+    items = [{"image": torch.rand(1, 4, 4), "label": n % 2, "subject": f"patient {n}"} for n in range(8)]
+    real = [(item["image"], item["label"]) for item in items] if paired else items
+    mixed = HybridDataset(real, store, count=2)
+    for batch in DataLoader(mixed, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0)):
+        label = batch[1] if paired else batch["label"]
+        assert label.dtype == torch.int64
+    assert type(mixed[len(mixed) - 1][1] if paired else mixed[len(mixed) - 1]["label"]) is int
+
+
+def test_patient_15_is_not_the_phantom_of_that_number():
+    from medcf.runtime.subjects import names_of
+
+    class Phantoms:
+        subjects = (15, 16)
+
+    assert names_of(Phantoms()) == ["phantom 15", "phantom 16"]

@@ -134,7 +134,7 @@ def test_it_says_of_how_many_of_the_subjects_that_the_generator_saw_copies_were_
     assessment = Assessment(Training(dataset(0)), dataset(50), tmp_path, copies=both_ways)
     assert assessment.run(store)["subjects"] == {"seen": None, "compared": None}
     assert "whom the generator saw is not known" in capsys.readouterr().out
-    store.header["subjects"] = [subject_key(name) for name in ("b", "c", "of the adapter", "another")]
+    store.header["subjects"] = [subject_key(name) for name in ("phantom b", "phantom c", "of an adapter", "another")]
     assert assessment.run(store)["subjects"] == {"seen": 4, "compared": 2}
     assert "compared with 2 of the 4 subjects" in capsys.readouterr().out
 

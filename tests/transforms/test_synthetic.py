@@ -178,3 +178,18 @@ def test_a_volume_gets_one_that_points_the_same_way():
         place = np.array(np.unravel_index(int(found.argmax()), shape))
         ends = {"R": -1, "L": 0, "A": 0, "P": -1, "S": -1, "I": 0}
         assert place.tolist() == [(n - 1 if ends[code] else 0) for n, code in zip(shape, codes, strict=True)]
+
+
+def test_names_are_translated_and_other_names_stay_real(tmp_path):
+    rows = [{"label": n % 2, "class_name": ("Abdomen", "Femur")[n % 2]} for n in range(4)]
+    writer = StoreWriter(tmp_path, rows, shape=(1, 4, 4), class_names=["Abdomen", "Femur"])
+    writer.open()
+    for number, members in enumerate(writer.shards()):
+        writer.write(number, torch.ones(len(members), 1, 4, 4))
+    writer.close()
+    replace = RandSyntheticd("image", tmp_path, 1.0, classes={"Fetal femur": "Femur"})
+    item = {"image": torch.rand(1, 4, 4), "label": "Fetal femur"}
+    assert replace(item)["synthetic"]
+    assert not replace({**item, "label": "Fetal brain"})["synthetic"]
+    with pytest.raises(ValueError, match="none of the classes"):
+        RandSyntheticd("image", tmp_path, 1.0)(item)
