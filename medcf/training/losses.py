@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from monai.losses import ContrastiveLoss, DiceCELoss
+from monai.losses import DiceCELoss
 from monai.utils import unsqueeze_right
 from torch import nn
 from torch.nn import functional
@@ -165,7 +165,7 @@ class ConceptBottleneckLoss(nn.Module):
 
 
 class IdentityLoss(nn.Module):
-    """SimCLR's contrastive loss on the embeddings (MONAI's), plus smooth L1 on the parameters in units of their spread.
+    """SimCLR's contrastive loss on the embeddings, plus smooth L1 on the parameters in units of their spread.
 
     Args:
         std: (P,) population standard deviation of the parameters; empty for a network without parameters.
@@ -175,7 +175,7 @@ class IdentityLoss(nn.Module):
 
     def __init__(self, std: Sequence[float] = (), temperature: float = 0.1, parameter_weight: float = 5.0) -> None:
         super().__init__()
-        self.contrastive = ContrastiveLoss(temperature=temperature)
+        self.temperature = temperature
         self.parameter_weight = parameter_weight
         self.std = torch.as_tensor(std).float()
 
@@ -190,9 +190,16 @@ class IdentityLoss(nn.Module):
         Returns:
             A scalar.
         """
-        first, second = prediction["embedding"].chunk(2)
+        contrastive = self._contrastive(prediction["embedding"])
         if not len(self.std):
-            return self.contrastive(first, second)
+            return contrastive
         std = self.std.to(target.device)
         error = functional.smooth_l1_loss(prediction["parameters"] / std, target / std)
-        return self.contrastive(first, second) + self.parameter_weight * error
+        return contrastive + self.parameter_weight * error
+
+    def _contrastive(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Compute what MONAI's ContrastiveLoss does, by a product of matrices: that one holds (2B)² x E values."""
+        unit = functional.normalize(embeddings.float(), dim=1)
+        logits = (unit @ unit.T / self.temperature).fill_diagonal_(-torch.inf)
+        partners = torch.arange(len(unit), device=unit.device).roll(len(unit) // 2)
+        return functional.cross_entropy(logits, partners)

@@ -141,11 +141,11 @@ def test_people_s_ratings_teach_a_filter(job, tmp_path):
 
 
 def test_the_evaluation_tells_good_from_bad_images(job, tmp_path):
-    small = JUDGES | ORACLE | {"num_training_images": 12, "num_unseen": 40, "cache_dir": str(tmp_path / "phantoms")}
+    small = JUDGES | ORACLE | {"num_training_images": 12, "num_unseen": 68, "cache_dir": str(tmp_path / "phantoms")}
     small |= {"num_real": 40, "filters#copies": False, "filters#judge": False}
     out = job.run("filter.json", "evaluate.json", output_dir=str(tmp_path / "out"), **small)
     figures = json.loads((out / "assessment.json").read_text())
-    assert figures["images"] == {"generated": 18, "training": 12, "unseen": 40}
+    assert figures["images"] == {"generated": 18, "training": 12, "unseen": 68}
     found = [SyntheticStore(out, kept=kept) for kept in (True, False)]
     parts = {name for name, part in zip(("kept", "rejected"), found, strict=True) if len(part)}
     assert set(figures["distances"]["judge"]) == {"generated", "training", *parts}
@@ -282,3 +282,4 @@ def test_networks_are_those_of_the_training():
     assert screening["judge_def"] == training["judge_def"] == evaluation["judge_def"]
     assert screening["copies_def"] == training["copies_def"] == evaluation["copies_def"]
     assert evaluation["oracle_def"] == training["oracle_def"]
+    assert screening["false_alarms"] == evaluation["false_alarms"]

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from medcf.bundle.overlay import config_chain
 from medcf.metrics.subject_parameters import SubjectParameters
-from medcf.networks.identity import IdentityNetwork
+from medcf.networks.identity import IdentityNetwork, balanced
 from medcf.phantoms import FetalHead, PairedPhantomDataset
 from medcf.phantoms.head.identities import HEAD, RECOVERABLE, subject_parameters
 from medcf.runtime.weights import load_weights
@@ -48,6 +48,52 @@ def test_place_matters_and_every_weight_learns():
     output = network.train()(torch.randn(4, 1, 64, 80))
     (output["embedding"].pow(3).sum() + output["parameters"].sum()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("gamma", [0.4, 0.7, 1.5, 2.5])
+@pytest.mark.parametrize("shape", [(3, 1, 32, 32), (2, 1, 8, 8, 8)])
+def test_balanced_gray_values_are_the_same_at_every_gain(gamma, shape):
+    gray = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    gray[:, :, : shape[2] // 2] = 0
+    gray[:, :, -1, 0] = 1
+    found = balanced(2 * gray - 1)
+    torch.testing.assert_close(balanced(2 * gray**gamma - 1), found, atol=2e-3, rtol=0)
+    assert found.min() == pytest.approx(-1, abs=1e-3)
+    assert found.max() == 1
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.3, 1.0])
+def test_balancing_an_image_of_one_gray_value_stays_finite(value):
+    found = balanced(torch.full((1, 1, 8, 8), value))
+    assert found.isfinite().all()
+    assert found.abs().max() <= 1
+
+
+def test_the_embedding_does_not_change_with_the_gain_if_it_is_balanced():
+    torch.manual_seed(0)
+    gray = torch.rand(2, 1, 32, 32)
+    gray[:, :, 0, 0] = 1
+    plain, even = (IdentityNetwork(0, features=4, num_blocks=4, balance_gain=one).eval() for one in (False, True))
+    same = [
+        (network.features(2 * gray - 1) * network.features(2 * gray**0.5 - 1)).sum(1).min() for network in (plain, even)
+    ]
+    assert same[1] > 0.999 > same[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 32, 40), (2, 1, 8, 8, 8)])
+def test_the_embedding_of_a_mirror_image_is_the_same_if_asked_for(shape):
+    torch.manual_seed(0)
+    image, dims = torch.randn(shape), len(shape) - 2
+    sizes = {"spatial_dims": dims, "features": 4, "num_blocks": 3, "grid": (2,) * dims}
+    plain, same = (IdentityNetwork(1, mirrored=one, **sizes).eval() for one in (False, True))
+    torch.testing.assert_close(same(image), same(image.flip(-1)))
+    assert (plain.features(image) - plain.features(image.flip(-1))).norm() > 0.01
+    assert same(image)["parameters"].shape == (len(image), 1)
+
+
+def test_fewer_blocks_keep_larger_maps():
+    network = IdentityNetwork(0, features=4, num_blocks=3)
+    assert network.trunk.feature_maps(torch.zeros(1, 1, 32, 32))[-1].shape[2:] == (8, 8)
 
 
 def test_three_dimensions():

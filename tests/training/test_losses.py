@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import ContrastiveLoss, DiceCELoss
 
 from medcf.training.losses import ConceptBottleneckLoss, IdentityLoss
 
@@ -59,3 +59,14 @@ def test_pairs_that_are_near_cost_less():
     good = loss({"embedding": torch.cat([eye, eye]), "parameters": parameters}, parameters)
     bad = loss({"embedding": torch.cat([eye, eye.roll(1, 0)]), "parameters": parameters}, parameters)
     assert good < 0.01 < 5 < bad
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_without_parameters_the_loss_and_its_gradient_are_those_of_monai(temperature):
+    first, second = (torch.randn(5, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    embeddings = torch.cat([first, second]).requires_grad_()
+    ours = IdentityLoss(temperature=temperature)({"embedding": embeddings}, torch.zeros(10, 0))
+    theirs = ContrastiveLoss(temperature=temperature)(*embeddings.chunk(2))
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(loss, embeddings)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
